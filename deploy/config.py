@@ -1,0 +1,155 @@
+"""The options of a build, from flags, from ``[tool.deploy]`` and from Python, in one frozen record."""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from export.errors import ConfigError
+
+Observer = Literal["minmax", "percentile"]
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """How images of a folder become tensors: resize, centre crop, scale to 0..1, normalize."""
+
+    resize: int | None = None
+    crop: int | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """Every option of ``deploy build``. Each field is a flag and a key of ``[tool.deploy]``.
+
+    Attributes:
+        inputs: ``[name:]SIZExSIZE...[:dtype]``, batch first; empty: taken from `data`.
+        data: ``.npz``, ``.npy``, ``.pt``, a folder of images, or ``package.module:callable``.
+        model: ``package.module:factory`` that makes the module a state_dict belongs to.
+        trust: packages whose code the model file may run; ``("*",)`` is ``--trust-all``.
+        static_batch: keep the batch size of `inputs` instead of a dynamic batch axis.
+        max_drop: largest loss of accuracy, as a fraction, where there are labels.
+        min_sqnr: smallest output SQNR in dB without labels; None: by precision.
+        threads: intra-op threads of every engine; 0: one for each usable core.
+        measure_seconds: aim of the time spent on measuring latency.
+        batch: batch size at which latency is measured.
+    """
+
+    inputs: tuple[str, ...] = ()
+    data: str | None = None
+    model: str | None = None
+    trust: tuple[str, ...] = ()
+    static_batch: bool = False
+    calibration_samples: int = 256
+    evaluation_samples: int = 1000
+    seed: int = 0
+    image_resize: int | None = None
+    image_crop: int | None = None
+    image_mean: tuple[float, ...] = ()
+    image_std: tuple[float, ...] = ()
+    observer: Observer = "minmax"
+    max_drop: float = 0.01
+    min_sqnr: float | None = None
+    threads: int = 0
+    batch: int = 1
+    measure_seconds: float = 20.0
+    opset: int = 20
+    golden_from_data: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.threads >= 0, "threads", self.threads, "0 (all cores) or more")
+        _check(self.batch >= 1, "batch", self.batch, "1 or more")
+        _check(self.seed >= 0, "seed", self.seed, "0 or more")
+        _check(0 <= self.max_drop < 1, "max_drop", self.max_drop, "a fraction, such as 0.01")
+        _check(self.measure_seconds > 0, "measure_seconds", self.measure_seconds, "more than 0")
+        _check(self.calibration_samples >= 1, "calibration_samples", self.calibration_samples, "1+")
+        _check(self.evaluation_samples >= 1, "evaluation_samples", self.evaluation_samples, "1+")
+        _check(18 <= self.opset <= 25, "opset", self.opset, "18 to 25")
+        _check(
+            self.observer in typing.get_args(Observer),
+            "observer",
+            self.observer,
+            " or ".join(typing.get_args(Observer)),
+        )
+
+    @property
+    def images(self) -> ImageConfig:
+        """The four image options as one record."""
+        return ImageConfig(self.image_resize, self.image_crop, self.image_mean, self.image_std)
+
+
+def make_config(values: Mapping[str, Any], *, where: str) -> BuildConfig:
+    """A config from plain values, with dashes or underscores in the keys.
+
+    Raises:
+        ConfigError: a key that is not known (the message lists those that are), or a value of the
+            wrong type; `where` names the file or the flags.
+    """
+    fields = typing.get_type_hints(BuildConfig)
+    cleaned: dict[str, Any] = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in fields:
+            raise ConfigError(
+                f"{where}: unknown option {key!r}. Known: "
+                f"{', '.join(sorted(field.replace('_', '-') for field in fields))}."
+            )
+        cleaned[name] = _convert(value, fields[name], f"{where}: {key}")
+    return BuildConfig(**cleaned)
+
+
+def read_project_options(directory: Path) -> dict[str, Any]:
+    """The ``[tool.deploy]`` table of the ``pyproject.toml`` in `directory`; empty without one.
+
+    Only the working directory is asked, never the folder of the model: a file that travels with a
+    model must not be able to extend the trust in it.
+
+    Raises:
+        ConfigError: the file is not valid TOML, or ``tool.deploy`` is not a table.
+    """
+    path = directory / "pyproject.toml"
+    if not path.is_file():
+        return {}
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}. Mend it or remove it.") from error
+    table = content.get("tool", {}).get("deploy", {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: tool.deploy must be a table: write [tool.deploy].")
+    return {key.replace("-", "_"): value for key, value in table.items()}
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the type `hint`, or a ConfigError that says what was expected."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        if value is None:
+            return None
+        return _convert(value, next(a for a in arguments if a is not type(None)), where)
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, (list, tuple)):
+            value = [value]
+        return tuple(_convert(item, arguments[0], where) for item in value)
+    if origin is Literal:
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ConfigError(f"{where} must be {hint.__name__}, not {value!r}.")
+    return value
+
+
+def _check(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        option = name.replace("_", "-")
+        raise ConfigError(f"--{option} {value}: must be {expected}.")
+
+
+CONFIG_FIELDS = tuple(field.name for field in dataclasses.fields(BuildConfig))

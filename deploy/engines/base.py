@@ -1,0 +1,70 @@
+"""What every engine is, and how to open one anywhere."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from export.artifacts import TensorSpec
+
+Array = np.ndarray[Any, Any]
+Feeds = Mapping[str, Array]
+"""Named arrays, batch first."""
+
+
+class Engine(Protocol):
+    """A model that runs. Parity, latency, search and serving know nothing more of a backend."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The signature's inputs."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The signature's outputs."""
+
+    def __call__(self, feeds: Feeds) -> dict[str, Array]:
+        """Run on named arrays and return named arrays that the caller owns."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """How to open an engine: in this process, in a child that is measured, in a server.
+
+    Attributes:
+        engine: ``torch``, ``onnxruntime``, ``openvino``, ``tensorrt``, ``tensorrt_rtx``.
+        precision: ``fp32``, ``tf32``, ``bf16``, ``fp16``, ``int8``, ``mixed``.
+        path: the file that is opened.
+        threads: intra-op threads.
+        trust: packages whose code a torch model file may run; ``("*",)`` trusts all.
+        factory: ``package.module:callable`` that makes the module of a state_dict.
+        keyword: the torch module takes its inputs by name.
+        inputs: signature; needed by ``torch`` alone, the others read it from the file.
+        outputs: likewise.
+    """
+
+    engine: str
+    precision: str
+    path: str
+    threads: int
+    trust: tuple[str, ...] = ()
+    factory: str | None = None
+    keyword: bool = False
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The candidate's name in reports: ``onnxruntime-int8``; the baseline is ``torch``."""
+        return "torch" if self.engine == "torch" else f"{self.engine}-{self.precision}"

@@ -1,0 +1,1 @@
+"""Torch graph → fused graph → ONNX → TensorRT engine. Depends on nothing of ours."""

@@ -1,0 +1,1 @@
+"""Rewrites of the captured graph that keep its function and cost less."""

@@ -1,0 +1,180 @@
+"""How named tensors become a call of the user's module, and its result named tensors again.
+
+The module's own ``forward`` takes positional or keyword arguments and returns a tensor, a tuple, a
+dict, a dataclass or any nesting of them. Engines know only named, flat tensors. This file is the one
+place that translates between the two.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from export.artifacts import BATCH, TensorSpec
+from export.errors import ConfigError, ExportError
+
+
+@dataclass(frozen=True)
+class CallSignature:
+    """The flat, named view of a module's call.
+
+    Attributes:
+        inputs: one spec for every tensor that is passed, in the order of the call.
+        outputs: one spec for every tensor of the flattened result.
+        keyword: inputs are passed by name; otherwise in order.
+        structure: the nesting of the result, in words, for the manifest.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    keyword: bool
+    structure: str
+
+    def args(self, feeds: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Positional arguments of the call for `feeds`."""
+        return () if self.keyword else tuple(feeds[spec.name] for spec in self.inputs)
+
+    def kwargs(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Keyword arguments of the call for `feeds`."""
+        return {spec.name: feeds[spec.name] for spec in self.inputs} if self.keyword else {}
+
+    def call(
+        self, module: nn.Module, feeds: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Run `module` on named inputs and return its named, flattened outputs."""
+        result = module(*self.args(feeds), **self.kwargs(feeds))
+        _, tensors, _ = flatten_outputs(result)
+        return dict(zip((spec.name for spec in self.outputs), tensors, strict=True))
+
+
+def name_inputs(module: nn.Module, names: Sequence[str | None]) -> tuple[tuple[str, ...], bool]:
+    """Final input names, and whether they are passed by keyword.
+
+    Names that the user gave must be parameters of ``forward``; unnamed inputs take the names of its
+    first parameters, or ``input_0``, ``input_1`` ... where those cannot be known.
+
+    Raises:
+        ConfigError: a given name is no parameter of ``forward``; more inputs than parameters.
+    """
+    parameters, takes_any_positional, takes_any_keyword = _forward_parameters(module)
+    given = [name for name in names if name is not None]
+    if given and len(given) == len(names):
+        if not parameters and (takes_any_positional or takes_any_keyword):
+            return tuple(given), takes_any_keyword and not takes_any_positional
+        unknown = [name for name in given if name not in parameters and not takes_any_keyword]
+        if unknown:
+            raise ConfigError(
+                f"The model's forward has no parameter {unknown[0]!r}. "
+                f"It takes: {', '.join(parameters) or 'nothing'}. Rename the input."
+            )
+        return tuple(given), True
+    if given:
+        raise ConfigError("Name either every input or none: --input ids:1x128:int64 for each.")
+    if len(names) > len(parameters) and not takes_any_positional:
+        raise ConfigError(
+            f"{len(names)} inputs were given and the model's forward takes {len(parameters)}: "
+            f"{', '.join(parameters) or 'none'}."
+        )
+    generic = tuple(f"input_{index}" for index in range(len(names)))
+    return tuple((*parameters[: len(names)], *generic[len(parameters) :])), False
+
+
+def describe_call(
+    module: nn.Module, feeds: Mapping[str, torch.Tensor], *, keyword: bool, dynamic_batch: bool
+) -> CallSignature:
+    """Run `module` once on `feeds` and record the signature of the call.
+
+    With `dynamic_batch` every input's leading axis, and the leading axis of every output that has
+    the same size, is written as ``"batch"``; call it with a batch that no other axis could be
+    mistaken for is not needed, since only leading axes are looked at.
+
+    Raises:
+        ExportError: the module fails on these inputs, or returns something without tensors.
+    """
+    try:
+        with torch.no_grad():
+            result = module(*(() if keyword else feeds.values()), **(feeds if keyword else {}))
+    except Exception as error:  # the user's own code: whatever it raises is the finding
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in feeds.items())
+        raise ExportError(
+            f"The model itself fails on the given inputs ({shapes}): "
+            f"{type(error).__name__}: {error}. Check --input."
+        ) from error
+    names, tensors, structure = flatten_outputs(result)
+    batch = {int(value.shape[0]) for value in feeds.values() if value.ndim}
+    dynamic = dynamic_batch and len(batch) == 1
+    return CallSignature(
+        inputs=tuple(_spec(name, value, batch if dynamic else set()) for name, value in feeds.items()),
+        outputs=tuple(
+            _spec(name, value, batch if dynamic else set())
+            for name, value in zip(names, tensors, strict=True)
+        ),
+        keyword=keyword,
+        structure=structure,
+    )
+
+
+def flatten_outputs(result: object) -> tuple[tuple[str, ...], tuple[torch.Tensor, ...], str]:
+    """Names, tensors and structure of whatever a module returns.
+
+    A lone tensor is ``output``; others are named by their path: ``logits``, ``boxes.0``,
+    ``output_1``. What is not a tensor (None, numbers) is left out.
+
+    Raises:
+        ExportError: there is no tensor in the result.
+    """
+    leaves, structure = pytree.tree_flatten_with_path(result)
+    found = [(path, leaf) for path, leaf in leaves if isinstance(leaf, torch.Tensor)]
+    if not found:
+        raise ExportError(
+            f"The model returns no tensor but {type(result).__name__}; return tensors, or a tuple "
+            "or dict of them."
+        )
+    if len(found) == 1 and not found[0][0]:
+        return ("output",), (found[0][1],), "tensor"
+    names = tuple(_path_name(path) for path, _ in found)
+    return names, tuple(leaf for _, leaf in found), _describe_structure(structure)
+
+
+def _forward_parameters(module: nn.Module) -> tuple[tuple[str, ...], bool, bool]:
+    """Names of forward's parameters, and whether it takes *args and **kwargs."""
+    if isinstance(module, torch.jit.ScriptModule):
+        arguments = [argument.name for argument in module.forward.schema.arguments]
+        return tuple(arguments[1:]), False, False
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):
+        return (), True, True
+    named = tuple(
+        p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    )
+    return (
+        named,
+        any(p.kind is p.VAR_POSITIONAL for p in parameters),
+        any(p.kind is p.VAR_KEYWORD for p in parameters),
+    )
+
+
+def _spec(name: str, value: torch.Tensor, batch: set[int]) -> TensorSpec:
+    shape: list[int | str] = list(value.shape)
+    if shape and shape[0] in batch:
+        shape[0] = BATCH
+    return TensorSpec(name, tuple(shape), str(value.dtype).removeprefix("torch."))
+
+
+def _path_name(path: tuple[object, ...]) -> str:
+    parts = []
+    for depth, key in enumerate(path):
+        text = pytree.keystr((key,)).strip("[].'\"")
+        parts.append(f"output_{text}" if depth == 0 and text.isdigit() else text)
+    return ".".join(parts)
+
+
+def _describe_structure(structure: pytree.TreeSpec) -> str:
+    if structure.is_leaf():
+        return "tensor"
+    kind = getattr(structure.type, "__name__", str(structure.type))
+    return f"{kind}({', '.join(_describe_structure(child) for child in structure.children())})"

@@ -1,0 +1,1 @@
+"""ONNX → ONNX in fewer bits."""
