@@ -41,9 +41,7 @@ class CallSignature:
         """Keyword arguments of the call for `feeds`."""
         return {spec.name: feeds[spec.name] for spec in self.inputs} if self.keyword else {}
 
-    def call(
-        self, module: nn.Module, feeds: Mapping[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
+    def call(self, module: nn.Module, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Run `module` on named inputs and return its named, flattened outputs."""
         result = module(*self.args(feeds), **self.kwargs(feeds))
         _, tensors, _ = flatten_outputs(result)
@@ -107,7 +105,9 @@ def describe_call(
     batch = {int(value.shape[0]) for value in feeds.values() if value.ndim}
     dynamic = dynamic_batch and len(batch) == 1
     return CallSignature(
-        inputs=tuple(_spec(name, value, batch if dynamic else set()) for name, value in feeds.items()),
+        inputs=tuple(
+            _spec(name, value, batch if dynamic else set()) for name, value in feeds.items()
+        ),
         outputs=tuple(
             _spec(name, value, batch if dynamic else set())
             for name, value in zip(names, tensors, strict=True)
