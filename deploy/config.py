@@ -1,4 +1,4 @@
-"""The options of a build, from flags, from ``[tool.deploy]`` and from Python, in one frozen record."""
+"""The options of a build, from flags, ``[tool.deploy]`` and Python, in one frozen record."""
 
 import dataclasses
 import tomllib

@@ -1,13 +1,14 @@
 """How named tensors become a call of the user's module, and its result named tensors again.
 
 The module's own ``forward`` takes positional or keyword arguments and returns a tensor, a tuple, a
-dict, a dataclass or any nesting of them. Engines know only named, flat tensors. This file is the one
-place that translates between the two.
+dict, a dataclass or any nesting of them. Engines know only named, flat tensors. This file is the
+one place that translates between the two.
 """
 
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -77,7 +78,7 @@ def name_inputs(module: nn.Module, names: Sequence[str | None]) -> tuple[tuple[s
             f"{', '.join(parameters) or 'none'}."
         )
     generic = tuple(f"input_{index}" for index in range(len(names)))
-    return tuple((*parameters[: len(names)], *generic[len(parameters) :])), False
+    return (*parameters[: len(names)], *generic[len(parameters) :]), False
 
 
 def describe_call(
@@ -86,8 +87,7 @@ def describe_call(
     """Run `module` once on `feeds` and record the signature of the call.
 
     With `dynamic_batch` every input's leading axis, and the leading axis of every output that has
-    the same size, is written as ``"batch"``; call it with a batch that no other axis could be
-    mistaken for is not needed, since only leading axes are looked at.
+    the same size, is written as ``"batch"``.
 
     Raises:
         ExportError: the module fails on these inputs, or returns something without tensors.
@@ -142,7 +142,8 @@ def flatten_outputs(result: object) -> tuple[tuple[str, ...], tuple[torch.Tensor
 def _forward_parameters(module: nn.Module) -> tuple[tuple[str, ...], bool, bool]:
     """Names of forward's parameters, and whether it takes *args and **kwargs."""
     if isinstance(module, torch.jit.ScriptModule):
-        arguments = [argument.name for argument in module.forward.schema.arguments]
+        schema: Any = module.forward
+        arguments = [argument.name for argument in schema.schema.arguments]
         return tuple(arguments[1:]), False, False
     try:
         parameters = inspect.signature(module.forward).parameters.values()
@@ -165,7 +166,7 @@ def _spec(name: str, value: torch.Tensor, batch: set[int]) -> TensorSpec:
     return TensorSpec(name, tuple(shape), str(value.dtype).removeprefix("torch."))
 
 
-def _path_name(path: tuple[object, ...]) -> str:
+def _path_name(path: tuple[Any, ...]) -> str:
     parts = []
     for depth, key in enumerate(path):
         text = pytree.keystr((key,)).strip("[].'\"")
