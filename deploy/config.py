@@ -36,6 +36,7 @@ class BuildConfig:
         static_batch: keep the batch size of `inputs` instead of a dynamic batch axis.
         max_drop: largest loss of accuracy, as a fraction, where there are labels.
         min_sqnr: smallest output SQNR in dB without labels; None: by precision.
+        min_agreement: smallest share of equal top-1 answers on unlabelled data.
         threads: intra-op threads of every engine; 0: one for each usable core.
         measure_seconds: aim of the time spent on measuring latency.
         batch: batch size at which latency is measured.
@@ -56,6 +57,7 @@ class BuildConfig:
     observer: Observer = "minmax"
     max_drop: float = 0.01
     min_sqnr: float | None = None
+    min_agreement: float = 0.98
     threads: int = 0
     batch: int = 1
     measure_seconds: float = 20.0
@@ -67,6 +69,7 @@ class BuildConfig:
         _check(self.batch >= 1, "batch", self.batch, "1 or more")
         _check(self.seed >= 0, "seed", self.seed, "0 or more")
         _check(0 <= self.max_drop < 1, "max_drop", self.max_drop, "a fraction, such as 0.01")
+        _check(0 <= self.min_agreement <= 1, "min_agreement", self.min_agreement, "0 to 1")
         _check(self.measure_seconds > 0, "measure_seconds", self.measure_seconds, "more than 0")
         _check(self.calibration_samples >= 1, "calibration_samples", self.calibration_samples, "1+")
         _check(self.evaluation_samples >= 1, "evaluation_samples", self.evaluation_samples, "1+")

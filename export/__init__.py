@@ -1,1 +1,34 @@
-"""Torch graph → fused graph → ONNX → TensorRT engine. Depends on nothing of ours."""
+"""Torch graph → fused graph → ONNX → TensorRT engine. Depends on nothing of ours.
+
+The names below load on first use, so that importing this package needs no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from export.capture import capture as capture
+    from export.cost import model_cost as model_cost
+    from export.fusion import fuse as fuse
+    from export.fusion import fuse_program as fuse_program
+    from export.ladder import export_model as export_model
+    from export.onnx import to_onnx as to_onnx
+
+_PUBLIC = {
+    "capture": "export.capture",
+    "export_model": "export.ladder",
+    "fuse": "export.fusion",
+    "fuse_program": "export.fusion",
+    "model_cost": "export.cost",
+    "to_onnx": "export.onnx",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -8,6 +8,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from export.artifacts import TensorSpec
+from export.errors import EngineError
 
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
@@ -68,3 +69,40 @@ class EngineSpec:
     def name(self) -> str:
         """The candidate's name in reports: ``onnxruntime-int8``; the baseline is ``torch``."""
         return "torch" if self.engine == "torch" else f"{self.engine}-{self.precision}"
+
+
+def check_feeds(specs: tuple[TensorSpec, ...], feeds: Feeds) -> None:
+    """Compare named arrays with a signature before a backend sees them.
+
+    Raises:
+        EngineError: a name is missing or unknown, a dtype or a size differs, or the dynamic batch
+            is not the same for all inputs.
+    """
+    names = [spec.name for spec in specs]
+    for name in feeds:
+        if name not in names:
+            raise EngineError(f"There is no input {name!r}; the inputs are: {', '.join(names)}.")
+    batches: dict[str, int] = {}
+    for spec in specs:
+        if spec.name not in feeds:
+            raise EngineError(f"Input {spec.name!r} is missing; it is {spec}.")
+        array = feeds[spec.name]
+        if str(array.dtype) != spec.dtype:
+            raise EngineError(
+                f"Input {spec.name!r} has dtype {array.dtype}; the engine takes {spec.dtype}."
+            )
+        _check_shape(spec, array.shape)
+        if spec.has_dynamic_batch:
+            batches[spec.name] = array.shape[0]
+    if len(set(batches.values())) > 1:
+        sizes = ", ".join(f"{name} {size}" for name, size in batches.items())
+        raise EngineError(f"The inputs have different batch sizes: {sizes}.")
+
+
+def _check_shape(spec: TensorSpec, shape: tuple[int, ...]) -> None:
+    agrees = len(shape) == len(spec.shape) and all(
+        size >= 1 if isinstance(expected, str) else size == expected
+        for size, expected in zip(shape, spec.shape, strict=True)
+    )
+    if not agrees:
+        raise EngineError(f"Input {spec.name!r} has shape {list(shape)}; the engine takes {spec}.")

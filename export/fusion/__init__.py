@@ -1,1 +1,118 @@
 """Rewrites of the captured graph that keep its function and cost less."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from export.artifacts import Fused, Skip
+from export.capture import capture
+from export.errors import ExportError
+from export.fusion.conv_bn import fold_conv_bn
+from export.fusion.draft import Draft
+
+Pass = Callable[[Draft], tuple[tuple[Fused, ...], tuple[Skip, ...]]]
+
+PASSES: tuple[Pass, ...] = (fold_conv_bn,)
+"""The rewrites, run from the first to the last."""
+
+
+@dataclass(frozen=True)
+class FusedProgram:
+    """A program with its rewrites done, and the evidence."""
+
+    program: ExportedProgram
+    fused: tuple[Fused, ...]
+    skipped: tuple[Skip, ...]
+
+
+@dataclass(frozen=True)
+class FusionResult:
+    """A fused model.
+
+    Attributes:
+        module: runs, passes gradients, exports and deep-copies on its own; its tensors are copies.
+            ``train()`` and ``eval()`` set the flag only: the graph keeps what the model did in the
+            mode it was captured in, and a folded batch norm stays folded.
+        fused: what became what.
+        skipped: what was left, and why.
+        program: the same graph, as the ONNX export takes it. It shares the caller's tensors
+            where nothing was folded.
+    """
+
+    module: fx.GraphModule
+    fused: tuple[Fused, ...]
+    skipped: tuple[Skip, ...]
+    program: ExportedProgram
+
+
+def fuse_program(program: ExportedProgram) -> FusedProgram:
+    """Run `PASSES` on a copy of `program`.
+
+    Raises:
+        ExportError: the rewritten program does not verify.
+    """
+    draft = Draft(program)
+    fused: list[Fused] = []
+    skipped: list[Skip] = []
+    for rewrite in PASSES:
+        done, left = rewrite(draft)
+        fused += done
+        skipped += left
+    try:
+        finished = draft.finish()
+    except (RuntimeError, AssertionError, torch._export.verifier.SpecViolationError) as error:
+        raise ExportError(f"The fused graph does not verify: {error}") from error
+    return FusedProgram(finished, tuple(fused), tuple(skipped))
+
+
+def fuse(
+    model: nn.Module, inputs: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
+) -> FusionResult:
+    """Capture `model` and fold what can be folded; the model itself is not changed.
+
+    The batch axis is dynamic where the model allows it; else the result keeps the given sizes.
+
+    Args:
+        model: in eval mode, as a rule: a batch norm in training mode is left alone.
+        inputs: one example tensor, the positional arguments, or the keyword arguments.
+
+    Raises:
+        ExportError: torch.export cannot capture the model.
+    """
+    if isinstance(inputs, Tensor):
+        inputs = (inputs,)
+    keyword = isinstance(inputs, Mapping)
+    feeds = (
+        dict(inputs)
+        if isinstance(inputs, Mapping)
+        else {f"input_{index}": value for index, value in enumerate(inputs)}
+    )
+    try:
+        program = capture(model, _widen_batch(feeds), keyword=keyword, dynamic_batch=True)
+    except ExportError:
+        program = capture(model, feeds, keyword=keyword, dynamic_batch=False)
+    result = fuse_program(program)
+    return FusionResult(_make_module(result.program), result.fused, result.skipped, result.program)
+
+
+def _widen_batch(feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`feeds` with a batch of two where it is one: size 1 would be captured as a constant."""
+    if any(value.ndim and value.shape[0] != 1 for value in feeds.values()):
+        return dict(feeds)
+    return {name: torch.cat([v, v]) if v.ndim else v for name, v in feeds.items()}
+
+
+def _make_module(program: ExportedProgram) -> fx.GraphModule:
+    """A plain module of `program` with tensors of its own.
+
+    ``program.module()`` refuses ``train()`` and carries guards; a GraphModule made anew of its
+    graph does neither.
+    """
+    unlifted = program.module(check_guards=False)
+    module = copy.deepcopy(fx.GraphModule(unlifted, unlifted.graph))
+    module.eval()
+    return module

@@ -1,0 +1,66 @@
+"""Intervals for what was measured in rounds and blocks.
+
+Calls that follow each other share the state of the machine, so single samples are not independent
+and an interval from them is too narrow. What is resampled here is the round, and the block within
+the round (hierarchical bootstrap: Davison & Hinkley, Bootstrap Methods and their Application, 3.8).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Interval = tuple[float, float]
+
+_RATIO_RESAMPLES = 4000
+_QUANTILE_RESAMPLES = 400
+_LEVELS = (2.5, 97.5)
+
+
+def estimate_ratio(numerator: Floats, denominator: Floats, *, seed: int) -> tuple[float, Interval]:
+    """Ratio of two engines' times and its 95% interval.
+
+    Args:
+        numerator: block medians in seconds, shape (rounds, blocks).
+        denominator: likewise, measured in the same rounds; the rounds are paired, so that a drift
+            of the machine cancels.
+        seed: of the resampling.
+
+    Returns:
+        The median over rounds of the ratio of the rounds' mean block medians, and its interval.
+    """
+    ratios = numerator.mean(axis=1) / denominator.mean(axis=1)
+    rng = np.random.default_rng(seed)
+    rounds, blocks = numerator.shape
+    chosen = rng.integers(rounds, size=(_RATIO_RESAMPLES, rounds, 1))
+    upper = numerator[chosen, rng.integers(blocks, size=(_RATIO_RESAMPLES, rounds, blocks))]
+    lower = denominator[chosen, rng.integers(blocks, size=(_RATIO_RESAMPLES, rounds, blocks))]
+    resampled = np.median(upper.mean(axis=2) / lower.mean(axis=2), axis=1)
+    low, high = np.percentile(resampled, _LEVELS)
+    return float(np.median(ratios)), (float(low), float(high))
+
+
+def estimate_quantiles(
+    times: Floats, quantiles: Sequence[float], *, seed: int
+) -> tuple[tuple[float, Interval], ...]:
+    """Quantiles of all times, each with its 95% interval.
+
+    Args:
+        times: seconds, shape (rounds, blocks, calls). Nothing is clipped.
+        quantiles: in percent, such as (50, 90, 99).
+        seed: of the resampling.
+    """
+    rng = np.random.default_rng(seed)
+    rounds, blocks, _ = times.shape
+    resampled = np.empty((_QUANTILE_RESAMPLES, len(quantiles)))
+    for index in range(_QUANTILE_RESAMPLES):
+        chosen = rng.integers(rounds, size=(rounds, 1))
+        pool = times[chosen, rng.integers(blocks, size=(rounds, blocks))]
+        resampled[index] = np.percentile(pool, quantiles)
+    lows, highs = np.percentile(resampled, _LEVELS, axis=0)
+    values = np.percentile(times, quantiles)
+    return tuple(
+        (float(value), (float(low), float(high)))
+        for value, low, high in zip(values, lows, highs, strict=True)
+    )

@@ -1,0 +1,151 @@
+"""Runs every candidate beside the reference over the evaluation data, batch by batch."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from deploy.data import Dataset
+from deploy.engines.base import Array, EngineSpec, Feeds
+from deploy.parity import ParityAccumulator, ParityReport
+from deploy.process import EngineProcess
+from deploy.reference import Outputs, Reference
+from export.errors import DeployError
+from export.progress import Progress, ProgressCallback, ignore_progress
+
+_FLOOR_SAMPLES = 64
+_BATCH = 32
+_BATCH_BYTES = 64 * 2**20
+_ODD_BATCHES = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class CheckPlan:
+    """How candidates are compared.
+
+    Attributes:
+        static_batch: the only batch size that the engines take; None: any.
+        classes_of: the output whose argmax is held against labels; None: none.
+    """
+
+    static_batch: int | None = None
+    classes_of: str | None = None
+
+
+def check_candidates(
+    reference: Reference,
+    specs: Mapping[str, EngineSpec],
+    data: Dataset,
+    plan: CheckPlan,
+    progress: ProgressCallback = ignore_progress,
+) -> dict[str, ParityReport | str]:
+    """Compare each candidate with the reference on all of `data`.
+
+    Every candidate runs in a process of its own, all side by side on the same batches. Batches of
+    1, 2 and 3 come first and must agree with each other, since exporters bake batch sizes in.
+
+    Returns:
+        By name the parity report, or the reason why the candidate failed.
+    """
+    results: dict[str, ParityReport | str] = {}
+    with contextlib.ExitStack() as stack:
+        running: dict[str, _Comparison] = {}
+        for name, spec in specs.items():
+            try:
+                process = stack.enter_context(EngineProcess(spec))
+            except DeployError as error:
+                results[name] = str(error)
+                continue
+            names = tuple(output.name for output in reference.outputs)
+            running[name] = _Comparison(process, ParityAccumulator(names, plan.classes_of))
+        done = 0
+        progress(Progress("check parity", 0, len(data)))
+        for feeds, labels in _batches(data, plan):
+            _compare_batch(reference, running, results, feeds, labels, floor=done < _FLOOR_SAMPLES)
+            done += len(next(iter(feeds.values())))
+            progress(Progress("check parity", min(done, len(data)), len(data)))
+        if plan.static_batch is None:
+            first = data.batch(range(min(max(_ODD_BATCHES), len(data))))
+            _check_batch_sizes(running, results, first)
+    for name, comparison in running.items():
+        if name not in results:
+            sizes = _ODD_BATCHES if plan.static_batch is None else (plan.static_batch,)
+            comparison.parity.batches.extend(sizes)
+            results[name] = comparison.parity.result()
+    return {name: results[name] for name in specs}
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """A candidate that runs, and the sums of what was seen of it."""
+
+    process: EngineProcess
+    parity: ParityAccumulator
+
+
+def _compare_batch(
+    reference: Reference,
+    running: Mapping[str, _Comparison],
+    results: dict[str, ParityReport | str],
+    feeds: Feeds,
+    labels: Array | None,
+    *,
+    floor: bool,
+) -> None:
+    eager = reference(feeds)
+    exact = reference.floor(feeds, eager) if floor else None
+    for name, comparison in running.items():
+        if name in results:
+            continue
+        rows = len(next(iter(feeds.values())))
+        try:
+            outputs = comparison.process(feeds)
+            comparison.parity.update(eager, outputs, floor=exact, labels=labels)
+        except (DeployError, ValueError) as error:
+            results[name] = f"at batch size {rows}: {error}"
+
+
+def _check_batch_sizes(
+    running: Mapping[str, _Comparison], results: dict[str, ParityReport | str], feeds: Feeds
+) -> None:
+    """The same samples alone, by two and by three must give the same answers."""
+    samples = len(next(iter(feeds.values())))
+    for name, comparison in running.items():
+        if name in results:
+            continue
+        try:
+            alone = [comparison.process(_slice(feeds, i, i + 1)) for i in range(samples)]
+            for size in range(2, samples + 1):
+                single = _join(alone[:size])
+                batched = comparison.process(_slice(feeds, 0, size))
+                comparison.parity.check_consistency(single, batched)
+        except (DeployError, ValueError) as error:
+            results[name] = f"at batch sizes 1 to {samples}: {error}"
+
+
+def _batches(data: Dataset, plan: CheckPlan) -> Iterator[tuple[Feeds, Array | None]]:
+    """Feeds and labels; batches of 1, 2 and 3 first, then as large as is sensible."""
+    start = 0
+    sizes = iter(() if plan.static_batch else _ODD_BATCHES)
+    full = plan.static_batch or _batch_size(data)
+    while start < len(data):
+        size = next(sizes, full)
+        if plan.static_batch and start + size > len(data):
+            return
+        indices = np.arange(start, min(start + size, len(data)))
+        yield data.batch(indices), None if data.labels is None else data.labels[indices]
+        start += size
+
+
+def _batch_size(data: Dataset) -> int:
+    sample = sum(array.nbytes for array in data.batch([0]).values())
+    return max(1, min(_BATCH, _BATCH_BYTES // max(sample, 1)))
+
+
+def _slice(feeds: Feeds, start: int, stop: int) -> Outputs:
+    return {name: array[start:stop] for name, array in feeds.items()}
+
+
+def _join(outputs: list[Outputs]) -> Outputs:
+    return {name: np.concatenate([each[name] for each in outputs]) for name in outputs[0]}

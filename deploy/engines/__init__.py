@@ -1,0 +1,31 @@
+"""One file a backend. `open_engine` is the only way in; vendor errors are mapped inside."""
+
+from deploy.engines.base import Array, Engine, EngineSpec, Feeds
+from export.errors import EngineError
+
+__all__ = ["Array", "Engine", "EngineSpec", "Feeds", "open_engine"]
+
+
+def open_engine(spec: EngineSpec) -> Engine:
+    """Open the engine that `spec` describes, in this process.
+
+    Raises:
+        MissingExtraError: the backend is not installed; the message says which extra brings it.
+        EngineError: the backend refuses the file, or has no runtime here.
+    """
+    if spec.engine == "torch":
+        from deploy.engines.torch import TorchEngine
+
+        return TorchEngine(spec)
+    if spec.engine == "onnxruntime":
+        from deploy.engines.onnxruntime import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(spec)
+    if spec.engine == "openvino":
+        from deploy.engines.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(spec)
+    raise EngineError(
+        f"Engine {spec.engine!r} cannot be run by this version; it runs torch, onnxruntime and "
+        "openvino. TensorRT engines are built ahead of time and not opened here."
+    )

@@ -1,0 +1,76 @@
+"""ONNX Runtime on the CPU. Needs nothing beyond the core."""
+
+from types import TracebackType
+from typing import Self
+
+import onnxruntime
+
+from deploy.engines.base import Array, EngineSpec, Feeds, check_feeds
+from export.artifacts import BATCH, TensorSpec
+from export.errors import EngineError
+
+# ONNX Runtime's exceptions share no base class; these are the ones its sessions raise.
+_STATE = onnxruntime.capi.onnxruntime_pybind11_state
+_VENDOR_ERRORS = tuple(
+    getattr(_STATE, name)
+    for name in (
+        "Fail",
+        "InvalidArgument",
+        "InvalidGraph",
+        "InvalidProtobuf",
+        "NoSuchFile",
+        "NotImplemented",
+        "RuntimeException",
+    )
+)
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(bool)": "bool",
+}
+
+
+class OnnxRuntimeEngine:
+    """An InferenceSession on the CPU provider, all graph optimizations on."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = spec.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(
+                spec.path, options, providers=["CPUExecutionProvider"]
+            )
+        except _VENDOR_ERRORS as error:
+            raise EngineError(f"ONNX Runtime cannot open {spec.path}: {error}") from error
+        self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
+        self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
+        self._names = [value.name for value in self.outputs]
+
+    def __call__(self, feeds: Feeds) -> dict[str, Array]:
+        """Run the session; see `Engine`."""
+        check_feeds(self.inputs, feeds)
+        try:
+            outputs = self._session.run(self._names, dict(feeds))
+        except _VENDOR_ERRORS as error:
+            raise EngineError(f"ONNX Runtime failed on this input: {error}") from error
+        return dict(zip(self._names, outputs, strict=True))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        del self._session
+
+
+def _spec(value: onnxruntime.NodeArg) -> TensorSpec:
+    dtype = _DTYPES.get(value.type, value.type.removeprefix("tensor(").removesuffix(")"))
+    shape = tuple(size if isinstance(size, int) else (size or BATCH) for size in value.shape)
+    return TensorSpec(value.name, shape, dtype)

@@ -1,0 +1,110 @@
+"""OpenVINO on the CPU: fp32 and bf16 from the float ONNX file, int8 from its Q/DQ file."""
+
+from collections import OrderedDict
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from deploy.engines.base import Array, EngineSpec, Feeds, check_feeds
+from export.artifacts import BATCH, TensorSpec
+from export.errors import EngineError
+from export.optional import require
+
+_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+_COMPILED_BATCHES = 4
+"""How many batch sizes keep a program compiled for their static shape."""
+
+
+class OpenVinoEngine:
+    """A model compiled for the CPU, once for each batch size in use.
+
+    A program compiled for a static shape is faster than one for a dynamic batch; compiling takes
+    tenths of a second, so the last few batch sizes are kept.
+    """
+
+    def __init__(self, spec: EngineSpec) -> None:
+        openvino = require("openvino", extra="openvino")
+        if spec.precision not in _HINTS:
+            raise EngineError(
+                f"OpenVINO has no precision {spec.precision!r}; choose {', '.join(_HINTS)}."
+            )
+        self._core = openvino.Core()
+        if spec.precision == "bf16" and not _supports_bf16(self._core):
+            raise EngineError("This CPU has no bf16 instructions; OpenVINO would run fp32 instead.")
+        self._options = {
+            "INFERENCE_PRECISION_HINT": _HINTS[spec.precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": spec.threads,
+            "NUM_STREAMS": 1,
+        }
+        try:
+            self._model = self._core.read_model(spec.path)
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO cannot open {spec.path}: {error}") from error
+        self.inputs = tuple(_spec(port) for port in self._model.inputs)
+        self.outputs = tuple(_spec(port) for port in self._model.outputs)
+        self._requests: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
+
+    def __call__(self, feeds: Feeds) -> dict[str, Array]:
+        """Run the program compiled for the batch of `feeds`; see `Engine`."""
+        check_feeds(self.inputs, feeds)
+        arrays = [np.ascontiguousarray(feeds[spec.name]) for spec in self.inputs]
+        request = self._request_for(tuple(array.shape for array in arrays))
+        try:
+            request.infer(arrays, share_inputs=True, share_outputs=True)
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO failed on this input: {error}") from error
+        return {
+            spec.name: np.array(request.get_output_tensor(index).data)
+            for index, spec in enumerate(self.outputs)
+        }
+
+    def _request_for(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
+        if shapes in self._requests:
+            self._requests.move_to_end(shapes)
+            return self._requests[shapes]
+        try:
+            model = self._model.clone()
+            model.reshape({i: list(shape) for i, shape in enumerate(shapes)})
+            compiled = self._core.compile_model(model, "CPU", self._options)
+        except RuntimeError as error:
+            raise EngineError(
+                f"OpenVINO cannot compile this model for {shapes}: {error}"
+            ) from error
+        self._requests[shapes] = compiled.create_infer_request()
+        if len(self._requests) > _COMPILED_BATCHES:
+            self._requests.popitem(last=False)
+        return self._requests[shapes]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._requests.clear()
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU runs bf16 natively, by OpenVINO's own word."""
+    return _supports_bf16(require("openvino", extra="openvino").Core())
+
+
+def _supports_bf16(core: Any) -> bool:
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _spec(port: Any) -> TensorSpec:
+    shape: list[int | str] = []
+    for axis, size in enumerate(port.get_partial_shape()):
+        if size.is_static:
+            shape.append(size.get_length())
+        else:
+            shape.append(BATCH if axis == 0 else f"axis_{axis}")
+    return TensorSpec(
+        port.get_any_name(), tuple(shape), str(np.dtype(port.element_type.to_dtype()))
+    )

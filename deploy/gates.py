@@ -1,0 +1,155 @@
+"""The gates: which candidate may ship, which wins, and why not the others, in words."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from deploy.bootstrap import estimate_ratio
+from deploy.config import BuildConfig
+from deploy.latency import EngineLatency
+from deploy.parity import ParityReport
+
+DataKind = Literal["labelled", "unlabelled", "synthetic"]
+
+MIN_SQNR_DB: Mapping[str, float] = {"fp16": 40.0, "bf16": 25.0, "int8": 20.0, "mixed": 20.0}
+NOISE_FACTOR = 10.0
+"""A float32 engine may lose this many times what eager itself loses against float64."""
+NOISE_FLOOR = 1e-6
+MIN_LABELLED = 300
+MIN_CONSISTENCY_DB = 20.0
+EXACT = ("fp32", "tf32")
+_ORDER = ("fp32", "tf32", "fp16", "bf16", "mixed", "int8")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a gate holds, which gate that was, and the reason when it does not."""
+
+    passed: bool
+    gate: str
+    reason: str | None = None
+
+
+def judge_parity(
+    report: ParityReport, precision: str, *, kind: DataKind, config: BuildConfig
+) -> Verdict:
+    """Apply the gate of `precision` to a parity report.
+
+    Float32 is held to the noise of eager itself. Fewer bits are held to the accuracy where there
+    are at least 300 labels, else to the SQNR and, on real data, to the top-1 agreement. int8 is
+    never passed on synthetic inputs.
+    """
+    for output in report.outputs:
+        if not output.finite:
+            return Verdict(False, "finite outputs", f"output {output.name!r} has NaN or Inf")
+    if report.consistency_db is not None and report.consistency_db < MIN_CONSISTENCY_DB:
+        return Verdict(
+            False,
+            "same answer at every batch size",
+            f"answers change with the batch size (SQNR {report.consistency_db:.1f} dB)",
+        )
+    if precision in EXACT:
+        return _judge_exact(report)
+    if precision in ("int8", "mixed") and kind == "synthetic":
+        return Verdict(
+            False,
+            "calibration data",
+            "no calibration data; pass --data with samples of what the model will see",
+        )
+    accuracy = report.accuracy
+    if accuracy is not None and accuracy.samples >= MIN_LABELLED:
+        gate = f"accuracy drop at most {config.max_drop:.2%} on {accuracy.samples} samples"
+        if accuracy.drop <= config.max_drop:
+            return Verdict(True, gate)
+        low, high = accuracy.drop_ci95
+        return Verdict(
+            False,
+            gate,
+            f"accuracy drops by {accuracy.drop:.2%} (95% interval {low:.2%} to {high:.2%}), "
+            f"more than {config.max_drop:.2%}",
+        )
+    return _judge_sqnr(report, precision, kind=kind, config=config)
+
+
+def _judge_exact(report: ParityReport) -> Verdict:
+    gate = f"error at most {NOISE_FACTOR:.0f}x eager's own float32 noise, floor {NOISE_FLOOR:g}"
+    for output in report.outputs:
+        error, noise = output.error_float64, output.noise_float64
+        if error is None or noise is None:
+            return Verdict(False, gate, "there is no noise floor to judge it by")
+        limit = max(NOISE_FACTOR * noise, NOISE_FLOOR)
+        if not error <= limit:
+            return Verdict(
+                False,
+                gate,
+                f"output {output.name!r} is off by {error:.2g} of its largest value; "
+                f"eager itself by {noise:.2g}",
+            )
+        if not output.error_eager <= limit + noise:
+            return Verdict(
+                False,
+                gate,
+                f"output {output.name!r} differs from eager by {output.error_eager:.2g} of its "
+                f"largest value on some sample, more than {limit + noise:.2g}",
+            )
+    return Verdict(True, gate)
+
+
+def _judge_sqnr(
+    report: ParityReport, precision: str, *, kind: DataKind, config: BuildConfig
+) -> Verdict:
+    least = MIN_SQNR_DB[precision] if config.min_sqnr is None else config.min_sqnr
+    gate = f"SQNR at least {least:g} dB"
+    if not report.sqnr_db >= least:
+        worst = min(report.outputs, key=lambda output: output.sqnr_db)
+        return Verdict(
+            False,
+            gate,
+            f"output {worst.name!r} has an SQNR of {worst.sqnr_db:.1f} dB, below {least:g}",
+        )
+    agreement = report.outputs[0].top1_agreement if len(report.outputs) == 1 else None
+    if kind == "synthetic" or agreement is None:
+        return Verdict(True, gate)
+    gate += f" and top-1 agreement at least {config.min_agreement:.0%}"
+    if agreement < config.min_agreement:
+        return Verdict(
+            False,
+            gate,
+            f"top-1 agrees on {agreement:.1%} of the samples, below {config.min_agreement:.0%}; "
+            "pass labels with the data, or --min-agreement 0 if this is no classifier",
+        )
+    return Verdict(True, gate)
+
+
+def judge_speed(latency: EngineLatency) -> Verdict:
+    """A candidate wins only if the 95% interval of its speed-up over eager lies above 1."""
+    gate = "95% interval of the speed-up above 1"
+    low, high = latency.speedup_ci95
+    if low > 1:
+        return Verdict(True, gate)
+    how = "slower than" if high < 1 else "not faster than"
+    return Verdict(
+        False, gate, f"{how} eager: {latency.speedup:.2f}x (95% interval {low:.2f} to {high:.2f})"
+    )
+
+
+def choose_winner(passed: Mapping[str, tuple[str, EngineLatency]], *, seed: int) -> str | None:
+    """The fastest of those that passed every gate; None without any.
+
+    Args:
+        passed: precision and latency by name.
+        seed: of the bootstrap.
+
+    Engines that cannot be told apart from the fastest (the 95% interval of their ratio to it holds
+    1) are ties; the most precise of them wins.
+    """
+    if not passed:
+        return None
+    fastest = max(passed, key=lambda name: passed[name][1].speedup)
+    leader = passed[fastest][1].block_medians
+    ties = []
+    for name, (precision, latency) in passed.items():
+        _, (low, _) = estimate_ratio(latency.block_medians, leader, seed=seed)
+        if name == fastest or low <= 1:
+            ties.append((_ORDER.index(precision), -latency.speedup, name))
+    return min(ties)[2]

@@ -1,0 +1,94 @@
+"""Golden samples: inputs with the answers that a bundle's engines must repeat, anywhere.
+
+The inputs are four seeded synthetic samples, so that a bundle carries nobody's data unless asked.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from deploy.engines.base import Array, Feeds
+from export.errors import BundleError
+
+GOLDEN_SAMPLES = 4
+TOLERANCE: Mapping[str, float] = {
+    "fp32": 1e-4,
+    "tf32": 1e-2,
+    "fp16": 2e-2,
+    "bf16": 5e-2,
+    "mixed": 5e-2,
+    "int8": 5e-2,
+}
+"""How far an engine may be from its own recorded answers: max difference over largest value.
+
+Kernels differ from one CPU to the next, and a quantized value on the edge may fall either way.
+Wrong weights, a wrong file or a wrong engine are off by far more.
+"""
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Inputs and, for ``reference`` and for every engine by name, the recorded outputs."""
+
+    inputs: dict[str, Array]
+    outputs: dict[str, dict[str, Array]]
+
+    def save(self, path: Path) -> None:
+        """Write as ``.npz`` with keys ``input/NAME`` and ``output/ENGINE/NAME``."""
+        arrays = {f"input/{name}": array for name, array in self.inputs.items()}
+        for engine, outputs in self.outputs.items():
+            arrays |= {f"output/{engine}/{name}": array for name, array in outputs.items()}
+        with path.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+
+
+def read_golden(path: Path) -> Golden:
+    """Read what `Golden.save` wrote.
+
+    Raises:
+        BundleError: the file cannot be read as such.
+    """
+    inputs: dict[str, Array] = {}
+    outputs: dict[str, dict[str, Array]] = {}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            for key in archive.files:
+                kind, _, rest = key.partition("/")
+                if kind == "input":
+                    inputs[rest] = archive[key]
+                else:
+                    engine, _, name = rest.partition("/")
+                    outputs.setdefault(engine, {})[name] = archive[key]
+    except (OSError, ValueError, EOFError) as error:
+        raise BundleError(f"{path} cannot be read: {error}. Build the bundle again.") from error
+    return Golden(inputs, outputs)
+
+
+def find_mismatch(
+    recorded: Mapping[str, Array], answered: Feeds, *, tolerance: float
+) -> str | None:
+    """In words, the first output that is not what was recorded; None when all are."""
+    for name, expected in recorded.items():
+        if name not in answered:
+            return f"output {name!r} is missing"
+        got = answered[name]
+        if got.shape != expected.shape:
+            return f"output {name!r} has shape {list(got.shape)}, not {list(expected.shape)}"
+        if not np.array_equal(np.isfinite(expected), np.isfinite(got)):
+            return f"output {name!r} has NaN or Inf where none was recorded, or the reverse"
+        if expected.dtype.kind != "f":
+            if not np.array_equal(got, expected):
+                return f"output {name!r} differs from what was recorded"
+            continue
+        finite = np.isfinite(expected)
+        exact = expected[finite].astype(np.float64)
+        largest = float(np.abs(exact).max(initial=0.0)) or 1.0
+        error = float(np.abs(got[finite].astype(np.float64) - exact).max(initial=0.0)) / largest
+        if error > tolerance:
+            return (
+                f"output {name!r} is off by {error:.2g} of its largest value; "
+                f"its tolerance is {tolerance:g}"
+            )
+    return None

@@ -1,0 +1,114 @@
+"""Facts of this machine: what a figure was measured on."""
+
+import functools
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+_FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+_PACKAGES = (
+    "deploykit",
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx",
+    "numpy",
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What decides a latency, apart from the model. Memory in GiB."""
+
+    cpu: str
+    cores: int
+    memory_gb: float
+    features: tuple[str, ...]
+    gpu: str | None
+    os: str
+    python: str
+    versions: dict[str, str]
+    load_average: float
+    affinity: tuple[int, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            **asdict(self),
+            "features": list(self.features),
+            "affinity": list(self.affinity),
+        }
+
+
+def describe_machine() -> Machine:
+    """Look at this machine, now."""
+    info = _read_cpuinfo()
+    return Machine(
+        cpu=info.get("model name", platform.processor() or platform.machine()).strip(),
+        cores=usable_cores(),
+        memory_gb=round(_memory_bytes() / 2**30, 1),
+        features=tuple(f for f in _FEATURES if f in info.get("flags", "").split()),
+        gpu=find_gpu(),
+        os=platform.platform(terse=True),
+        python=platform.python_version(),
+        versions=installed_versions(),
+        load_average=round(os.getloadavg()[0], 2),
+        affinity=tuple(sorted(_affinity())),
+    )
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(_affinity())
+
+
+@functools.cache
+def find_gpu() -> str | None:
+    """Name and driver of the first NVIDIA GPU, by the driver's own tool; None without one."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    query = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = answer.stdout.strip().splitlines()
+    return lines[0] if answer.returncode == 0 and lines else None
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that decide a result, of those that are installed."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _affinity() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return set(os.sched_getaffinity(0))
+    return set(range(os.cpu_count() or 1))
+
+
+def _read_cpuinfo() -> dict[str, str]:
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return {}
+    pairs = (line.partition(":") for line in path.read_text().splitlines() if ":" in line)
+    return {key.strip(): value for key, _, value in pairs}
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,288 @@
+"""How far a candidate's outputs are from the reference's, in memory that does not grow.
+
+The reference is the user's eager model. A float64 run of it gives the noise floor: what eager
+itself loses in float32. Everything is accumulated batch by batch, so outputs of any size can be
+judged.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from deploy.engines.base import Array
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class OutputParity:
+    """One output against the reference's.
+
+    Attributes:
+        max_abs: largest absolute difference, in the output's unit.
+        mean_abs: mean absolute difference.
+        relative_to_range: `max_abs` over the reference's max minus min.
+        cosine: cosine similarity of all values as one vector.
+        sqnr_db: 10 log10 of signal over error power; inf where outputs are identical.
+        top1_agreement: share of rows with the same argmax; None unless it is (rows, classes).
+        error_eager: max |candidate - eager| / max |eager|.
+        error_float64: max |candidate - exact| / max |exact|; None where no floor was taken.
+        noise_float64: the same of eager itself.
+        finite: neither NaN nor Inf where the reference has none.
+    """
+
+    name: str
+    max_abs: float
+    mean_abs: float
+    relative_to_range: float
+    cosine: float
+    sqnr_db: float
+    top1_agreement: float | None
+    error_eager: float
+    error_float64: float | None
+    noise_float64: float | None
+    finite: bool
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 accuracy of both on the same labelled samples, with paired 95% interval of the drop."""
+
+    samples: int
+    reference: float
+    candidate: float
+    drop: float
+    drop_ci95: tuple[float, float]
+    reference_ci95: tuple[float, float]
+    candidate_ci95: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """All outputs of one candidate, its accuracy, and its agreement with itself across batches.
+
+    Attributes:
+        consistency_db: smallest SQNR of the outputs at one batch size against the same samples at
+            batch 1; inf where identical, None with a static batch.
+    """
+
+    outputs: tuple[OutputParity, ...]
+    accuracy: Accuracy | None
+    samples: int
+    batches_checked: tuple[int, ...]
+    consistency_db: float | None
+
+    @property
+    def sqnr_db(self) -> float:
+        """The worst output's SQNR in dB."""
+        return min(output.sqnr_db for output in self.outputs)
+
+
+@dataclass
+class OutputAccumulator:
+    """Sums over batches for one output, all in float64."""
+
+    name: str
+    count: int = 0
+    rows: int = 0
+    max_abs: float = 0.0
+    sum_abs: float = 0.0
+    signal: float = 0.0
+    power: float = 0.0
+    dot: float = 0.0
+    error: float = 0.0
+    low: float = math.inf
+    high: float = -math.inf
+    same_top1: int | None = 0
+    error64: float = 0.0
+    noise64: float = 0.0
+    scale64: float = 0.0
+    seen64: bool = False
+    finite: bool = True
+
+    def update(
+        self, reference: Array, candidate: Array, floor: tuple[Array, Array] | None = None
+    ) -> None:
+        """Add one batch; arrays are (rows, ...), of equal shape.
+
+        Args:
+            reference: eager's output.
+            candidate: the engine's output.
+            floor: the exact output, and eager's output to hold against it as noise.
+
+        Raises:
+            ValueError: the shapes differ.
+        """
+        if reference.shape != candidate.shape:
+            raise ValueError(
+                f"output {self.name!r} has shape {list(candidate.shape)} instead of "
+                f"{list(reference.shape)}"
+            )
+        ours = np.asarray(reference, dtype=np.float64)
+        theirs = np.asarray(candidate, dtype=np.float64)
+        if not np.array_equal(np.isfinite(ours), np.isfinite(theirs)):
+            self.finite = False
+        shared = np.isfinite(ours) & np.isfinite(theirs)
+        self._add_differences(np.where(shared, ours, 0.0), np.where(shared, theirs, 0.0))
+        self._add_top1(ours, theirs)
+        if floor is not None:
+            exact, noisy = (np.asarray(array, dtype=np.float64) for array in floor)
+            self._add_floor(exact, noisy, theirs)
+
+    def _add_differences(self, ours: Floats, theirs: Floats) -> None:
+        difference = np.abs(ours - theirs)
+        self.count += ours.size
+        self.rows += ours.shape[0] if ours.ndim else 1
+        self.max_abs = max(self.max_abs, float(difference.max(initial=0.0)))
+        self.sum_abs += float(difference.sum())
+        self.signal += float(np.square(ours).sum())
+        self.power += float(np.square(theirs).sum())
+        self.dot += float((ours * theirs).sum())
+        self.error += float(np.square(difference).sum())
+        self.low = min(self.low, float(ours.min(initial=math.inf)))
+        self.high = max(self.high, float(ours.max(initial=-math.inf)))
+
+    def _add_top1(self, ours: Floats, theirs: Floats) -> None:
+        if self.same_top1 is None or ours.ndim != 2 or ours.shape[1] < 2:
+            self.same_top1 = None
+            return
+        self.same_top1 += int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
+
+    def _add_floor(self, exact: Floats, noisy: Floats, theirs: Floats) -> None:
+        self.seen64 = True
+        self.scale64 = max(self.scale64, float(np.abs(exact).max(initial=0.0)))
+        self.error64 = max(self.error64, float(np.abs(theirs - exact).max(initial=0.0)))
+        self.noise64 = max(self.noise64, float(np.abs(noisy - exact).max(initial=0.0)))
+
+    def result(self) -> OutputParity:
+        """The metrics of all that was added."""
+        span = self.high - self.low
+        norm = math.sqrt(self.signal * self.power)
+        scale = self.scale64 or 1.0
+        return OutputParity(
+            name=self.name,
+            max_abs=self.max_abs,
+            mean_abs=self.sum_abs / max(self.count, 1),
+            relative_to_range=self.max_abs / span if span > 0 else self.max_abs,
+            cosine=self.dot / norm if norm > 0 else float(self.signal == self.power),
+            sqnr_db=decibels(self.signal, self.error),
+            top1_agreement=None if self.same_top1 is None else self.same_top1 / max(self.rows, 1),
+            error_eager=self.max_abs / (max(abs(self.low), abs(self.high)) or 1.0),
+            error_float64=self.error64 / scale if self.seen64 else None,
+            noise_float64=self.noise64 / scale if self.seen64 else None,
+            finite=self.finite,
+        )
+
+
+@dataclass
+class ParityAccumulator:
+    """Sums over batches for all outputs of one candidate, and its hits against labels."""
+
+    names: tuple[str, ...]
+    classes_of: str | None = None
+    outputs: dict[str, OutputAccumulator] = field(default_factory=dict)
+    reference_hits: list[Array] = field(default_factory=list)
+    candidate_hits: list[Array] = field(default_factory=list)
+    consistency_db: float | None = None
+    samples: int = 0
+    batches: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.outputs = {name: OutputAccumulator(name) for name in self.names}
+
+    def update(
+        self,
+        reference: dict[str, Array],
+        candidate: dict[str, Array],
+        *,
+        floor: tuple[dict[str, Array], dict[str, Array]] | None = None,
+        labels: Array | None = None,
+    ) -> None:
+        """Add one batch of named outputs; `labels` are class indices, shape (rows,).
+
+        Raises:
+            ValueError: an output is missing or has another shape.
+        """
+        missing = [name for name in self.names if name not in candidate]
+        if missing:
+            raise ValueError(f"output {missing[0]!r} is missing")
+        for name, accumulator in self.outputs.items():
+            exact = None if floor is None else (floor[0][name], floor[1][name])
+            accumulator.update(reference[name], candidate[name], exact)
+        rows = len(next(iter(reference.values())))
+        self.samples += rows
+        if labels is not None and self.classes_of is not None:
+            self.reference_hits.append(reference[self.classes_of].argmax(axis=1) == labels)
+            self.candidate_hits.append(candidate[self.classes_of].argmax(axis=1) == labels)
+
+    def check_consistency(self, single: dict[str, Array], batched: dict[str, Array]) -> None:
+        """Compare the same samples run at batch 1 and at another batch size."""
+        for name in self.names:
+            accumulator = OutputAccumulator(name)
+            accumulator.update(single[name], batched[name])
+            result = accumulator.result()
+            worst = result.sqnr_db if result.finite else -math.inf
+            known = math.inf if self.consistency_db is None else self.consistency_db
+            self.consistency_db = min(known, worst)
+
+    def result(self) -> ParityReport:
+        """The report of all that was added."""
+        return ParityReport(
+            outputs=tuple(accumulator.result() for accumulator in self.outputs.values()),
+            accuracy=_accuracy(self.reference_hits, self.candidate_hits),
+            samples=self.samples,
+            batches_checked=tuple(self.batches),
+            consistency_db=self.consistency_db,
+        )
+
+
+def decibels(signal: float, error: float) -> float:
+    """10 log10(signal / error); inf without error, -inf without signal."""
+    if error == 0:
+        return math.inf
+    return 10 * math.log10(signal / error) if signal > 0 else -math.inf
+
+
+def wilson_interval(hits: int, samples: int, z: float = 1.96) -> tuple[float, float]:
+    """95% score interval of a share (Wilson 1927)."""
+    share = hits / samples
+    scale = 1 + z * z / samples
+    centre = (share + z * z / (2 * samples)) / scale
+    half = z * math.sqrt(share * (1 - share) / samples + z * z / (4 * samples**2)) / scale
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def paired_drop_interval(
+    lost: int, gained: int, samples: int, z: float = 1.96
+) -> tuple[float, float]:
+    """95% interval of the drop in accuracy on the same samples (Bonett & Price 2012).
+
+    Args:
+        lost: samples that the reference has right and the candidate wrong.
+        gained: the other way round.
+        samples: all samples.
+        z: normal quantile.
+    """
+    p_lost, p_gained = (lost + 1) / (samples + 2), (gained + 1) / (samples + 2)
+    drop = p_lost - p_gained
+    half = z * math.sqrt((p_lost + p_gained - drop**2) / (samples + 2))
+    return max(-1.0, drop - half), min(1.0, drop + half)
+
+
+def _accuracy(reference: list[Array], candidate: list[Array]) -> Accuracy | None:
+    if not reference:
+        return None
+    ours, theirs = np.concatenate(reference), np.concatenate(candidate)
+    samples = len(ours)
+    lost, gained = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    return Accuracy(
+        samples=samples,
+        reference=float(ours.mean()),
+        candidate=float(theirs.mean()),
+        drop=(lost - gained) / samples,
+        drop_ci95=paired_drop_interval(lost, gained, samples),
+        reference_ci95=wilson_interval(int(ours.sum()), samples),
+        candidate_ci95=wilson_interval(int(theirs.sum()), samples),
+    )

@@ -1,0 +1,138 @@
+"""The parent's end of a child process that holds one engine. See `deploy.worker`."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from multiprocessing import Pipe
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from deploy.engines.base import Array, EngineSpec, Feeds
+from export.artifacts import TensorSpec
+from export.errors import DeployError, EngineError
+
+_TIMEOUT_S = 600.0
+
+
+class ChildProcess:
+    """A child that answers one request at a time. Ends with its context, whatever happened."""
+
+    def __init__(self, *, threads: int) -> None:
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  closed in close()
+        self._connection, theirs = Pipe()
+        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": path,
+            "OMP_NUM_THREADS": str(threads),
+            "PYTHONWARNINGS": "ignore",
+        }
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "deploy.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._stderr,
+                env=environment,
+            )
+        finally:
+            theirs.close()
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    def request(self, method: str, *arguments: Any, timeout: float = _TIMEOUT_S) -> Any:
+        """Send one request and wait for its answer.
+
+        Raises:
+            DeployError: what the child raised; EngineError when it failed otherwise, died (the
+                message has the signal and its last words) or did not answer in `timeout` seconds.
+        """
+        try:
+            self._connection.send((method, arguments))
+            if not self._connection.poll(timeout):
+                self.close()
+                raise EngineError(f"The engine did not answer within {timeout:.0f} s; ended it.")
+            kind, value = self._connection.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            raise EngineError(self._describe_death()) from error
+        if kind == "ok":
+            return value
+        if isinstance(value, DeployError):
+            raise value
+        raise EngineError(f"The engine failed: {value}")
+
+    def close(self) -> None:
+        """End the child: ask, then terminate, then kill."""
+        self._connection.close()
+        for end in (None, signal.SIGTERM, signal.SIGKILL):
+            if end is not None:
+                self._process.send_signal(end)
+            try:
+                self._process.wait(timeout=3)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        self._stderr.close()
+
+    def _describe_death(self) -> str:
+        code = self._process.wait(timeout=10)
+        self._stderr.seek(0)
+        words = self._stderr.read().decode(errors="replace").strip().splitlines()[-3:]
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        said = f"; its last words: {' | '.join(words)}" if words else ""
+        return f"The engine's process ended with {how}{said}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class EngineProcess(ChildProcess):
+    """An engine in a process of its own, with the same call as an `Engine`."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def __init__(self, spec: EngineSpec) -> None:
+        super().__init__(threads=spec.threads)
+        self.spec = spec
+        try:
+            self.inputs, self.outputs = self.request("open", spec)
+        except BaseException:
+            self.close()
+            raise
+
+    def __call__(self, feeds: Feeds) -> dict[str, Array]:
+        """Run on named arrays, in the child."""
+        outputs: dict[str, Array] = self.request("run", dict(feeds))
+        return outputs
+
+    def prepare(self, feeds: Feeds) -> float:
+        """Hand over the feeds to be timed; seconds of the first call."""
+        return float(self.request("prepare", dict(feeds)))
+
+    def time(self, calls: int, *, warmup: int = 0) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Seconds of each of `calls` consecutive calls after `warmup` untimed ones."""
+        seconds: np.ndarray[Any, np.dtype[np.float64]] = self.request("time", calls, warmup)
+        return seconds
+
+
+def call_in_child(target: str, *, threads: int = 1, **kwargs: Any) -> Any:
+    """Call ``package.module:function`` in a child of its own and return its result."""
+    with ChildProcess(threads=threads) as child:
+        return child.request("call", target, kwargs)

@@ -1,0 +1,258 @@
+"""The report as one HTML page that needs nothing else: no script, no font, no image from outside."""
+
+from importlib import resources
+
+from deploy.report.chart import draw_latency
+from deploy.report.facts import (
+    Candidate,
+    Report,
+    accuracy_of,
+    baseline_wins,
+    sqnr_of,
+    top1_of,
+    winner_of,
+)
+from deploy.report.markup import Markup, element, facts, join
+from deploy.report.sections import (
+    describe_accuracy,
+    describe_candidates,
+    describe_graph,
+    describe_latency,
+    describe_parity,
+    describe_stages,
+)
+from deploy.report.terminal import control_sentence
+from deploy.report.wording import (
+    format_bytes,
+    format_count,
+    format_decibel,
+    format_interval,
+    format_number,
+    format_percent,
+    format_points,
+    format_seconds,
+    format_tensor,
+    format_time,
+)
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def render_html(report: Report) -> str:
+    """`report` as one self-contained HTML document; every text of it is escaped."""
+    name = report["model"]["name"]
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", f"{name} - deploy report"),
+        element("style", _stylesheet()),
+    )
+    body = element("body", element("main", *_sections(report)), _footer(report))
+    return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
+
+
+def _sections(report: Report) -> tuple[Markup | None, ...]:
+    return (
+        _headline(report),
+        _warnings(report),
+        _section("Latency", draw_latency(report), _quiet(control_sentence(report))),
+        _section("Candidates", describe_candidates(report)),
+        _section("Accuracy", describe_accuracy(report)),
+        _section("Parity with the eager model", describe_parity(report), _parity_note()),
+        _section("Latency in detail", describe_latency(report), _latency_note()),
+        _section("Model", _model_facts(report), describe_graph(report)),
+        element(
+            "div",
+            _section("How it was measured", _measurement_facts(report)),
+            _section("Gates and data", _gate_facts(report)),
+            _section("Machine", _machine_facts(report)),
+            _section("Time of the build", describe_stages(report)),
+            class_="columns",
+        ),
+    )
+
+
+def _headline(report: Report) -> Markup:
+    machine, measurement = report["machine"], report["measurement"]
+    device = machine["gpu"] or machine["cpu"] or "unknown machine"
+    conditions = (
+        f"{device}, {measurement['threads']} threads, batch {measurement['batch']}, "
+        f"{format_time(report['created'])}"
+    )
+    return element(
+        "header",
+        element("p", "deploy report", class_="eyebrow"),
+        element("h1", report["model"]["name"]),
+        element("p", report["verdict"], class_="verdict"),
+        element("p", conditions, class_="quiet"),
+        element("div", *_key_figures(report), class_="figures"),
+    )
+
+
+def _key_figures(report: Report) -> list[Markup]:
+    winner, baseline = winner_of(report), report["baseline"]
+    before, after = baseline["latency"], winner["latency"]
+    kept = baseline_wins(report)
+    figures = [_figure("Winner", winner["name"], f"{winner['engine']}, {winner['precision']}", "name")]
+    if after is not None:
+        interval = format_interval(after["speedup_ci95"], format_number, between=" to ")
+        note = "nothing was faster and passed" if kept else f"95% {interval}"
+        figures.append(_figure("Speed-up", f"{format_number(after['speedup'])}×", note))
+    if after is not None and before is not None:
+        old, new = format_number(before["p50_ms"]), format_number(after["p50_ms"])
+        interval = format_interval(after["p50_ci95"], format_number, between=" to ")
+        shown: object = new if kept else _change(old, new)
+        figures.append(_figure("p50 in ms", shown, f"95% {interval}"))
+    figures.append(_fidelity_figure(report, winner))
+    old, new = format_bytes(baseline["size_bytes"]), format_bytes(winner["size_bytes"])
+    ratio = None
+    if not kept and baseline["size_bytes"] and winner["size_bytes"]:
+        ratio = f"{100 * winner['size_bytes'] / baseline['size_bytes']:.0f}% of the original"
+    figures.append(_figure("Size", new if kept else _change(old, new), ratio))
+    return figures
+
+
+def _fidelity_figure(report: Report, winner: Candidate) -> Markup:
+    """Accuracy where there are labels, else how near the outputs are."""
+    accuracy = accuracy_of(report, winner)
+    reference = accuracy_of(report, report["baseline"])
+    kept = baseline_wins(report)
+    if accuracy is not None and reference is not None:
+        samples = f"{accuracy.samples:,} samples"
+        if kept:
+            return _figure("Accuracy", format_percent(accuracy.value), samples)
+        interval = format_interval(accuracy.drop_ci95, format_points, between=" to ")
+        shown = _change(format_percent(reference.value), format_percent(accuracy.value))
+        return _figure("Accuracy", shown, f"drop in points, 95% {interval}; {samples}")
+    if kept:
+        return _figure("Outputs", "unchanged", "your own model")
+    top1 = top1_of(winner)
+    agreement = None if top1 is None else f"top-1 agreement {format_percent(top1)}"
+    parity = winner["parity"]
+    source = f"{parity['data']} data, no labels" if parity else "not compared"
+    note = "; ".join(part for part in (agreement, source) if part)
+    return _figure("SQNR of the outputs", format_decibel(sqnr_of(report, winner)), note)
+
+
+def _figure(term: str, value: object, note: str | None, kind: str | None = None) -> Markup:
+    return element(
+        "div",
+        element("span", term, class_="term"),
+        element("span", value, class_=f"big {kind or ''}".strip()),
+        element("span", note, class_="note") if note else None,
+    )
+
+
+def _change(old: str, new: str) -> Markup:
+    return join(element("s", old), Markup(" → "), new)
+
+
+def _warnings(report: Report) -> Markup | None:
+    if not report["warnings"]:
+        return None
+    items = (element("li", warning) for warning in report["warnings"])
+    return element("aside", element("b", "Warnings"), element("ul", *items))
+
+
+def _model_facts(report: Report) -> Markup:
+    model = report["model"]
+    return facts(
+        ("Parameters", format_count(model["parameters"])),
+        ("MACs per sample", format_count(model["macs"])),
+        ("Read as", model["form"].replace("_", " ")),
+        ("Captured by", model["rung"]),
+        ("Inputs", "; ".join(format_tensor(tensor) for tensor in model["inputs"])),
+        ("Outputs", "; ".join(format_tensor(tensor) for tensor in model["outputs"])),
+        ("SHA-256", element("code", model["sha256"]) if model["sha256"] else None),
+    )
+
+
+def _measurement_facts(report: Report) -> Markup:
+    measurement = report["measurement"]
+    return facts(
+        ("Batch", measurement["batch"]),
+        ("Threads", measurement["threads"]),
+        (
+            "Order",
+            f"{measurement['rounds']} rounds; in each, {measurement['blocks_per_round']} short "
+            "blocks of every candidate in random order, after warm-up",
+        ),
+        ("Intervals", "95%, bootstrap over rounds and blocks; no sample was left out"),
+        ("Took", format_seconds(measurement["seconds"])),
+    )
+
+
+def _gate_facts(report: Report) -> Markup:
+    gates, data = report["gates"], report["data"]
+    decibels = ", ".join(f"{key} {value:g} dB" for key, value in gates["min_sqnr_db"].items() if value)
+    drop = gates["max_drop"]
+    samples = f"{data['calibration_samples']:,} to calibrate, {data['evaluation_samples']:,} to judge"
+    synthetic = data["kind"] == "synthetic"
+    return facts(
+        ("Data", "synthetic: no --data was given" if synthetic else data["source"]),
+        ("Labels", "yes" if data["kind"] == "labelled" else "no"),
+        ("Samples", None if synthetic else samples),
+        ("Observer", None if synthetic else data["observer"]),
+        ("Accuracy drop", None if drop is None else f"at most {format_points(drop)} points"),
+        ("SQNR, without labels", f"at least {decibels}" if decibels else None),
+        ("Speed-up", "the 95% interval has to exclude 1"),
+    )
+
+
+def _machine_facts(report: Report) -> Markup:
+    machine = report["machine"]
+    memory, affinity = machine["memory_gb"], machine["affinity"]
+    peaks = (f"{k} {format_number(v)}" for k, v in machine["peak_gmacs"].items() if v is not None)
+    return facts(
+        ("CPU", machine["cpu"]),
+        ("GPU", machine["gpu"] or "none"),
+        ("Cores", machine["cores"]),
+        ("Allowed cores", None if not affinity else ", ".join(str(core) for core in affinity)),
+        ("Memory", None if memory is None else f"{memory:.1f} GB"),
+        ("Load average", machine["load_average"]),
+        ("Features", ", ".join(machine["features"])),
+        ("Peak GMAC/s, measured", ", ".join(peaks)),
+        ("System", machine["os"]),
+        ("Python", machine["python"]),
+        *((name, version) for name, version in machine["versions"].items()),
+    )
+
+
+def _parity_note() -> Markup:
+    return _quiet(
+        "SQNR: power of the output over the power of the error, higher is closer. To float64: "
+        "relative error against a float64 run; what eager itself loses there is the noise floor."
+    )
+
+
+def _latency_note() -> Markup:
+    return _quiet(
+        "Small figures are 95% intervals. p99 takes 1,000 samples. Of peak: beside the most "
+        "that this machine was measured to do in that precision."
+    )
+
+
+def _section(title: str, *content: Markup | None) -> Markup | None:
+    if content[0] is None:
+        return None
+    return element("section", element("h2", title), *content)
+
+
+def _quiet(text: str) -> Markup:
+    return element("p", text, class_="quiet")
+
+
+def _footer(report: Report) -> Markup:
+    return element(
+        "footer",
+        f"deploykit {report['deploykit']}, {format_time(report['created'])}. "
+        "The same facts as data: report.json.",
+    )
+
+
+def _stylesheet() -> Markup:
+    sheet = resources.files("deploy.report").joinpath("report.css")
+    return Markup(sheet.read_text(encoding="utf-8"))

@@ -1,0 +1,196 @@
+"""The tables of the HTML page, one function a section. The facts behind the answer."""
+
+from deploy.report.chart import status_glyph
+from deploy.report.facts import Report, accuracy_of, list_rows, output_sqnr, sqnr_of, winner_of
+from deploy.report.markup import Markup, element, facts, join, table, table_body
+from deploy.report.wording import (
+    UNKNOWN,
+    format_bytes,
+    format_decibel,
+    format_interval,
+    format_number,
+    format_percent,
+    format_points,
+)
+
+_PARITY_HEADS = (
+    "Output",
+    "Max abs",
+    "Mean abs",
+    "Of range",
+    "Cosine",
+    "SQNR",
+    "Top-1 same",
+    "To float64",
+    "Eager to float64",
+)
+
+
+def describe_candidates(report: Report) -> Markup:
+    """What was tried and why it did not win; a reason stands under its row at full width."""
+    labelled = accuracy_of(report, report["baseline"]) is not None
+    heads = ("Candidate", "Status", "p50 ms", "Speed-up", "Accuracy", "SQNR", "Size")
+    heads = heads if labelled else (*heads[:4], *heads[5:])
+    winner = winner_of(report)["name"]
+    bodies = []
+    for candidate, standing in list_rows(report):
+        won = candidate["name"] == winner
+        latency = candidate["latency"] or {}
+        word = "winner" if won else standing
+        accuracy = accuracy_of(report, candidate)
+        score = format_percent(accuracy.value) if accuracy else UNKNOWN
+        reference = candidate["name"] == report["baseline"]["name"]
+        row = [
+            element("span", candidate["name"], class_="name"),
+            join(status_glyph(word), word),
+            _with_interval(latency.get("p50_ms"), latency.get("p50_ci95")),
+            _with_interval(latency.get("speedup"), latency.get("speedup_ci95"), "×"),
+            *([score] if labelled else []),
+            "reference" if reference else format_decibel(sqnr_of(report, candidate)),
+            format_bytes(candidate["size_bytes"]),
+        ]
+        body = table_body(heads, [row], texts=2)
+        if candidate["reason"]:
+            cell = element("td", candidate["reason"], colspan=len(heads))
+            body = join(body, element("tbody", element("tr", cell), class_="reason"))
+        bodies.append(body)
+    return _grouped(heads, bodies, texts=2)
+
+
+def describe_latency(report: Report) -> Markup:
+    """The first call, the tail, and how near the machine's own peak."""
+    heads = ("Candidate", "First ms", "p50 ms", "p90 ms", "p99 ms", "Samples", "GMAC/s", "Of peak")
+    rows: list[list[object]] = []
+    for candidate, _ in list_rows(report):
+        latency = candidate["latency"]
+        if latency is None:
+            continue
+        share = latency["peak_fraction"]
+        rows.append(
+            [
+                element("span", candidate["name"], class_="name"),
+                format_number(latency["first_ms"]),
+                _with_interval(latency["p50_ms"], latency["p50_ci95"]),
+                _with_interval(latency["p90_ms"], latency["p90_ci95"]),
+                _with_interval(latency["p99_ms"], latency["p99_ci95"]),
+                f"{latency['samples']:,}",
+                format_number(latency["gmacs_per_s"]),
+                UNKNOWN if share is None else f"{100 * share:.1f}%",
+            ]
+        )
+    return table(heads, rows)
+
+
+def describe_accuracy(report: Report) -> Markup | None:
+    """The task's accuracy of both, and the paired drop; None without labels."""
+    heads = ("Candidate", "Accuracy", "95%", "Drop in points", "95% of the drop", "Samples")
+    rows: list[list[object]] = []
+    for candidate, _ in list_rows(report):
+        accuracy = accuracy_of(report, candidate)
+        if accuracy is None:
+            continue
+        paired = candidate["name"] != report["baseline"]["name"]
+        rows.append(
+            [
+                element("span", candidate["name"], class_="name"),
+                format_percent(accuracy.value),
+                format_interval(accuracy.ci95, format_percent, between=" to "),
+                format_points(accuracy.drop) if paired else UNKNOWN,
+                format_interval(accuracy.drop_ci95, format_points, between=" to ")
+                if paired
+                else UNKNOWN,
+                f"{accuracy.samples:,}",
+            ]
+        )
+    return table(heads, rows) if rows else None
+
+
+def describe_parity(report: Report) -> Markup:
+    """Each output of each candidate beside the eager model's."""
+    bodies = []
+    for candidate, _ in list_rows(report):
+        parity = candidate["parity"]
+        if parity is None:
+            continue
+        passed = "passed" if parity["passed"] else "not passed"
+        batches = ", ".join(str(size) for size in parity["batches_checked"])
+        title = element(
+            "td",
+            element("span", candidate["name"], class_="name"),
+            status_glyph("ok" if parity["passed"] else "rejected"),
+            element("b", passed),
+            element(
+                "small",
+                f"{parity['gate']}; {parity['samples']:,} {parity['data']} samples, "
+                f"batches of {batches or 'unknown size'}",
+            ),
+            colspan=len(_PARITY_HEADS),
+        )
+        bodies.append(element("tbody", element("tr", title), class_="group"))
+        bodies.append(table_body(_PARITY_HEADS, [_parity_row(o) for o in parity["outputs"]]))
+    if not bodies:
+        return element("p", "No candidate got as far as a comparison.", class_="quiet")
+    return _grouped(_PARITY_HEADS, bodies)
+
+
+def describe_graph(report: Report) -> Markup:
+    """What was fused and what was not, folded away: it can be long."""
+    model = report["model"]
+    fused: list[list[object]] = [
+        [", ".join(item["paths"]), item["kind"], format_number(item["error_float64"], 2)]
+        for item in model["fused"]
+    ]
+    skipped: list[list[object]] = [
+        [item["where"], item["what"], item["reason"]] for item in model["skipped"]
+    ]
+    attempts: list[list[object]] = [[item["rung"], item["error"]] for item in model["attempts"]]
+    return join(
+        _folded("fused", table(("Layers", "Kind", "Error, float64"), fused), len(fused)),
+        _folded("not fused", table(("Where", "What", "Reason"), skipped, texts=3), len(skipped)),
+        _folded(
+            "earlier attempts to capture",
+            table(("Rung", "Error"), attempts, texts=2),
+            len(attempts),
+        ),
+    )
+
+
+def describe_stages(report: Report) -> Markup:
+    """Where the time of the build went."""
+    return facts(*((s["name"], f"{format_number(s['seconds'], 2)} s") for s in report["stages"]))
+
+
+def _parity_row(output: dict[str, float | None]) -> list[object]:
+    return [
+        output["name"],
+        *(format_number(output[key], 2) for key in ("max_abs", "mean_abs", "relative_to_range")),
+        UNKNOWN if output["cosine"] is None else f"{output['cosine']:.6f}",
+        format_decibel(output_sqnr(output)),
+        format_percent(output["top1_agreement"]),
+        format_number(output["error_float64"], 2),
+        format_number(output["noise_float64"], 2),
+    ]
+
+
+def _folded(what: str, content: Markup, count: int) -> Markup:
+    if count == 0:
+        return element("p", f"0 {what}", class_="quiet")
+    return element("details", element("summary", f"{count} {what}"), content)
+
+
+def _with_interval(value: float | None, ci95: list[float] | None, unit: str = "") -> object:
+    if value is None:
+        return UNKNOWN
+    shown = f"{format_number(value)}{unit}"
+    if ci95 is None or ci95[0] == ci95[1]:
+        return shown
+    interval = format_interval(ci95, format_number, between="–")
+    return join(shown, element("small", interval))
+
+
+def _grouped(heads: tuple[str, ...], bodies: list[Markup], *, texts: int = 1) -> Markup:
+    cells = (
+        element("th", head, scope="col", class_="text" if index < texts else "number")
+        for index, head in enumerate(heads)
+    )
+    return element("table", element("thead", element("tr", *cells)), *bodies)

@@ -1,0 +1,129 @@
+"""The report as text: the answer first, then what was measured, then why the rest lost.
+
+Plain ASCII of our own, so that it survives a pipe into a file or a log of any encoding.
+"""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from deploy.report.facts import Candidate, Report, accuracy_of, list_rows, sqnr_of, winner_of
+from deploy.report.wording import (
+    UNKNOWN,
+    clean,
+    format_bytes,
+    format_decibel,
+    format_interval,
+    format_number,
+    format_percent,
+    format_time,
+)
+
+_STYLES = {"winner": "bold green", "rejected": "yellow", "failed": "red", "not run": "dim"}
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print `report`: verdict, table, reasons, A/A control, warnings. Nothing is cut off."""
+    winner = winner_of(report)
+    _print(console, f"{report['model']['name']}: {report['verdict']}", "bold")
+    _print(console, _conditions(report), "dim")
+    console.print()
+    console.print(_candidate_table(report, winner["name"]))
+    _print_reasons(report, console)
+    console.print()
+    _print(console, control_sentence(report), "dim")
+    for warning in report["warnings"]:
+        _print(console, f"Warning: {warning}", "yellow")
+
+
+def control_sentence(report: Report) -> str:
+    """The A/A control in words: what differs when nothing differs."""
+    control = report["control"]
+    if control is None:
+        return "A/A control: not run, so the noise of this measurement is not known."
+    low, high = control["ci95"]
+    ratio = format_number(control["ratio"], 4)
+    span = f"{format_number(low)} to {format_number(high)}"
+    text = f"A/A control: the baseline against itself came out at {ratio}x (95% {span})"
+    if low <= 1 <= high:
+        return f"{text}; 1 lies inside, as it should."
+    return f"{text}; 1 lies outside: the machine was not quiet, trust small differences less."
+
+
+def _conditions(report: Report) -> str:
+    machine, measurement = report["machine"], report["measurement"]
+    device = machine["gpu"] or machine["cpu"] or "unknown machine"
+    return (
+        f"{device}, {measurement['threads']} threads, batch {measurement['batch']}, "
+        f"{format_time(report['created'])}"
+    )
+
+
+def _candidate_table(report: Report, winner: str) -> Table:
+    labelled = any(accuracy_of(report, c) is not None for c, _ in list_rows(report))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("  candidate", overflow="fold")
+    table.add_column("status", overflow="fold")
+    table.add_column("p50 ms\n95%", justify="right", overflow="fold")
+    table.add_column("speed-up\n95%", justify="right", overflow="fold")
+    table.add_column("accuracy\nSQNR" if labelled else "SQNR", justify="right", overflow="fold")
+    table.add_column("size", justify="right", overflow="fold")
+    for candidate, standing in list_rows(report):
+        won = candidate["name"] == winner
+        style = _STYLES["winner"] if won else _STYLES.get(standing, "")
+        label = f"{'> ' if won else '  '}{clean(candidate['name'])}"
+        word = "winner" if won else standing
+        table.add_row(
+            Text(label, style=style),
+            Text(clean(word), style=style),
+            *_latency_cells(candidate),
+            _fidelity_cell(report, candidate),
+            Text(format_bytes(candidate["size_bytes"])),
+        )
+    return table
+
+
+def _latency_cells(candidate: Candidate) -> tuple[Text, Text]:
+    latency = candidate["latency"]
+    if latency is None:
+        return Text(UNKNOWN), Text(UNKNOWN)
+    p50 = Text(format_number(latency["p50_ms"]))
+    p50.append(f"\n{format_interval(latency['p50_ci95'], format_number)}", style="dim")
+    speedup = Text(f"{format_number(latency['speedup'])}x")
+    if candidate["latency"]["speedup_ci95"] != [1.0, 1.0]:
+        interval = format_interval(latency["speedup_ci95"], format_number)
+        speedup.append(f"\n{interval}", style="dim")
+    return p50, speedup
+
+
+def _fidelity_cell(report: Report, candidate: Candidate) -> Text:
+    accuracy = accuracy_of(report, candidate)
+    reference = candidate["name"] == report["baseline"]["name"]
+    sqnr = "reference" if reference else format_decibel(sqnr_of(report, candidate))
+    if accuracy is None:
+        return Text(sqnr)
+    cell = Text(format_percent(accuracy.value))
+    cell.append(f"\n{sqnr}", style="dim")
+    return cell
+
+
+def _print_reasons(report: Report, console: Console) -> None:
+    """Reasons below the table, at full width: they are sentences, not cells."""
+    rows = [(c, standing) for c, standing in list_rows(report) if c["reason"]]
+    if not rows:
+        return
+    console.print()
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(overflow="fold", min_width=8)
+    grid.add_column(overflow="fold", ratio=1)
+    for candidate, standing in rows:
+        style = _STYLES.get(standing, "")
+        won = standing in ("winner", "ok")
+        reason = candidate["reason"] if won else f"{standing}: {candidate['reason']}"
+        grid.add_row(Text(f"  {clean(candidate['name'])}", style=style), Text(clean(reason)))
+    console.print(grid)
+
+
+def _print(console: Console, text: str, style: str) -> None:
+    console.print(Text(clean(text), style=style, overflow="fold"))

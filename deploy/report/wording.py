@@ -1,0 +1,106 @@
+"""Numbers and texts as people read them. Unknown values read ``-``."""
+
+import math
+from collections.abc import Callable, Sequence
+
+UNKNOWN = "-"
+
+
+def clean(text: object) -> str:
+    """`text` on one line, with control and formatting characters spelled out.
+
+    Names and reasons come from files of others: an escape sequence must not reach a terminal, nor a
+    change of writing direction a page.
+    """
+    joined = " ".join(str(text).split())
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in joined
+    )
+
+
+def format_number(value: float | None, digits: int = 3) -> str:
+    """`value` to `digits` significant digits; exponents only where it is far from 1."""
+    if value is None:
+        return UNKNOWN
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "infinite"
+    if value == 0:
+        return "0"
+    magnitude = math.floor(math.log10(abs(value)))
+    if magnitude < -4 or magnitude > 6:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:,.{max(0, digits - 1 - magnitude)}f}"
+
+
+def format_percent(value: float | None) -> str:
+    """A fraction as percent with two places, 0.9761 as ``97.61%``."""
+    if value is None or not math.isfinite(value):
+        return format_number(value)
+    return f"{100 * value:.2f}%"
+
+
+def format_points(value: float | None) -> str:
+    """A difference of fractions in percentage points, without the unit."""
+    return UNKNOWN if value is None else f"{100 * value + 0.0:.2f}"
+
+
+def format_decibel(value: float | None) -> str:
+    """An SQNR; infinite reads ``identical``."""
+    if value is None or math.isnan(value):
+        return format_number(value)
+    return "identical" if math.isinf(value) and value > 0 else f"{value:.1f} dB"
+
+
+def format_interval(
+    pair: Sequence[float] | None, form: Callable[[float | None], str], *, between: str = "-"
+) -> str:
+    """Both ends of an interval; ``to`` in between where an end can be negative."""
+    if pair is None:
+        return UNKNOWN
+    return f"{form(pair[0])}{between}{form(pair[1])}"
+
+
+def format_bytes(value: float | None) -> str:
+    """A size in units of 1000."""
+    if value is None:
+        return UNKNOWN
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5 or unit == "GB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{format_number(value)} {unit}"
+        value /= 1000
+    raise AssertionError("unreachable")
+
+
+def format_count(value: float | None) -> str:
+    """A count with a unit: 11,689,512 as ``11.7 million``."""
+    if value is None:
+        return UNKNOWN
+    for size, unit in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if value >= size:
+            return f"{format_number(value / size)} {unit}"
+    return f"{value:,.0f}"
+
+
+def format_seconds(value: float | None) -> str:
+    """A duration: ``0.21 s``, ``12 s``, ``3 min 5 s``."""
+    if value is None:
+        return UNKNOWN
+    if value >= 100:
+        minutes, seconds = divmod(round(value), 60)
+        return f"{minutes} min {seconds} s"
+    return f"{value:.0f} s" if value >= 10 else f"{format_number(value, 2)} s"
+
+
+def format_time(created: str) -> str:
+    """An ISO 8601 time in UTC as ``2026-11-24 03:00 UTC``; anything else as it is."""
+    if len(created) >= 17 and created[10] == "T" and created.endswith("Z"):
+        return f"{created[:10]} {created[11:16]} UTC"
+    return clean(created)
+
+
+def format_tensor(tensor: dict[str, object]) -> str:
+    """``image: batch x 3 x 32 x 32, float32``."""
+    shape = tensor["shape"]
+    sizes = " x ".join(str(size) for size in shape) if isinstance(shape, list) else str(shape)
+    return f"{tensor['name']}: {sizes or 'scalar'}, {tensor['dtype']}"

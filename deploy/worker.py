@@ -1,0 +1,106 @@
+"""The child process: opens engines, runs them, times them. `deploy.process` is its other end.
+
+Every engine lives in a process of its own. A vendor library that crashes takes only its candidate
+down, and the spinning threads of one engine do not slow the next one's measurement.
+
+Started as ``python -P -m deploy.worker FD``; speaks pickled tuples over that inherited descriptor,
+which only the parent that made it can reach.
+"""
+
+import contextlib
+import gc
+import importlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from deploy.engines import Engine, EngineSpec, Feeds, open_engine
+from export.errors import DeployError
+
+
+class Worker:
+    """The state of one child: at most one engine, and the feeds that it is timed on."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._engine: Engine | None = None
+        self._feeds: Feeds = {}
+
+    def open(self, spec: EngineSpec) -> tuple[Any, Any]:
+        """Open the engine; its inputs and outputs."""
+        self._engine = self._stack.enter_context(open_engine(spec))
+        return self._engine.inputs, self._engine.outputs
+
+    def run(self, feeds: Feeds) -> dict[str, np.ndarray[Any, Any]]:
+        """One call."""
+        return self._opened()(feeds)
+
+    def prepare(self, feeds: Feeds) -> float:
+        """Keep `feeds` for timing; seconds of the first call on them."""
+        self._feeds = feeds
+        return float(self.time(1, 0)[0])
+
+    def time(self, calls: int, warmup: int) -> np.ndarray[Any, Any]:
+        """Seconds of each of `calls` calls after `warmup` untimed ones."""
+        engine, feeds, clock = self._opened(), self._feeds, time.perf_counter_ns
+        for _ in range(warmup):
+            engine(feeds)
+        nanoseconds = np.empty(calls, dtype=np.int64)
+        gc.collect()
+        gc.disable()
+        try:
+            for index in range(calls):
+                start = clock()
+                engine(feeds)
+                nanoseconds[index] = clock() - start
+        finally:
+            gc.enable()
+        return nanoseconds / 1e9
+
+    def call(self, target: str, kwargs: dict[str, Any]) -> Any:
+        """Call ``package.module:function`` here, so that vendor code stays out of the parent."""
+        module, _, name = target.partition(":")
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        return function(**kwargs)
+
+    def _opened(self) -> Engine:
+        if self._engine is None:
+            raise RuntimeError("no engine is open in this process")
+        return self._engine
+
+
+def serve(connection: Connection) -> None:
+    """Answer requests until the parent closes its end."""
+    worker = Worker()
+    while True:
+        try:
+            method, arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer: tuple[Any, ...] = ("ok", getattr(worker, method)(*arguments))
+        except DeployError as error:
+            answer = ("error", error)
+        except MemoryError as error:
+            answer = ("fault", f"MemoryError: {error}")
+        except Exception as error:  # noqa: BLE001  the parent turns it into a reason
+            answer = ("fault", f"{type(error).__name__}: {error}")
+        connection.send(answer)
+
+
+def main() -> None:
+    """Entry point of the child."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    descriptor = int(sys.argv[1])
+    os.dup2(2, 1)  # vendor libraries print to stdout
+    serve(Connection(descriptor))
+
+
+if __name__ == "__main__":
+    main()

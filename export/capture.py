@@ -1,0 +1,144 @@
+"""``nn.Module`` + example inputs → ``ExportedProgram``, with a batch axis that is truly dynamic.
+
+``Dim.AUTO`` quietly falls back to the traced size; ``Dim.DYNAMIC`` raises instead. Only the second
+is used here: a program that says it takes any batch takes any batch.
+"""
+
+import contextlib
+import inspect
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from export.errors import ExportError
+
+_log = logging.getLogger(__name__)
+_NOISY_LOGGERS = ("torch", "onnxscript", "onnx_ir")
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_REASON_LENGTH = 300
+
+
+def capture(
+    module: nn.Module,
+    feeds: Mapping[str, Tensor],
+    *,
+    keyword: bool,
+    dynamic_batch: bool,
+    strict: bool = False,
+) -> ExportedProgram:
+    """Record the call of `module` on `feeds` as a graph of aten operators.
+
+    The batch size is the leading size of the first input with an axis; with `dynamic_batch` the
+    leading axis of every input of that size becomes dynamic. Trace with a batch of at least 2:
+    the exporter treats size 1 as a constant.
+
+    Args:
+        module: left untouched; captured in the mode (train or eval) that it is in.
+        feeds: example inputs by name, in the order of the call.
+        keyword: pass the inputs by name; otherwise in order.
+        dynamic_batch: make the leading axis dynamic, or fail.
+        strict: trace the bytecode (TorchDynamo) instead of running Python.
+
+    Returns:
+        A program whose parameters are the module's own tensors, not copies.
+
+    Raises:
+        ExportError: torch.export refuses the module; the message names the submodule where known.
+
+    Source: https://docs.pytorch.org/docs/stable/export.html
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ExportError(
+            "torch.export takes no TorchScript model; use the TorchScript exporter for it."
+        )
+    batch = next((int(value.shape[0]) for value in feeds.values() if value.ndim), None)
+    axes = {
+        name: {0: Dim.DYNAMIC} if dynamic_batch and value.ndim and value.shape[0] == batch else None
+        for name, value in feeds.items()
+    }
+    args = () if keyword else tuple(feeds.values())
+    kwargs = dict(feeds) if keyword else {}
+    shapes = dict(axes) if keyword else _positional_shapes(module, tuple(axes.values()))
+    try:
+        with contain_noise(), torch.no_grad():
+            return torch.export.export(
+                module, args, kwargs, dynamic_shapes=shapes, strict=strict
+            )
+    except Exception as error:  # the user's own code runs here: whatever it raises is the finding
+        place = find_module_path(module, error.__traceback__)
+        raise ExportError(
+            f"torch.export cannot capture the model{f' at {place!r}' if place else ''}: "
+            f"{condense_error(error)}"
+        ) from error
+
+
+@contextlib.contextmanager
+def contain_noise() -> Iterator[None]:
+    """Keep what the exporters print, log and warn off the terminal; it goes to our debug log.
+
+    Covers stdout, stderr, the loggers of torch, onnxscript and onnx_ir, and Python warnings, for
+    the length of the block and no longer.
+    """
+    text = io.StringIO()
+    handler = logging.StreamHandler(text)
+    names = [
+        name for name in list(logging.root.manager.loggerDict) if name.split(".")[0] in _NOISY_LOGGERS
+    ]
+    loggers = [logging.getLogger(name) for name in {*names, *_NOISY_LOGGERS}]
+    saved = [(logger, logger.handlers, logger.propagate) for logger in loggers]
+    try:
+        for logger in loggers:
+            is_root = logger.name in _NOISY_LOGGERS
+            logger.handlers = [handler] if is_root else []
+            logger.propagate = not is_root
+        with (
+            contextlib.redirect_stdout(text),
+            contextlib.redirect_stderr(text),
+            warnings.catch_warnings(record=True) as caught,
+        ):
+            warnings.simplefilter("always")
+            yield
+    finally:
+        for logger, handlers, propagate in saved:
+            logger.handlers, logger.propagate = handlers, propagate
+        for warning in caught:
+            _log.debug("%s: %s", warning.category.__name__, warning.message)
+        if text.getvalue().strip():
+            _log.debug("%s", text.getvalue().strip())
+
+
+def condense_error(error: BaseException) -> str:
+    """One line that says what went wrong: the type and the first line with content."""
+    lines = [line.strip() for line in _ANSI.sub("", str(error)).splitlines()]
+    text = next((line for line in lines if line), "no message")
+    if text.endswith(":"):
+        text = " ".join([text, *[line for line in lines[lines.index(text) + 1 :] if line][:1]])
+    return f"{type(error).__name__}: {text}"[:_REASON_LENGTH]
+
+
+def find_module_path(module: nn.Module, traceback: TracebackType | None) -> str:
+    """Path of the innermost submodule of `module` whose method stands in `traceback`, or ``""``."""
+    paths = {id(child): path for path, child in module.named_modules()}
+    found = ""
+    while traceback is not None:
+        found = paths.get(id(traceback.tb_frame.f_locals.get("self")), found)
+        traceback = traceback.tb_next
+    return found
+
+
+def _positional_shapes(
+    module: nn.Module, shapes: tuple[dict[int, object] | None, ...]
+) -> tuple[object, ...]:
+    """`shapes` in the nesting of forward's own parameters: ``*args`` takes one tuple."""
+    kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return shapes
+    named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*shapes[:named], shapes[named:])

@@ -1,0 +1,235 @@
+"""Fold batch normalization into the convolution or linear layer before it.
+
+    bn(conv(x, W, b)) = conv(x, W', b'),  W', b' as in ``algebra.fold_batch_norm``
+
+The fold is exact whatever the stride, padding (zeros or not), dilation and groups, because the norm
+acts on each output channel alone. It is done where the graph proves it: the norm is in inference
+with stored statistics, nothing else reads the convolution's result, and the weight is stored and
+not computed. Everything else is left, with its reason.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from export.artifacts import Fused, Skip
+from export.fusion.algebra import BatchNorm, count_output_channels, fold_batch_norm
+from export.fusion.draft import Draft, read_argument
+
+aten = torch.ops.aten
+
+NORMS = frozenset(
+    {
+        aten.batch_norm.default,
+        aten.native_batch_norm.default,
+        aten.cudnn_batch_norm.default,
+        aten._native_batch_norm_legit.default,
+        aten._native_batch_norm_legit.no_stats,
+        aten._native_batch_norm_legit_no_training.default,
+        aten._batch_norm_no_update.default,
+    }
+)
+LAYERS = frozenset(
+    {
+        aten.conv1d.default,
+        aten.conv1d.padding,
+        aten.conv2d.default,
+        aten.conv2d.padding,
+        aten.conv3d.default,
+        aten.conv3d.padding,
+        aten.conv_transpose1d.default,
+        aten.conv_transpose2d.input,
+        aten.conv_transpose3d.input,
+        aten.convolution.default,
+        aten.linear.default,
+    }
+)
+_TRANSPOSED = frozenset(
+    {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
+)
+_WITHOUT_EFFECT = frozenset({aten.dropout.default, aten.feature_dropout.default})
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A layer and the norm behind it that can be folded."""
+
+    layer: fx.Node
+    norm: fx.Node
+    result: fx.Node
+    weight: Tensor
+    bias: Tensor | None
+    bn: BatchNorm
+    transposed: bool
+    groups: int
+
+
+def fold_conv_bn(draft: Draft) -> tuple[tuple[Fused, ...], tuple[Skip, ...]]:
+    """Fold every batch normalization of `draft` that can be folded, and say why not the others."""
+    fused: list[Fused] = []
+    skipped: list[Skip] = []
+    for norm in [node for node in draft.graph.nodes if node.target in NORMS]:
+        site = _match(draft, norm)
+        if isinstance(site, _Site):
+            rewritten = _rewrite(draft, site)
+            if isinstance(rewritten, Fused):
+                fused.append(rewritten)
+                continue
+            site = rewritten
+        skipped.append(Skip(find_path(draft, norm), "batch norm", site))
+    return tuple(fused), tuple(skipped)
+
+
+def find_path(draft: Draft, node: fx.Node) -> str:
+    """The user's module path of a node: by its module stack, else by the name of its weight."""
+    stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    path = str(stack[-1]) if stack else ""
+    path = path.removeprefix("L['self']").removeprefix("L__self__").strip(".").partition("@")[0]
+    if path:
+        return path
+    for name in ("weight", "running_mean"):
+        target = draft.target(read_argument(node, name))
+        if target.rpartition(".")[0]:
+            return target.rpartition(".")[0]
+    return "(root)"
+
+
+def _match(draft: Draft, norm: fx.Node) -> _Site | str:
+    """The site to fold, or the reason why there is none."""
+    bn = _read_norm(draft, norm)
+    if isinstance(bn, str):
+        return bn
+    result = _find_result(norm)
+    if result is None:
+        return "the statistics that the batch norm returns are used"
+    layer = _find_layer(norm)
+    if layer is None:
+        if any(user.target in LAYERS for user in result.users):
+            return "batch norm stands before the convolution"
+        return "batch norm follows no convolution or linear layer"
+    if isinstance(layer, str):
+        return layer
+    weight = draft.stored(read_argument(layer, "weight"))
+    if weight is None:
+        return f"the weight of {find_path(draft, layer)} is computed, not stored"
+    bias_node = read_argument(layer, "bias")
+    bias = draft.stored(bias_node)
+    if bias is None and bias_node is not None:
+        return f"the bias of {find_path(draft, layer)} is computed, not stored"
+    transposed = layer.target in _TRANSPOSED or bool(read_argument(layer, "transposed", False))
+    groups = int(read_argument(layer, "groups", 1))
+    mismatch = _find_mismatch(layer, weight, count_output_channels(
+        weight, transposed=transposed, groups=groups), bn.channels)
+    if mismatch:
+        return mismatch
+    return _Site(layer, norm, result, weight, bias, bn, transposed, groups)
+
+
+def _read_norm(draft: Draft, norm: fx.Node) -> BatchNorm | str:
+    mean_node, variance_node = (
+        read_argument(norm, name) for name in ("running_mean", "running_var")
+    )
+    if mean_node is None or variance_node is None:
+        return "batch norm has no running statistics"
+    if read_argument(norm, "training", False):
+        return "batch norm is in training mode"
+    mean, variance = draft.stored(mean_node), draft.stored(variance_node)
+    if mean is None or variance is None:
+        return "the running statistics are computed, not stored"
+    affine = [read_argument(norm, name) for name in ("weight", "bias")]
+    gamma, beta = (draft.stored(node) for node in affine)
+    if any(node is not None and draft.stored(node) is None for node in affine):
+        return "scale or shift of the batch norm is computed, not stored"
+    return BatchNorm(mean, variance, gamma, beta, float(read_argument(norm, "eps")))
+
+
+def _find_result(norm: fx.Node) -> fx.Node | None:
+    """The node that carries the normalized tensor; None if saved statistics are read as well."""
+    if isinstance(norm.meta.get("val"), Tensor):
+        return norm
+    used = [user for user in norm.users if user.users]
+    if len(used) == 1 and used[0].args[1:] == (0,):
+        return used[0]
+    return None
+
+
+def _find_layer(norm: fx.Node) -> fx.Node | str | None:
+    """The layer whose result only `norm` reads; a reason; or None where there is no layer."""
+    source = read_argument(norm, "input")
+    shared = len(source.users) > 1
+    while source.target in _WITHOUT_EFFECT and not read_argument(source, "train"):
+        source = read_argument(source, "input")
+        shared = shared or len(source.users) > 1
+    if source.target not in LAYERS:
+        return None
+    if shared:
+        return "the convolution's output is used elsewhere as well"
+    return source
+
+
+def _find_mismatch(layer: fx.Node, weight: Tensor, channels: int, expected: int) -> str | None:
+    """Why the norm's channels are not the layer's; the norm acts on axis 1."""
+    rank = layer.meta["val"].ndim
+    if rank != weight.ndim:
+        kind = "linear layer" if layer.target is aten.linear.default else "convolution"
+        return (
+            f"channel mismatch: the {kind} gives a tensor of rank {rank}, whose axis 1 "
+            "is not the layer's output channel"
+        )
+    if channels != expected:
+        return f"channel mismatch: {channels} output channels, {expected} normalized ones"
+    return None
+
+
+def _rewrite(draft: Draft, site: _Site) -> Fused | str:
+    wide_weight, wide_bias = fold_batch_norm(
+        site.weight, site.bias, site.bn, transposed=site.transposed, groups=site.groups
+    )
+    weight, bias = wide_weight.to(site.weight.dtype), wide_bias.to(site.weight.dtype)
+    if not (weight.isfinite().all() and bias.isfinite().all()):
+        return f"the folded weight does not fit {str(weight.dtype).removeprefix('torch.')}"
+    error = _measure_error(site, weight, bias)
+    paths = (find_path(draft, site.layer), find_path(draft, site.norm))
+    draft.store(site.layer, "weight", weight, beside=read_argument(site.layer, "weight"))
+    draft.store(site.layer, "bias", bias, beside=read_argument(site.layer, "weight"))
+    draft.erase(site.result, read_argument(site.norm, "input"))
+    if site.norm is not site.result:
+        for unused in list(site.norm.users):
+            draft.graph.erase_node(unused)
+        draft.graph.erase_node(site.norm)
+    kind = "linear-bn" if site.layer.target is aten.linear.default else "conv-bn"
+    return Fused(paths, kind, error)
+
+
+def _measure_error(site: _Site, weight: Tensor, bias: Tensor) -> float:
+    """Largest difference, over the largest value, of the folded layer from layer and norm.
+
+    Both run in float64 on random input just larger than the kernel, so that every border counts;
+    what remains is the rounding of the folded weight to its own dtype.
+    """
+    generator = torch.Generator().manual_seed(0)
+    inputs = site.weight.shape[0] if site.transposed else site.weight.shape[1] * site.groups
+    dilation = read_argument(site.layer, "dilation", [1])
+    dilation = list(dilation) * (site.weight.ndim - 2) if len(dilation) == 1 else dilation
+    sizes = [
+        (kernel - 1) * step + 3 for kernel, step in zip(site.weight.shape[2:], dilation, strict=False)
+    ]
+    x = torch.randn(2, inputs, *sizes, dtype=torch.float64, generator=generator)
+    scale, shift = (value.cpu() for value in site.bn.scale_and_shift())
+    with torch.no_grad():
+        before = _run_layer(site.layer, x, site.weight, site.bias)
+        channelwise = (1, -1, *[1] * (before.ndim - 2))
+        expected = before * scale.reshape(channelwise) + shift.reshape(channelwise)
+        difference = (_run_layer(site.layer, x, weight, bias) - expected).abs().max()
+    return float(difference / expected.abs().max().clamp_min(torch.finfo(torch.float64).tiny))
+
+
+def _run_layer(layer: fx.Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    tensors = {"input": x, "weight": weight.detach().cpu().double(), "bias": None}
+    if bias is not None:
+        tensors["bias"] = bias.detach().cpu().double()
+    schema = layer.target._schema  # type: ignore[union-attr]
+    options = {a.name: read_argument(layer, a.name) for a in schema.arguments}
+    result: Tensor = layer.target(**{**options, **tensors})  # type: ignore[operator]
+    return result

@@ -1,0 +1,177 @@
+"""An ``ExportedProgram`` under edit: its graph, its signature and its stored tensors, kept together.
+
+A program names every stored tensor three times: as a placeholder of the graph, as an entry of the
+signature, and as a key of the state. Rewrites go through this file so that the three never part.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    TensorArgument,
+)
+
+_STORED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+
+
+class Draft:
+    """A copy of a program for rewrites to work on; the program itself stays as it is.
+
+    Tensors are shared with the program until `store` replaces them.
+    """
+
+    def __init__(self, program: ExportedProgram) -> None:
+        self._program = program
+        self.graph: fx.Graph = copy.deepcopy(program.graph)
+        self._inputs: list[InputSpec] = list(program.graph_signature.input_specs)
+        self._state: dict[str, Any] = dict(program.state_dict)
+        self._constants: dict[str, Any] = dict(program.constants)
+
+    def stored(self, node: object) -> Tensor | None:
+        """The tensor behind a placeholder, or None if it is computed, mutated or passed in."""
+        spec = self._spec(node)
+        if spec is None or any(_mutates(user) for user in self._node(spec).users):
+            return None
+        value = self._state.get(spec.target or "", self._constants.get(spec.target or ""))
+        return value if isinstance(value, Tensor) else None
+
+    def target(self, node: object) -> str:
+        """The user's own name of a stored tensor (``stages.1.conv.weight``), or ``""``."""
+        spec = self._spec(node)
+        return (spec.target or "") if spec else ""
+
+    def store(self, user: fx.Node, argument: str, tensor: Tensor, *, beside: fx.Node) -> None:
+        """Make `tensor` the `argument` of `user` alone.
+
+        A tensor that only `user` reads is replaced under its own name; one that others read too
+        stays, and `tensor` gets a name of its own. A parameter stays a parameter.
+
+        Args:
+            user: the node that is to read the tensor.
+            argument: the name in the operator's schema.
+            tensor: the new value, in its final dtype.
+            beside: a stored tensor of the same module, which gives place and name.
+        """
+        old = read_argument(user, argument)
+        old_spec = self._spec(old)
+        requires_grad = self._requires_grad(old if old_spec else beside)
+        value = nn.Parameter(tensor, requires_grad=requires_grad)
+        if old_spec and isinstance(old, fx.Node) and list(old.users) == [user]:
+            target = old_spec.target or ""
+            self._put(old_spec, target, value)
+            return
+        prefix = self.target(beside).rpartition(".")[0]
+        target = self._free_target(f"{prefix}.{argument}" if prefix else argument)
+        with self.graph.inserting_after(beside):
+            node = self.graph.placeholder("p_" + target.replace(".", "_"))
+        node.target = node.name
+        mode = getattr(beside.meta["val"], "fake_mode", None)
+        node.meta["val"] = mode.from_tensor(value, static_shapes=True) if mode else value
+        position = [spec.arg.name for spec in self._inputs].index(beside.name) + 1
+        spec = InputSpec(InputKind.PARAMETER, TensorArgument(name=node.name), target)
+        self._inputs.insert(position, spec)
+        self._state[target] = value
+        _write_argument(user, argument, node)
+
+    def erase(self, node: fx.Node, replacement: fx.Node) -> None:
+        """Let `replacement` stand for `node` everywhere, and drop `node`."""
+        node.replace_all_uses_with(replacement)
+        self.graph.erase_node(node)
+
+    def finish(self) -> ExportedProgram:
+        """The edited program, verified; stored tensors that nothing reads any more are gone."""
+        for spec in list(self._inputs):
+            node = self._node(spec) if spec.kind in _STORED else None
+            if node is not None and not node.users:
+                self.graph.erase_node(node)
+                self._inputs.remove(spec)
+        kept = {spec.target for spec in self._inputs}
+        self.graph.lint()
+        module = fx.GraphModule(self._program.graph_module, self.graph)
+        module.meta.update(self._program.graph_module.meta)
+        return ExportedProgram(
+            root=module,
+            graph=module.graph,
+            graph_signature=ExportGraphSignature(self._inputs, self._output_specs()),
+            state_dict={key: value for key, value in self._state.items() if key in kept},
+            range_constraints=copy.deepcopy(self._program.range_constraints),
+            module_call_graph=copy.deepcopy(self._program.module_call_graph),
+            example_inputs=self._program.example_inputs,
+            constants={
+                key: value
+                for key, value in self._constants.items()
+                if key in kept or not isinstance(value, Tensor)
+            },
+            verifiers=self._program.verifiers,
+        )
+
+    def _output_specs(self) -> list[Any]:
+        """The output entries, naming the values that the output node returns now."""
+        (output,) = (node for node in self.graph.nodes if node.op == "output")
+        specs = copy.deepcopy(self._program.graph_signature.output_specs)
+        for spec, value in zip(specs, output.args[0], strict=True):
+            if isinstance(value, fx.Node):
+                spec.arg.name = value.name
+        return specs
+
+    def _spec(self, node: object) -> InputSpec | None:
+        if not isinstance(node, fx.Node) or node.op != "placeholder":
+            return None
+        matches = (s for s in self._inputs if s.kind in _STORED and s.arg.name == node.name)
+        return next(matches, None)
+
+    def _node(self, spec: InputSpec) -> fx.Node:
+        return next(n for n in self.graph.nodes if n.op == "placeholder" and n.name == spec.arg.name)
+
+    def _requires_grad(self, node: object) -> bool:
+        value = self._state.get(self.target(node))
+        return isinstance(value, Tensor) and value.requires_grad
+
+    def _put(self, spec: InputSpec, target: str, value: nn.Parameter) -> None:
+        if spec.kind is InputKind.PARAMETER:
+            self._state[target] = value
+        elif target in self._state:
+            self._state[target] = value.data
+        else:
+            self._constants[target] = value.data
+
+    def _free_target(self, wanted: str) -> str:
+        taken = {spec.target for spec in self._inputs}
+        names = (wanted, *(f"{wanted}_{index}" for index in range(1, len(taken) + 2)))
+        return next(name for name in names if name not in taken)
+
+
+def read_argument(node: fx.Node, name: str, default: Any = None) -> Any:
+    """Argument `name` of an aten call, whether passed in order, by name, or by its default."""
+    schema = _schema(node)
+    for index, argument in enumerate(schema.arguments):
+        if argument.name == name:
+            if index < len(node.args):
+                return node.args[index]
+            return node.kwargs.get(name, argument.default_value)
+    return default
+
+
+def _write_argument(node: fx.Node, name: str, value: fx.Node) -> None:
+    names = [argument.name for argument in _schema(node).arguments]
+    index = names.index(name)
+    if index < len(node.args):
+        node.update_arg(index, value)
+    elif index == len(node.args) and name not in node.kwargs:
+        node.args = (*node.args, value)
+    else:
+        node.update_kwarg(name, value)
+
+
+def _schema(node: fx.Node) -> Any:
+    return node.target._schema  # type: ignore[union-attr]
+
+
+def _mutates(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable

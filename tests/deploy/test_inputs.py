@@ -1,0 +1,142 @@
+"""``--input`` is read exactly or refused helpfully; synthetic arrays are the same for a seed."""
+
+import hashlib
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from deploy.inputs import DTYPES, InputSpec, numpy_dtype, parse_input, synthetic_feeds
+from export.artifacts import TensorSpec
+from export.errors import ConfigError
+
+IMAGE = TensorSpec("image", ("batch", 3, "height", 4), "float32")
+IDS = TensorSpec("ids", ("batch", 128), "int64")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1x3x224x224", InputSpec(None, (1, 3, 224, 224))),
+        ("7", InputSpec(None, (7,))),
+        ("1x128:int64", InputSpec(None, (1, 128), "int64")),
+        ("ids:1x128:int64", InputSpec("ids", (1, 128), "int64")),
+        ("ids:1x128:int64:30522", InputSpec("ids", (1, 128), "int64", 30522)),
+        ("1x128:int32:5", InputSpec(None, (1, 128), "int32", 5)),
+        ("x:1x3", InputSpec("x", (1, 3))),
+        ("x1:2x3:bool", InputSpec("x1", (2, 3), "bool")),
+        (" ids : 1x2 : uint8 : 256 ", InputSpec("ids", (1, 2), "uint8", 256)),
+    ],
+)
+def test_input_is_read(text: str, expected: InputSpec) -> None:
+    assert parse_input(text) == expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_listed_dtype_is_read_and_drawn(dtype: str) -> None:
+    assert parse_input(f"1x2:{dtype}").dtype == dtype
+    feeds = synthetic_feeds([TensorSpec("x", ("batch", 2), dtype)], 3, seed=0)
+    assert feeds["x"].dtype.name == dtype
+    assert feeds["x"].shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "no sizes"),
+        ("ids", "no sizes"),
+        ("ids:", "no sizes"),
+        ("batchx3", "no sizes"),
+        ("1x0x3", "'0'"),
+        ("1x-1", "'-1'"),
+        ("1x3.5", "'3.5'"),
+        ("1,3,224", "'1,3,224'"),
+        ("1x", "''"),
+        ("1X3", "'1X3'"),
+        ("1x²", "'²'"),
+        ("1x3:float", "'float'"),
+        ("1x3:complex64", "'complex64'"),
+        ("1x3:", "''"),
+        ("ids:1x3:int64:0", "'0'"),
+        ("ids:1x3:int64:-4", "'-4'"),
+        ("ids:1x3:int8:129", "'129'"),
+        ("ids:1x3:float32:10", "'10'"),
+        ("ids:1x3:bool:2", "'2'"),
+        ("ids:1x3:int64:10:x", "'x'"),
+        ("65536x65536", "'65536x65536'"),
+        ("1x" + "9" * 5000, "positive whole number"),
+    ],
+)
+def test_wrong_input_names_the_text_the_fault_and_an_example(text: str, fault: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_input(text)
+    message = str(raised.value)
+    assert repr(text) in message
+    assert fault in message
+    assert "1x3x224x224" in message
+    assert raised.value.exit_code == 2
+
+
+def test_largest_size_is_still_taken() -> None:
+    assert parse_input("2x1073741824").shape == (2, 2**30)
+
+
+def test_symbolic_axes_become_the_batch_and_one() -> None:
+    feeds = synthetic_feeds([IMAGE, IDS], 5, seed=1)
+    assert feeds["image"].shape == (5, 3, 1, 4)
+    assert feeds["ids"].shape == (5, 128)
+
+
+def test_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
+    first = synthetic_feeds([IMAGE, IDS], 4, seed=3, high={"ids": 1000})
+    again = synthetic_feeds([IMAGE, IDS], 4, seed=3, high={"ids": 1000})
+    other = synthetic_feeds([IMAGE, IDS], 4, seed=4, high={"ids": 1000})
+    for name in first:
+        assert first[name].tobytes() == again[name].tobytes()
+        assert first[name].tobytes() != other[name].tobytes()
+
+
+def test_bits_do_not_change_between_processes() -> None:
+    code = (
+        "import sys, hashlib; from deploy.inputs import synthetic_feeds;"
+        "from export.artifacts import TensorSpec;"
+        "spec = TensorSpec('ids', ('batch', 128), 'int64');"
+        "feed = synthetic_feeds([spec], 2, seed=9, high={'ids': 77})['ids'];"
+        "assert 'torch' not in sys.modules;"
+        "print(hashlib.sha256(feed.tobytes()).hexdigest())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    here = synthetic_feeds([IDS], 2, seed=9, high={"ids": 77})["ids"]
+    assert result.stdout.strip() == hashlib.sha256(here.tobytes()).hexdigest()
+
+
+def test_floats_are_standard_normal() -> None:
+    values = synthetic_feeds([TensorSpec("x", ("batch", 100), "float32")], 1000, seed=0)["x"]
+    assert abs(float(values.mean())) < 0.02
+    assert abs(float(values.std()) - 1) < 0.02
+
+
+def test_integers_fill_their_range_and_stay_in_it() -> None:
+    small = synthetic_feeds([IDS], 50, seed=0)["ids"]
+    assert set(np.unique(small)) == {0, 1}
+    wide = synthetic_feeds([IDS], 50, seed=0, high={"ids": 7})["ids"]
+    assert set(np.unique(wide)) == set(range(7))
+    full = synthetic_feeds([TensorSpec("x", (9999,), "int8")], 1, seed=0, high={"x": 128})["x"]
+    assert (full.min(), full.max()) == (0, 127)
+
+
+@pytest.mark.parametrize("high", [{"ids": 0}, {"ids": -1}, {"ids": 2**63 + 1}, {"tokens": 5}])
+def test_impossible_bound_is_refused(high: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="bound"):
+        synthetic_feeds([IDS], 1, seed=0, high=high)
+
+
+def test_dtype_of_a_name() -> None:
+    assert numpy_dtype("bfloat16") == ml_dtypes.bfloat16
+    assert numpy_dtype("float16") == np.float16
+    with pytest.raises(ConfigError, match=r"complex64.*Known"):
+        numpy_dtype("complex64")
