@@ -7,7 +7,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from export.capture import capture as capture
     from export.cost import model_cost as model_cost
     from export.fusion import fuse as fuse
     from export.fusion import fuse_program as fuse_program
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from export.onnx import to_onnx as to_onnx
 
 _PUBLIC = {
-    "capture": "export.capture",
     "export_model": "export.ladder",
     "fuse": "export.fusion",
     "fuse_program": "export.fusion",

@@ -189,7 +189,9 @@ def _open_session(
 def _stored_bytes(model: onnx.ModelProto) -> int:
     """Bytes of the serialized message. `ByteSize` itself fails above the limit: weights first."""
     tensors = list(model.graph.initializer)
-    tensors += [item.t for node in model.graph.node for item in node.attribute if item.HasField("t")]
+    tensors += [
+        item.t for node in model.graph.node for item in node.attribute if item.HasField("t")
+    ]
     weights = sum(len(tensor.raw_data) for tensor in tensors)
     return weights if weights > PROTOBUF_LIMIT else model.ByteSize()
 

@@ -148,8 +148,9 @@ class _Rewriter:
     def rewrite(self, ranges: Mapping[str, tuple[float, float]]) -> None:
         """Change the model in place."""
         scales = {name: self._parameters(name, ranges) for name in self._placement.activations}
-        originals = {number: node.input[0] for number, node in enumerate(self._graph.nodes)
-                     if node.input}
+        originals = {
+            number: node.input[0] for number, node in enumerate(self._graph.nodes) if node.input
+        }
         for use in self._placement.weights:
             self._store_weights(use, float(scales[originals[use.node]][0]))
         pairs = {name: self._pair(name, *scales[name]) for name in self._placement.activations}

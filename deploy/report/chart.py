@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from deploy.report.facts import Candidate, Report, list_rows, winner_of
 from deploy.report.markup import Markup, element, join
-from deploy.report.wording import format_interval, format_number
+from deploy.report.wording import format_interval, format_number, format_ratio
 
 _HEIGHT = 34
 _LOG_FROM = 5.0
+_NARROWEST = 2.5
 _SHAPES = {
     "baseline": "M-5,-5H5V5H-5Z",
     "winner": "M0,-8L8,0L0,8L-8,0Z",
@@ -59,7 +60,10 @@ def draw_latency(report: Report) -> Markup:
     winner = winner_of(report)["name"]
     rows = [_row(c, standing, winner, scale, reference) for c, standing in timed]
     kind = "log scale" if scale.logarithmic else "linear scale"
-    caption = f"p50 in ms, {kind}, left is faster. Whiskers are 95% intervals."
+    caption = (
+        f"p50 in ms, {kind}, left is faster. Whiskers are 95% intervals; "
+        "without them the interval is narrower than the mark."
+    )
     return element(
         "figure",
         element("div", *rows, _axis(scale), class_="chart"),
@@ -80,7 +84,7 @@ def _row(
     shape = standing if standing == "baseline" or not won else "winner"
     p50 = f"{format_number(latency['p50_ms'])} ms"
     interval = format_interval(latency["p50_ci95"], format_number, between=" to ")
-    speedup = Markup(f"{format_number(latency['speedup'])}×")
+    speedup = Markup(f"{format_ratio(latency['speedup'])}×")
     word = "winner" if won else standing
     label = f"{candidate['name']}, {word}: p50 {p50}, 95% {interval}"
     plot = element(
@@ -100,7 +104,9 @@ def _row(
         role="img",
         aria_label=label,
     )
-    name = element("div", element("b", candidate["name"]), " ", element("small", word), class_="who")
+    name = element(
+        "div", element("b", candidate["name"]), " ", element("small", word), class_="who"
+    )
     value = element("div", p50, element("b", speedup), class_="value")
     return element("div", name, plot, value, class_="row won" if won else "row")
 
@@ -116,16 +122,17 @@ def _grid(scale: _Scale, reference: float | None) -> list[Markup]:
 
 def _whisker(latency: Candidate, scale: _Scale, reference: float | None) -> list[Markup]:
     middle = _HEIGHT // 2
-    low, high = (scale.percent(value) for value in latency["p50_ci95"])
+    low, high = (scale.place(value) for value in latency["p50_ci95"])
     lines = []
     if reference is not None:
         at, to = scale.percent(latency["p50_ms"]), scale.percent(reference)
         lines.append(element("line", x1=at, x2=to, y1=middle, y2=middle, class_="stem"))
-    lines.append(element("line", x1=low, x2=high, y1=middle, y2=middle, class_="whisker"))
-    for end in (low, high):
-        lines.append(
-            element("line", x1=end, x2=end, y1=middle - 10, y2=middle + 10, class_="whisker")
-        )
+    if high - low >= _NARROWEST:
+        left, right = f"{low:.2f}%", f"{high:.2f}%"
+        ends = ((left, right, 0), (left, left, 8), (right, right, 8))
+        for x1, x2, half in ends:
+            y1, y2 = middle - half, middle + half
+            lines.append(element("line", x1=x1, x2=x2, y1=y1, y2=y2, class_="whisker"))
     return lines
 
 

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: no script, no font, no image from outside."""
+"""The report as one HTML page that needs nothing else: no script, font or image from outside."""
 
 from importlib import resources
 
@@ -24,12 +24,14 @@ from deploy.report.sections import (
 from deploy.report.terminal import control_sentence
 from deploy.report.wording import (
     format_bytes,
+    format_conditions,
     format_count,
     format_decibel,
     format_interval,
     format_number,
     format_percent,
     format_points,
+    format_ratio,
     format_seconds,
     format_tensor,
     format_time,
@@ -76,18 +78,12 @@ def _sections(report: Report) -> tuple[Markup | None, ...]:
 
 
 def _headline(report: Report) -> Markup:
-    machine, measurement = report["machine"], report["measurement"]
-    device = machine["gpu"] or machine["cpu"] or "unknown machine"
-    conditions = (
-        f"{device}, {measurement['threads']} threads, batch {measurement['batch']}, "
-        f"{format_time(report['created'])}"
-    )
     return element(
         "header",
         element("p", "deploy report", class_="eyebrow"),
         element("h1", report["model"]["name"]),
         element("p", report["verdict"], class_="verdict"),
-        element("p", conditions, class_="quiet"),
+        element("p", format_conditions(report), class_="quiet"),
         element("div", *_key_figures(report), class_="figures"),
     )
 
@@ -96,11 +92,13 @@ def _key_figures(report: Report) -> list[Markup]:
     winner, baseline = winner_of(report), report["baseline"]
     before, after = baseline["latency"], winner["latency"]
     kept = baseline_wins(report)
-    figures = [_figure("Winner", winner["name"], f"{winner['engine']}, {winner['precision']}", "name")]
+    figures = [
+        _figure("Winner", winner["name"], f"{winner['engine']}, {winner['precision']}", "name")
+    ]
     if after is not None:
-        interval = format_interval(after["speedup_ci95"], format_number, between=" to ")
+        interval = format_interval(after["speedup_ci95"], format_ratio, between=" to ")
         note = "nothing was faster and passed" if kept else f"95% {interval}"
-        figures.append(_figure("Speed-up", f"{format_number(after['speedup'])}×", note))
+        figures.append(_figure("Speed-up", f"{format_ratio(after['speedup'])}×", note))
     if after is not None and before is not None:
         old, new = format_number(before["p50_ms"]), format_number(after["p50_ms"])
         interval = format_interval(after["p50_ci95"], format_number, between=" to ")
@@ -121,12 +119,13 @@ def _fidelity_figure(report: Report, winner: Candidate) -> Markup:
     reference = accuracy_of(report, report["baseline"])
     kept = baseline_wins(report)
     if accuracy is not None and reference is not None:
-        samples = f"{accuracy.samples:,} samples"
         if kept:
-            return _figure("Accuracy", format_percent(accuracy.value), samples)
+            note = f"{accuracy.samples:,} samples"
+            return _figure("Accuracy", format_percent(accuracy.value), note)
         interval = format_interval(accuracy.drop_ci95, format_points, between=" to ")
         shown = _change(format_percent(reference.value), format_percent(accuracy.value))
-        return _figure("Accuracy", shown, f"drop in points, 95% {interval}; {samples}")
+        drop = format_points(accuracy.drop)
+        return _figure("Accuracy", shown, f"drop {drop} points, 95% {interval}")
     if kept:
         return _figure("Outputs", "unchanged", "your own model")
     top1 = top1_of(winner)
@@ -187,9 +186,13 @@ def _measurement_facts(report: Report) -> Markup:
 
 def _gate_facts(report: Report) -> Markup:
     gates, data = report["gates"], report["data"]
-    decibels = ", ".join(f"{key} {value:g} dB" for key, value in gates["min_sqnr_db"].items() if value)
+    decibels = ", ".join(
+        f"{key} {value:g} dB" for key, value in gates["min_sqnr_db"].items() if value
+    )
     drop = gates["max_drop"]
-    samples = f"{data['calibration_samples']:,} to calibrate, {data['evaluation_samples']:,} to judge"
+    samples = (
+        f"{data['calibration_samples']:,} to calibrate, {data['evaluation_samples']:,} to judge"
+    )
     synthetic = data["kind"] == "synthetic"
     return facts(
         ("Data", "synthetic: no --data was given" if synthetic else data["source"]),

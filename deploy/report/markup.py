@@ -36,7 +36,9 @@ def table(heads: tuple[str, ...], rows: list[list[object]], *, texts: int = 1) -
     Each cell carries its heading in ``data-label``: on a narrow screen rows become cards.
     """
     kinds = ["text" if index < texts else "number" for index in range(len(heads))]
-    head = element("tr", *(element("th", h, scope="col", class_=k) for h, k in zip(heads, kinds, strict=True)))
+    head = element(
+        "tr", *(element("th", h, scope="col", class_=k) for h, k in zip(heads, kinds, strict=True))
+    )
     return element("table", element("thead", head), table_body(heads, rows, texts=texts))
 
 

@@ -138,9 +138,7 @@ def _check_candidate(candidate: Any, where: str, file: Path) -> None:
             _check_keys(candidate[section], needed, f"{where}.{section}.", file)
 
 
-def _check_keys(
-    table: Any, needed: Mapping[str, tuple[type, ...]], where: str, file: Path
-) -> None:
+def _check_keys(table: Any, needed: Mapping[str, tuple[type, ...]], where: str, file: Path) -> None:
     fix = "The report is damaged or of another tool; build the bundle again."
     if not isinstance(table, dict):
         raise BundleError(f"{file}: {where.rstrip('.')} is not a table. {fix}")

@@ -1,5 +1,7 @@
 """The tables of the HTML page, one function a section. The facts behind the answer."""
 
+from collections.abc import Callable
+
 from deploy.report.chart import status_glyph
 from deploy.report.facts import Report, accuracy_of, list_rows, output_sqnr, sqnr_of, winner_of
 from deploy.report.markup import Markup, element, facts, join, table, table_body
@@ -11,6 +13,7 @@ from deploy.report.wording import (
     format_number,
     format_percent,
     format_points,
+    format_ratio,
 )
 
 _PARITY_HEADS = (
@@ -29,8 +32,8 @@ _PARITY_HEADS = (
 def describe_candidates(report: Report) -> Markup:
     """What was tried and why it did not win; a reason stands under its row at full width."""
     labelled = accuracy_of(report, report["baseline"]) is not None
-    heads = ("Candidate", "Status", "p50 ms", "Speed-up", "Accuracy", "SQNR", "Size")
-    heads = heads if labelled else (*heads[:4], *heads[5:])
+    scores = ("Accuracy", "SQNR") if labelled else ("SQNR",)
+    heads = ("Candidate", "Status", "p50 ms", "Speed-up", *scores, "Size")
     winner = winner_of(report)["name"]
     bodies = []
     for candidate, standing in list_rows(report):
@@ -44,7 +47,7 @@ def describe_candidates(report: Report) -> Markup:
             element("span", candidate["name"], class_="name"),
             join(status_glyph(word), word),
             _with_interval(latency.get("p50_ms"), latency.get("p50_ci95")),
-            _with_interval(latency.get("speedup"), latency.get("speedup_ci95"), "×"),
+            _with_interval(latency.get("speedup"), latency.get("speedup_ci95"), format_ratio, "×"),
             *([score] if labelled else []),
             "reference" if reference else format_decibel(sqnr_of(report, candidate)),
             format_bytes(candidate["size_bytes"]),
@@ -178,14 +181,18 @@ def _folded(what: str, content: Markup, count: int) -> Markup:
     return element("details", element("summary", f"{count} {what}"), content)
 
 
-def _with_interval(value: float | None, ci95: list[float] | None, unit: str = "") -> object:
+def _with_interval(
+    value: float | None,
+    ci95: list[float] | None,
+    form: Callable[[float | None], str] = format_number,
+    unit: str = "",
+) -> object:
     if value is None:
         return UNKNOWN
-    shown = f"{format_number(value)}{unit}"
+    shown = f"{form(value)}{unit}"
     if ci95 is None or ci95[0] == ci95[1]:
         return shown
-    interval = format_interval(ci95, format_number, between="–")
-    return join(shown, element("small", interval))
+    return join(shown, element("small", format_interval(ci95, form, between="–")))
 
 
 def _grouped(heads: tuple[str, ...], bodies: list[Markup], *, texts: int = 1) -> Markup:

@@ -13,11 +13,12 @@ from deploy.report.wording import (
     UNKNOWN,
     clean,
     format_bytes,
+    format_conditions,
     format_decibel,
     format_interval,
     format_number,
     format_percent,
-    format_time,
+    format_ratio,
 )
 
 _STYLES = {"winner": "bold green", "rejected": "yellow", "failed": "red", "not run": "dim"}
@@ -27,7 +28,7 @@ def print_report(report: Report, console: Console) -> None:
     """Print `report`: verdict, table, reasons, A/A control, warnings. Nothing is cut off."""
     winner = winner_of(report)
     _print(console, f"{report['model']['name']}: {report['verdict']}", "bold")
-    _print(console, _conditions(report), "dim")
+    _print(console, format_conditions(report), "dim")
     console.print()
     console.print(_candidate_table(report, winner["name"]))
     _print_reasons(report, console)
@@ -47,16 +48,10 @@ def control_sentence(report: Report) -> str:
     span = f"{format_number(low)} to {format_number(high)}"
     text = f"A/A control: the baseline against itself came out at {ratio}x (95% {span})"
     if low <= 1 <= high:
-        return f"{text}; 1 lies inside, as it should."
-    return f"{text}; 1 lies outside: the machine was not quiet, trust small differences less."
-
-
-def _conditions(report: Report) -> str:
-    machine, measurement = report["machine"], report["measurement"]
-    device = machine["gpu"] or machine["cpu"] or "unknown machine"
+        return f"{text}; the interval holds 1, as it should."
     return (
-        f"{device}, {measurement['threads']} threads, batch {measurement['batch']}, "
-        f"{format_time(report['created'])}"
+        f"{text}; the interval leaves 1 out: the machine was not quiet, trust small "
+        "differences less."
     )
 
 
@@ -90,10 +85,10 @@ def _latency_cells(candidate: Candidate) -> tuple[Text, Text]:
         return Text(UNKNOWN), Text(UNKNOWN)
     p50 = Text(format_number(latency["p50_ms"]))
     p50.append(f"\n{format_interval(latency['p50_ci95'], format_number)}", style="dim")
-    speedup = Text(f"{format_number(latency['speedup'])}x")
-    if candidate["latency"]["speedup_ci95"] != [1.0, 1.0]:
-        interval = format_interval(latency["speedup_ci95"], format_number)
-        speedup.append(f"\n{interval}", style="dim")
+    speedup = Text(f"{format_ratio(latency['speedup'])}x")
+    low, high = latency["speedup_ci95"]
+    if low != high:
+        speedup.append(f"\n{format_interval((low, high), format_ratio)}", style="dim")
     return p50, speedup
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 UNKNOWN = "-"
 
@@ -31,6 +32,11 @@ def format_number(value: float | None, digits: int = 3) -> str:
     if magnitude < -4 or magnitude > 6:
         return f"{value:.{digits - 1}e}"
     return f"{value:,.{max(0, digits - 1 - magnitude)}f}"
+
+
+def format_ratio(value: float | None) -> str:
+    """A speed-up without its sign; one digit is enough for what is ten times slower."""
+    return format_number(value, 3 if value is None or value >= 0.1 else 1)
 
 
 def format_percent(value: float | None) -> str:
@@ -97,6 +103,16 @@ def format_time(created: str) -> str:
     if len(created) >= 17 and created[10] == "T" and created.endswith("Z"):
         return f"{created[:10]} {created[11:16]} UTC"
     return clean(created)
+
+
+def format_conditions(report: dict[str, Any]) -> str:
+    """Machine, threads, batch and time, in one line: what every number of a report holds for."""
+    machine, measurement = report["machine"], report["measurement"]
+    devices = " and ".join(clean(name) for name in (machine["cpu"], machine["gpu"]) if name)
+    return (
+        f"{devices or 'unknown machine'}, {measurement['threads']} threads, "
+        f"batch {measurement['batch']}, {format_time(report['created'])}"
+    )
 
 
 def format_tensor(tensor: dict[str, object]) -> str:

@@ -12,7 +12,7 @@ from export.artifacts import Fused, Skip
 from export.capture import capture
 from export.errors import ExportError
 from export.fusion.conv_bn import fold_conv_bn
-from export.fusion.draft import Draft
+from export.fusion.draft import Draft, ignore_treespec_warning
 
 Pass = Callable[[Draft], tuple[tuple[Fused, ...], tuple[Skip, ...]]]
 
@@ -113,6 +113,7 @@ def _make_module(program: ExportedProgram) -> fx.GraphModule:
     graph does neither.
     """
     unlifted = program.module(check_guards=False)
-    module = copy.deepcopy(fx.GraphModule(unlifted, unlifted.graph))
+    with ignore_treespec_warning():
+        module = copy.deepcopy(fx.GraphModule(unlifted, unlifted.graph))
     module.eval()
     return module

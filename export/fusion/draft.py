@@ -4,13 +4,17 @@ A program names every stored tensor three times: as a placeholder of the graph, 
 signature, and as a key of the state. Rewrites go through this file so that the three never part.
 """
 
+import contextlib
 import copy
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import (
+    ConstantArgument,
     ExportGraphSignature,
     InputKind,
     InputSpec,
@@ -84,6 +88,12 @@ class Draft:
         node.replace_all_uses_with(replacement)
         self.graph.erase_node(node)
 
+    def drop_constant_outputs(self) -> None:
+        """Return None in place of every number or string; the nesting stays."""
+        (output,) = (node for node in self.graph.nodes if node.op == "output")
+        kept = [value if isinstance(value, fx.Node) else None for value in output.args[0]]
+        output.args = (tuple(kept),)
+
     def finish(self) -> ExportedProgram:
         """The edited program, verified; stored tensors that nothing reads any more are gone."""
         for spec in list(self._inputs):
@@ -93,6 +103,8 @@ class Draft:
                 self._inputs.remove(spec)
         kept = {spec.target for spec in self._inputs}
         self.graph.lint()
+        with ignore_treespec_warning():
+            calls = copy.deepcopy(self._program.module_call_graph)
         module = fx.GraphModule(self._program.graph_module, self.graph)
         module.meta.update(self._program.graph_module.meta)
         return ExportedProgram(
@@ -101,7 +113,7 @@ class Draft:
             graph_signature=ExportGraphSignature(self._inputs, self._output_specs()),
             state_dict={key: value for key, value in self._state.items() if key in kept},
             range_constraints=copy.deepcopy(self._program.range_constraints),
-            module_call_graph=copy.deepcopy(self._program.module_call_graph),
+            module_call_graph=calls,
             example_inputs=self._program.example_inputs,
             constants={
                 key: value
@@ -118,6 +130,8 @@ class Draft:
         for spec, value in zip(specs, output.args[0], strict=True):
             if isinstance(value, fx.Node):
                 spec.arg.name = value.name
+            elif isinstance(spec.arg, ConstantArgument):
+                spec.arg = ConstantArgument(name=spec.arg.name, value=value)
         return specs
 
     def _spec(self, node: object) -> InputSpec | None:
@@ -145,6 +159,14 @@ class Draft:
         taken = {spec.target for spec in self._inputs}
         names = (wanted, *(f"{wanted}_{index}" for index in range(1, len(taken) + 2)))
         return next(name for name in names if name not in taken)
+
+
+@contextlib.contextmanager
+def ignore_treespec_warning() -> Iterator[None]:
+    """Silence what torch says about itself when a pytree specification is deep-copied."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*LeafSpec.* is deprecated", FutureWarning)
+        yield
 
 
 def read_argument(node: fx.Node, name: str, default: Any = None) -> Any:

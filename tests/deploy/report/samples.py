@@ -56,7 +56,9 @@ def accuracy(candidate: float, reference: float = 0.9462, samples: int = 1000) -
     }
 
 
-def parity(outputs: list[Report], *, passed: bool = True, gate: str, score: Report | None) -> Report:
+def parity(
+    outputs: list[Report], *, passed: bool = True, gate: str, score: Report | None
+) -> Report:
     return {
         "passed": passed,
         "gate": gate,
@@ -189,19 +191,25 @@ def labelled_report() -> Report:
         return parity([output(sqnr)], passed=passed, gate=DROP_GATE, score=accuracy(value))
 
     report["candidates"] = [
-        candidate("onnxruntime-fp32", parity=exact(131.8), latency=latency(0.981), size_bytes=1098304),
+        candidate(
+            "onnxruntime-fp32", parity=exact(131.8), latency=latency(0.981), size_bytes=1098304
+        ),
         candidate(
             "onnxruntime-int8",
             status="rejected",
-            reason="accuracy drops by 1.84 points (95%: 1.54 to 2.14) on 1000 samples; at most 1.00 "
-            "is allowed. Raise --max-drop or calibrate on more data.",
+            reason="accuracy drops by 1.84 points (95%: 1.54 to 2.14) on 1000 samples; at most "
+            "1.00 is allowed. Raise --max-drop or calibrate on more data.",
             parity=reduced(18.7, 0.9278, passed=False),
             latency=latency(0.502),
             size_bytes=322560,
         ),
         candidate("openvino-fp32", parity=exact(None), latency=latency(0.724), size_bytes=1101824),
-        candidate("openvino-bf16", parity=reduced(41.2, 0.9458), latency=latency(0.533), size_bytes=560128),
-        candidate("openvino-int8", parity=reduced(31.4, 0.9441), latency=latency(0.298), size_bytes=318464),
+        candidate(
+            "openvino-bf16", parity=reduced(41.2, 0.9458), latency=latency(0.533), size_bytes=560128
+        ),
+        candidate(
+            "openvino-int8", parity=reduced(31.4, 0.9441), latency=latency(0.298), size_bytes=318464
+        ),
         candidate(
             "onnxruntime-bf16",
             status="failed",
@@ -261,7 +269,9 @@ def no_data_report() -> Report:
 def torch_report() -> Report:
     """Nothing beats eager; times span 0.1 ms to 40 ms; the machine was not quiet; nulls abound."""
     report = _frame()
-    report["model"].update(sha256=None, macs=None, rung=None, form="torchscript", fused=[], skipped=[])
+    report["model"].update(
+        sha256=None, macs=None, rung=None, form="torchscript", fused=[], skipped=[]
+    )
     report["machine"].update(memory_gb=None, load_average=5.8, gpu="NVIDIA RTX 4090")
     report["machine"]["peak_gmacs"]["bf16"] = None
     report["control"] = {"ratio": 1.062, "ci95": [1.021, 1.104]}
@@ -295,7 +305,9 @@ def torch_report() -> Report:
             size_bytes=1101824,
         ),
     ]
-    report["verdict"] = "Nothing beats PyTorch on this machine; the bundle keeps your model as it is."
+    report["verdict"] = (
+        "Nothing beats PyTorch on this machine; the bundle keeps your model as it is."
+    )
     report["warnings"] = ["The load average was 5.8 on 8 cores while measuring."]
     return report
 

@@ -1,0 +1,136 @@
+"""What became of every candidate, and the report of a build as plain values for JSON."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from deploy.engines.base import EngineSpec
+from deploy.gates import MIN_SQNR_DB, DataKind, Verdict
+from deploy.latency import EngineLatency, LatencyReport
+from deploy.parity import Accuracy, OutputParity, ParityReport
+from export.artifacts import TensorSpec
+
+Status = Literal["ok", "rejected", "failed", "not_run"]
+
+
+@dataclass(frozen=True)
+class CandidateResult:
+    """One candidate, judged. `reason` is there unless the status is ``ok``."""
+
+    name: str
+    engine: str
+    precision: str
+    status: Status
+    reason: str | None = None
+    spec: EngineSpec | None = None
+    size_bytes: int | None = None
+    parity: ParityReport | None = None
+    verdict: Verdict | None = None
+    latency: EngineLatency | None = None
+
+    @property
+    def parity_holds(self) -> bool:
+        """Its answers may be shipped, whatever its speed."""
+        return self.verdict is not None and self.verdict.passed
+
+
+def candidate_json(
+    result: CandidateResult, *, kind: DataKind, macs: int, peaks: Mapping[str, float | None]
+) -> dict[str, Any]:
+    """A candidate as the report's schema has it.
+
+    Args:
+        result: the candidate.
+        kind: of the data that it was judged on.
+        macs: multiply-accumulates of one call at the measured batch.
+        peaks: GMAC/s of the machine by precision.
+    """
+    return {
+        "name": result.name,
+        "engine": result.engine,
+        "precision": result.precision,
+        "status": result.status,
+        "reason": result.reason,
+        "parity": _parity_json(result, kind),
+        "latency": _latency_json(result, macs, peaks.get(result.precision)),
+        "size_bytes": result.size_bytes,
+    }
+
+
+def spec_json(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
+    """Tensor specs as plain values."""
+    return [{"name": s.name, "shape": list(s.shape), "dtype": s.dtype} for s in specs]
+
+
+def gates_json(max_drop: float, min_sqnr: float | None) -> dict[str, Any]:
+    """The gates that were applied, as plain values."""
+    sqnr = {name: value if min_sqnr is None else min_sqnr for name, value in MIN_SQNR_DB.items()}
+    return {"max_drop": max_drop, "min_sqnr_db": sqnr}
+
+
+def control_json(report: LatencyReport | None) -> dict[str, Any] | None:
+    """The A/A control as plain values."""
+    if report is None or report.control is None or report.control_ci95 is None:
+        return None
+    return {"ratio": report.control, "ci95": list(report.control_ci95)}
+
+
+def _parity_json(result: CandidateResult, kind: DataKind) -> dict[str, Any] | None:
+    parity, verdict = result.parity, result.verdict
+    if parity is None or verdict is None:
+        return None
+    return {
+        "passed": verdict.passed,
+        "gate": verdict.gate,
+        "data": "synthetic" if kind == "synthetic" else "evaluation",
+        "samples": parity.samples,
+        "batches_checked": list(parity.batches_checked),
+        "outputs": [_output_json(output) for output in parity.outputs],
+        "accuracy": _accuracy_json(parity.accuracy),
+    }
+
+
+def _output_json(output: OutputParity) -> dict[str, Any]:
+    values = asdict(output)
+    del values["finite"], values["error_eager"]
+    return {key: _finite(value) for key, value in values.items()}
+
+
+def _accuracy_json(accuracy: Accuracy | None) -> dict[str, Any] | None:
+    if accuracy is None:
+        return None
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in asdict(accuracy).items()
+    }
+
+
+def _latency_json(result: CandidateResult, macs: int, peak: float | None) -> dict[str, Any] | None:
+    latency = result.latency
+    if latency is None:
+        return None
+    rate = macs / latency.p50 / 1e9
+    return {
+        "samples": latency.samples,
+        "first_ms": latency.first * 1e3,
+        "p50_ms": latency.p50 * 1e3,
+        "p50_ci95": [value * 1e3 for value in latency.p50_ci95],
+        "p90_ms": latency.p90 * 1e3,
+        "p90_ci95": [value * 1e3 for value in latency.p90_ci95],
+        "p99_ms": None if latency.p99 is None else latency.p99 * 1e3,
+        "p99_ci95": (
+            None if latency.p99_ci95 is None else [value * 1e3 for value in latency.p99_ci95]
+        ),
+        "speedup": latency.speedup,
+        "speedup_ci95": list(latency.speedup_ci95),
+        "gmacs_per_s": rate,
+        "peak_fraction": rate / peak if peak else None,
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: identical outputs are null, and no signal at all is -300 dB."""
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return None if value > 0 else -300.0

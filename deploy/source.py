@@ -1,0 +1,243 @@
+"""What a build is given, settled: the module, its call, its inputs, its data."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from deploy.config import BuildConfig
+from deploy.data import ArrayRows, Dataset, check_data, check_labels, open_data, split_data
+from deploy.engines.base import EngineSpec, Feeds
+from deploy.gates import DataKind
+from deploy.inputs import InputSpec, parse_input, synthetic_feeds
+from deploy.loading import load_model, prepare_module
+from deploy.reference import to_numpy
+from export.artifacts import TensorSpec
+from export.errors import ConfigError
+from export.signature import CallSignature, describe_call, name_inputs
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+_TRACE_BATCH = 2
+_SYNTHETIC_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One model with everything that a build needs to know of it.
+
+    Attributes:
+        module: the user's, in eval mode, on the CPU.
+        file: the user's model file, or the one that a module was written to.
+        kind: what the evaluation data is worth.
+        classes_of: the output that labels are held against; None without labels.
+        high: upper bounds for synthetic integers, by input.
+    """
+
+    name: str
+    module: nn.Module
+    file: Path
+    form: str
+    program: "ExportedProgram | None"
+    trust: tuple[str, ...]
+    factory: str | None
+    signature: CallSignature
+    static_batch: int | None
+    latency_batch: int
+    calibration: Dataset
+    evaluation: Dataset
+    kind: DataKind
+    source: str | None
+    classes_of: str | None
+    high: dict[str, int]
+    seed: int
+    warnings: tuple[str, ...]
+
+    def trace_feeds(self) -> dict[str, torch.Tensor]:
+        """Example inputs for capture: a batch of 2, or the static one."""
+        batch = self.static_batch or _TRACE_BATCH
+        return _to_tensors(self.synthetic(batch, seed=self.seed))
+
+    def synthetic(self, batch: int, *, seed: int) -> Feeds:
+        """Seeded synthetic inputs of the model's signature."""
+        return synthetic_feeds(self.signature.inputs, batch, seed=seed, high=self.high)
+
+    def latency_feeds(self) -> Feeds:
+        """What every engine is timed on: evaluation samples, repeated to fill the batch."""
+        return self.evaluation.batch(np.arange(self.latency_batch) % len(self.evaluation))
+
+    def baseline_spec(self, threads: int) -> EngineSpec:
+        """Eager torch, as a child process opens it."""
+        return EngineSpec(
+            engine="torch",
+            precision="fp32",
+            path=str(self.file),
+            threads=threads,
+            trust=self.trust,
+            factory=self.factory,
+            keyword=self.signature.keyword,
+            inputs=self.signature.inputs,
+            outputs=self.signature.outputs,
+        )
+
+    def settle(self, dynamic_batch: bool) -> "Problem":
+        """The same after export, which may have had to give up the dynamic batch."""
+        if dynamic_batch or self.static_batch is not None:
+            return self
+        batch = self.latency_batch
+        del batch
+        return replace(self, static_batch=_TRACE_BATCH, latency_batch=_TRACE_BATCH)
+
+
+def open_problem(
+    model: Path | str | nn.Module, config: BuildConfig, scratch: Path
+) -> Problem:
+    """Load the model and the data, settle the signature, and hold one against the other.
+
+    Raises:
+        InputError: the model cannot be loaded, the inputs are not given or do not fit, or the data
+            cannot be used.
+        ExportError: the model itself fails on these inputs.
+    """
+    loaded_warnings: tuple[str, ...]
+    if isinstance(model, nn.Module):
+        module, loaded_warnings = prepare_module(model)
+        file, form, program, trust = write_module(module, scratch), "module", None, ("*",)
+        name = type(model).__name__
+    else:
+        file, trust = Path(model), config.trust
+        loaded = load_model(file, trust=trust, factory=config.model)
+        module, form, program = loaded.module, loaded.form, loaded.program
+        loaded_warnings, name = loaded.warnings, file.name
+    data = _open(config)
+    specs = _settle_inputs(config, data)
+    names, keyword = name_inputs(module, [spec.name for spec in specs])
+    specs = tuple(replace(spec, name=name) for spec, name in zip(specs, names, strict=True))
+    high = {spec.name: spec.high for spec in specs if spec.name and spec.high is not None}
+    given_batch = specs[0].shape[0]
+    batch = given_batch if config.static_batch else _TRACE_BATCH
+    signature = _describe(module, specs, keyword, batch, high, config)
+    calibration, evaluation, kind = _split(data, signature, config, high, given_batch)
+    classes_of, label_warnings = _find_classes(signature, module, evaluation, data)
+    return Problem(
+        name=name,
+        module=module,
+        file=file,
+        form=form,
+        program=program,
+        trust=trust,
+        factory=config.model,
+        signature=signature,
+        static_batch=given_batch if config.static_batch else None,
+        latency_batch=given_batch if config.static_batch else config.batch,
+        calibration=calibration,
+        evaluation=evaluation,
+        kind=kind,
+        source=config.data,
+        classes_of=classes_of,
+        high=high,
+        seed=config.seed,
+        warnings=(*loaded_warnings, *label_warnings),
+    )
+
+
+def write_module(module: nn.Module, folder: Path) -> Path:
+    """A module from memory as a file that child processes can open, classes of scripts included."""
+    import cloudpickle
+
+    path = folder / "model.pt"
+    torch.save(module, path, pickle_module=cloudpickle)
+    return path
+
+
+def _open(config: BuildConfig) -> Dataset | None:
+    if config.data is None:
+        return None
+    limit = config.calibration_samples + config.evaluation_samples
+    return open_data(config.data, images=config.images, input_names=None, limit=limit)
+
+
+def _settle_inputs(config: BuildConfig, data: Dataset | None) -> tuple[InputSpec, ...]:
+    if config.inputs:
+        return tuple(parse_input(text) for text in config.inputs)
+    if data is not None:
+        return data.specs()
+    raise ConfigError(
+        "The shape of the inputs is not known. Pass --input, such as --input 1x3x224x224, or "
+        "--data with samples to take it from."
+    )
+
+
+def _describe(
+    module: nn.Module,
+    specs: tuple[InputSpec, ...],
+    keyword: bool,
+    batch: int,
+    high: dict[str, int],
+    config: BuildConfig,
+) -> CallSignature:
+    """Run the module once on synthetic inputs and record its signature."""
+    concrete = tuple(
+        TensorSpec(str(spec.name), (batch, *spec.shape[1:]), spec.dtype) for spec in specs
+    )
+    feeds = _to_tensors(synthetic_feeds(concrete, batch, seed=config.seed, high=high))
+    return describe_call(module, feeds, keyword=keyword, dynamic_batch=not config.static_batch)
+
+
+def _split(
+    data: Dataset | None,
+    signature: CallSignature,
+    config: BuildConfig,
+    high: dict[str, int],
+    given_batch: int,
+) -> tuple[Dataset, Dataset, DataKind]:
+    if data is None:
+        count = max(_SYNTHETIC_SAMPLES, given_batch)
+        synthetic = [
+            _synthetic_dataset(signature, count, config.seed + offset, high) for offset in (0, 1)
+        ]
+        return synthetic[0], synthetic[1], "synthetic"
+    split = split_data(
+        data,
+        calibration_samples=config.calibration_samples,
+        evaluation_samples=config.evaluation_samples,
+        seed=config.seed,
+    )
+    for view in (split.calibration, split.evaluation):
+        check_data(view, signature.inputs)
+    kind: DataKind = "unlabelled" if split.evaluation.labels is None else "labelled"
+    return split.calibration.bind(signature.inputs), split.evaluation.bind(signature.inputs), kind
+
+
+def _synthetic_dataset(
+    signature: CallSignature, count: int, seed: int, high: dict[str, int]
+) -> Dataset:
+    arrays = synthetic_feeds(signature.inputs, count, seed=seed, high=high)
+    rows = {name: ArrayRows(array, array.dtype) for name, array in arrays.items()}
+    return Dataset(rows, None, "synthetic", named=True)
+
+
+def _find_classes(
+    signature: CallSignature, module: nn.Module, evaluation: Dataset, data: Dataset | None
+) -> tuple[str | None, tuple[str, ...]]:
+    """The output that labels are classes of: the first of shape (batch, classes)."""
+    if evaluation.labels is None or data is None or data.labels is None:
+        return None, ()
+    for output in signature.outputs:
+        if len(output.shape) == 2 and isinstance(output.shape[1], int) and output.shape[1] > 1:
+            check_labels(data.labels, output.shape[1])
+            return output.name, ()
+    return None, (
+        "The data has labels, but no output is (batch, classes): accuracy is not judged.",
+    )
+
+
+def _to_tensors(feeds: Feeds) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
+
+
+__all__ = ["Problem", "open_problem", "to_numpy", "write_module"]

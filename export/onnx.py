@@ -1,0 +1,284 @@
+"""``ExportedProgram`` → ONNX file; and, as the last resort, ``nn.Module`` → ONNX by TorchScript."""
+
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from export.artifacts import BATCH, OnnxModel, TensorSpec
+from export.capture import condense_error, contain_noise
+from export.errors import ExportError
+from export.fusion.draft import Draft
+from export.signature import flatten_outputs
+
+INLINE_LIMIT = 2_000_000_000
+"""Bytes of weights above which they go to a file of their own: protobuf holds 2 GiB."""
+
+TORCHSCRIPT_MAX_OPSET = 20
+
+
+def to_onnx(
+    program: ExportedProgram,
+    path: Path,
+    *,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    opset: int = 20,
+) -> OnnxModel:
+    """Write `program` as ONNX.
+
+    Args:
+        program: as captured or fused; left as it is.
+        path: the file to write; weights above 2 GB go to ``<path>.data`` beside it.
+        input_names: names of the program's inputs, in order; an input passed by keyword keeps its
+            own name and takes its place in this order.
+        output_names: names of the tensors that the program returns, in order. What it returns
+            beside tensors is left out.
+        opset: 18 to 25.
+
+    Returns:
+        The model with the axis ``"batch"`` on the dynamic axes. Its nodes keep the exporter's
+        metadata (``pkg.torch.onnx.name_scopes``, stack traces).
+
+    Raises:
+        ExportError: an operator has no ONNX form, or the result fails onnx's checker.
+
+    Source: https://docs.pytorch.org/docs/stable/onnx_export.html
+    """
+    try:
+        with contain_noise():
+            exported = torch.onnx.export(
+                _drop_constant_outputs(program),
+                dynamo=True,
+                opset_version=opset,
+                input_names=_order_names(program, input_names),
+                output_names=list(output_names),
+                verbose=False,
+            )
+    except Exception as error:  # many kinds come out of the exporter; all are this one finding
+        raise ExportError(f"The ONNX exporter failed: {_find_cause(error)}") from error
+    if exported is None:
+        raise ExportError("The ONNX exporter returned nothing.")
+    return _finish(exported.model, path, input_names, output_names)
+
+
+def torchscript_to_onnx(
+    module: nn.Module,
+    feeds: Mapping[str, Tensor],
+    path: Path,
+    *,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    keyword: bool,
+    dynamic_batch: bool,
+    opset: int,
+) -> OnnxModel:
+    """Write `module` as ONNX through tracing, the older exporter; takes ScriptModules as well.
+
+    Control flow of Python is fixed as it went for `feeds`; that of a ScriptModule is kept.
+
+    Args:
+        module: left as it is.
+        feeds: example inputs by name, in the order of the call.
+        path: the file to write.
+        input_names: names of the inputs, in order.
+        output_names: names of the flattened output tensors, in order.
+        keyword: pass the inputs by name.
+        dynamic_batch: name the leading axes that have the size of the batch ``"batch"``.
+        opset: up to 20; more is lowered to 20, which is all that this exporter knows.
+
+    Raises:
+        ExportError: the model cannot be traced or an operator has no ONNX form.
+    """
+    flat = _Flat(module, tuple(feeds), keyword).eval()
+    values = tuple(feeds.values())
+    try:
+        with contain_noise(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+            traced = torch.jit.trace(flat, values, check_trace=False)
+            outputs = dict(zip(output_names, flat(*values), strict=True))
+            named = {**dict(zip(input_names, values, strict=True)), **outputs}
+            batch = next((value.shape[0] for value in values if value.ndim), None)
+            target = Path(folder) / "model.onnx"
+            torch.onnx.export(
+                traced,
+                values,
+                target,
+                dynamo=False,
+                opset_version=min(opset, TORCHSCRIPT_MAX_OPSET),
+                input_names=list(input_names),
+                output_names=list(output_names),
+                dynamic_axes={
+                    name: {0: BATCH}
+                    for name, value in named.items()
+                    if dynamic_batch and value.ndim and value.shape[0] == batch
+                },
+            )
+            return _finish(ir.load(target), path, input_names, output_names)
+    except ExportError:
+        raise
+    except Exception as error:  # many kinds come out of the exporter; all are this one finding
+        raise ExportError(f"The TorchScript exporter failed: {_find_cause(error)}") from error
+
+
+class _Flat(nn.Module):
+    """A module called in order with tensors, returning its tensors in a flat tuple."""
+
+    def __init__(self, module: nn.Module, names: tuple[str, ...], keyword: bool) -> None:
+        super().__init__()
+        self.model = module
+        self._names = names
+        self._keyword = keyword
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        if self._keyword:
+            return flatten_outputs(self.model(**dict(zip(self._names, values, strict=True))))[1]
+        return flatten_outputs(self.model(*values))[1]
+
+
+def _order_names(program: ExportedProgram, names: Sequence[str]) -> list[str]:
+    """`names` in the program's own order: keywords may stand in another one."""
+    spec = program.call_spec.in_spec
+    keywords = list(spec.children()[1].context or ()) if spec is not None else []
+    return keywords if set(keywords) == set(names) else list(names)
+
+
+def _drop_constant_outputs(program: ExportedProgram) -> ExportedProgram:
+    """`program` with None for each number or string it returns: the exporter takes no others."""
+    (output,) = (node for node in program.graph.nodes if node.op == "output")
+    if all(isinstance(value, fx.Node) or value is None for value in output.args[0]):
+        return program
+    draft = Draft(program)
+    draft.drop_constant_outputs()
+    return draft.finish()
+
+
+def _find_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return condense_error(error)
+
+
+def _finish(
+    model: ir.Model, path: Path, input_names: Sequence[str], output_names: Sequence[str]
+) -> OnnxModel:
+    """Order and name what the exporter left, write the file and check it."""
+    graph = model.graph
+    found, wanted = {value.name: value for value in graph.inputs}, list(input_names)
+    if sorted(found) != sorted(wanted) or [v.name for v in graph.outputs] != list(output_names):
+        raise ExportError(
+            f"The exported model takes {sorted(str(name) for name in found)} and returns "
+            f"{[value.name for value in graph.outputs]}; expected {wanted} and {list(output_names)}."
+        )
+    graph.inputs[:] = [found[name] for name in wanted]
+    _name_batch_axis(graph)
+    _use_global_pooling(graph)
+    write_onnx(model, path)
+    return OnnxModel(
+        path=path,
+        inputs=tuple(_describe_value(value) for value in graph.inputs),
+        outputs=tuple(_describe_value(value) for value in graph.outputs),
+        opset=model.opset_imports[""],
+    )
+
+
+def write_onnx(model: ir.Model, path: Path, *, inline_limit: int = INLINE_LIMIT) -> None:
+    """Write `model` and check the file; above `inline_limit` bytes the weights stand beside it.
+
+    Raises:
+        ExportError: the file fails onnx's checker with full shape inference.
+    """
+    size = sum(
+        value.const_value.nbytes
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+    )
+    external = f"{path.name}.data" if size > inline_limit else None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ir.save(model, path, external_data=external)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"The exported model is not valid ONNX: {condense_error(error)}") from error
+
+
+def _name_batch_axis(graph: ir.Graph) -> None:
+    """Give the inputs' dynamic leading axes the name ``"batch"`` wherever they stand."""
+    symbols = set()
+    for value in graph.inputs:
+        if value.shape is not None and len(value.shape) and isinstance(value.shape[0], ir.SymbolicDim):
+            symbols.add(str(value.shape[0].value))
+    if not symbols:
+        return
+    pattern = re.compile(rf"\b({'|'.join(re.escape(symbol) for symbol in symbols)})\b")
+    produced = [value for node in graph.all_nodes() for value in node.outputs]
+    for value in {id(v): v for v in (*graph.inputs, *produced, *graph.outputs)}.values():
+        if value.shape is None:
+            continue
+        value.shape = ir.Shape(
+            [
+                pattern.sub(BATCH, str(dim.value))
+                if isinstance(dim, ir.SymbolicDim) and dim.value is not None
+                else dim
+                for dim in value.shape
+            ]
+        )
+
+
+def _use_global_pooling(graph: ir.Graph) -> None:
+    """Turn a mean over all spatial axes into GlobalAveragePool, which engines run in int8.
+
+    ``AdaptiveAvgPool2d(1)`` leaves the exporter as ReduceMean. Without kept axes a Flatten follows.
+    """
+    for node in list(graph):
+        source = node.inputs[0] if node.op_type == "ReduceMean" and node.domain == "" else None
+        if source is None or source.shape is None or len(source.shape) < 3:
+            continue
+        rank = len(source.shape)
+        axes = _read_axes(node)
+        if axes is None or {axis % rank for axis in axes} != set(range(2, rank)):
+            continue
+        keeps = node.attributes["keepdims"].as_int() if "keepdims" in node.attributes else 1
+        node.attributes.clear()
+        if len(node.inputs) > 1:
+            node.resize_inputs(1)
+        if keeps:
+            node.op_type = "GlobalAveragePool"
+            continue
+        pool = ir.node("GlobalAveragePool", [source], name=f"{node.name}_pool")
+        pool.metadata_props.update(node.metadata_props)
+        pool.outputs[0].name = f"{node.outputs[0].name}_pool"
+        pool.outputs[0].dtype = source.dtype
+        pool.outputs[0].shape = ir.Shape([*source.shape[:2], *[1] * (rank - 2)])
+        graph.insert_before(node, pool)
+        node.op_type = "Flatten"
+        node.attributes["axis"] = ir.AttrInt64("axis", 1)
+        node.replace_input_with(0, pool.outputs[0])
+    kept = {id(value) for value in graph.outputs}
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and id(value) not in kept:
+            graph.initializers.pop(name)
+
+
+def _read_axes(node: ir.Node) -> list[int] | None:
+    if "axes" in node.attributes:
+        return list(node.attributes["axes"].as_ints())
+    constant: Any = ir.convenience.get_const_tensor(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    return None if constant is None else [int(axis) for axis in constant.numpy().reshape(-1)]
+
+
+def _describe_value(value: ir.Value) -> TensorSpec:
+    name = str(value.name)
+    if value.shape is None or value.dtype is None:
+        raise ExportError(f"The exporter gave no shape or type for {name!r}.")
+    shape = tuple(
+        dim if isinstance(dim, int) else str(dim.value or f"{name}_{axis}")
+        for axis, dim in enumerate(value.shape)
+    )
+    return TensorSpec(name, shape, value.dtype.numpy().name)

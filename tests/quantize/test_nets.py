@@ -1,0 +1,121 @@
+"""The small nets of this folder's tests, and proof that they are valid and run."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from export.artifacts import BATCH, OnnxModel, TensorSpec
+
+
+class Net:
+    """Builds one ONNX model node by node; every method returns the name of its result."""
+
+    def __init__(self, *shape: int, seed: int = 0, opset: int = 20) -> None:
+        self.random = np.random.default_rng(seed)
+        self.shape, self.opset = shape, opset
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def constant(self, name: str, array: np.ndarray) -> str:
+        self.constants.append(numpy_helper.from_array(array, name))
+        return name
+
+    def op(self, kind: str, *inputs: str, name: str = "", outputs: int = 1, **attributes) -> str:
+        name = name or f"{kind.lower()}{len(self.nodes)}"
+        results = [f"{name}_out{'' if i == 0 else i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(kind, inputs, results, name=name, **attributes))
+        return results[0]
+
+    def conv(self, x: str, inside: int, outside: int, *, kernel: int = 3, name: str = "",
+             groups: int = 1, bias: bool = True, **attributes) -> str:
+        name = name or f"conv{len(self.nodes)}"
+        fan_in = inside // groups * kernel**2
+        weight = self.random.normal(0, fan_in**-0.5, (outside, inside // groups, kernel, kernel))
+        inputs = [x, self.constant(f"{name}_w", weight.astype(np.float32))]
+        if bias:
+            values = self.random.normal(0, 0.1, outside).astype(np.float32)
+            inputs.append(self.constant(f"{name}_b", values))
+        return self.op("Conv", *inputs, name=name, group=groups, kernel_shape=[kernel, kernel],
+                       pads=[kernel // 2] * 4, **attributes)
+
+    def gemm(self, x: str, inside: int, outside: int, *, name: str = "gemm", trans: int = 1) -> str:
+        weight = self.random.normal(0, inside**-0.5, (outside, inside)).astype(np.float32)
+        weight = weight if trans else np.ascontiguousarray(weight.T)
+        bias = self.random.normal(0, 0.1, outside).astype(np.float32)
+        return self.op("Gemm", x, self.constant(f"{name}_w", weight),
+                       self.constant(f"{name}_b", bias), name=name, transB=trans)
+
+    def clip6(self, x: str) -> str:
+        name = f"clip{len(self.nodes)}"
+        low = self.constant(f"{name}_low", np.float32(0).reshape(()))
+        high = self.constant(f"{name}_high", np.float32(6).reshape(()))
+        return self.op("Clip", x, low, high, name=name)
+
+    def flatten(self, x: str) -> str:
+        return self.op("Flatten", x)
+
+    def save(self, path: Path, *results: str) -> OnnxModel:
+        """Ends the net in outputs ``y``, ``y1`` ... and writes it."""
+        names = ["y" if i == 0 else f"y{i}" for i in range(len(results))]
+        for node in self.nodes:
+            for old, new in zip(results, names, strict=True):
+                node.input[:] = [new if item == old else item for item in node.input]
+                node.output[:] = [new if item == old else item for item in node.output]
+        x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [BATCH, *self.shape])
+        ys = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
+        graph = helper.make_graph(self.nodes, "net", [x], ys, self.constants)
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=10
+        )
+        model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+        onnx.checker.check_model(model, full_check=True)
+        onnx.save(model, path)
+        specs = [TensorSpec("x", (BATCH, *self.shape), "float32")]
+        return OnnxModel(path, tuple(specs),
+                         tuple(TensorSpec(name, (BATCH,), "float32") for name in names), self.opset)
+
+    def feed(self, batch: int, seed: int = 1) -> dict[str, np.ndarray]:
+        values = np.random.default_rng(seed).normal(0, 1, (batch, *self.shape))
+        return {"x": values.astype(np.float32)}
+
+
+def classifier(folder: Path, *, opset: int = 20) -> tuple[Net, OnnxModel]:
+    """Conv-relu, a residual block, depthwise and Clip6, a downsampling block, pools and a Gemm."""
+    net = Net(3, 16, 16, opset=opset)
+    x = net.op("Relu", net.conv("x", 3, 8, name="stem"), name="stem_relu")
+    y = net.op("Relu", net.conv(x, 8, 8, name="block_a"), name="block_relu")
+    x = net.op("Relu", net.op("Add", net.conv(y, 8, 8, name="block_b"), x, name="residual"))
+    x = net.op("MaxPool", x, name="pool", kernel_shape=[2, 2], strides=[2, 2])
+    x = net.clip6(net.conv(x, 8, 8, groups=8, name="depthwise"))
+    y = net.conv(x, 8, 16, kernel=1, name="main", strides=[2, 2])
+    z = net.conv(x, 8, 16, kernel=1, name="shortcut", strides=[2, 2])
+    x = net.op("Relu", net.op("Add", y, z, name="down"))
+    x = net.flatten(net.op("GlobalAveragePool", x, name="gap"))
+    return net, net.save(folder / f"classifier{opset}.onnx", net.gemm(x, 16, 10, name="head"))
+
+
+def run(model: OnnxModel | Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """ONNX Runtime's own outputs, graph optimizations on."""
+    path = model.path if isinstance(model, OnnxModel) else model
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return session.run(None, feeds)
+
+
+def sqnr(reference: np.ndarray, value: np.ndarray) -> float:
+    """Signal to quantization noise, dB."""
+    reference, value = np.asarray(reference, np.float64), np.asarray(value, np.float64)
+    return float(10 * np.log10((reference**2).sum() / ((reference - value) ** 2).sum()))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_classifier_runs_at_every_batch_size(tmp_path: Path, batch: int) -> None:
+    net, model = classifier(tmp_path)
+    (y,) = run(model, net.feed(batch))
+    assert y.shape == (batch, 10)
+    assert y.std() > 0.1
