@@ -173,7 +173,7 @@ def _build(plan: Plan, graph: OnnxModel | DeployError, stage: Path, gpu: str | N
     reason = (
         "no NVIDIA GPU"
         if gpu is None
-        else f"this version builds TensorRT engines ahead of time and does not run them (GPU: {gpu})"
+        else f"this version builds TensorRT engines and does not run them yet (GPU: {gpu})"
     )
     return Candidate(plan, "not_run", reason, path)
 

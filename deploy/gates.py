@@ -17,6 +17,7 @@ NOISE_FACTOR = 10.0
 NOISE_FLOOR = 1e-6
 MIN_LABELLED = 300
 MIN_CONSISTENCY_DB = 20.0
+NO_CALIBRATION_DATA = "no calibration data; pass --data with samples of what the model will see"
 EXACT = ("fp32", "tf32")
 _ORDER = ("fp32", "tf32", "fp16", "bf16", "mixed", "int8")
 
@@ -51,11 +52,7 @@ def judge_parity(
     if precision in EXACT:
         return _judge_exact(report)
     if precision in ("int8", "mixed") and kind == "synthetic":
-        return Verdict(
-            False,
-            "calibration data",
-            "no calibration data; pass --data with samples of what the model will see",
-        )
+        return Verdict(False, "calibration data", NO_CALIBRATION_DATA)
     accuracy = report.accuracy
     if accuracy is not None and accuracy.samples >= MIN_LABELLED:
         gate = f"accuracy drop at most {config.max_drop:.2%} on {accuracy.samples} samples"

@@ -1,4 +1,4 @@
-"""`build`: a trained model in, a verified bundle out. The stages stand in `build`, top to bottom."""
+"""`build`: a trained model in, a verified bundle out. Its stages stand there, top to bottom."""
 
 import contextlib
 import shutil
@@ -18,7 +18,7 @@ from deploy.checking import CheckPlan, check_candidates
 from deploy.config import BuildConfig
 from deploy.data import Dataset
 from deploy.engines.base import EngineSpec, Feeds
-from deploy.gates import choose_winner, judge_parity, judge_speed
+from deploy.gates import NO_CALIBRATION_DATA, choose_winner, judge_parity, judge_speed
 from deploy.golden import GOLDEN_SAMPLES
 from deploy.inputs import synthetic_feeds
 from deploy.latency import LatencyReport, LatencySettings, measure
@@ -29,23 +29,13 @@ from deploy.peaks import measure_peaks
 from deploy.reference import Reference
 from deploy.results import CandidateResult
 from deploy.source import Problem, open_problem
-from deploy.writing import Findings, make_report
+from deploy.findings import Findings, make_report
 from export.cost import model_cost
 from export.errors import DeployError, GateError
 from export.ladder import Exported, export_model
 from export.progress import Progress, ProgressCallback, ignore_progress
 from quantize.calibrate import Ranges, calibrate
 from export.execute import float_tensors
-
-STAGES = (
-    "load",
-    "export",
-    "calibrate",
-    "build candidates",
-    "check parity",
-    "measure latency",
-    "pack",
-)
 
 _CALIBRATION_BATCH = 8
 
@@ -99,8 +89,7 @@ def build(
         threads = config.threads or usable_cores()
         reference = Reference(problem.module, problem.signature, threads=threads)
         with clock.stage("export"):
-            exported = _export(problem, config, stage, progress)
-            problem = problem.settle(exported.dynamic_batch)
+            exported, problem = _export(problem, config, stage, progress)
         with clock.stage("calibrate"):
             ranges = _calibrate(problem, exported, config, threads, progress)
         with clock.stage("build candidates"):
@@ -159,17 +148,27 @@ def _choose_output(model: Path | str | nn.Module, output: Path | str | None) -> 
 
 def _export(
     problem: Problem, config: BuildConfig, stage: Path, progress: ProgressCallback
-) -> Exported:
-    return export_model(
-        problem.module,
-        problem.trace_feeds(),
-        stage,
-        signature=problem.signature,
-        static_batch=config.static_batch,
-        opset=config.opset,
-        program=problem.program,
-        progress=progress,
-    )
+) -> tuple[Exported, Problem]:
+    """To ONNX; a model that cannot have a dynamic batch keeps the one of its inputs instead."""
+
+    def export(problem: Problem) -> Exported:
+        return export_model(
+            problem.module,
+            problem.trace_feeds(),
+            stage,
+            signature=problem.signature,
+            static_batch=problem.static_batch is not None,
+            opset=config.opset,
+            program=problem.program,
+            progress=progress,
+        )
+
+    exported = export(problem)
+    if exported.dynamic_batch or problem.static_batch is not None:
+        return exported, problem
+    problem = problem.with_static_batch()
+    again = export(problem)
+    return replace(again, attempts=(*exported.attempts, *again.attempts)), problem
 
 
 def _calibrate(
@@ -179,7 +178,7 @@ def _calibrate(
     threads: int,
     progress: ProgressCallback,
 ) -> Ranges | DeployError:
-    """The ranges of all float tensors; a model that cannot be calibrated still has float engines."""
+    """The ranges of all float tensors; a model without them still has float engines."""
     data = problem.calibration
     size = problem.static_batch or _CALIBRATION_BATCH
     batches = (batch for batch in data.batches(size) if _full(batch, problem.static_batch))
@@ -215,9 +214,12 @@ def _judge(
         precision=candidate.plan.precision,
         status="not_run" if candidate.status == "not_run" else "failed",
         reason=candidate.reason,
+        file=candidate.file,
         size_bytes=_size(candidate.file),
     )
     if candidate.status != "built":
+        if result.precision == "int8" and result.file is not None and problem.kind == "synthetic":
+            return replace(result, status="rejected", reason=NO_CALIBRATION_DATA)
         return result
     report = parity[candidate.name]
     if isinstance(report, str):

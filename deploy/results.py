@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from deploy.engines.base import EngineSpec
@@ -24,6 +25,7 @@ class CandidateResult:
     status: Status
     reason: str | None = None
     spec: EngineSpec | None = None
+    file: Path | None = None
     size_bytes: int | None = None
     parity: ParityReport | None = None
     verdict: Verdict | None = None
@@ -33,6 +35,11 @@ class CandidateResult:
     def parity_holds(self) -> bool:
         """Its answers may be shipped, whatever its speed."""
         return self.verdict is not None and self.verdict.passed
+
+    @property
+    def ships(self) -> bool:
+        """It goes into the bundle: its parity holds, or its file awaits the hardware to judge it."""
+        return self.parity_holds or (self.status == "not_run" and self.file is not None)
 
 
 def candidate_json(

@@ -14,7 +14,6 @@ from deploy.engines.base import EngineSpec, Feeds
 from deploy.gates import DataKind
 from deploy.inputs import InputSpec, parse_input, synthetic_feeds
 from deploy.loading import load_model, prepare_module
-from deploy.reference import to_numpy
 from export.artifacts import TensorSpec
 from export.errors import ConfigError
 from export.signature import CallSignature, describe_call, name_inputs
@@ -34,6 +33,8 @@ class Problem:
         module: the user's, in eval mode, on the CPU.
         file: the user's model file, or the one that a module was written to.
         kind: what the evaluation data is worth.
+        given_batch: the leading size of the inputs as given.
+        static_batch: the only batch size of every engine; None: dynamic.
         classes_of: the output that labels are held against; None without labels.
         high: upper bounds for synthetic integers, by input.
     """
@@ -46,6 +47,7 @@ class Problem:
     trust: tuple[str, ...]
     factory: str | None
     signature: CallSignature
+    given_batch: int
     static_batch: int | None
     latency_batch: int
     calibration: Dataset
@@ -84,18 +86,31 @@ class Problem:
             outputs=self.signature.outputs,
         )
 
-    def settle(self, dynamic_batch: bool) -> "Problem":
-        """The same after export, which may have had to give up the dynamic batch."""
-        if dynamic_batch or self.static_batch is not None:
-            return self
-        batch = self.latency_batch
-        del batch
-        return replace(self, static_batch=_TRACE_BATCH, latency_batch=_TRACE_BATCH)
+    def with_static_batch(self) -> "Problem":
+        """The same for a model that cannot be exported with a dynamic batch."""
+
+        def fix(spec: TensorSpec) -> TensorSpec:
+            return replace(spec, shape=spec.with_batch(self.given_batch))
+
+        signature = replace(
+            self.signature,
+            inputs=tuple(fix(spec) for spec in self.signature.inputs),
+            outputs=tuple(fix(spec) for spec in self.signature.outputs),
+        )
+        warning = (
+            "The model could not be exported with a dynamic batch; every engine takes batches of "
+            f"exactly {self.given_batch}."
+        )
+        return replace(
+            self,
+            signature=signature,
+            static_batch=self.given_batch,
+            latency_batch=self.given_batch,
+            warnings=(*self.warnings, warning),
+        )
 
 
-def open_problem(
-    model: Path | str | nn.Module, config: BuildConfig, scratch: Path
-) -> Problem:
+def open_problem(model: Path | str | nn.Module, config: BuildConfig, scratch: Path) -> Problem:
     """Load the model and the data, settle the signature, and hold one against the other.
 
     Raises:
@@ -122,7 +137,7 @@ def open_problem(
     batch = given_batch if config.static_batch else _TRACE_BATCH
     signature = _describe(module, specs, keyword, batch, high, config)
     calibration, evaluation, kind = _split(data, signature, config, high, given_batch)
-    classes_of, label_warnings = _find_classes(signature, module, evaluation, data)
+    classes_of, label_warnings = _find_classes(signature, evaluation, data)
     return Problem(
         name=name,
         module=module,
@@ -132,6 +147,7 @@ def open_problem(
         trust=trust,
         factory=config.model,
         signature=signature,
+        given_batch=given_batch,
         static_batch=given_batch if config.static_batch else None,
         latency_batch=given_batch if config.static_batch else config.batch,
         calibration=calibration,
@@ -222,7 +238,7 @@ def _synthetic_dataset(
 
 
 def _find_classes(
-    signature: CallSignature, module: nn.Module, evaluation: Dataset, data: Dataset | None
+    signature: CallSignature, evaluation: Dataset, data: Dataset | None
 ) -> tuple[str | None, tuple[str, ...]]:
     """The output that labels are classes of: the first of shape (batch, classes)."""
     if evaluation.labels is None or data is None or data.labels is None:
@@ -238,6 +254,3 @@ def _find_classes(
 
 def _to_tensors(feeds: Feeds) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
-
-
-__all__ = ["Problem", "open_problem", "to_numpy", "write_module"]

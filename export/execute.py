@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from export.errors import EngineError, LoadError
 
 PROTOBUF_LIMIT = 2**31 - 1
-"""Bytes that one protobuf message can hold; a larger model keeps its weights in a file beside it."""
+"""Bytes that one protobuf message can hold; a larger model has its weights in a file beside it."""
 
 _FLOAT_TYPES = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE})
 _ORT_ERRORS = (

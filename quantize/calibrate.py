@@ -98,4 +98,4 @@ def _batch_size(model: OnnxModel, batch: Mapping[str, np.ndarray]) -> int:
             "The inputs of one calibration batch have different numbers of samples: "
             + ", ".join(f"{name} has {size}" for name, size in sizes.items())
         )
-    return next(iter(sizes.values()))
+    return int(next(iter(sizes.values())))

@@ -126,7 +126,7 @@ class _TypedGraph:
 
     def opset(self) -> int:
         """Version of the default domain."""
-        return self._opsets.get("", self._opsets.get("ai.onnx", 1))
+        return int(self._opsets.get("", self._opsets.get("ai.onnx", 1)))
 
 
 def _refuse(proto: onnx.ModelProto, keep_fp32: Collection[str]) -> None:
@@ -139,8 +139,8 @@ def _refuse(proto: onnx.ModelProto, keep_fp32: Collection[str]) -> None:
             item.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for item in node.attribute
         ):
             raise QuantizeError(
-                f"{node_label(node)} ({node.op_type}) holds a subgraph, whose outer tensors have no "
-                "place for a Cast; export without control flow, or keep the model in fp32 or bf16."
+                f"{node_label(node)} ({node.op_type}) holds a subgraph, whose outer tensors "
+                "have no place for a Cast; export without control flow, or keep the model in fp32 or bf16."
             )
 
 

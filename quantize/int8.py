@@ -1,8 +1,8 @@
 """ONNX float32 → ONNX with QuantizeLinear and DequantizeLinear around what runs in int8.
 
-``real = scale * (code - zero_point)``, uint8 or int8 codes (Jacob et al., "Quantization and Training
-of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018). Weights are stored
-as int8 with a DequantizeLinear behind them, so the file shrinks as well.
+``real = scale * (code - zero_point)``, uint8 or int8 codes (Jacob et al., "Quantization and
+Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018). Weights are
+stored as int8 with a DequantizeLinear behind them, so the file shrinks as well.
 """
 
 from collections.abc import Mapping
@@ -126,7 +126,8 @@ def weight_scales(
         from_bias = dead & (magnitude > 0)
         scales[from_bias] = magnitude[from_bias] / _DEAD_CHANNEL_BIAS_CODE
         scales = np.maximum(scales, magnitude / _BIAS_LIMIT)
-    return np.maximum(scales, SMALLEST_SCALE).astype(np.float32)
+    result: np.ndarray = np.maximum(scales, SMALLEST_SCALE).astype(np.float32)
+    return result
 
 
 class _Rewriter:

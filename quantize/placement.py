@@ -311,7 +311,8 @@ def _spread_to(
 
 def _residual_operands(graph: GraphIndex, number: int, result: Placement) -> list[str]:
     """Operands of an Add after an int8 convolution; the last one is the one to quantize."""
-    made, others = [], []
+    made: list[str] = []
+    others: list[str] = []
     for name in graph.nodes[number].input:
         if graph.constant(name) is not None:
             return []

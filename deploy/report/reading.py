@@ -14,6 +14,7 @@ SCHEMA_VERSION = 1
 _NUMBER, _TEXT, _TABLE = (int, float), (str,), (dict,)
 _OPTIONAL_NUMBER, _OPTIONAL_TEXT = (int, float, type(None)), (str, type(None))
 _OPTIONAL_TABLE = (dict, type(None))
+_PAIR = (list,)  # of two numbers, where its key ends in ci95
 
 _REPORT = {
     "created": _TEXT,
@@ -65,8 +66,19 @@ _CANDIDATE = {
     "latency": _OPTIONAL_TABLE,
     "size_bytes": _OPTIONAL_NUMBER,
 }
-_LATENCY = {"p50_ms": _NUMBER, "p50_ci95": (list,), "speedup": _NUMBER, "speedup_ci95": (list,)}
+_LATENCY = {"p50_ms": _NUMBER, "p50_ci95": _PAIR, "speedup": _NUMBER, "speedup_ci95": _PAIR}
 _PARITY = {"passed": (bool,), "outputs": (list,), "accuracy": _OPTIONAL_TABLE}
+_OUTPUT = {"sqnr_db": _OPTIONAL_NUMBER, "max_abs": _OPTIONAL_NUMBER}
+_ACCURACY = {
+    "samples": _NUMBER,
+    "reference": _NUMBER,
+    "candidate": _NUMBER,
+    "drop": _NUMBER,
+    "drop_ci95": _PAIR,
+    "reference_ci95": _PAIR,
+    "candidate_ci95": _PAIR,
+}
+_CONTROL = {"ratio": _NUMBER, "ci95": _PAIR}
 
 
 def load_schema() -> dict[str, Any]:
@@ -122,6 +134,8 @@ def _check_report(report: Report, file: Path) -> None:
     _check_keys(report, _REPORT, "", file)
     for section, needed in _SECTIONS.items():
         _check_keys(report[section], needed, f"{section}.", file)
+    if report["control"] is not None:
+        _check_keys(report["control"], _CONTROL, "control.", file)
     _check_candidate(report["baseline"], "baseline", file)
     for index, candidate in enumerate(report["candidates"]):
         _check_candidate(candidate, f"candidates[{index}]", file)
@@ -133,9 +147,16 @@ def _check_report(report: Report, file: Path) -> None:
 
 def _check_candidate(candidate: Any, where: str, file: Path) -> None:
     _check_keys(candidate, _CANDIDATE, f"{where}.", file)
-    for section, needed in (("latency", _LATENCY), ("parity", _PARITY)):
-        if candidate[section] is not None:
-            _check_keys(candidate[section], needed, f"{where}.{section}.", file)
+    latency, parity = candidate["latency"], candidate["parity"]
+    if latency is not None:
+        _check_keys(latency, _LATENCY, f"{where}.latency.", file)
+    if parity is None:
+        return
+    _check_keys(parity, _PARITY, f"{where}.parity.", file)
+    for index, output in enumerate(parity["outputs"]):
+        _check_keys(output, _OUTPUT, f"{where}.parity.outputs[{index}].", file)
+    if parity["accuracy"] is not None:
+        _check_keys(parity["accuracy"], _ACCURACY, f"{where}.parity.accuracy.", file)
 
 
 def _check_keys(table: Any, needed: Mapping[str, tuple[type, ...]], where: str, file: Path) -> None:
@@ -148,3 +169,9 @@ def _check_keys(table: Any, needed: Mapping[str, tuple[type, ...]], where: str, 
         if not isinstance(table[key], kinds):
             found = type(table[key]).__name__
             raise BundleError(f"{file}: {where}{key} has the wrong type ({found}). {fix}")
+        if key.endswith("ci95") and not _is_pair(table[key]):
+            raise BundleError(f"{file}: {where}{key} is not two numbers. {fix}")
+
+
+def _is_pair(value: Any) -> bool:
+    return len(value) == 2 and all(isinstance(end, _NUMBER) for end in value)

@@ -148,10 +148,10 @@ def describe_graph(report: Report) -> Markup:
     ]
     attempts: list[list[object]] = [[item["rung"], item["error"]] for item in model["attempts"]]
     return join(
-        _folded("fused", table(("Layers", "Kind", "Error, float64"), fused), len(fused)),
-        _folded("not fused", table(("Where", "What", "Reason"), skipped, texts=3), len(skipped)),
+        _folded("Fused", table(("Layers", "Kind", "Error, float64"), fused, texts=2), len(fused)),
+        _folded("Not fused", table(("Where", "What", "Reason"), skipped, texts=3), len(skipped)),
         _folded(
-            "earlier attempts to capture",
+            "Earlier attempts to capture",
             table(("Rung", "Error"), attempts, texts=2),
             len(attempts),
         ),
@@ -177,8 +177,8 @@ def _parity_row(output: dict[str, float | None]) -> list[object]:
 
 def _folded(what: str, content: Markup, count: int) -> Markup:
     if count == 0:
-        return element("p", f"0 {what}", class_="quiet")
-    return element("details", element("summary", f"{count} {what}"), content)
+        return element("p", f"{what}: 0", class_="quiet")
+    return element("details", element("summary", f"{what}: {count}"), content)
 
 
 def _with_interval(

@@ -30,8 +30,18 @@ class Net:
         self.nodes.append(helper.make_node(kind, inputs, results, name=name, **attributes))
         return results[0]
 
-    def conv(self, x: str, inside: int, outside: int, *, kernel: int = 3, name: str = "",
-             groups: int = 1, bias: bool = True, **attributes) -> str:
+    def conv(
+        self,
+        x: str,
+        inside: int,
+        outside: int,
+        *,
+        kernel: int = 3,
+        name: str = "",
+        groups: int = 1,
+        bias: bool = True,
+        **attributes,
+    ) -> str:
         name = name or f"conv{len(self.nodes)}"
         fan_in = inside // groups * kernel**2
         weight = self.random.normal(0, fan_in**-0.5, (outside, inside // groups, kernel, kernel))
@@ -39,15 +49,28 @@ class Net:
         if bias:
             values = self.random.normal(0, 0.1, outside).astype(np.float32)
             inputs.append(self.constant(f"{name}_b", values))
-        return self.op("Conv", *inputs, name=name, group=groups, kernel_shape=[kernel, kernel],
-                       pads=[kernel // 2] * 4, **attributes)
+        return self.op(
+            "Conv",
+            *inputs,
+            name=name,
+            group=groups,
+            kernel_shape=[kernel, kernel],
+            pads=[kernel // 2] * 4,
+            **attributes,
+        )
 
     def gemm(self, x: str, inside: int, outside: int, *, name: str = "gemm", trans: int = 1) -> str:
         weight = self.random.normal(0, inside**-0.5, (outside, inside)).astype(np.float32)
         weight = weight if trans else np.ascontiguousarray(weight.T)
         bias = self.random.normal(0, 0.1, outside).astype(np.float32)
-        return self.op("Gemm", x, self.constant(f"{name}_w", weight),
-                       self.constant(f"{name}_b", bias), name=name, transB=trans)
+        return self.op(
+            "Gemm",
+            x,
+            self.constant(f"{name}_w", weight),
+            self.constant(f"{name}_b", bias),
+            name=name,
+            transB=trans,
+        )
 
     def clip6(self, x: str) -> str:
         name = f"clip{len(self.nodes)}"
@@ -75,8 +98,12 @@ class Net:
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, path)
         specs = [TensorSpec("x", (BATCH, *self.shape), "float32")]
-        return OnnxModel(path, tuple(specs),
-                         tuple(TensorSpec(name, (BATCH,), "float32") for name in names), self.opset)
+        return OnnxModel(
+            path,
+            tuple(specs),
+            tuple(TensorSpec(name, (BATCH,), "float32") for name in names),
+            self.opset,
+        )
 
     def feed(self, batch: int, seed: int = 1) -> dict[str, np.ndarray]:
         values = np.random.default_rng(seed).normal(0, 1, (batch, *self.shape))

@@ -1,0 +1,177 @@
+"""Everything that a build found out, and the report made of it. The schema is docs/report.md."""
+
+import datetime
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from deploy.bundle import hash_file
+from deploy.config import BuildConfig
+from deploy.engines.base import EngineSpec
+from deploy.latency import LatencyReport
+from deploy.machine import Machine
+from deploy.report import SCHEMA_VERSION
+from deploy.results import (
+    CandidateResult,
+    candidate_json,
+    control_json,
+    gates_json,
+    spec_json,
+)
+from deploy.source import Problem
+from export.cost import ModelCost
+from export.ladder import Exported
+
+_NOISY_CONTROL = 0.05
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the stages of a build hand to its report and its bundle.
+
+    Attributes:
+        peaks: GMAC/s of this machine by precision.
+        floor_reason: why there is no float64 noise floor; None when there is.
+    """
+
+    problem: Problem
+    exported: Exported
+    cost: ModelCost
+    machine: Machine
+    peaks: dict[str, float | None]
+    results: tuple[CandidateResult, ...]
+    latency: LatencyReport
+    threads: int
+    winner: str
+    floor_reason: str | None
+
+    def baseline(self) -> CandidateResult:
+        """Eager torch as a row of the report."""
+        return CandidateResult(
+            name="torch",
+            engine="torch",
+            precision="fp32",
+            status="ok",
+            spec=self.baseline_spec(),
+            size_bytes=self.problem.file.stat().st_size,
+            latency=self.latency.engines["torch"],
+        )
+
+    def baseline_spec(self) -> EngineSpec:
+        """How eager torch is opened."""
+        return self.problem.baseline_spec(self.threads)
+
+    def winning(self) -> CandidateResult | None:
+        """The winner's row; None where it is eager torch."""
+        return next((result for result in self.results if result.name == self.winner), None)
+
+
+def make_report(
+    findings: Findings, config: BuildConfig, stages: list[tuple[str, float]]
+) -> dict[str, Any]:
+    """The report as plain values, as ``schema.json`` has it."""
+    problem = findings.problem
+    macs = findings.cost.macs
+
+    def row(result: CandidateResult) -> dict[str, Any]:
+        return candidate_json(result, kind=problem.kind, macs=macs, peaks=findings.peaks)
+
+    latency = findings.latency
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "deploykit": findings.machine.versions.get("deploykit", "unknown"),
+        "model": _model_json(findings),
+        "machine": {
+            **findings.machine.as_dict(),
+            "threads": findings.threads,
+            "peak_gmacs": findings.peaks,
+        },
+        "data": {
+            "source": problem.source,
+            "kind": problem.kind,
+            "calibration_samples": len(problem.calibration),
+            "evaluation_samples": len(problem.evaluation),
+            "observer": config.observer,
+        },
+        "gates": gates_json(config.max_drop, config.min_sqnr),
+        "measurement": {
+            "batch": problem.latency_batch,
+            "threads": findings.threads,
+            "rounds": latency.rounds,
+            "blocks_per_round": latency.blocks_per_round,
+            "seconds": latency.seconds,
+        },
+        "control": control_json(latency),
+        "baseline": row(findings.baseline()),
+        "candidates": [row(result) for result in findings.results],
+        "winner": findings.winner,
+        "verdict": describe_verdict(findings),
+        "warnings": _warnings(findings),
+        "stages": [{"name": name, "seconds": seconds} for name, seconds in stages],
+    }
+
+
+def describe_verdict(findings: Findings) -> str:
+    """One sentence: what to ship, and on which evidence."""
+    winner = findings.winning()
+    if winner is None or winner.latency is None or winner.parity is None:
+        if not any(result.parity_holds for result in findings.results):
+            return "No candidate gives the model's answers; nothing is shipped."
+        return "Nothing beats eager PyTorch with certainty; the bundle keeps the model as it is."
+    low, high = winner.latency.speedup_ci95
+    speed = f"{winner.name} is {winner.latency.speedup:.1f}x faster than eager PyTorch"
+    interval = f"95% interval {low:.1f} to {high:.1f}"
+    accuracy = winner.parity.accuracy
+    if accuracy is not None:
+        return (
+            f"{speed} ({interval}), with an accuracy of {accuracy.candidate:.2%} against "
+            f"{accuracy.reference:.2%} on {accuracy.samples} samples."
+        )
+    sqnr = winner.parity.sqnr_db
+    where = "synthetic inputs" if findings.problem.kind == "synthetic" else "the evaluation data"
+    return f"{speed} ({interval}), with an output SQNR of {sqnr:.0f} dB on {where}."
+
+
+def _model_json(findings: Findings) -> dict[str, Any]:
+    problem, exported = findings.problem, findings.exported
+    return {
+        "name": problem.name,
+        "sha256": hash_file(problem.file),
+        "form": problem.form,
+        "parameters": sum(p.numel() for p in problem.module.parameters()),
+        "macs": findings.cost.macs,
+        "inputs": spec_json(problem.signature.inputs),
+        "outputs": spec_json(problem.signature.outputs),
+        "structure": problem.signature.structure,
+        "rung": exported.rung,
+        "attempts": [asdict(attempt) for attempt in exported.attempts],
+        "fused": [{**asdict(fused), "paths": list(fused.paths)} for fused in exported.fused],
+        "skipped": [asdict(skip) for skip in exported.skipped],
+    }
+
+
+def _warnings(findings: Findings) -> list[str]:
+    warnings = list(findings.problem.warnings)
+    kind, evaluation = findings.problem.kind, len(findings.problem.evaluation)
+    if kind == "synthetic":
+        warnings.append(
+            "No --data was given: float engines were judged on synthetic inputs, and int8 is not "
+            "judged at all. Pass --data with samples of what the model will see."
+        )
+    elif findings.problem.classes_of is not None and evaluation < 300:
+        warnings.append(
+            f"{evaluation} labelled samples are too few to judge accuracy by (300 are needed); "
+            "SQNR and top-1 agreement were judged instead."
+        )
+    if findings.floor_reason is not None:
+        warnings.append(
+            f"The model does not run in float64 ({findings.floor_reason}); its noise floor was "
+            "taken from reruns with permuted batches and another number of threads."
+        )
+    control = findings.latency.control
+    if control is not None and abs(control - 1) > _NOISY_CONTROL:
+        warnings.append(
+            f"The A/A control is off by {abs(control - 1):.0%}: the machine was noisy while it was "
+            "measured. Measure again on a quiet machine."
+        )
+    return warnings

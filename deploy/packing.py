@@ -1,0 +1,130 @@
+"""Turns the findings of a build into the files of a bundle."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploy import bundle as bundles
+from deploy.bundle import BundledEngine, write_manifest
+from deploy.config import BuildConfig
+from deploy.engines.base import Array, EngineSpec, Feeds
+from deploy.findings import Findings, make_report
+from deploy.golden import GOLDEN_SAMPLES, TOLERANCE, Golden
+from deploy.process import EngineProcess
+from deploy.reference import Reference
+from deploy.report import render_html
+from deploy.results import CandidateResult
+from export.errors import BundleError
+
+_GOLDEN_SEED = 20_240_229
+
+
+def pack_bundle(
+    stage: Path,
+    findings: Findings,
+    reference: Reference,
+    config: BuildConfig,
+    stages: list[tuple[str, float]],
+) -> None:
+    """Keep in `stage` what may ship, and write golden samples, report and manifest.
+
+    What fails its parity gate does not ship, nor does a file that no engine opens.
+    """
+    shipped = [result for result in findings.results if result.ships]
+    entries = {result.name: _entry(result, stage) for result in shipped}
+    if findings.winner == "torch":
+        entries["torch"] = _keep_model(findings, stage)
+    _remove_unused(stage, {entry.file for entry in entries.values()})
+    feeds = _golden_feeds(findings, config)
+    specs = {result.name: result.spec for result in shipped if result.spec is not None}
+    record_golden(feeds, reference, specs).save(stage / bundles.GOLDEN)
+    report = make_report(findings, config, stages)
+    _write_report(stage, report)
+    problem = findings.problem
+    write_manifest(
+        stage,
+        created=report["created"],
+        model=problem.name,
+        winner=findings.winner,
+        engines=entries,
+        inputs=problem.signature.inputs,
+        outputs=problem.signature.outputs,
+        structure=problem.signature.structure,
+        machine=report["machine"],
+    )
+
+
+def write_failure(target: Path, report: dict[str, Any]) -> Path:
+    """Write the report of a build that ships nothing beside where its bundle would stand.
+
+    Raises:
+        BundleError: something else stands there.
+    """
+    folder = target.with_name(f"{target.stem}.failed")
+    if folder.exists() and not (folder / bundles.REPORT_JSON).is_file():
+        raise BundleError(f"{folder} exists and holds no report; it is left alone. Move it away.")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_report(folder, report)
+    return folder / bundles.REPORT_HTML
+
+
+def record_golden(feeds: Feeds, reference: Reference, specs: dict[str, EngineSpec]) -> Golden:
+    """Run the reference and every engine on the golden inputs."""
+    outputs: dict[str, dict[str, Array]] = {"reference": reference(feeds)}
+    for name, spec in specs.items():
+        with EngineProcess(spec) as process:
+            outputs[name] = process(feeds)
+    return Golden(dict(feeds), outputs)
+
+
+def _golden_feeds(findings: Findings, config: BuildConfig) -> Feeds:
+    problem = findings.problem
+    samples = problem.static_batch or GOLDEN_SAMPLES
+    if config.golden_from_data:
+        return problem.evaluation.batch(np.arange(samples) % len(problem.evaluation))
+    return problem.synthetic(samples, seed=_GOLDEN_SEED)
+
+
+def _entry(result: CandidateResult, stage: Path) -> BundledEngine:
+    assert result.file is not None  # what ships has a file
+    return BundledEngine(
+        engine=result.engine,
+        precision=result.precision,
+        file=result.file.relative_to(stage).as_posix(),
+        golden_tolerance=TOLERANCE[result.precision],
+        not_run=result.reason if result.status == "not_run" else None,
+    )
+
+
+def _keep_model(findings: Findings, stage: Path) -> BundledEngine:
+    """The user's own file, where nothing beats it; opening it needs the same trust again."""
+    problem = findings.problem
+    name = f"model{problem.file.suffix}"
+    shutil.copyfile(problem.file, stage / name)
+    return BundledEngine(
+        engine="torch",
+        precision="fp32",
+        file=name,
+        golden_tolerance=TOLERANCE["fp32"],
+        factory=problem.factory,
+        keyword=problem.signature.keyword,
+    )
+
+
+def _remove_unused(stage: Path, used: set[str]) -> None:
+    for file in sorted(stage.rglob("*"), reverse=True):
+        name = file.relative_to(stage).as_posix()
+        if file.is_dir():
+            if not any(file.iterdir()):
+                file.rmdir()
+        elif not any(name == kept or name == f"{kept}.data" for kept in used):
+            file.unlink()
+
+
+def _write_report(folder: Path, report: dict[str, Any]) -> None:
+    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+    (folder / bundles.REPORT_JSON).write_text(text, encoding="utf-8")
+    (folder / bundles.REPORT_HTML).write_text(render_html(report), encoding="utf-8")

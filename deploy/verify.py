@@ -1,0 +1,155 @@
+"""Parity again: on this machine, or on other data. Needs no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from deploy.bundle import FALLBACK, GOLDEN, Bundle
+from deploy.checking import CheckPlan, check_candidates
+from deploy.config import BuildConfig
+from deploy.data import Dataset, check_data, check_labels, open_data
+from deploy.engines.base import Feeds
+from deploy.gates import DataKind, Verdict, judge_parity
+from deploy.golden import find_mismatch, read_golden
+from deploy.parity import ParityReport
+from deploy.process import EngineProcess
+from deploy.reference import Outputs
+from export.artifacts import TensorSpec
+from export.errors import BundleError, DeployError
+from export.progress import ProgressCallback, ignore_progress
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What one engine of a bundle did here.
+
+    Attributes:
+        golden: None when it repeats its recorded answers, else what differs.
+        parity: against the bundle's float32 model, where data was given.
+        verdict: of the parity gate on that data.
+    """
+
+    name: str
+    golden: str | None
+    parity: ParityReport | None = None
+    verdict: Verdict | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Golden answers repeated, and the gate holds where data was given."""
+        return self.golden is None and (self.verdict is None or self.verdict.passed)
+
+
+class FloatReference:
+    """The bundle's own float32 model stands in for eager, which it was held against when built."""
+
+    floor_reason = "the bundle holds no torch model"
+
+    def __init__(self, process: EngineProcess, outputs: tuple[TensorSpec, ...]) -> None:
+        self._process = process
+        self.outputs = outputs
+
+    def __call__(self, feeds: Feeds) -> Outputs:
+        """Its outputs."""
+        return self._process(feeds)
+
+    def floor(self, feeds: Feeds, eager: Outputs) -> tuple[Outputs, Outputs]:
+        """It stands for exact; sample by sample it shows its own noise."""
+        rows = len(next(iter(feeds.values())))
+        del feeds
+        return eager, {name: array[:rows] for name, array in eager.items()}
+
+
+def verify(
+    bundle: Bundle,
+    *,
+    data: str | None = None,
+    config: BuildConfig | None = None,
+    threads: int = 0,
+    trust: tuple[str, ...] = (),
+    progress: ProgressCallback = ignore_progress,
+) -> tuple[Verification, ...]:
+    """Hold every engine of `bundle` that can be opened here to its recorded answers, and to `data`.
+
+    Args:
+        bundle: its hashes were checked when it was read.
+        data: what ``--data`` takes; None: golden samples only.
+        config: gates, image options, sample counts.
+        threads: 0: every usable core.
+        trust: for a bundle whose winner is the user's torch file.
+        progress: told what goes on.
+
+    Raises:
+        InputError: the bundle or the data cannot be used.
+    """
+    config = config or BuildConfig()
+    names = [name for name, entry in bundle.manifest.engines.items() if entry.not_run is None]
+    specs = {name: bundle.spec(name, threads=threads, trust=trust) for name in names}
+    golden = read_golden(bundle.path / GOLDEN)
+    mismatches = {name: _replay(bundle, name, golden.inputs, golden.outputs, specs) for name in specs}
+    if data is None:
+        return tuple(Verification(name, mismatches[name]) for name in specs)
+    if FALLBACK not in specs:
+        raise BundleError(f"{bundle.path} holds no float32 model to compare with on other data.")
+    dataset, kind, classes_of = _open_evaluation(bundle, data, config)
+    with EngineProcess(specs[FALLBACK]) as process:
+        reference = FloatReference(process, bundle.manifest.outputs)
+        batch = bundle.manifest.inputs[0].shape[0]
+        plan = CheckPlan(batch if isinstance(batch, int) else None, classes_of)
+        reports = check_candidates(reference, specs, dataset, plan, progress)
+    return tuple(
+        _judge(name, mismatches[name], reports[name], bundle, kind, config) for name in specs
+    )
+
+
+def _replay(
+    bundle: Bundle,
+    name: str,
+    inputs: Feeds,
+    outputs: Mapping[str, Outputs],
+    specs: Mapping[str, object],
+) -> str | None:
+    """What differs from the recorded answers; None when nothing does."""
+    recorded = outputs.get("reference" if name == "torch" else name)
+    if recorded is None:
+        return "no golden answers were recorded for it"
+    try:
+        with EngineProcess(bundle.spec(name)) as process:
+            answered = process(inputs)
+    except DeployError as error:
+        return str(error)
+    return find_mismatch(
+        recorded, answered, tolerance=bundle.manifest.engines[name].golden_tolerance
+    )
+
+
+def _open_evaluation(
+    bundle: Bundle, data: str, config: BuildConfig
+) -> tuple[Dataset, DataKind, str | None]:
+    inputs = bundle.manifest.inputs
+    dataset = open_data(data, images=config.images, input_names=None).bind(inputs)
+    limit = min(len(dataset), config.evaluation_samples)
+    evaluation = dataset.select(range(limit))
+    check_data(evaluation, inputs)
+    if evaluation.labels is None:
+        return evaluation, "unlabelled", None
+    for output in bundle.manifest.outputs:
+        if len(output.shape) == 2 and isinstance(output.shape[1], int) and output.shape[1] > 1:
+            check_labels(evaluation.labels, output.shape[1])
+            return evaluation, "labelled", output.name
+    return evaluation, "unlabelled", None
+
+
+def _judge(
+    name: str,
+    golden: str | None,
+    report: ParityReport | str,
+    bundle: Bundle,
+    kind: DataKind,
+    config: BuildConfig,
+) -> Verification:
+    if isinstance(report, str):
+        return Verification(name, golden, None, Verdict(False, "runs on the data", report))
+    precision = bundle.manifest.engines[name].precision
+    return Verification(
+        name, golden, report, judge_parity(report, precision, kind=kind, config=config)
+    )

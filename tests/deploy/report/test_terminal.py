@@ -1,0 +1,103 @@
+"""The report on a terminal of 80 columns and in a pipe: nothing cut off, nothing smuggled in."""
+
+import io
+import re
+from typing import Any
+
+import pytest
+from rich.console import Console
+from samples import SAMPLES, hostile_report, labelled_report, no_data_report, torch_report
+
+from deploy.report import print_report
+from deploy.report.wording import clean
+
+
+def _print(report: dict[str, Any], *, width: int = 80, terminal: bool = False) -> str:
+    stream = io.StringIO()
+    print_report(
+        report,
+        Console(
+            file=stream,
+            width=width,
+            force_terminal=terminal,
+            color_system="truecolor" if terminal else None,
+        ),
+    )
+    return stream.getvalue()
+
+
+def _joined(text: str) -> str:
+    return re.sub(r"\s", "", text)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("name", SAMPLES)
+def test_keeps_all_reasons_and_warnings(name: str, width: int) -> None:
+    report = SAMPLES[name]()
+    text = _joined(_print(report, width=width))
+    wanted = [report["verdict"], *report["warnings"]]
+    wanted += [c["reason"] for c in report["candidates"] if c["reason"]]
+    for sentence in wanted:
+        assert _joined(clean(sentence)) in text
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_fits_80_columns_without_an_ellipsis(name: str) -> None:
+    text = _print(SAMPLES[name]())
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_pipe_gets_no_escape_codes(name: str) -> None:
+    assert "\x1b" not in _print(SAMPLES[name]())
+
+
+def test_hostile_names_bring_no_escape_codes_of_their_own_to_a_terminal() -> None:
+    codes = set(re.findall(r"\x1b\[([\d;]*)m", _print(labelled_report(), terminal=True)))
+    assert codes
+    hostile = _print(hostile_report(), terminal=True)
+    assert set(re.findall(r"\x1b\[([\d;]*)m", hostile)) <= codes | {"33"}
+    assert "\u202e" not in hostile
+
+
+def test_markup_in_names_is_text() -> None:
+    report = no_data_report()
+    report["warnings"] = ["[bold]not bold[/bold] [/]"]
+    assert "[bold]not bold[/bold] [/]" in _print(report)
+
+
+def test_shows_every_candidate_with_its_status_and_numbers() -> None:
+    text = _print(labelled_report())
+    rows = {line[2:].split()[0]: line for line in text.splitlines() if len(line.split()) >= 6}
+    assert re.search(r"^> openvino-int8 +winner +0\.298 +7\.09x +94\.41% +318 kB", text, re.M)
+    assert "0.294-0.302" in text
+    assert "rejected" in rows["onnxruntime-int8"]
+    assert "failed" in rows["onnxruntime-bf16"]
+    assert "not run" in rows["tensorrt_rtx-fp16"]
+
+
+def test_only_the_winner_is_marked() -> None:
+    assert len(re.findall(r"^> ", _print(labelled_report()), re.M)) == 1
+    assert re.search(r"^> torch-fp32 +winner", _print(torch_report()), re.M)
+
+
+def test_without_labels_the_sqnr_stands_in_place_of_accuracy() -> None:
+    text = _print(no_data_report())
+    assert "129.4 dB" in text
+    assert "accuracy" not in text.split("─")[0]
+
+
+def test_control_says_whether_the_machine_was_quiet() -> None:
+    assert "holds 1" in _print(labelled_report())
+    assert "not quiet" in _joined(_print(torch_report())).replace("notquiet", "not quiet")
+    report = labelled_report() | {"control": None}
+    assert "A/A control: not run" in _print(report)
+
+
+def test_survives_a_stream_that_knows_only_ascii() -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    print_report(labelled_report(), Console(file=stream, width=80))
+    stream.flush()
+    assert b"openvino-int8" in raw.getvalue()

@@ -1,0 +1,69 @@
+"""Numbers as people read them."""
+
+import math
+
+import pytest
+
+from deploy.report.wording import (
+    clean,
+    format_bytes,
+    format_count,
+    format_decibel,
+    format_number,
+    format_percent,
+    format_points,
+    format_seconds,
+    format_time,
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.1234, "0.123"),
+        (4.0, "4.00"),
+        (40.16, "40.2"),
+        (1234.5, "1,234"),
+        (0, "0"),
+        (1.4e-7, "1.40e-07"),
+        (None, "-"),
+        (math.nan, "NaN"),
+        (-0.5, "-0.500"),
+    ],
+)
+def test_numbers_keep_three_digits(value: float | None, text: str) -> None:
+    assert format_number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(999, "999 B"), (318464, "318 kB"), (999_600, "1.00 MB"), (4.2e9, "4.20 GB"), (None, "-")],
+)
+def test_sizes(value: float | None, text: str) -> None:
+    assert format_bytes(value) == text
+
+
+def test_small_losses_do_not_vanish_in_rounding() -> None:
+    assert format_percent(0.94415) == "94.42%"
+    assert format_points(-0.0005) == "-0.05"
+    assert format_points(-0.0) == "0.00"
+
+
+def test_no_error_at_all_is_called_identical() -> None:
+    assert format_decibel(math.inf) == "identical"
+    assert format_decibel(None) == "-"
+
+
+def test_counts_and_times() -> None:
+    assert format_count(11689512) == "11.7 million"
+    assert format_count(272474) == "272,474"
+    assert format_seconds(185) == "3 min 5 s"
+    assert format_time("2026-11-24T03:00:00Z") == "2026-11-24 03:00 UTC"
+    assert format_time("yesterday") == "yesterday"
+
+
+def test_control_and_direction_characters_are_spelled_out() -> None:
+    assert clean("a\x1b[31m\u202eb\x00") == r"a\x1b[31m\u202eb\x00"
+    assert clean("two\n lines\t") == "two lines"
+    assert clean("Größe 模型 é") == "Größe 模型 é"
+    assert clean("\ud800").encode("utf-8") == rb"\ud800"
