@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -10,9 +11,11 @@ from deploy.data import Dataset
 from deploy.engines.base import Array, EngineSpec, Feeds
 from deploy.parity import ParityAccumulator, ParityReport
 from deploy.process import EngineProcess
-from deploy.reference import Outputs, Reference
+from export.artifacts import TensorSpec
 from export.errors import DeployError
 from export.progress import Progress, ProgressCallback, ignore_progress
+
+Outputs = dict[str, Array]
 
 _FLOOR_SAMPLES = 64
 _BATCH = 32
@@ -31,6 +34,20 @@ class CheckPlan:
 
     static_batch: int | None = None
     classes_of: str | None = None
+
+
+class Reference(Protocol):
+    """What candidates are compared with."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The signature's outputs."""
+
+    def __call__(self, feeds: Feeds) -> Outputs:
+        """Its outputs."""
+
+    def floor(self, feeds: Feeds, eager: Outputs) -> tuple[Outputs, Outputs] | None:
+        """The exact outputs and its own to hold against them as noise; None where not known."""
 
 
 def check_candidates(

@@ -32,9 +32,22 @@ class Verdict:
 
 
 def judge_parity(
-    report: ParityReport, precision: str, *, kind: DataKind, config: BuildConfig
+    report: ParityReport,
+    precision: str,
+    *,
+    kind: DataKind,
+    config: BuildConfig,
+    recorded_noise: Mapping[str, float] | None = None,
 ) -> Verdict:
     """Apply the gate of `precision` to a parity report.
+
+    Args:
+        report: what was measured.
+        precision: of the candidate.
+        kind: of the data that it was measured on.
+        config: the limits.
+        recorded_noise: eager's float32 noise by output, as the build recorded it, where the
+            reference is not eager but a float32 engine that was itself within the gate.
 
     Float32 is held to the noise of eager itself. Fewer bits are held to the accuracy where there
     are at least 300 labels, else to the SQNR and, on real data, to the top-1 agreement. int8 is
@@ -50,7 +63,7 @@ def judge_parity(
             f"answers change with the batch size (SQNR {report.consistency_db:.1f} dB)",
         )
     if precision in EXACT:
-        return _judge_exact(report)
+        return _judge_exact(report, recorded_noise)
     if precision in ("int8", "mixed") and kind == "synthetic":
         return Verdict(False, "calibration data", NO_CALIBRATION_DATA)
     accuracy = report.accuracy
@@ -68,13 +81,16 @@ def judge_parity(
     return _judge_sqnr(report, precision, kind=kind, config=config)
 
 
-def _judge_exact(report: ParityReport) -> Verdict:
-    gate = f"error at most {NOISE_FACTOR:.0f}x eager's own float32 noise, floor {NOISE_FLOOR:g}"
+def _judge_exact(report: ParityReport, recorded: Mapping[str, float] | None) -> Verdict:
+    factor = NOISE_FACTOR if recorded is None else 2 * NOISE_FACTOR  # two engines, each within it
+    gate = f"error at most {factor:.0f}x eager's own float32 noise, floor {NOISE_FLOOR:g}"
     for output in report.outputs:
         error, noise = output.error_float64, output.noise_float64
+        if recorded is not None:
+            error, noise = output.error_eager, recorded[output.name]
         if error is None or noise is None:
             return Verdict(False, gate, "there is no noise floor to judge it by")
-        limit = max(NOISE_FACTOR * noise, NOISE_FLOOR)
+        limit = factor * max(noise, NOISE_FLOOR / NOISE_FACTOR)
         if not error <= limit:
             return Verdict(
                 False,

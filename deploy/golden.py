@@ -41,7 +41,7 @@ class Golden:
         for engine, outputs in self.outputs.items():
             arrays |= {f"output/{engine}/{name}": array for name, array in outputs.items()}
         with path.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+            np.savez(file, allow_pickle=False, **arrays)
 
 
 def read_golden(path: Path) -> Golden:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from deploy.engines.base import EngineSpec
+from deploy.engines.base import EngineSpec, Feeds
 from deploy.process import EngineProcess
 from export.artifacts import OnnxModel, TensorSpec
 from export.errors import DeployError
@@ -46,7 +46,7 @@ def measure_peaks(*, threads: int) -> dict[str, float | None]:
         return peaks
 
 
-def _measure(spec: EngineSpec, feeds: dict[str, np.ndarray]) -> float | None:  # type: ignore[type-arg]
+def _measure(spec: EngineSpec, feeds: Feeds) -> float | None:
     try:
         with EngineProcess(spec) as process:
             process.prepare(feeds)

@@ -1,41 +1,35 @@
 """`build`: a trained model in, a verified bundle out. Its stages stand there, top to bottom."""
 
 import contextlib
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from deploy import bundle as bundles
 from deploy.bundle import Bundle, read_bundle, stage_bundle
 from deploy.candidates import Candidate, build_candidates
 from deploy.checking import CheckPlan, check_candidates
 from deploy.config import BuildConfig
-from deploy.data import Dataset
-from deploy.engines.base import EngineSpec, Feeds
+from deploy.engines.base import Feeds
+from deploy.findings import Findings, make_report
 from deploy.gates import NO_CALIBRATION_DATA, choose_winner, judge_parity, judge_speed
-from deploy.golden import GOLDEN_SAMPLES
-from deploy.inputs import synthetic_feeds
 from deploy.latency import LatencyReport, LatencySettings, measure
-from deploy.machine import Machine, describe_machine, usable_cores
+from deploy.machine import describe_machine, usable_cores
 from deploy.packing import pack_bundle, write_failure
 from deploy.parity import ParityReport
 from deploy.peaks import measure_peaks
 from deploy.reference import Reference
 from deploy.results import CandidateResult
 from deploy.source import Problem, open_problem
-from deploy.findings import Findings, make_report
 from export.cost import model_cost
 from export.errors import DeployError, GateError
+from export.execute import float_tensors
 from export.ladder import Exported, export_model
 from export.progress import Progress, ProgressCallback, ignore_progress
 from quantize.calibrate import Ranges, calibrate
-from export.execute import float_tensors
 
 _CALIBRATION_BATCH = 8
 

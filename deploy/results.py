@@ -38,7 +38,7 @@ class CandidateResult:
 
     @property
     def ships(self) -> bool:
-        """It goes into the bundle: its parity holds, or its file awaits the hardware to judge it."""
+        """It goes into the bundle: its parity holds, or its file awaits hardware to judge it."""
         return self.parity_holds or (self.status == "not_run" and self.file is not None)
 
 

@@ -118,10 +118,10 @@ def open_problem(model: Path | str | nn.Module, config: BuildConfig, scratch: Pa
             cannot be used.
         ExportError: the model itself fails on these inputs.
     """
-    loaded_warnings: tuple[str, ...]
+    trust: tuple[str, ...] = ("*",)
     if isinstance(model, nn.Module):
         module, loaded_warnings = prepare_module(model)
-        file, form, program, trust = write_module(module, scratch), "module", None, ("*",)
+        file, form, program = write_module(module, scratch), "module", None
         name = type(model).__name__
     else:
         file, trust = Path(model), config.trust

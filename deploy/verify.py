@@ -1,18 +1,16 @@
 """Parity again: on this machine, or on other data. Needs no torch."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deploy.bundle import FALLBACK, GOLDEN, Bundle
-from deploy.checking import CheckPlan, check_candidates
+from deploy.checking import CheckPlan, Outputs, check_candidates
 from deploy.config import BuildConfig
 from deploy.data import Dataset, check_data, check_labels, open_data
-from deploy.engines.base import Feeds
+from deploy.engines.base import EngineSpec, Feeds
 from deploy.gates import DataKind, Verdict, judge_parity
-from deploy.golden import find_mismatch, read_golden
+from deploy.golden import Golden, find_mismatch, read_golden
 from deploy.parity import ParityReport
 from deploy.process import EngineProcess
-from deploy.reference import Outputs
 from export.artifacts import TensorSpec
 from export.errors import BundleError, DeployError
 from export.progress import ProgressCallback, ignore_progress
@@ -40,9 +38,7 @@ class Verification:
 
 
 class FloatReference:
-    """The bundle's own float32 model stands in for eager, which it was held against when built."""
-
-    floor_reason = "the bundle holds no torch model"
+    """The bundle's own float32 engine in place of eager, which it was held against when built."""
 
     def __init__(self, process: EngineProcess, outputs: tuple[TensorSpec, ...]) -> None:
         self._process = process
@@ -52,11 +48,8 @@ class FloatReference:
         """Its outputs."""
         return self._process(feeds)
 
-    def floor(self, feeds: Feeds, eager: Outputs) -> tuple[Outputs, Outputs]:
-        """It stands for exact; sample by sample it shows its own noise."""
-        rows = len(next(iter(feeds.values())))
-        del feeds
-        return eager, {name: array[:rows] for name, array in eager.items()}
+    def floor(self, feeds: Feeds, eager: Outputs) -> None:
+        """Not known here: the noise that the build recorded is used."""
 
 
 def verify(
@@ -85,7 +78,7 @@ def verify(
     names = [name for name, entry in bundle.manifest.engines.items() if entry.not_run is None]
     specs = {name: bundle.spec(name, threads=threads, trust=trust) for name in names}
     golden = read_golden(bundle.path / GOLDEN)
-    mismatches = {name: _replay(bundle, name, golden.inputs, golden.outputs, specs) for name in specs}
+    mismatches = {name: _replay(bundle, spec, golden) for name, spec in specs.items()}
     if data is None:
         return tuple(Verification(name, mismatches[name]) for name in specs)
     if FALLBACK not in specs:
@@ -101,25 +94,18 @@ def verify(
     )
 
 
-def _replay(
-    bundle: Bundle,
-    name: str,
-    inputs: Feeds,
-    outputs: Mapping[str, Outputs],
-    specs: Mapping[str, object],
-) -> str | None:
+def _replay(bundle: Bundle, spec: EngineSpec, golden: Golden) -> str | None:
     """What differs from the recorded answers; None when nothing does."""
-    recorded = outputs.get("reference" if name == "torch" else name)
+    recorded = golden.outputs.get("reference" if spec.name == "torch" else spec.name)
     if recorded is None:
         return "no golden answers were recorded for it"
     try:
-        with EngineProcess(bundle.spec(name)) as process:
-            answered = process(inputs)
+        with EngineProcess(spec) as process:
+            answered = process(golden.inputs)
     except DeployError as error:
         return str(error)
-    return find_mismatch(
-        recorded, answered, tolerance=bundle.manifest.engines[name].golden_tolerance
-    )
+    tolerance = bundle.manifest.engines[spec.name].golden_tolerance
+    return find_mismatch(recorded, answered, tolerance=tolerance)
 
 
 def _open_evaluation(
@@ -150,6 +136,18 @@ def _judge(
     if isinstance(report, str):
         return Verification(name, golden, None, Verdict(False, "runs on the data", report))
     precision = bundle.manifest.engines[name].precision
-    return Verification(
-        name, golden, report, judge_parity(report, precision, kind=kind, config=config)
-    )
+    noise = _recorded_noise(bundle)
+    verdict = judge_parity(report, precision, kind=kind, config=config, recorded_noise=noise)
+    return Verification(name, golden, report, verdict)
+
+
+def _recorded_noise(bundle: Bundle) -> dict[str, float]:
+    """Eager's float32 noise by output, from the report of the build."""
+    report = bundle.report()
+    return {
+        output["name"]: output["noise_float64"]
+        for candidate in report["candidates"]
+        if candidate["parity"]
+        for output in candidate["parity"]["outputs"]
+        if output["noise_float64"] is not None
+    }

@@ -22,6 +22,7 @@ from export.errors import ExportError
 _log = logging.getLogger(__name__)
 _NOISY_LOGGERS = ("torch", "onnxscript", "onnx_ir")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_ADVICE = re.compile(r"For more information, run with TORCH_LOGS=\S+")
 _REASON_LENGTH = 300
 
 
@@ -68,9 +69,7 @@ def capture(
     shapes = dict(axes) if keyword else _positional_shapes(module, tuple(axes.values()))
     try:
         with contain_noise(), torch.no_grad():
-            return torch.export.export(
-                module, args, kwargs, dynamic_shapes=shapes, strict=strict
-            )
+            return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=strict)
     except Exception as error:  # the user's own code runs here: whatever it raises is the finding
         place = find_module_path(module, error.__traceback__)
         raise ExportError(
@@ -89,7 +88,9 @@ def contain_noise() -> Iterator[None]:
     text = io.StringIO()
     handler = logging.StreamHandler(text)
     names = [
-        name for name in list(logging.root.manager.loggerDict) if name.split(".")[0] in _NOISY_LOGGERS
+        name
+        for name in list(logging.root.manager.loggerDict)
+        if name.split(".")[0] in _NOISY_LOGGERS
     ]
     loggers = [logging.getLogger(name) for name in {*names, *_NOISY_LOGGERS}]
     saved = [(logger, logger.handlers, logger.propagate) for logger in loggers]
@@ -115,12 +116,10 @@ def contain_noise() -> Iterator[None]:
 
 
 def condense_error(error: BaseException) -> str:
-    """One line that says what went wrong: the type and the first line with content."""
-    lines = [line.strip() for line in _ANSI.sub("", str(error)).splitlines()]
-    text = next((line for line in lines if line), "no message")
-    if text.endswith(":"):
-        text = " ".join([text, *[line for line in lines[lines.index(text) + 1 :] if line][:1]])
-    return f"{type(error).__name__}: {text}"[:_REASON_LENGTH]
+    """One line that says what went wrong: the type and the first two lines with content."""
+    text = _ADVICE.sub("", _ANSI.sub("", str(error)))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:2]) or 'no message'}"[:_REASON_LENGTH]
 
 
 def find_module_path(module: nn.Module, traceback: TracebackType | None) -> str:

@@ -173,10 +173,11 @@ def _find_weights(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
 
 def _count_bytes(tensor: onnx.TensorProto) -> int:
     """Bytes of the elements, by type; the data itself may stand in another file."""
+    elements: int = math.prod(tensor.dims)
     if tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
-        return (math.prod(tensor.dims) + 1) // 2
-    itemsize = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return int(math.prod(tensor.dims) * itemsize)
+        return (elements + 1) // 2
+    itemsize = int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    return elements * itemsize
 
 
 def _read_path(node: onnx.NodeProto) -> str:
@@ -185,4 +186,6 @@ def _read_path(node: onnx.NodeProto) -> str:
             scopes = ast.literal_eval(entry.value)[:-1]
             if scopes and scopes[-1]:
                 return str(scopes[-1])
+    if node.name.startswith("/"):  # the TorchScript exporter writes /stages/0/conv1/Conv
+        return ".".join(node.name.strip("/").split("/")[:-1]) or node.name
     return node.name or (node.output[0] if node.output else node.op_type)

@@ -79,8 +79,8 @@ class ExposedModel:
             raise EngineError(f"ONNX Runtime could not run the model on this batch: {error}") from (
                 error
             )
-        results = dict(zip(self._fetched, values, strict=True))
-        return results | {name: np.asarray(feeds[name]) for name in self._echoed}
+        results = {name: np.asarray(feeds[name]) for name in self._echoed}
+        return results | dict(zip(self._fetched, values, strict=True))
 
     def __enter__(self) -> "ExposedModel":
         return self

@@ -101,7 +101,7 @@ def torchscript_to_onnx(
     values = tuple(feeds.values())
     try:
         with contain_noise(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-            traced = torch.jit.trace(flat, values, check_trace=False)
+            traced = torch.jit.trace(flat, values, check_trace=False)  # type: ignore[no-untyped-call]
             outputs = dict(zip(output_names, flat(*values), strict=True))
             named = {**dict(zip(input_names, values, strict=True)), **outputs}
             batch = next((value.shape[0] for value in values if value.ndim), None)
@@ -120,7 +120,9 @@ def torchscript_to_onnx(
                     if dynamic_batch and value.ndim and value.shape[0] == batch
                 },
             )
-            return _finish(ir.load(target), path, input_names, output_names)
+            model = ir.load(target)
+            _drop_wrapper_scope(model.graph)
+            return _finish(model, path, input_names, output_names)
     except ExportError:
         raise
     except Exception as error:  # many kinds come out of the exporter; all are this one finding
@@ -140,6 +142,17 @@ class _Flat(nn.Module):
         if self._keyword:
             return flatten_outputs(self.model(**dict(zip(self._names, values, strict=True))))[1]
         return flatten_outputs(self.model(*values))[1]
+
+
+def _drop_wrapper_scope(graph: ir.Graph) -> None:
+    """Take the name of `_Flat`'s member out of the names of weights and nodes."""
+    for node in graph.all_nodes():
+        node.name = (node.name or "").replace("/model/", "/", 1)
+    for name, value in list(graph.initializers.items()):
+        if name.startswith("model."):
+            graph.initializers.pop(name)
+            value.name = name.removeprefix("model.")
+            graph.initializers[value.name] = value
 
 
 def _order_names(program: ExportedProgram, names: Sequence[str]) -> list[str]:
@@ -170,11 +183,12 @@ def _finish(
 ) -> OnnxModel:
     """Order and name what the exporter left, write the file and check it."""
     graph = model.graph
-    found, wanted = {value.name: value for value in graph.inputs}, list(input_names)
+    found, wanted = {str(value.name): value for value in graph.inputs}, list(input_names)
     if sorted(found) != sorted(wanted) or [v.name for v in graph.outputs] != list(output_names):
         raise ExportError(
-            f"The exported model takes {sorted(str(name) for name in found)} and returns "
-            f"{[value.name for value in graph.outputs]}; expected {wanted} and {list(output_names)}."
+            f"The exported model takes {list(found)} and returns "
+            f"{[value.name for value in graph.outputs]}; "
+            f"expected {wanted} and {list(output_names)}."
         )
     graph.inputs[:] = [found[name] for name in wanted]
     _name_batch_axis(graph)
@@ -205,14 +219,20 @@ def write_onnx(model: ir.Model, path: Path, *, inline_limit: int = INLINE_LIMIT)
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"The exported model is not valid ONNX: {condense_error(error)}") from error
+        raise ExportError(
+            f"The exported model is not valid ONNX: {condense_error(error)}"
+        ) from error
 
 
 def _name_batch_axis(graph: ir.Graph) -> None:
     """Give the inputs' dynamic leading axes the name ``"batch"`` wherever they stand."""
     symbols = set()
     for value in graph.inputs:
-        if value.shape is not None and len(value.shape) and isinstance(value.shape[0], ir.SymbolicDim):
+        if (
+            value.shape is not None
+            and len(value.shape)
+            and isinstance(value.shape[0], ir.SymbolicDim)
+        ):
             symbols.add(str(value.shape[0].value))
     if not symbols:
         return
@@ -254,7 +274,8 @@ def _use_global_pooling(graph: ir.Graph) -> None:
         pool = ir.node("GlobalAveragePool", [source], name=f"{node.name}_pool")
         pool.metadata_props.update(node.metadata_props)
         pool.outputs[0].name = f"{node.outputs[0].name}_pool"
-        pool.outputs[0].dtype = source.dtype
+        if source.dtype is not None:
+            pool.outputs[0].dtype = source.dtype
         pool.outputs[0].shape = ir.Shape([*source.shape[:2], *[1] * (rank - 2)])
         graph.insert_before(node, pool)
         node.op_type = "Flatten"
@@ -269,7 +290,8 @@ def _use_global_pooling(graph: ir.Graph) -> None:
 def _read_axes(node: ir.Node) -> list[int] | None:
     if "axes" in node.attributes:
         return list(node.attributes["axes"].as_ints())
-    constant: Any = ir.convenience.get_const_tensor(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    axes: Any = node.inputs[1] if len(node.inputs) > 1 else None
+    constant = None if axes is None else ir.convenience.get_const_tensor(axes)
     return None if constant is None else [int(axis) for axis in constant.numpy().reshape(-1)]
 
 

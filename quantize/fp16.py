@@ -204,8 +204,6 @@ def _operator_reason(
         value = attribute(node, "value", None)
         return _VALUE if value is not None and _is_wide(value) else ""
     if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-        if graph.opset() < 19:
-            return f"{node.op_type} takes no float16 before opset 19"
         scale = graph.constants.get(node.input[1])
         if scale is None:
             return "its scale is not constant"

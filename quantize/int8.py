@@ -101,7 +101,7 @@ def activation_parameters(
         if scale < SMALLEST_SCALE:
             return np.float32(1 / 255), 0
         rounded = np.float32(scale)
-        if use is not None and use.ceiling is not None and rounded * 255.0 > use.ceiling:
+        if use is not None and use.ceiling is not None and float(rounded) * 255 > use.ceiling:
             rounded = np.nextafter(rounded, np.float32(0))  # the code 255 must not pass Clip's end
         return rounded, int(np.clip(np.rint(-low / scale), 0, 255))
     scale = max(-low, high) / 127
@@ -154,11 +154,12 @@ class _Rewriter:
         }
         for use in self._placement.weights:
             self._store_weights(use, float(scales[originals[use.node]][0]))
+        produced = [list(node.output) for node in self._graph.nodes]
         pairs = {name: self._pair(name, *scales[name]) for name in self._placement.activations}
         body = [node for name, pair in pairs.items() if name in self._graph.inputs for node in pair]
-        for node in self._graph.nodes:
+        for node, names in zip(self._graph.nodes, produced, strict=True):
             body.append(node)
-            for name in node.output:
+            for name in names:
                 body.extend(pairs.get(name, ()))
         del self._proto.graph.node[:]
         self._proto.graph.node.extend(_drop_unread(self._head + body, self._proto, self._graph))

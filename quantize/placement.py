@@ -161,7 +161,7 @@ def place(graph: GraphIndex, scheme: QuantScheme) -> Placement:
 
 
 def tensors_to_calibrate(graph: GraphIndex) -> tuple[str, ...]:
-    """Names of the tensors whose range some rule table needs, in order."""
+    """Names of the tensors whose range some rule table needs, in the graph's order: a NaN is named where it starts."""
     names: dict[str, None] = {}
     for table, rules in RULES.items():
         scheme = QuantScheme(table, table, unsigned_activations=True, integer_bias=True)
@@ -172,7 +172,7 @@ def tensors_to_calibrate(graph: GraphIndex) -> tuple[str, ...]:
                 graph, number, placement
             ):
                 names.update((name, None) for name in node.input)
-    return tuple(names)
+    return tuple(sorted(names, key=lambda name: graph.producer.get(name, -1)))
 
 
 def node_label(node: NodeProto) -> str:

@@ -60,9 +60,7 @@ class BottleneckNet(nn.Module):
             inner = width * 2**index
             blocks = []
             for block in range(depth):
-                blocks.append(
-                    Bottleneck(inputs, inner, 4 * inner, 2 if index and not block else 1)
-                )
+                blocks.append(Bottleneck(inputs, inner, 4 * inner, 2 if index and not block else 1))
                 inputs = 4 * inner
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)

@@ -28,7 +28,8 @@ def format_number(value: float | None, digits: int = 3) -> str:
         return "NaN" if math.isnan(value) else "infinite"
     if value == 0:
         return "0"
-    magnitude = math.floor(math.log10(abs(value)))
+    rounded = float(f"{value:.{digits - 1}e}")
+    magnitude = math.floor(math.log10(abs(rounded)))
     if magnitude < -4 or magnitude > 6:
         return f"{value:.{digits - 1}e}"
     return f"{value:,.{max(0, digits - 1 - magnitude)}f}"

@@ -4,7 +4,10 @@ Batch normalization in inference is an affine map of each channel c:
 
     y_c = (x_c - mean_c) * s_c + beta_c,   s_c = gamma_c / sqrt(var_c + eps)
 
-so after a linear map x = W u + b it is again one: W'_c = s_c W_c, b'_c = (b_c - mean_c) s_c + beta_c.
+so after a linear map x = W u + b it is again one:
+
+    W'_c = s_c W_c,   b'_c = (b_c - mean_c) s_c + beta_c
+
 Everything is computed in float64, because variances near zero make s_c large.
 
 Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient

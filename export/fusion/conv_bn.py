@@ -119,8 +119,12 @@ def _match(draft: Draft, norm: fx.Node) -> _Site | str:
         return f"the bias of {find_path(draft, layer)} is computed, not stored"
     transposed = layer.target in _TRANSPOSED or bool(read_argument(layer, "transposed", False))
     groups = int(read_argument(layer, "groups", 1))
-    mismatch = _find_mismatch(layer, weight, count_output_channels(
-        weight, transposed=transposed, groups=groups), bn.channels)
+    mismatch = _find_mismatch(
+        layer,
+        weight,
+        count_output_channels(weight, transposed=transposed, groups=groups),
+        bn.channels,
+    )
     if mismatch:
         return mismatch
     return _Site(layer, norm, result, weight, bias, bn, transposed, groups)
@@ -156,7 +160,7 @@ def _find_result(norm: fx.Node) -> fx.Node | None:
 
 def _find_layer(norm: fx.Node) -> fx.Node | str | None:
     """The layer whose result only `norm` reads; a reason; or None where there is no layer."""
-    source = read_argument(norm, "input")
+    source: fx.Node = read_argument(norm, "input")
     shared = len(source.users) > 1
     while source.target in _WITHOUT_EFFECT and not read_argument(source, "train"):
         source = read_argument(source, "input")
@@ -213,7 +217,8 @@ def _measure_error(site: _Site, weight: Tensor, bias: Tensor) -> float:
     dilation = read_argument(site.layer, "dilation", [1])
     dilation = list(dilation) * (site.weight.ndim - 2) if len(dilation) == 1 else dilation
     sizes = [
-        (kernel - 1) * step + 3 for kernel, step in zip(site.weight.shape[2:], dilation, strict=False)
+        (kernel - 1) * step + 3
+        for kernel, step in zip(site.weight.shape[2:], dilation, strict=False)
     ]
     x = torch.randn(2, inputs, *sizes, dtype=torch.float64, generator=generator)
     scale, shift = (value.cpu() for value in site.bn.scale_and_shift())

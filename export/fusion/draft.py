@@ -1,4 +1,4 @@
-"""An ``ExportedProgram`` under edit: its graph, its signature and its stored tensors, kept together.
+"""An ``ExportedProgram`` under edit: graph, signature and stored tensors kept together.
 
 A program names every stored tensor three times: as a placeholder of the graph, as an entry of the
 signature, and as a key of the state. Rewrites go through this file so that the three never part.
@@ -33,6 +33,8 @@ class Draft:
     def __init__(self, program: ExportedProgram) -> None:
         self._program = program
         self.graph: fx.Graph = copy.deepcopy(program.graph)
+        for old, new in zip(program.graph.nodes, self.graph.nodes, strict=True):
+            new.name = old.name  # the copy renames what shadows a builtin, as ``input`` does
         self._inputs: list[InputSpec] = list(program.graph_signature.input_specs)
         self._state: dict[str, Any] = dict(program.state_dict)
         self._constants: dict[str, Any] = dict(program.constants)
@@ -126,7 +128,7 @@ class Draft:
     def _output_specs(self) -> list[Any]:
         """The output entries, naming the values that the output node returns now."""
         (output,) = (node for node in self.graph.nodes if node.op == "output")
-        specs = copy.deepcopy(self._program.graph_signature.output_specs)
+        specs: list[Any] = copy.deepcopy(self._program.graph_signature.output_specs)
         for spec, value in zip(specs, output.args[0], strict=True):
             if isinstance(value, fx.Node):
                 spec.arg.name = value.name
@@ -141,7 +143,9 @@ class Draft:
         return next(matches, None)
 
     def _node(self, spec: InputSpec) -> fx.Node:
-        return next(n for n in self.graph.nodes if n.op == "placeholder" and n.name == spec.arg.name)
+        nodes = (node for node in self.graph.nodes if node.op == "placeholder")
+        found: fx.Node = next(node for node in nodes if node.name == spec.arg.name)
+        return found
 
     def _requires_grad(self, node: object) -> bool:
         value = self._state.get(self.target(node))

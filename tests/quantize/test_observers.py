@@ -40,7 +40,7 @@ def test_percentile_meets_numpy_within_a_bin(percentile: float) -> None:
         observer.update(part)
     low, high = observer.range()
     tail = (100 - percentile) / 2
-    width = 2 ** np.ceil(np.log2(np.abs(values).max())) / 2048
+    width = float(2 ** np.ceil(np.log2(np.abs(values).max())) / 2048)
     assert low == pytest.approx(np.percentile(values, tail), abs=1.5 * width)
     assert high == pytest.approx(np.percentile(values, 100 - tail), abs=1.5 * width)
     inside = np.mean((values >= low) & (values <= high))

@@ -1,4 +1,4 @@
-"""A planted regression is found, an equal report passes, and unlike things are said to be unlike."""
+"""A planted regression is found, equal reports pass, and unlike things are said to be unlike."""
 
 import io
 from typing import Any

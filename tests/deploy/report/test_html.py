@@ -68,7 +68,7 @@ def test_needs_nothing_from_outside_and_runs_nothing(name: str) -> None:
     assert not {"src", "href", "srcset", "style"} & names
     assert not [attribute for attribute in names if attribute.startswith("on")]
     assert not re.search(r"https?:|//[a-z]|url\(|@import", source)
-    assert "default-src 'none'" in source
+    assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
 
 
 def test_hostile_text_is_escaped_everywhere() -> None:
@@ -79,7 +79,6 @@ def test_hostile_text_is_escaped_everywhere() -> None:
     assert "\u202e" not in source
     shown = HOSTILE.replace("\x1b", r"\x1b").replace("\u202e", r"\u202e")
     assert page.text.count(shown) >= 12
-    assert {"classless"} & set(page.tags) == set()
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -128,8 +127,8 @@ def test_status_is_told_by_a_word_and_a_shape() -> None:
     assert len(shapes) >= 6
 
 
-def _pixels(png: bytes) -> list[bytes]:
-    """The distinct RGB pixels of the first rows that have no filter but 0 or 1, from the raw file."""
+def _rows(png: bytes) -> list[bytes]:
+    """The rows of a PNG, each with its filter byte; the first pixel of the first is as it is."""
     data, position = b"", 8
     channels = 4 if png[25] == 6 else 3
     width = int.from_bytes(png[16:20], "big")
@@ -143,7 +142,6 @@ def _pixels(png: bytes) -> list[bytes]:
     return [raw[start : start + stride] for start in range(0, len(raw), stride)]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium to render the page with")
 @pytest.mark.parametrize(("scheme", "dark"), [("1", False), ("0", True)])
 def test_renders_in_a_browser(scheme: str, dark: bool, tmp_path: Path) -> None:
@@ -167,7 +165,7 @@ def test_renders_in_a_browser(scheme: str, dark: bool, tmp_path: Path) -> None:
         capture_output=True,
         timeout=120,
     )
-    rows = _pixels(image.read_bytes())
+    rows = _rows(image.read_bytes())
     first = rows[0][1:4]
     assert (max(first) < 64) == dark
     assert len(set(rows)) > 100

@@ -1,0 +1,209 @@
+"""The command line: parse, call one library function, print, exit code. No logic.
+
+Exit codes: 0 done and the gates hold; 1 a gate failed; 2 wrong use or bad input; 130 interrupted.
+Heavy modules are imported inside the commands, so that --help answers at once.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from export.errors import DeployError
+
+_EPILOG = "Every option can also stand in [tool.deploy] of the pyproject.toml where deploy is run."
+
+
+def main() -> None:
+    """Entry point of the ``deploy`` command."""
+    try:
+        cli(standalone_mode=False)
+    except DeployError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted. What was there before is as it was.", err=True)
+        sys.exit(130)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="deploykit", prog_name="deploy")
+def cli() -> None:
+    """Take a trained PyTorch model to a verified, fast engine.
+
+    \b
+      deploy build model.pt                     writes model.deploy/
+      deploy compare A.deploy B.deploy          exit 1 on a regression
+      deploy verify model.deploy --data DIR     parity again, on other data
+    """
+
+
+def _shared(*decorators: Callable[..., Any]) -> Callable[..., Any]:
+    """Several options as one decorator, in the order of the help."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+_trust_options = _shared(
+    click.option("--trust", multiple=True, metavar="PACKAGE", help="Run this package's classes."),
+    click.option("--trust-all", is_flag=True, help="Run whatever the model file asks for."),
+)
+_data_options = _shared(
+    click.option("--data", metavar="PATH", help=".npz, .npy, .pt, image folder, module:callable."),
+    click.option("--evaluation-samples", type=int, help="Samples to judge on.  [1000]"),
+    click.option("--image-resize", type=int, help="Shorter side of images, in pixels."),
+    click.option("--image-crop", type=int, help="Side of the centre crop, in pixels."),
+    click.option("--image-mean", type=float, multiple=True, help="A channel's mean; repeat."),
+    click.option("--image-std", type=float, multiple=True, help="A channel's deviation; repeat."),
+    click.option("--max-drop", type=float, help="Largest loss of accuracy, a fraction.  [0.01]"),
+    click.option("--min-sqnr", type=float, help="Smallest SQNR in dB without labels."),
+    click.option("--min-agreement", type=float, help="Smallest top-1 agreement.  [0.98]"),
+)
+_measure_options = _shared(
+    click.option("--threads", type=int, help="Threads of every engine.  [all cores]"),
+    click.option("--batch", type=int, help="Batch size to measure latency at.  [1]"),
+    click.option("--measure-seconds", type=float, help="Time spent on measuring.  [20]"),
+    click.option("--seed", type=int, help="Of splits, orders and synthetic inputs.  [0]"),
+)
+
+
+@cli.command(epilog=_EPILOG)
+@click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Bundle to write.")
+@click.option("--input", "inputs", multiple=True, metavar="SPEC", help="1x3x224x224, ids:1x8:int64")
+@click.option("--model", metavar="MODULE:FACTORY", help="Makes the module of a weights file.")
+@_trust_options
+@_data_options
+@click.option("--calibration-samples", type=int, help="Samples to calibrate int8 on.  [256]")
+@click.option("--observer", type=click.Choice(["minmax", "percentile"]), help="Of ranges.")
+@_measure_options
+@click.option("--static-batch", is_flag=True, help="Keep the batch size of --input.")
+@click.option("--opset", type=int, help="ONNX opset, 18 to 25.  [20]")
+@click.option("--golden-from-data", is_flag=True, help="Ship real samples as golden inputs.")
+def build(model_file: Path, output: Path | None, **flags: Any) -> None:
+    """Fuse, export, quantize, check, measure; write a verified bundle."""
+    from deploy.bundle import REPORT_HTML
+    from deploy.report import print_report
+    from deploy.report.progress import ProgressDisplay
+    from export.optional import require
+
+    require("torch", extra="build")
+    from deploy.pipeline import build as build_bundle
+
+    config = _config(flags)
+    with ProgressDisplay(_console(stderr=True)) as progress:
+        bundle = build_bundle(model_file, config, output=output, progress=progress)
+    print_report(bundle.report(), _console())
+    click.echo(f"\nBundle: {bundle.path}\nReport: {bundle.path / REPORT_HTML}")
+
+
+@cli.command(epilog=_EPILOG)
+@click.argument("target", metavar="BUNDLE|MODEL.onnx", type=click.Path(path_type=Path))
+@_trust_options
+@_measure_options
+def bench(target: Path, **flags: Any) -> None:
+    """Measure latency, interleaved, of every engine that can be opened."""
+    from deploy.bench import bench_bundle, bench_onnx
+    from deploy.bundle import read_bundle
+    from deploy.latency import LatencySettings
+    from deploy.report.progress import ProgressDisplay
+    from deploy.report.tables import print_latency
+
+    config = _config(flags)
+    settings = LatencySettings(seconds=config.measure_seconds, seed=config.seed)
+    sizes = {"batch": config.batch, "threads": config.threads}
+    with ProgressDisplay(_console(stderr=True)) as progress:
+        if target.suffix == ".onnx":
+            baseline, report = bench_onnx(target, settings, **sizes, progress=progress)
+        else:
+            bundle = read_bundle(target)
+            baseline, report = bench_bundle(
+                bundle, settings, **sizes, trust=config.trust, progress=progress
+            )
+    print_latency(baseline, report, _console())
+
+
+@cli.command(epilog=_EPILOG)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@_trust_options
+@_data_options
+@click.option("--threads", type=int, help="Threads of every engine.  [all cores]")
+def verify(bundle: Path, **flags: Any) -> None:
+    """Check a bundle's hashes, its recorded answers and, with --data, its parity."""
+    from deploy.bundle import read_bundle
+    from deploy.report.progress import ProgressDisplay
+    from deploy.report.tables import print_verification
+    from deploy.verify import verify as verify_bundle
+
+    from_flags = flags["data"]
+    config = _config(flags)
+    with ProgressDisplay(_console(stderr=True)) as progress:
+        results = verify_bundle(
+            read_bundle(bundle), data=from_flags, config=config, progress=progress
+        )
+    print_verification(results, _console())
+    sys.exit(0 if all(result.holds for result in results) else 1)
+
+
+@cli.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+def compare(a: Path, b: Path) -> None:
+    """Hold report B against report A; exit 1 if B is slower or less accurate."""
+    from deploy.report import compare_reports, print_comparison, read_report
+
+    comparison = compare_reports(read_report(a), read_report(b))
+    print_comparison(comparison, _console())
+    sys.exit(1 if comparison.regressions else 0)
+
+
+@cli.command()
+@click.argument("bundle", required=False, type=click.Path(path_type=Path))
+@_trust_options
+def doctor(bundle: Path | None, **flags: Any) -> None:
+    """Say what this machine can run, and whether BUNDLE is sound on it."""
+    from deploy.doctor import diagnose
+    from deploy.report.tables import print_diagnosis
+
+    diagnosis = diagnose(bundle, trust=_config(flags).trust)
+    print_diagnosis(diagnosis, _console())
+    sys.exit(0 if diagnosis.sound else 1)
+
+
+def _config(flags: dict[str, Any]) -> Any:
+    """Flags over ``[tool.deploy]`` of the working directory over defaults."""
+    from deploy.config import make_config, read_project_options
+
+    directory = Path.cwd()
+    options = read_project_options(directory)
+    make_config(options, where=f"{directory / 'pyproject.toml'}: [tool.deploy]")
+    given = {
+        key: value
+        for key, value in flags.items()
+        if value is not None and value is not False and value != ()
+    }
+    if given.pop("trust_all", False):
+        given["trust"] = ("*",)
+    return make_config({**options, **given}, where="command line")
+
+
+def _console(*, stderr: bool = False) -> Any:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Terminal tables of the commands other than build: bench, verify, doctor."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from deploy.doctor import Diagnosis
+from deploy.latency import EngineLatency, LatencyReport
+from deploy.verify import Verification
+
+
+def print_latency(baseline: str, report: LatencyReport, console: Console) -> None:
+    """One row an engine: median with its interval, p90, p99, ratio to the baseline."""
+    table = _make_table(
+        "engine", "p50 ms", "95% interval", "p90", "p99", "speed-up", "95% interval"
+    )
+    rows = sorted(report.engines.items(), key=lambda item: item[1].p50)
+    for name, latency in rows:
+        table.add_row(f"{name} (baseline)" if name == baseline else name, *_times(latency))
+    console.print(table)
+    for name, reason in report.failed.items():
+        console.print(Text(f"{name}: failed: {reason}"))
+    if report.control is not None and report.control_ci95 is not None:
+        low, high = report.control_ci95
+        text = f"A/A control: baseline against itself {report.control:.3f}x (95% {low:.3f}"
+        console.print(Text(f"{text} to {high:.3f}); {report.rounds} rounds", style="dim"))
+
+
+def print_verification(results: Sequence[Verification], console: Console) -> None:
+    """One row an engine: golden answers, and the gate on the data; reasons below."""
+    table = _make_table("engine", "golden", "SQNR dB", "accuracy", "gate")
+    for result in results:
+        parity, verdict = result.parity, result.verdict
+        accuracy = parity.accuracy if parity else None
+        table.add_row(
+            result.name,
+            "same" if result.golden is None else "DIFFERS",
+            "-" if parity is None else f"{parity.sqnr_db:.1f}",
+            "-" if accuracy is None else f"{accuracy.candidate:.2%}",
+            "-" if verdict is None else ("holds" if verdict.passed else "FAILS"),
+        )
+    console.print(table)
+    for result in results:
+        for reason in (result.golden, result.verdict.reason if result.verdict else None):
+            if reason:
+                console.print(Text(f"{result.name}: {reason}", style="red"))
+
+
+def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
+    """The machine, then its engines, then the bundle's."""
+    machine = diagnosis.machine
+    for label, value in (
+        ("CPU", f"{machine.cpu}, {machine.cores} cores"),
+        ("features", ", ".join(machine.features) or "none of note"),
+        ("memory", f"{machine.memory_gb} GiB"),
+        ("GPU", machine.gpu or "no NVIDIA GPU"),
+        ("system", f"{machine.os}, Python {machine.python}"),
+    ):
+        console.print(Text(f"{label:<9} {value}"))
+    table = _make_table("engine", "version", "usable", "note")
+    for backend in diagnosis.backends:
+        table.add_row(
+            backend.name, backend.version or "-", "yes" if backend.usable else "no", backend.note
+        )
+    console.print(table)
+    if diagnosis.bundle:
+        print_verification(diagnosis.bundle, console)
+
+
+def _make_table(*columns: str) -> Table:
+    table = Table(box=box.ASCII, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(
+            column,
+            justify="left" if index == 0 or column == "note" else "right",
+            overflow="fold",
+        )
+    return table
+
+
+def _times(latency: EngineLatency) -> tuple[str, ...]:
+    low, high = latency.p50_ci95
+    slow, fast = latency.speedup_ci95
+    return (
+        f"{latency.p50 * 1e3:.3f}",
+        f"{low * 1e3:.3f}-{high * 1e3:.3f}",
+        f"{latency.p90 * 1e3:.3f}",
+        "-" if latency.p99 is None else f"{latency.p99 * 1e3:.3f}",
+        f"{latency.speedup:.2f}x",
+        f"{slow:.2f}-{fast:.2f}",
+    )

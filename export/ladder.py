@@ -1,0 +1,217 @@
+"""Capture, fuse, export and check; and where one way fails, the next one.
+
+Every rung ends with the same proof: ONNX Runtime repeats what the eager module computes, at several
+batch sizes. Exports that succeed and compute something else are known (pytorch#169178), so a rung
+that fails this proof has failed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from export.agreement import (
+    Expectation,
+    expect,
+    find_disagreement,
+    measure_tolerances,
+    run_onnx,
+)
+from export.artifacts import Fused, OnnxModel, Skip
+from export.capture import capture
+from export.errors import ExportError
+from export.fusion import FusedProgram, fuse_program
+from export.onnx import to_onnx, torchscript_to_onnx
+from export.progress import Progress, ProgressCallback, ignore_progress
+from export.signature import CallSignature
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way to an ONNX file."""
+
+    name: str
+    torchscript: bool = False
+    strict: bool = False
+    dynamic_batch: bool = True
+
+
+RUNGS: tuple[Rung, ...] = (
+    Rung("dynamo"),
+    Rung("dynamo-strict", strict=True),
+    Rung("dynamo-static", dynamic_batch=False),
+    Rung("torchscript", torchscript=True),
+    Rung("torchscript-static", torchscript=True, dynamic_batch=False),
+)
+"""Tried from the first to the last."""
+
+BATCHES = (1, 2, 3)
+"""One, the traced size, and an odd one."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A rung that failed, and why, in one line."""
+
+    rung: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A checked ONNX model and how it came about.
+
+    Attributes:
+        onnx: the file.
+        rung: name of the rung that held.
+        dynamic_batch: any batch size runs; otherwise only the captured one.
+        attempts: the rungs before it, which failed.
+        fused: rewrites done on the way.
+        skipped: rewrites left, with reasons.
+        program: the fused program; None if TorchScript made the file.
+    """
+
+    onnx: OnnxModel
+    rung: str
+    dynamic_batch: bool
+    attempts: tuple[Attempt, ...]
+    fused: tuple[Fused, ...]
+    skipped: tuple[Skip, ...]
+    program: ExportedProgram | None
+
+
+@dataclass(frozen=True)
+class _Request:
+    module: nn.Module
+    feeds: Mapping[str, Tensor]
+    path: Path
+    signature: CallSignature
+    opset: int
+
+
+def export_model(
+    module: nn.Module,
+    feeds: Mapping[str, Tensor],
+    workdir: Path,
+    *,
+    signature: CallSignature,
+    static_batch: bool,
+    opset: int,
+    program: ExportedProgram | None = None,
+    progress: ProgressCallback = ignore_progress,
+) -> Exported:
+    """Bring `module` to ``workdir/model.onnx`` on the first of `RUNGS` whose result is right.
+
+    Args:
+        module: in eval mode; left as it is.
+        feeds: example inputs by name; a batch of at least 2 where it is to be dynamic.
+        workdir: where ``model.onnx`` (and ``model.onnx.data`` above 2 GB) goes.
+        signature: names and dynamic axes of the call.
+        static_batch: keep the batch size of `feeds`.
+        opset: of the ONNX file.
+        program: a capture that exists already (``.pt2``); the first rung uses it as it is.
+        progress: told of each rung.
+
+    Raises:
+        ExportError: every rung failed; the message has one line for each.
+    """
+    request = _Request(module, feeds, workdir / "model.onnx", signature, opset)
+    dynamic = not static_batch and any(spec.has_dynamic_batch for spec in signature.inputs)
+    rungs = [rung for rung in RUNGS if dynamic or not rung.dynamic_batch]
+    if isinstance(module, torch.jit.ScriptModule):
+        rungs = [rung for rung in rungs if rung.torchscript]
+    expectations: dict[int, Expectation] = {}
+    attempts: list[Attempt] = []
+    for index, rung in enumerate(rungs):
+        progress(Progress("export", index, len(rungs), rung.name))
+        try:
+            exported = _climb(request, rung, tuple(attempts), program if index == 0 else None)
+            _check(request, exported, expectations)
+        except ExportError as error:
+            attempts.append(Attempt(rung.name, " ".join(str(error).split())))
+            continue
+        progress(Progress("export", len(rungs), len(rungs), rung.name))
+        return exported
+    reasons = "\n".join(f"  {attempt.rung}: {attempt.error}" for attempt in attempts)
+    raise ExportError(
+        "The model could not be exported; each way failed for its own reason. Change the part of "
+        f"the model that is named, or give the batch size with --static-batch:\n{reasons}"
+    )
+
+
+def _climb(
+    request: _Request, rung: Rung, attempts: tuple[Attempt, ...], program: ExportedProgram | None
+) -> Exported:
+    """One rung: capture, fuse, ONNX; not checked yet."""
+    inputs = [spec.name for spec in request.signature.inputs]
+    outputs = [spec.name for spec in request.signature.outputs]
+    keyword = request.signature.keyword
+    if rung.torchscript:
+        model = torchscript_to_onnx(
+            request.module,
+            request.feeds,
+            request.path,
+            input_names=inputs,
+            output_names=outputs,
+            keyword=keyword,
+            dynamic_batch=rung.dynamic_batch,
+            opset=request.opset,
+        )
+        skip = Skip("(model)", "fusion", _explain_unfused(request.module))
+        return Exported(model, rung.name, rung.dynamic_batch, attempts, (), (skip,), None)
+    if program is None:
+        program = capture(
+            request.module,
+            request.feeds,
+            keyword=keyword,
+            dynamic_batch=rung.dynamic_batch,
+            strict=rung.strict,
+        )
+    result: FusedProgram = fuse_program(program)
+    model = to_onnx(
+        result.program,
+        request.path,
+        input_names=inputs,
+        output_names=outputs,
+        opset=request.opset,
+    )
+    dynamic = any(spec.has_dynamic_batch for spec in model.inputs)
+    return Exported(
+        model, rung.name, dynamic, attempts, result.fused, result.skipped, result.program
+    )
+
+
+def _check(request: _Request, exported: Exported, known: dict[int, Expectation]) -> None:
+    """Compare the file with the eager module at every batch size that it claims to take.
+
+    Raises:
+        ExportError: it computes something else, or does not run.
+    """
+    batches = _list_batches(request, exported.dynamic_batch)
+    call = request.module, request.feeds, request.signature
+    for batch in batches:
+        if batch not in known:
+            tolerances = (
+                next(iter(known.values())).tolerances
+                if known
+                else measure_tolerances(*call, batches[0])
+            )
+            known[batch] = expect(*call, batch=batch, tolerances=tolerances)
+        found = run_onnx(exported.onnx, known[batch].feeds)
+        disagreement = find_disagreement(known[batch], found)
+        if disagreement:
+            raise ExportError(f"The exported model is wrong: {disagreement}")
+
+
+def _list_batches(request: _Request, dynamic: bool) -> tuple[int, ...]:
+    sizes = (int(value.shape[0]) for value in request.feeds.values() if value.ndim)
+    return BATCHES if dynamic else (next(sizes, 1),)
+
+
+def _explain_unfused(module: nn.Module) -> str:
+    if isinstance(module, torch.jit.ScriptModule):
+        return "TorchScript models are exported as they are"
+    return "the TorchScript exporter takes the model as it is; no captured graph to rewrite"
