@@ -28,8 +28,8 @@ def bench_bundle(
     """Measure every engine of a bundle that can be opened here, on its golden inputs.
 
     Returns:
-        The name of the baseline (eager torch where the bundle holds it, else the float32 engine of
-        ONNX Runtime) and the times.
+        The name of the baseline (eager torch where the bundle holds it and torch is installed, else
+        the float32 engine of ONNX Runtime) and the times.
 
     Raises:
         BundleError: the bundle has nothing that can be opened here.
@@ -37,7 +37,8 @@ def bench_bundle(
     names = [name for name, entry in bundle.manifest.engines.items() if entry.not_run is None]
     if not names:
         raise BundleError(f"{bundle.path} has no engine that can be run on this machine.")
-    baseline = next((name for name in ("torch", FALLBACK) if name in names), names[0])
+    preferred = ("torch", FALLBACK) if is_installed("torch") else (FALLBACK,)
+    baseline = next((name for name in preferred if name in names), names[0])
     specs = {name: bundle.spec(name, threads=threads, trust=trust) for name in names}
     golden = read_golden(bundle.path / GOLDEN).inputs
     static = bundle.manifest.inputs[0].shape[0]

@@ -123,25 +123,11 @@ def read_bundle(path: Path | str) -> Bundle:
     root = Path(path)
     if not (root / MANIFEST).is_file():
         raise BundleError(f"{root} is no bundle: it has no {MANIFEST}. Make one with deploy build.")
-    manifest = _parse_manifest((root / MANIFEST).read_bytes(), root)
-    for name, digest in manifest.files.items():
-        file = _inside(root, name)
-        if not file.is_file() or file.is_symlink():
-            raise BundleError(f"{root}: {name} is missing. Build or copy the bundle again.")
-        if hash_file(file) != digest:
-            raise BundleError(
-                f"{root}: {name} was changed after the build (its SHA-256 differs). "
-                "Build or copy the bundle again."
-            )
-    for name, engine in manifest.engines.items():
-        if engine.file not in manifest.files:
-            raise BundleError(f"{root}: the file of engine {name!r} is not in the manifest.")
-    extra = {_relative(file, root) for file in root.rglob("*") if not file.is_dir()}
-    extra -= {*manifest.files, MANIFEST}
-    if extra:
-        raise BundleError(
-            f"{root}: {min(extra)} is not part of the bundle. Remove it, or build again."
-        )
+    try:
+        manifest = _parse_manifest((root / MANIFEST).read_bytes(), root)
+        _check_files(root, manifest)
+    except OSError as error:
+        raise BundleError(f"{root} cannot be read: {error}. Check its permissions.") from error
     return Bundle(root, manifest)
 
 
@@ -191,16 +177,19 @@ def stage_bundle(target: Path) -> Iterator[Path]:
     Raises:
         BundleError: something that is no bundle stands at `target`.
     """
-    target = target.absolute()
-    if target.exists() and not (target / MANIFEST).is_file():
+    target = target.resolve()  # a link to a bundle stays, and what it leads to is replaced
+    _refuse_other(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
         raise BundleError(
-            f"{target} exists and is no bundle; it is left alone. Choose another --output."
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            f"{target} cannot be written: {error.strerror}. Choose another --output."
+        ) from error
     try:
         yield stage
         stage.chmod(0o755)
+        _refuse_other(target)
         _replace(stage, target)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
@@ -213,7 +202,7 @@ def write_manifest(stage: Path, **fields: Any) -> Manifest:
     manifest = Manifest(files=files, **fields)
     content = {"format_version": FORMAT_VERSION, **asdict(manifest)}
     content["manifest_sha256"] = _hash_content(content)
-    (stage / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (stage / MANIFEST).write_bytes(_serialize(content))
     return manifest
 
 
@@ -223,18 +212,62 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _refuse_other(target: Path) -> None:
+    """Only a bundle may be replaced: many folders have a manifest.json that is not ours."""
+    if not target.exists():
+        return
+    manifest = target / MANIFEST
+    if not manifest.is_file() or b'"manifest_sha256"' not in manifest.read_bytes():
+        raise BundleError(
+            f"{target} exists and is no bundle; it is left alone. Choose another --output."
+        )
+
+
 def _replace(stage: Path, target: Path) -> None:
     """Put `stage` where `target` is; a crash in between leaves the old bundle beside it."""
     old = target.with_name(f".{target.name}.old-{os.getpid()}")
-    if target.exists():
-        target.rename(old)
     try:
+        if target.exists():
+            target.rename(old)
         stage.rename(target)
-    except OSError:
-        if old.exists():
+    except BaseException:  # Ctrl-C too
+        if old.exists() and not target.exists():
             old.rename(target)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_files(root: Path, manifest: Manifest) -> None:
+    """Hold the folder against its manifest: every file of it, and no other."""
+    entries = list(root.rglob("*"))
+    for entry in entries:
+        if entry.is_symlink():
+            raise BundleError(
+                f"{root}: {_relative(entry, root)} is a link, and a bundle holds its files itself. "
+                "Build or copy the bundle again."
+            )
+    for name, digest in manifest.files.items():
+        file = _inside(root, name)
+        if not file.is_file():
+            raise BundleError(f"{root}: {name} is missing. Build or copy the bundle again.")
+        if hash_file(file) != digest:
+            raise BundleError(
+                f"{root}: {name} was changed after the build (its SHA-256 differs). "
+                "Build or copy the bundle again."
+            )
+    for name, engine in manifest.engines.items():
+        if engine.file not in manifest.files:
+            raise BundleError(f"{root}: the file of engine {name!r} is not in the manifest.")
+    extra = {_relative(entry, root) for entry in entries if not entry.is_dir()}
+    extra -= {*manifest.files, MANIFEST}
+    if extra:
+        raise BundleError(
+            f"{root}: {min(extra)} is not part of the bundle. Remove it, or build again."
+        )
+
+
+def _serialize(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def _hash_content(content: Mapping[str, Any]) -> str:
@@ -246,7 +279,7 @@ def _parse_manifest(data: bytes, root: Path) -> Manifest:
     damaged = f"{root / MANIFEST} is damaged; build or copy the bundle again"
     try:
         content = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{damaged} ({error}).") from error
     if not isinstance(content, dict) or "manifest_sha256" not in content:
         raise BundleError(f"{damaged}.")
@@ -255,11 +288,11 @@ def _parse_manifest(data: bytes, root: Path) -> Manifest:
             f"{root} has bundle format {content.get('format_version')!r}; this version reads "
             f"{FORMAT_VERSION}. Build it again."
         )
-    if _hash_content(content) != content["manifest_sha256"]:
+    if _hash_content(content) != content["manifest_sha256"] or _serialize(content) != data:
         raise BundleError(f"{damaged} (its SHA-256 differs).")
     try:
         return _make_manifest(content)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{damaged} ({type(error).__name__}: {error}).") from error
 
 
@@ -270,6 +303,7 @@ def _make_manifest(content: dict[str, Any]) -> Manifest:
         tuple(TensorSpec(s["name"], tuple(s["shape"]), s["dtype"]) for s in plain.pop(key))
         for key in ("inputs", "outputs")
     )
+    plain["files"] = dict(plain["files"].items())
     return Manifest(engines=engines, inputs=inputs, outputs=outputs, **plain)
 
 

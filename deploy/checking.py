@@ -12,7 +12,7 @@ from deploy.engines.base import Array, EngineSpec, Feeds
 from deploy.parity import ParityAccumulator, ParityReport
 from deploy.process import EngineProcess
 from export.artifacts import TensorSpec
-from export.errors import DeployError
+from export.errors import DataError, DeployError
 from export.progress import Progress, ProgressCallback, ignore_progress
 
 Outputs = dict[str, Array]
@@ -64,7 +64,16 @@ def check_candidates(
 
     Returns:
         By name the parity report, or the reason why the candidate failed.
+
+    Raises:
+        DataError: the engines take one batch size only, and `data` does not fill a single batch.
     """
+    if plan.static_batch is not None and len(data) < plan.static_batch:
+        raise DataError(
+            f"{data.source}: {len(data)} samples for evaluation do not fill one batch of "
+            f"{plan.static_batch}, the only size that the engines take. Pass more data, or export "
+            "with a smaller batch in --input."
+        )
     results: dict[str, ParityReport | str] = {}
     with contextlib.ExitStack() as stack:
         running: dict[str, _Comparison] = {}
@@ -84,11 +93,10 @@ def check_candidates(
             progress(Progress("check parity", min(done, len(data)), len(data)))
         if plan.static_batch is None:
             first = data.batch(range(min(max(_ODD_BATCHES), len(data))))
-            _check_batch_sizes(running, results, first)
+            batched = [spec.name for spec in reference.outputs if spec.has_dynamic_batch]
+            _check_batch_sizes(running, results, first, batched)
     for name, comparison in running.items():
         if name not in results:
-            sizes = _ODD_BATCHES if plan.static_batch is None else (plan.static_batch,)
-            comparison.parity.batches.extend(sizes)
             results[name] = comparison.parity.result()
     return {name: results[name] for name in specs}
 
@@ -118,15 +126,18 @@ def _compare_batch(
         rows = len(next(iter(feeds.values())))
         try:
             outputs = comparison.process(feeds)
-            comparison.parity.update(eager, outputs, floor=exact, labels=labels)
+            comparison.parity.update(eager, outputs, rows=rows, floor=exact, labels=labels)
         except (DeployError, ValueError) as error:
             results[name] = f"at batch size {rows}: {error}"
 
 
 def _check_batch_sizes(
-    running: Mapping[str, _Comparison], results: dict[str, ParityReport | str], feeds: Feeds
+    running: Mapping[str, _Comparison],
+    results: dict[str, ParityReport | str],
+    feeds: Feeds,
+    outputs: list[str],
 ) -> None:
-    """The same samples alone, by two and by three must give the same answers."""
+    """The same samples alone, by two and by three must give the same answers in `outputs`."""
     samples = len(next(iter(feeds.values())))
     for name, comparison in running.items():
         if name in results:
@@ -134,9 +145,9 @@ def _check_batch_sizes(
         try:
             alone = [comparison.process(_slice(feeds, i, i + 1)) for i in range(samples)]
             for size in range(2, samples + 1):
-                single = _join(alone[:size])
+                single = _join(alone[:size], outputs)
                 batched = comparison.process(_slice(feeds, 0, size))
-                comparison.parity.check_consistency(single, batched)
+                comparison.parity.check_consistency(single, batched, rows=size)
         except (DeployError, ValueError) as error:
             results[name] = f"at batch sizes 1 to {samples}: {error}"
 
@@ -164,5 +175,5 @@ def _slice(feeds: Feeds, start: int, stop: int) -> Outputs:
     return {name: array[start:stop] for name, array in feeds.items()}
 
 
-def _join(outputs: list[Outputs]) -> Outputs:
-    return {name: np.concatenate([each[name] for each in outputs]) for name in outputs[0]}
+def _join(outputs: list[Outputs], names: list[str]) -> Outputs:
+    return {name: np.concatenate([each[name] for each in outputs]) for name in names}

@@ -21,7 +21,10 @@ def main() -> None:
     try:
         cli(standalone_mode=False)
     except DeployError as error:
-        click.echo(f"Error: {error}", err=True)
+        from deploy.report.wording import clean
+
+        lines = [clean(line) for line in str(error).splitlines()]  # names come from files
+        click.echo("Error: " + "\n".join(lines), err=True)
         sys.exit(error.exit_code)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
@@ -151,7 +154,12 @@ def verify(bundle: Path, **flags: Any) -> None:
     config = _config(flags)
     with ProgressDisplay(_console(stderr=True)) as progress:
         results = verify_bundle(
-            read_bundle(bundle), data=from_flags, config=config, progress=progress
+            read_bundle(bundle),
+            data=from_flags,
+            config=config,
+            threads=config.threads,
+            trust=config.trust,
+            progress=progress,
         )
     print_verification(results, _console())
     sys.exit(0 if all(result.holds for result in results) else 1)

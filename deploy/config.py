@@ -1,6 +1,7 @@
 """The options of a build, from flags, ``[tool.deploy]`` and Python, in one frozen record."""
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -65,12 +66,27 @@ class BuildConfig:
     golden_from_data: bool = False
 
     def __post_init__(self) -> None:
+        for name, hint in typing.get_type_hints(BuildConfig).items():
+            value, option = getattr(self, name), f"--{name.replace('_', '-')}"
+            if _convert(value, hint, option) != value and value == value:  # NaN is told below
+                raise ConfigError(f"{option} must be a tuple, not {value!r}.")
         _check(self.threads >= 0, "threads", self.threads, "0 (all cores) or more")
         _check(self.batch >= 1, "batch", self.batch, "1 or more")
         _check(self.seed >= 0, "seed", self.seed, "0 or more")
         _check(0 <= self.max_drop < 1, "max_drop", self.max_drop, "a fraction, such as 0.01")
         _check(0 <= self.min_agreement <= 1, "min_agreement", self.min_agreement, "0 to 1")
-        _check(self.measure_seconds > 0, "measure_seconds", self.measure_seconds, "more than 0")
+        _check(
+            0 < self.measure_seconds < math.inf,
+            "measure_seconds",
+            self.measure_seconds,
+            "more than 0, and finite",
+        )
+        _check(
+            self.min_sqnr is None or math.isfinite(self.min_sqnr),
+            "min_sqnr",
+            self.min_sqnr,
+            "a number of dB, such as 20",
+        )
         _check(self.calibration_samples >= 1, "calibration_samples", self.calibration_samples, "1+")
         _check(self.evaluation_samples >= 1, "evaluation_samples", self.evaluation_samples, "1+")
         _check(18 <= self.opset <= 25, "opset", self.opset, "18 to 25")
@@ -114,7 +130,8 @@ def read_project_options(directory: Path) -> dict[str, Any]:
     model must not be able to extend the trust in it.
 
     Raises:
-        ConfigError: the file is not valid TOML, or ``tool.deploy`` is not a table.
+        ConfigError: the file cannot be read or is not valid TOML, ``tool.deploy`` is not a table,
+            or has an option twice, with dashes and with underscores.
     """
     path = directory / "pyproject.toml"
     if not path.is_file():
@@ -123,10 +140,19 @@ def read_project_options(directory: Path) -> dict[str, Any]:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}. Mend it or remove it.") from error
-    table = content.get("tool", {}).get("deploy", {})
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error}. Mend it or remove it.") from error
+    tools = content.get("tool", {})
+    table = tools.get("deploy", {}) if isinstance(tools, dict) else tools
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: tool.deploy must be a table: write [tool.deploy].")
-    return {key.replace("-", "_"): value for key, value in table.items()}
+    options: dict[str, Any] = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name in options:
+            raise ConfigError(f"{path}: [tool.deploy] has {key!r} twice. Keep one of them.")
+        options[name] = value
+    return options
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:

@@ -59,7 +59,7 @@ def diagnose(bundle: Path | None = None, *, trust: tuple[str, ...] = ()) -> Diag
 
 def _examine(module: str, package: str, extra: str, *, machine: Machine) -> Backend:
     if not is_installed(module):
-        wanted = f"pip install '{DISTRIBUTION}[{extra}]'"
+        wanted = f"pip install '{DISTRIBUTION}[{extra}]'" if extra else f"pip install {package}"
         return Backend(module, False, None, f"not installed: {wanted}")
     version = machine.versions.get(package)
     if module in _NEED_GPU:

@@ -1,13 +1,13 @@
 """The gates: which candidate may ship, which wins, and why not the others, in words."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from deploy.bootstrap import estimate_ratio
 from deploy.config import BuildConfig
 from deploy.latency import EngineLatency
-from deploy.parity import ParityReport
+from deploy.parity import OutputParity, ParityReport
 
 DataKind = Literal["labelled", "unlabelled", "synthetic"]
 
@@ -19,6 +19,7 @@ MIN_LABELLED = 300
 MIN_CONSISTENCY_DB = 20.0
 NO_CALIBRATION_DATA = "no calibration data; pass --data with samples of what the model will see"
 EXACT = ("fp32", "tf32")
+_NOT_FINITE = "output {!r} has NaN or Inf where the reference has none, or the reverse"
 _ORDER = ("fp32", "tf32", "fp16", "bf16", "mixed", "int8")
 
 
@@ -50,12 +51,14 @@ def judge_parity(
             reference is not eager but a float32 engine that was itself within the gate.
 
     Float32 is held to the noise of eager itself. Fewer bits are held to the accuracy where there
-    are at least 300 labels, else to the SQNR and, on real data, to the top-1 agreement. int8 is
-    never passed on synthetic inputs.
+    are at least 300 labels, and outputs that have no labels to the SQNR; else all to the SQNR and,
+    on real data, to the top-1 agreement. int8 is never passed on synthetic inputs.
     """
+    if report.samples == 0:
+        return Verdict(False, "samples to judge by", "no sample was compared")
     for output in report.outputs:
         if not output.finite:
-            return Verdict(False, "finite outputs", f"output {output.name!r} has NaN or Inf")
+            return Verdict(False, "finite outputs", _NOT_FINITE.format(output.name))
     if report.consistency_db is not None and report.consistency_db < MIN_CONSISTENCY_DB:
         return Verdict(
             False,
@@ -70,7 +73,7 @@ def judge_parity(
     if accuracy is not None and accuracy.samples >= MIN_LABELLED:
         gate = f"accuracy drop at most {config.max_drop:.2%} on {accuracy.samples} samples"
         if accuracy.drop <= config.max_drop:
-            return Verdict(True, gate)
+            return _judge_unlabelled_outputs(report, _least_sqnr(precision, config), gate)
         low, high = accuracy.drop_ci95
         return Verdict(
             False,
@@ -78,7 +81,7 @@ def judge_parity(
             f"accuracy drops by {accuracy.drop:.2%} (95% interval {low:.2%} to {high:.2%}), "
             f"more than {config.max_drop:.2%}",
         )
-    return _judge_sqnr(report, precision, kind=kind, config=config)
+    return _judge_without_labels(report, precision, kind=kind, config=config)
 
 
 def _judge_exact(report: ParityReport, recorded: Mapping[str, float] | None) -> Verdict:
@@ -87,7 +90,7 @@ def _judge_exact(report: ParityReport, recorded: Mapping[str, float] | None) -> 
     for output in report.outputs:
         error, noise = output.error_float64, output.noise_float64
         if recorded is not None:
-            error, noise = output.error_eager, recorded[output.name]
+            error, noise = output.error_eager, recorded.get(output.name)
         if error is None or noise is None:
             return Verdict(False, gate, "there is no noise floor to judge it by")
         limit = factor * max(noise, NOISE_FLOOR / NOISE_FACTOR)
@@ -108,22 +111,36 @@ def _judge_exact(report: ParityReport, recorded: Mapping[str, float] | None) -> 
     return Verdict(True, gate)
 
 
-def _judge_sqnr(
+def _least_sqnr(precision: str, config: BuildConfig) -> float:
+    return MIN_SQNR_DB[precision] if config.min_sqnr is None else config.min_sqnr
+
+
+def _judge_sqnr(outputs: tuple[OutputParity, ...], least: float) -> Verdict:
+    gate = f"SQNR at least {least:g} dB"
+    worst = min(outputs, key=lambda output: output.sqnr_db)
+    if worst.sqnr_db >= least:
+        return Verdict(True, gate)
+    reason = f"output {worst.name!r} has an SQNR of {worst.sqnr_db:.1f} dB, below {least:g}"
+    return Verdict(False, gate, reason)
+
+
+def _judge_unlabelled_outputs(report: ParityReport, least: float, gate: str) -> Verdict:
+    """The accuracy holds by `gate`; labels say nothing of the other outputs."""
+    others = tuple(output for output in report.outputs if output.name != report.classes_of)
+    if not others:
+        return Verdict(True, gate)
+    verdict = _judge_sqnr(others, least)
+    return replace(verdict, gate=f"{gate}; other outputs: {verdict.gate}")
+
+
+def _judge_without_labels(
     report: ParityReport, precision: str, *, kind: DataKind, config: BuildConfig
 ) -> Verdict:
-    least = MIN_SQNR_DB[precision] if config.min_sqnr is None else config.min_sqnr
-    gate = f"SQNR at least {least:g} dB"
-    if not report.sqnr_db >= least:
-        worst = min(report.outputs, key=lambda output: output.sqnr_db)
-        return Verdict(
-            False,
-            gate,
-            f"output {worst.name!r} has an SQNR of {worst.sqnr_db:.1f} dB, below {least:g}",
-        )
+    verdict = _judge_sqnr(report.outputs, _least_sqnr(precision, config))
     agreement = report.outputs[0].top1_agreement if len(report.outputs) == 1 else None
-    if kind == "synthetic" or agreement is None:
-        return Verdict(True, gate)
-    gate += f" and top-1 agreement at least {config.min_agreement:.0%}"
+    if not verdict.passed or kind == "synthetic" or agreement is None:
+        return verdict
+    gate = f"{verdict.gate} and top-1 agreement at least {config.min_agreement:.0%}"
     if agreement < config.min_agreement:
         return Verdict(
             False,

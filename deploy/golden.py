@@ -3,6 +3,8 @@
 The inputs are four seeded synthetic samples, so that a bundle carries nobody's data unless asked.
 """
 
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from deploy.engines.base import Array, Feeds
+from deploy.parity import same_nonfinite
 from export.errors import BundleError
 
 GOLDEN_SAMPLES = 4
@@ -40,8 +43,10 @@ class Golden:
         arrays = {f"input/{name}": array for name, array in self.inputs.items()}
         for engine, outputs in self.outputs.items():
             arrays |= {f"output/{engine}/{name}": array for name, array in outputs.items()}
-        with path.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        with zipfile.ZipFile(path, "w") as archive:  # np.savez of numpy 1 would pickle objects
+            for key, array in arrays.items():
+                with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def read_golden(path: Path) -> Golden:
@@ -53,15 +58,20 @@ def read_golden(path: Path) -> Golden:
     inputs: dict[str, Array] = {}
     outputs: dict[str, dict[str, Array]] = {}
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        opened = np.load(path, allow_pickle=False)
+        if not isinstance(opened, np.lib.npyio.NpzFile):
+            raise ValueError("it is not an .npz archive")
+        with opened as archive:
             for key in archive.files:
                 kind, _, rest = key.partition("/")
                 if kind == "input":
                     inputs[rest] = archive[key]
+                elif kind != "output":
+                    raise ValueError(f"{key!r} is neither an input nor an output")
                 else:
                     engine, _, name = rest.partition("/")
                     outputs.setdefault(engine, {})[name] = archive[key]
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise BundleError(f"{path} cannot be read: {error}. Build the bundle again.") from error
     return Golden(inputs, outputs)
 
@@ -76,7 +86,7 @@ def find_mismatch(
         got = answered[name]
         if got.shape != expected.shape:
             return f"output {name!r} has shape {list(got.shape)}, not {list(expected.shape)}"
-        if not np.array_equal(np.isfinite(expected), np.isfinite(got)):
+        if not same_nonfinite(expected, got):
             return f"output {name!r} has NaN or Inf where none was recorded, or the reverse"
         if expected.dtype.kind != "f":
             if not np.array_equal(got, expected):
@@ -86,7 +96,7 @@ def find_mismatch(
         exact = expected[finite].astype(np.float64)
         largest = float(np.abs(exact).max(initial=0.0)) or 1.0
         error = float(np.abs(got[finite].astype(np.float64) - exact).max(initial=0.0)) / largest
-        if error > tolerance:
+        if not error <= tolerance:
             return (
                 f"output {name!r} is off by {error:.2g} of its largest value; "
                 f"its tolerance is {tolerance:g}"

@@ -97,6 +97,9 @@ def measure(
         DeployError: the baseline itself cannot be opened or run. A candidate that cannot is
             listed under `failed` with its reason, and the rest go on.
     """
+    names = [spec.name for spec in (baseline, *candidates)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two engines of one name cannot be told apart: {names}")
     failed: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         runners = [

@@ -30,7 +30,8 @@ class OutputParity:
         error_eager: max |candidate - eager| / max |eager|.
         error_float64: max |candidate - exact| / max |exact|; None where no floor was taken.
         noise_float64: the same of eager itself.
-        finite: neither NaN nor Inf where the reference has none.
+        finite: NaN and Inf stand where the reference has the same, and nowhere else. The other
+            metrics are of the finite values.
     """
 
     name: str
@@ -64,6 +65,8 @@ class ParityReport:
     """All outputs of one candidate, its accuracy, and its agreement with itself across batches.
 
     Attributes:
+        classes_of: the output that the accuracy is of; None without labels.
+        batches_checked: every batch size that was run, ascending.
         consistency_db: smallest SQNR of the outputs at one batch size against the same samples at
             batch 1; inf where identical, None with a static batch.
     """
@@ -73,6 +76,7 @@ class ParityReport:
     samples: int
     batches_checked: tuple[int, ...]
     consistency_db: float | None
+    classes_of: str | None
 
     @property
     def sqnr_db(self) -> float:
@@ -122,10 +126,11 @@ class OutputAccumulator:
             )
         ours = np.asarray(reference, dtype=np.float64)
         theirs = np.asarray(candidate, dtype=np.float64)
-        if not np.array_equal(np.isfinite(ours), np.isfinite(theirs)):
+        if not same_nonfinite(ours, theirs):
             self.finite = False
         shared = np.isfinite(ours) & np.isfinite(theirs)
-        self._add_differences(np.where(shared, ours, 0.0), np.where(shared, theirs, 0.0))
+        self.rows += ours.shape[0] if ours.ndim else 1
+        self._add_differences(ours[shared], theirs[shared])
         self._add_top1(ours, theirs)
         if floor is not None:
             exact, noisy = (np.asarray(array, dtype=np.float64) for array in floor)
@@ -134,7 +139,6 @@ class OutputAccumulator:
     def _add_differences(self, ours: Floats, theirs: Floats) -> None:
         difference = np.abs(ours - theirs)
         self.count += ours.size
-        self.rows += ours.shape[0] if ours.ndim else 1
         self.max_abs = max(self.max_abs, float(difference.max(initial=0.0)))
         self.sum_abs += float(difference.sum())
         self.signal += float(np.square(ours).sum())
@@ -151,6 +155,8 @@ class OutputAccumulator:
         self.same_top1 += int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
 
     def _add_floor(self, exact: Floats, noisy: Floats, theirs: Floats) -> None:
+        shared = np.isfinite(exact) & np.isfinite(noisy) & np.isfinite(theirs)
+        exact, noisy, theirs = exact[shared], noisy[shared], theirs[shared]
         self.seen64 = True
         self.scale64 = max(self.scale64, float(np.abs(exact).max(initial=0.0)))
         self.error64 = max(self.error64, float(np.abs(theirs - exact).max(initial=0.0)))
@@ -187,7 +193,7 @@ class ParityAccumulator:
     candidate_hits: list[Array] = field(default_factory=list)
     consistency_db: float | None = None
     samples: int = 0
-    batches: list[int] = field(default_factory=list)
+    batches: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.outputs = {name: OutputAccumulator(name) for name in self.names}
@@ -197,10 +203,11 @@ class ParityAccumulator:
         reference: dict[str, Array],
         candidate: dict[str, Array],
         *,
+        rows: int,
         floor: tuple[dict[str, Array], dict[str, Array]] | None = None,
         labels: Array | None = None,
     ) -> None:
-        """Add one batch of named outputs; `labels` are class indices, shape (rows,).
+        """Add one batch of `rows` samples; `labels` are class indices, shape (rows,).
 
         Raises:
             ValueError: an output is missing or has another shape.
@@ -211,15 +218,18 @@ class ParityAccumulator:
         for name, accumulator in self.outputs.items():
             exact = None if floor is None else (floor[0][name], floor[1][name])
             accumulator.update(reference[name], candidate[name], exact)
-        rows = len(next(iter(reference.values())))
         self.samples += rows
+        self.batches.add(rows)
         if labels is not None and self.classes_of is not None:
             self.reference_hits.append(reference[self.classes_of].argmax(axis=1) == labels)
             self.candidate_hits.append(candidate[self.classes_of].argmax(axis=1) == labels)
 
-    def check_consistency(self, single: dict[str, Array], batched: dict[str, Array]) -> None:
-        """Compare the same samples run at batch 1 and at another batch size."""
-        for name in self.names:
+    def check_consistency(
+        self, single: dict[str, Array], batched: dict[str, Array], *, rows: int
+    ) -> None:
+        """Compare the outputs in `single`, run at batch 1, with the same samples run by `rows`."""
+        self.batches |= {1, rows}
+        for name in single:
             accumulator = OutputAccumulator(name)
             accumulator.update(single[name], batched[name])
             result = accumulator.result()
@@ -233,9 +243,18 @@ class ParityAccumulator:
             outputs=tuple(accumulator.result() for accumulator in self.outputs.values()),
             accuracy=_accuracy(self.reference_hits, self.candidate_hits),
             samples=self.samples,
-            batches_checked=tuple(self.batches),
+            batches_checked=tuple(sorted(self.batches)),
             consistency_db=self.consistency_db,
+            classes_of=self.classes_of,
         )
+
+
+def same_nonfinite(ours: Array, theirs: Array) -> bool:
+    """Whether NaN, Inf and -Inf stand in the same places of two arrays of equal shape."""
+    left, right = np.isfinite(ours), np.isfinite(theirs)
+    return np.array_equal(left, right) and np.array_equal(
+        ours[~left], theirs[~left], equal_nan=True
+    )
 
 
 def decibels(signal: float, error: float) -> float:

@@ -55,6 +55,8 @@ class ChildProcess:
             DeployError: what the child raised; EngineError when it failed otherwise, died (the
                 message has the signal and its last words) or did not answer in `timeout` seconds.
         """
+        if self._connection.closed:
+            raise EngineError("The engine's process was ended before; open the engine again.")
         try:
             self._connection.send((method, arguments))
             if not self._connection.poll(timeout):
@@ -71,7 +73,7 @@ class ChildProcess:
 
     def close(self) -> None:
         """End the child: ask, then terminate, then kill."""
-        self._connection.close()
+        self._connection.close()  # the child ends itself at this, even in the middle of a call
         for end in (None, signal.SIGTERM, signal.SIGKILL):
             if end is not None:
                 self._process.send_signal(end)
@@ -83,7 +85,11 @@ class ChildProcess:
         self._stderr.close()
 
     def _describe_death(self) -> str:
-        code = self._process.wait(timeout=10)
+        try:
+            code = self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:  # it lives, with its end of the connection closed
+            self._process.kill()
+            code = self._process.wait()
         self._stderr.seek(0)
         words = self._stderr.read().decode(errors="replace").strip().splitlines()[-3:]
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from deploy.engines.base import Array, Feeds
+from export.artifacts import TensorSpec
 from export.signature import CallSignature
 
 Outputs = dict[str, Array]
@@ -47,9 +48,9 @@ class Reference:
             }
             try:
                 return self._run(self._double, double), eager
-            except (RuntimeError, TypeError, NotImplementedError) as error:
+            except Exception as error:  # noqa: BLE001  the user's code: any failure is the reason
                 self._double = None
-                self.floor_reason = str(error).strip().splitlines()[0]
+                self.floor_reason = _first_line(error)
         return eager, self._rerun(feeds)
 
     def _rerun(self, feeds: Feeds) -> Outputs:
@@ -61,7 +62,8 @@ class Reference:
             outputs = self._run(self._module, {n: array[order] for n, array in feeds.items()})
         finally:
             torch.set_num_threads(self._threads)
-        return {name: array[back] for name, array in outputs.items()}
+        batched = {spec.name for spec in self.outputs if _leads_with_batch(spec, rows)}
+        return {n: array[back] if n in batched else array for n, array in outputs.items()}
 
     def _run(self, module: nn.Module, feeds: Mapping[str, Array]) -> Outputs:
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
@@ -72,7 +74,8 @@ class Reference:
 
 def to_numpy(value: torch.Tensor) -> Array:
     """A tensor's values as an array of its own; bfloat16, which numpy lacks, as float32."""
-    return (value.float() if value.dtype is torch.bfloat16 else value).detach().numpy()
+    value = value.float() if value.dtype is torch.bfloat16 else value
+    return value.detach().numpy().copy()
 
 
 def _to_float64(module: nn.Module) -> tuple[nn.Module | None, str | None]:
@@ -81,5 +84,15 @@ def _to_float64(module: nn.Module) -> tuple[nn.Module | None, str | None]:
         return None, "a TorchScript model keeps its own dtypes"
     try:
         return copy.deepcopy(module).double(), None
-    except (RuntimeError, TypeError, NotImplementedError) as error:
-        return None, str(error).strip().splitlines()[0]
+    except Exception as error:  # noqa: BLE001  the user's code: any failure is the reason
+        return None, _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    """What went wrong, in one line; the error's name where it has no message."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _leads_with_batch(spec: TensorSpec, rows: int) -> bool:
+    """Whether the output's leading axis is the batch, dynamic or of `rows`."""
+    return spec.has_dynamic_batch or (bool(spec.shape) and spec.shape[0] == rows)

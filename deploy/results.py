@@ -101,7 +101,8 @@ def _parity_json(result: CandidateResult, kind: DataKind) -> dict[str, Any] | No
 def _output_json(output: OutputParity) -> dict[str, Any]:
     values = asdict(output)
     del values["finite"], values["error_eager"]
-    return {key: _finite(value) for key, value in values.items()}
+    decibels = _decibels_json(output.sqnr_db)
+    return {**{key: _finite(value) for key, value in values.items()}, "sqnr_db": decibels}
 
 
 def _accuracy_json(accuracy: Accuracy | None) -> dict[str, Any] | None:
@@ -137,7 +138,12 @@ def _latency_json(result: CandidateResult, macs: int, peak: float | None) -> dic
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinity: identical outputs are null, and no signal at all is -300 dB."""
-    if not isinstance(value, float) or math.isfinite(value):
+    """JSON has neither infinity nor NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _decibels_json(value: float) -> float | None:
+    """Identical outputs are null; no signal at all, or none that can be told, is -300 dB."""
+    if math.isfinite(value):
         return value
     return None if value > 0 else -300.0

@@ -1,6 +1,6 @@
 """Parity again: on this machine, or on other data. Needs no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deploy.bundle import FALLBACK, GOLDEN, Bundle
 from deploy.checking import CheckPlan, Outputs, check_candidates
@@ -12,7 +12,7 @@ from deploy.golden import Golden, find_mismatch, read_golden
 from deploy.parity import ParityReport
 from deploy.process import EngineProcess
 from export.artifacts import TensorSpec
-from export.errors import BundleError, DeployError
+from export.errors import BundleError, DeployError, MissingExtraError
 from export.progress import ProgressCallback, ignore_progress
 
 
@@ -22,12 +22,15 @@ class Verification:
 
     Attributes:
         golden: None when it repeats its recorded answers, else what differs.
+        missing: how to install its backend, where that is not installed and not needed: the bundle
+            is then served by another engine.
         parity: against the bundle's float32 model, where data was given.
         verdict: of the parity gate on that data.
     """
 
     name: str
     golden: str | None
+    missing: str | None = None
     parity: ParityReport | None = None
     verdict: Verdict | None = None
 
@@ -78,34 +81,43 @@ def verify(
     names = [name for name, entry in bundle.manifest.engines.items() if entry.not_run is None]
     specs = {name: bundle.spec(name, threads=threads, trust=trust) for name in names}
     golden = read_golden(bundle.path / GOLDEN)
-    mismatches = {name: _replay(bundle, spec, golden) for name, spec in specs.items()}
+    replayed = tuple(_replay(bundle, spec, golden) for spec in specs.values())
     if data is None:
-        return tuple(Verification(name, mismatches[name]) for name in specs)
+        return replayed
     if FALLBACK not in specs:
         raise BundleError(f"{bundle.path} holds no float32 model to compare with on other data.")
     dataset, kind, classes_of = _open_evaluation(bundle, data, config)
+    here = {result.name: specs[result.name] for result in replayed if result.missing is None}
     with EngineProcess(specs[FALLBACK]) as process:
         reference = FloatReference(process, bundle.manifest.outputs)
         batch = bundle.manifest.inputs[0].shape[0]
         plan = CheckPlan(batch if isinstance(batch, int) else None, classes_of)
-        reports = check_candidates(reference, specs, dataset, plan, progress)
+        reports = check_candidates(reference, here, dataset, plan, progress)
     return tuple(
-        _judge(name, mismatches[name], reports[name], bundle, kind, config) for name in specs
+        _judge(result, reports[result.name], bundle, kind, config)
+        if result.name in here
+        else result
+        for result in replayed
     )
 
 
-def _replay(bundle: Bundle, spec: EngineSpec, golden: Golden) -> str | None:
-    """What differs from the recorded answers; None when nothing does."""
+def _replay(bundle: Bundle, spec: EngineSpec, golden: Golden) -> Verification:
+    """Run one engine on the golden inputs."""
     recorded = golden.outputs.get("reference" if spec.name == "torch" else spec.name)
     if recorded is None:
-        return "no golden answers were recorded for it"
+        return Verification(spec.name, "no golden answers were recorded for it")
     try:
         with EngineProcess(spec) as process:
             answered = process(golden.inputs)
+    except MissingExtraError as error:
+        needed = FALLBACK if bundle.winner == "torch" else bundle.winner  # as `load` chooses
+        if spec.name != needed:
+            return Verification(spec.name, None, missing=str(error))
+        return Verification(spec.name, str(error))
     except DeployError as error:
-        return str(error)
+        return Verification(spec.name, str(error))
     tolerance = bundle.manifest.engines[spec.name].golden_tolerance
-    return find_mismatch(recorded, answered, tolerance=tolerance)
+    return Verification(spec.name, find_mismatch(recorded, answered, tolerance=tolerance))
 
 
 def _open_evaluation(
@@ -126,19 +138,18 @@ def _open_evaluation(
 
 
 def _judge(
-    name: str,
-    golden: str | None,
+    replayed: Verification,
     report: ParityReport | str,
     bundle: Bundle,
     kind: DataKind,
     config: BuildConfig,
 ) -> Verification:
     if isinstance(report, str):
-        return Verification(name, golden, None, Verdict(False, "runs on the data", report))
-    precision = bundle.manifest.engines[name].precision
+        return replace(replayed, verdict=Verdict(False, "runs on the data", report))
+    precision = bundle.manifest.engines[replayed.name].precision
     noise = _recorded_noise(bundle)
     verdict = judge_parity(report, precision, kind=kind, config=config, recorded_noise=noise)
-    return Verification(name, golden, report, verdict)
+    return replace(replayed, parity=report, verdict=verdict)
 
 
 def _recorded_noise(bundle: Bundle) -> dict[str, float]:

@@ -11,8 +11,10 @@ import contextlib
 import gc
 import importlib
 import os
+import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -87,11 +89,21 @@ def serve(connection: Connection) -> None:
             answer: tuple[Any, ...] = ("ok", getattr(worker, method)(*arguments))
         except DeployError as error:
             answer = ("error", error)
-        except MemoryError as error:
-            answer = ("fault", f"MemoryError: {error}")
         except Exception as error:  # noqa: BLE001  the parent turns it into a reason
             answer = ("fault", f"{type(error).__name__}: {error}")
         connection.send(answer)
+
+
+def end_with_parent(descriptor: int) -> None:
+    """End this process when the other end of `descriptor` closes, in the middle of a call too.
+
+    A vendor library that hangs never reads from the connection again, and would outlive a parent
+    that was killed.
+    """
+    hangup = select.poll()
+    hangup.register(descriptor, 0)  # hang-up is always reported; data must not be
+    hangup.poll()
+    os._exit(0)
 
 
 def main() -> None:
@@ -99,6 +111,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     descriptor = int(sys.argv[1])
     os.dup2(2, 1)  # vendor libraries print to stdout
+    threading.Thread(target=end_with_parent, args=(descriptor,), daemon=True).start()
     serve(Connection(descriptor))
 
 

@@ -210,7 +210,9 @@ def _run_float64(
     """The outputs of a float64 copy; None if the module does not run in float64."""
     wide = {name: v.double() if v.is_floating_point() else v for name, v in feeds.items()}
     try:
-        return _run(copy.deepcopy(module).double(), signature, wide)
+        with torch.no_grad():  # else the copy of a ScriptModule holds no leaves
+            twin = copy.deepcopy(module).double()
+        return _run(twin, signature, wide)
     except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError):
         return None
 

@@ -93,6 +93,7 @@ def contain_noise() -> Iterator[None]:
         if name.split(".")[0] in _NOISY_LOGGERS
     ]
     loggers = [logging.getLogger(name) for name in {*names, *_NOISY_LOGGERS}]
+    caught: list[warnings.WarningMessage] = []
     saved = [(logger, logger.handlers, logger.propagate) for logger in loggers]
     try:
         for logger in loggers:
@@ -102,8 +103,9 @@ def contain_noise() -> Iterator[None]:
         with (
             contextlib.redirect_stdout(text),
             contextlib.redirect_stderr(text),
-            warnings.catch_warnings(record=True) as caught,
+            warnings.catch_warnings(record=True) as recorded,
         ):
+            caught = recorded
             warnings.simplefilter("always")
             yield
     finally:

@@ -13,18 +13,21 @@ def require(module: str, *, extra: str) -> Any:
     """Import `module`, or say which extra of the distribution brings it.
 
     Raises:
-        MissingExtraError: the module is not installed. A module that is installed and fails to
-            import for a reason of its own keeps that reason in the message.
+        MissingExtraError: the module is not installed, or is and fails to import for a reason of
+            its own, such as a missing shared library; the message then has that reason.
     """
     try:
         return importlib.import_module(module)
-    except ModuleNotFoundError as error:
+    except (ImportError, OSError) as error:  # OSError: a shared library that cannot be opened
         top_level = module.partition(".")[0]
-        if error.name is None or error.name.partition(".")[0] != top_level:
-            raise
+        if isinstance(error, ModuleNotFoundError) and error.name == top_level:
+            raise MissingExtraError(
+                f"This needs {top_level!r}, which is not installed. "
+                f"Install it with: pip install '{DISTRIBUTION}[{extra}]'"
+            ) from error
         raise MissingExtraError(
-            f"This needs {top_level!r}, which is not installed. "
-            f"Install it with: pip install '{DISTRIBUTION}[{extra}]'"
+            f"This needs {module!r}, which is installed and cannot be imported: {error}. "
+            f"Mend it with: pip install --force-reinstall '{DISTRIBUTION}[{extra}]'"
         ) from error
 
 

@@ -5,6 +5,7 @@ dict, a dataclass or any nesting of them. Engines know only named, flat tensors.
 one place that translates between the two.
 """
 
+import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,18 +57,22 @@ def name_inputs(module: nn.Module, names: Sequence[str | None]) -> tuple[tuple[s
     first parameters, or ``input_0``, ``input_1`` ... where those cannot be known.
 
     Raises:
-        ConfigError: a given name is no parameter of ``forward``; more inputs than parameters.
+        ConfigError: a given name is no parameter of ``forward`` or is given twice; more inputs than
+            parameters.
     """
     parameters, takes_any_positional, takes_any_keyword = _forward_parameters(module)
+    by_name = parameters + _keyword_only_parameters(module)
     given = [name for name in names if name is not None]
+    if twice := [name for name in given if given.count(name) > 1]:
+        raise ConfigError(f"Two inputs are called {twice[0]!r}. Give each its own name.")
     if given and len(given) == len(names):
-        if not parameters and (takes_any_positional or takes_any_keyword):
+        if not by_name and (takes_any_positional or takes_any_keyword):
             return tuple(given), takes_any_keyword and not takes_any_positional
-        unknown = [name for name in given if name not in parameters and not takes_any_keyword]
+        unknown = [name for name in given if name not in by_name and not takes_any_keyword]
         if unknown:
             raise ConfigError(
                 f"The model's forward has no parameter {unknown[0]!r}. "
-                f"It takes: {', '.join(parameters) or 'nothing'}. Rename the input."
+                f"It takes: {', '.join(by_name) or 'nothing'}. Rename the input."
             )
         return tuple(given), True
     if given:
@@ -75,7 +80,7 @@ def name_inputs(module: nn.Module, names: Sequence[str | None]) -> tuple[tuple[s
     if len(names) > len(parameters) and not takes_any_positional:
         raise ConfigError(
             f"{len(names)} inputs were given and the model's forward takes {len(parameters)}: "
-            f"{', '.join(parameters) or 'none'}."
+            f"{', '.join(parameters) or 'none'}. Pass one --input for each."
         )
     generic = tuple(f"input_{index}" for index in range(len(names)))
     return (*parameters[: len(names)], *generic[len(parameters) :]), False
@@ -124,9 +129,16 @@ def flatten_outputs(result: object) -> tuple[tuple[str, ...], tuple[torch.Tensor
     ``output_1``. What is not a tensor (None, numbers) is left out.
 
     Raises:
-        ExportError: there is no tensor in the result.
+        ExportError: there is no tensor in the result, a dataclass that torch cannot look into, or
+            two outputs that get the same name.
     """
     leaves, structure = pytree.tree_flatten_with_path(result)
+    for _, leaf in leaves:
+        if dataclasses.is_dataclass(leaf):
+            raise ExportError(
+                f"The model returns a {type(leaf).__name__}, and torch cannot look into it; call "
+                f"torch.export.register_dataclass({type(leaf).__name__}) where it is defined."
+            )
     found = [(path, leaf) for path, leaf in leaves if isinstance(leaf, torch.Tensor)]
     if not found:
         raise ExportError(
@@ -136,6 +148,10 @@ def flatten_outputs(result: object) -> tuple[tuple[str, ...], tuple[torch.Tensor
     if len(found) == 1 and not found[0][0]:
         return ("output",), (found[0][1],), "tensor"
     names = tuple(_path_name(path) for path, _ in found)
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ExportError(
+            f"Two outputs of the model are called {twice[0]!r}; return them under other keys."
+        )
     return names, tuple(leaf for _, leaf in found), _describe_structure(structure)
 
 
@@ -157,6 +173,16 @@ def _forward_parameters(module: nn.Module) -> tuple[tuple[str, ...], bool, bool]
         any(p.kind is p.VAR_POSITIONAL for p in parameters),
         any(p.kind is p.VAR_KEYWORD for p in parameters),
     )
+
+
+def _keyword_only_parameters(module: nn.Module) -> tuple[str, ...]:
+    if isinstance(module, torch.jit.ScriptModule):
+        return ()
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):
+        return ()
+    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 
 def _spec(name: str, value: torch.Tensor, batch: set[int]) -> TensorSpec:

@@ -140,7 +140,7 @@ def _refuse(proto: onnx.ModelProto, keep_fp32: Collection[str]) -> None:
         ):
             raise QuantizeError(
                 f"{node_label(node)} ({node.op_type}) holds a subgraph, whose outer tensors "
-                "have no place for a Cast; export without control flow, or keep the model in fp32 or bf16."
+                "have no place for a Cast; export without control flow, or keep fp32 or bf16."
             )
 
 

@@ -1,8 +1,8 @@
 """ONNX float32 → ONNX with QuantizeLinear and DequantizeLinear around what runs in int8.
 
 ``real = scale * (code - zero_point)``, uint8 or int8 codes (Jacob et al., "Quantization and
-Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018). Weights are
-stored as int8 with a DequantizeLinear behind them, so the file shrinks as well.
+Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018). Weights
+are stored as int8 with a DequantizeLinear behind them, so the file shrinks as well.
 """
 
 from collections.abc import Mapping
@@ -271,7 +271,7 @@ def _drop_unread(
         constant = node.op_type in ("Constant", "Identity") and graph.constant(node.output[0])
         if not constant or node.output[0] in read:
             kept.append(node)
-            read = read | set(node.input)
+            read.update(node.input)
     initializers = [item for item in proto.graph.initializer if item.name in read | graph.inputs]
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(initializers)

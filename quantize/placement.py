@@ -16,7 +16,7 @@ import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
 
 from export.artifacts import Skip
-from quantize.scheme import QuantScheme
+from quantize.scheme import PRESETS, QuantScheme
 
 
 @dataclass(frozen=True)
@@ -161,10 +161,13 @@ def place(graph: GraphIndex, scheme: QuantScheme) -> Placement:
 
 
 def tensors_to_calibrate(graph: GraphIndex) -> tuple[str, ...]:
-    """Names of the tensors whose range some rule table needs, in the graph's order: a NaN is named where it starts."""
+    """Names of the tensors whose range some preset needs, in the graph's order.
+
+    The order lets calibration name a NaN where it starts.
+    """
     names: dict[str, None] = {}
-    for table, rules in RULES.items():
-        scheme = QuantScheme(table, table, unsigned_activations=True, integer_bias=True)
+    for scheme in PRESETS.values():
+        rules = RULES[scheme.placement]
         placement = place(graph, scheme)
         names.update((use.like, None) for use in placement.activations.values())
         for number, node in enumerate(graph.nodes):

@@ -87,6 +87,10 @@ def check_feeds(specs: tuple[TensorSpec, ...], feeds: Feeds) -> None:
         if spec.name not in feeds:
             raise EngineError(f"Input {spec.name!r} is missing; it is {spec}.")
         array = feeds[spec.name]
+        if not isinstance(array, np.ndarray):
+            raise EngineError(
+                f"Input {spec.name!r} is no numpy array but {type(array).__name__}; it is {spec}."
+            )
         if str(array.dtype) != spec.dtype:
             raise EngineError(
                 f"Input {spec.name!r} has dtype {array.dtype}; the engine takes {spec.dtype}."

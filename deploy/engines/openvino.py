@@ -49,7 +49,7 @@ class OpenVinoEngine:
     def __call__(self, feeds: Feeds) -> dict[str, Array]:
         """Run the program compiled for the batch of `feeds`; see `Engine`."""
         check_feeds(self.inputs, feeds)
-        arrays = [np.ascontiguousarray(feeds[spec.name]) for spec in self.inputs]
+        arrays = [np.asarray(feeds[spec.name], order="C") for spec in self.inputs]
         request = self._request_for(tuple(array.shape for array in arrays))
         try:
             request.infer(arrays, share_inputs=True, share_outputs=True)

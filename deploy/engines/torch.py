@@ -1,7 +1,7 @@
 """Eager PyTorch: the baseline that every candidate must beat, and the engine when none does."""
 
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -23,6 +23,9 @@ class TorchEngine:
         self._torch.set_num_threads(spec.threads)
         loaded = load_model(Path(spec.path), trust=spec.trust, factory=spec.factory)
         self._module = loaded.module
+        held = (*self._module.parameters(), *self._module.buffers())
+        self._held = frozenset(_address(tensor) for tensor in held)
+        self._changes_inputs: bool | None = None
         self._signature = CallSignature(spec.inputs, spec.outputs, spec.keyword, "")
         self.inputs = spec.inputs
         self.outputs = spec.outputs
@@ -30,16 +33,26 @@ class TorchEngine:
     def __call__(self, feeds: Feeds) -> dict[str, Array]:
         """Run the module; see `Engine`."""
         check_feeds(self.inputs, feeds)
-        tensors = {
-            name: self._torch.from_numpy(array if array.flags.writeable else array.copy())
-            for name, array in feeds.items()
-        }
+        tensors = {name: self._to_tensor(array) for name, array in feeds.items()}
         with self._torch.inference_mode():
             try:
                 outputs = self._signature.call(self._module, tensors)
-            except RuntimeError as error:
-                raise EngineError(f"The model fails on this input: {error}") from error
-        return {name: np.asarray(value) for name, value in outputs.items()}
+            except Exception as error:  # the user's own code: whatever it raises is the finding
+                raise EngineError(
+                    f"The model fails on this input: {type(error).__name__}: {error}"
+                ) from error
+        self._changes_inputs = any(tensor._version for tensor in tensors.values())
+        shared = self._held | {_address(tensor) for tensor in tensors.values()}
+        return {name: _to_array(value, shared) for name, value in outputs.items()}
+
+    def _to_tensor(self, array: Array) -> Any:
+        """A tensor over the caller's memory, or over a copy for a model that writes to its inputs.
+
+        Whether it does (``nn.ReLU(inplace=True)`` first) is known after the first call.
+        """
+        if self._changes_inputs is False and array.flags.writeable and array.flags.c_contiguous:
+            return self._torch.from_numpy(array)
+        return self._torch.from_numpy(array.copy())
 
     def __enter__(self) -> Self:
         return self
@@ -51,3 +64,14 @@ class TorchEngine:
         traceback: TracebackType | None,
     ) -> None:
         del self._module
+
+
+def _address(tensor: Any) -> int:
+    return int(tensor.untyped_storage().data_ptr())
+
+
+def _to_array(value: Any, shared: frozenset[int]) -> Array:
+    """The values in memory of the caller's own; bfloat16, which numpy lacks, as float32."""
+    plain = value.float() if str(value.dtype) == "torch.bfloat16" else value
+    array: Array = np.asarray(plain)
+    return array.copy() if _address(plain) in shared else array

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from deploy.doctor import Diagnosis
 from deploy.latency import EngineLatency, LatencyReport
+from deploy.report.wording import clean
 from deploy.verify import Verification
 
 
@@ -19,10 +20,11 @@ def print_latency(baseline: str, report: LatencyReport, console: Console) -> Non
     )
     rows = sorted(report.engines.items(), key=lambda item: item[1].p50)
     for name, latency in rows:
-        table.add_row(f"{name} (baseline)" if name == baseline else name, *_times(latency))
+        label = f"{name} (baseline)" if name == baseline else name
+        _add_row(table, label, *_times(latency))
     console.print(table)
     for name, reason in report.failed.items():
-        console.print(Text(f"{name}: failed: {reason}"))
+        console.print(Text(clean(f"{name}: failed: {reason}")))
     if report.control is not None and report.control_ci95 is not None:
         low, high = report.control_ci95
         text = f"A/A control: baseline against itself {report.control:.3f}x (95% {low:.3f}"
@@ -35,9 +37,10 @@ def print_verification(results: Sequence[Verification], console: Console) -> Non
     for result in results:
         parity, verdict = result.parity, result.verdict
         accuracy = parity.accuracy if parity else None
-        table.add_row(
+        _add_row(
+            table,
             result.name,
-            "same" if result.golden is None else "DIFFERS",
+            _golden_cell(result),
             "-" if parity is None else f"{parity.sqnr_db:.1f}",
             "-" if accuracy is None else f"{accuracy.candidate:.2%}",
             "-" if verdict is None else ("holds" if verdict.passed else "FAILS"),
@@ -46,7 +49,9 @@ def print_verification(results: Sequence[Verification], console: Console) -> Non
     for result in results:
         for reason in (result.golden, result.verdict.reason if result.verdict else None):
             if reason:
-                console.print(Text(f"{result.name}: {reason}", style="red"))
+                console.print(Text(clean(f"{result.name}: {reason}"), style="red"))
+        if result.missing:
+            console.print(Text(clean(f"{result.name}: {result.missing}")))
 
 
 def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
@@ -62,9 +67,8 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
         console.print(Text(f"{label:<9} {value}"))
     table = _make_table("engine", "version", "usable", "note")
     for backend in diagnosis.backends:
-        table.add_row(
-            backend.name, backend.version or "-", "yes" if backend.usable else "no", backend.note
-        )
+        usable = "yes" if backend.usable else "no"
+        _add_row(table, backend.name, backend.version or "-", usable, backend.note)
     console.print(table)
     if diagnosis.bundle:
         print_verification(diagnosis.bundle, console)
@@ -79,6 +83,17 @@ def _make_table(*columns: str) -> Table:
             overflow="fold",
         )
     return table
+
+
+def _add_row(table: Table, *cells: str) -> None:
+    """Cells as they are: names come from files, and ``[trt]`` is no markup."""
+    table.add_row(*(Text(clean(cell)) for cell in cells))
+
+
+def _golden_cell(result: Verification) -> str:
+    if result.missing:
+        return "not installed"
+    return "same" if result.golden is None else "DIFFERS"
 
 
 def _times(latency: EngineLatency) -> tuple[str, ...]:

@@ -78,6 +78,9 @@ def fold_conv_bn(draft: Draft) -> tuple[tuple[Fused, ...], tuple[Skip, ...]]:
                 continue
             site = rewritten
         skipped.append(Skip(find_path(draft, norm), "batch norm", site))
+    for norm in (node for node in draft.nested_nodes() if node.target in NORMS):
+        reason = "batch norm stands inside a branch of torch.cond or a loop"
+        skipped.append(Skip(find_path(draft, norm), "batch norm", reason))
     return tuple(fused), tuple(skipped)
 
 

@@ -39,6 +39,12 @@ class Draft:
         self._state: dict[str, Any] = dict(program.state_dict)
         self._constants: dict[str, Any] = dict(program.constants)
 
+    def nested_nodes(self) -> Iterator[fx.Node]:
+        """The nodes of branches and loop bodies, which are graphs of their own."""
+        for module in self._program.graph_module.modules():
+            if isinstance(module, fx.GraphModule) and module is not self._program.graph_module:
+                yield from module.graph.nodes
+
     def stored(self, node: object) -> Tensor | None:
         """The tensor behind a placeholder, or None if it is computed, mutated or passed in."""
         spec = self._spec(node)

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from deploy.loading import import_object, load_model, prepare_module
+from deploy.loading import load_model, prepare_module
+from deploy.references import import_object
 from export.errors import ConfigError, DeployError, LoadError, TrustError
 
 NETS = """
@@ -144,6 +145,23 @@ class TestModule:
     def test_factory_is_refused(self, tmp_path: Path, package: str) -> None:
         path = save(plain_net(), tmp_path / "m.pt")
         refused(path, "weights files", kind=ConfigError, factory=f"{package}.nets:make")
+
+    @pytest.mark.parametrize("key", ["model", "net", "state_dict"])
+    def test_module_in_a_checkpoint_is_found_by_its_key(self, tmp_path: Path, key: str) -> None:
+        checkpoint = {"epoch": 3, key: plain_net(), "optimizer": {"state": {}, "lr": 0.1}}
+        path = save(checkpoint, tmp_path / "m.pt")
+        loaded = load_model(path)
+        assert (loaded.form, loaded.was_training) == ("module", False)
+        assert loaded.warnings == (f"The file is a checkpoint; its entry {key!r} was used.",)
+        assert_same(loaded.module, plain_net(), 2, 1, 5, 5)
+        refused(path, "a whole module", kind=ConfigError, factory="builtins:dict")
+
+    def test_own_module_in_a_checkpoint_needs_trust(
+        self, tmp_path: Path, net: nn.Module, package: str
+    ) -> None:
+        path = save({"model": net, "epoch": 3}, tmp_path / "m.pt")
+        refused(path, f"{package}.nets.Net", f"--trust {package}", kind=TrustError)
+        assert_same(load_model(path, trust=(package,)).module, net, 2, 3)
 
     def test_data_parallel_is_taken_off(self, tmp_path: Path) -> None:
         loaded = load_model(save(nn.DataParallel(plain_net()).eval(), tmp_path / "m.pt"))
@@ -325,41 +343,3 @@ class TestPrepareModule:
     def test_meta_module_is_refused(self) -> None:
         with pytest.raises(LoadError, match="meta device"):
             prepare_module(nn.Linear(2, 2, device="meta"))
-
-
-class TestImportObject:
-    @pytest.mark.parametrize(
-        "reference", ["nets", "nets.make", "nets.py/make", "a/b.py:make", "a:", ":b"]
-    )
-    def test_malformed(self, reference: str) -> None:
-        with pytest.raises(ConfigError, match=r"package\.module:attribute"):
-            import_object(reference, what="--model")
-
-    def test_missing_module_is_named(self) -> None:
-        with pytest.raises(ConfigError, match="no module 'no_such_pkg'"):
-            import_object("no_such_pkg.nets:make", what="--model")
-
-    def test_missing_attribute_lists_close_names(self, package: str) -> None:
-        with pytest.raises(ConfigError, match="Close: make"):
-            import_object(f"{package}.nets:mak", what="--model")
-
-    @pytest.mark.parametrize(
-        ("source", "word"), [("1 / 0", "ZeroDivisionError"), ("import no_such", "no_such")]
-    )
-    def test_import_that_raises(self, tmp_path: Path, package: str, source: str, word: str) -> None:
-        (tmp_path / "src" / package / "bad.py").write_text(source)
-        with pytest.raises(ConfigError, match=word) as caught:
-            import_object(f"{package}.bad:make", what="--model")
-        assert caught.value.exit_code == 2
-
-    def test_working_directory_is_searched_last(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
-        monkeypatch.chdir(tmp_path)
-        (tmp_path / "colorsys.py").write_text("shadow = True")
-        (tmp_path / "only_here_now.py").write_text("value = 5")
-        monkeypatch.delitem(sys.modules, "colorsys", raising=False)
-        assert import_object("only_here_now:value", what="--model") == 5
-        assert sys.path[-1] == str(tmp_path)
-        assert callable(import_object("colorsys:rgb_to_hsv", what="--model"))

@@ -4,12 +4,12 @@ import warnings
 
 import pytest
 import torch
+from nets import bottleneck_net, randomize_norms
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export import fuse, fuse_program
 from export.capture import capture
-from tests.nets import bottleneck_net, randomize_norms
 
 
 def prepare(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -202,6 +202,22 @@ def test_norm_in_training_mode_is_left():
     net[1].train()
     result = fuse(net, torch.randn(2, 3, 6, 6))
     assert reasons(result) == [("1", "batch norm is in training mode")]
+
+
+def test_norm_inside_a_branch_is_left():
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = conv(), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return torch.cond(
+                x.sum() > 0, lambda x: self.bn(self.conv(x)), lambda x: self.conv(x), (x,)
+            )
+
+    result = fuse(prepare(Branch()), torch.randn(2, 3, 6, 6))
+    assert result.fused == ()
+    assert reasons(result) == [("bn", "batch norm stands inside a branch of torch.cond or a loop")]
 
 
 def test_unbatched_input_is_left():

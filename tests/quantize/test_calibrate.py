@@ -39,6 +39,16 @@ def test_observes_what_placements_need_and_no_folded_tensor(tmp_path: Path) -> N
     assert set(everything) == set(float_tensors(model.path))
 
 
+def test_a_tensor_that_only_one_target_quantizes_is_observed(tmp_path: Path) -> None:
+    net = Net(8, 4, 4)
+    weight = net.random.normal(0, 0.2, (8, 4, 2, 2)).astype(np.float32)
+    bias = net.constant("up_b", np.ones(8, np.float32))  # grouped: two values a weight channel
+    x = net.op("Sigmoid", net.conv("x", 8, 8), name="gate")
+    up = net.op("ConvTranspose", x, net.constant("up_w", weight), bias, strides=[2, 2], group=2)
+    model = net.save(tmp_path / "m.onnx", up)
+    assert "gate_out" in calibrate(model, [net.feed(2)]).ranges
+
+
 def test_percentile_ranges_lie_within_minmax(tmp_path: Path) -> None:
     net, model = classifier(tmp_path)
     wide = calibrate(model, [net.feed(64)])
@@ -77,7 +87,7 @@ def test_a_batch_without_samples_is_an_error(tmp_path: Path) -> None:
 
 def test_a_batch_of_other_names_is_an_error(tmp_path: Path) -> None:
     net, model = classifier(tmp_path)
-    with pytest.raises((DataError, EngineError), match="no samples|could not run"):
+    with pytest.raises((DataError, EngineError), match=r"no samples|could not run"):
         calibrate(model, [{"image": net.feed(2)["x"]}])
 
 

@@ -1,5 +1,6 @@
 """The engines' own word on what they run in int8: ONNX Runtime, OpenVINO, TensorRT for RTX."""
 
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import onnxruntime
 import pytest
 from test_nets import Net, classifier, run, sqnr
 
-from export.artifacts import OnnxModel
+from export.artifacts import BATCH, OnnxModel, TensorSpec
 from quantize.calibrate import calibrate
 from quantize.fp16 import convert_fp16
 from quantize.int8 import quantize_int8
@@ -241,3 +242,51 @@ def test_tensorrt_refuses_the_x86_file(tmp_path: Path) -> None:
     net, model = classifier(tmp_path)
     with pytest.raises(AssertionError, match="stem_b_dequantized"):
         _rtx_build(_quantize(model, net, "x86"))
+
+
+@pytest.mark.parametrize("opset", [18, 20])
+def test_what_torch_exports_is_quantized_for_both_targets(tmp_path: Path, opset: int) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 3, 2, 1, bias=False),
+        torch.nn.BatchNorm2d(16),
+        torch.nn.ReLU6(),
+        torch.nn.Conv2d(16, 16, 3, padding=1, groups=16),
+        torch.nn.Hardswish(),
+        torch.nn.Conv2d(16, 32, 1),
+        torch.nn.ReLU(),
+        torch.nn.MaxPool2d(2),
+        torch.nn.Flatten(),
+        torch.nn.Linear(32 * 16, 10),
+    ).eval()
+    torch.nn.init.uniform_(net[1].running_var, 0.5, 2)
+    path = tmp_path / "torch.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        torch.onnx.export(
+            net,
+            (torch.zeros(2, 3, 16, 16),),
+            path,
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=["x"],
+            output_names=["y"],
+            external_data=False,
+            verbose=False,
+        )
+    feeds = Net(3, 16, 16).feed(16)
+    with torch.no_grad():
+        reference = net.double()(torch.from_numpy(feeds["x"]).double()).numpy()
+    specs = (TensorSpec("x", (BATCH, 3, 16, 16), "float32"),)
+    model = OnnxModel(path, specs, (TensorSpec("y", (BATCH, 10), "float32"),), opset)
+    x86, tensorrt = (_quantize(model, Net(3, 16, 16), name) for name in ("x86", "tensorrt"))
+    operators = _optimized(x86)
+    assert operators["QLinearConv"] == 3
+    assert operators["QGemm"] == 1
+    for quantized in (x86, tensorrt):
+        got = run(quantized, feeds)[0]
+        assert sqnr(reference, got) > 25
+        assert sqnr(reference, got[:, ::-1]) < 5
+    assert _rtx_build(convert_fp16(tensorrt, tmp_path / "both.onnx").model) > 0

@@ -110,5 +110,5 @@ def test_memory_is_the_histogram_alone() -> None:
 
 @pytest.mark.parametrize(("percentile", "bins"), [(0, 2048), (101, 2048), (99, 1000), (99, 1)])
 def test_refuses_senseless_settings(percentile: float, bins: int) -> None:
-    with pytest.raises(QuantizeError, match="percentile|power of two"):
+    with pytest.raises(QuantizeError, match=r"percentile|power of two"):
         PercentileObserver(percentile, bins)

@@ -1,0 +1,184 @@
+"""Whose code a model file may name: torch's own modules, and the packages that the user trusts.
+
+A name is judged before anything of it is imported, and once more after by where the object is
+defined: a trusted package does not lend its trust to what it imports. A refusal lists the names and
+shows the command that would trust them.
+"""
+
+import importlib
+import os
+import shlex
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from deploy.references import is_dotted, is_within, search_working_directory
+from export.errors import LoadError, TrustError
+
+TRUST_ALL = "*"
+_BLOCKED = frozenset({"os", "posix", "nt", "sys", "builtins"})
+"""Modules that no ``--trust`` opens; torch itself refuses the first four."""
+
+_FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+
+
+def resolve_globals(
+    names: list[str], path: Path, trust: tuple[str, ...], factory: str | None
+) -> list[Any]:
+    """``(object, name)`` of all `names` that a pickle holds, as torch's safe globals take them.
+
+    Args:
+        names: in full, with their modules.
+        path: the file, for messages.
+        trust: packages whose code the file may name.
+        factory: what ``--model`` names, for the command in the message.
+
+    Raises:
+        TrustError: some are not trusted; nothing of them was imported.
+        LoadError: a trusted one cannot be imported, or is neither class nor function.
+    """
+    allowed: list[Any] = []
+    untrusted: list[str] = []
+    wanted: list[str] = []
+    for name in sorted(names):
+        if not is_dotted(name):
+            raise LoadError(f"{path} names {name!r}, which is no class. Do not use this file.")
+        if (found := _find_torch_module(name)) is not None:
+            allowed.append((found, name))
+        elif _is_trusted(name, trust):
+            wanted.append(name)
+        else:
+            untrusted.append(name)
+    if untrusted:  # before anything is imported
+        raise _refuse(untrusted, path, trust, factory)
+    for name in wanted:
+        found = _import_global(name, path)
+        home = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', '')}"
+        # mypkg.os.system is not mypkg's own: trust goes by where a thing is defined
+        if isinstance(found, types.ModuleType) or not callable(found):
+            raise LoadError(f"{path} names {name}, which is neither class nor function.")
+        if not _is_trusted(home, trust) and _find_torch_module(home) is not found:
+            raise _refuse([home], path, trust, factory)
+        allowed.append((found, name))
+    return allowed
+
+
+@contextmanager
+def isolated_globals() -> Iterator[None]:
+    """torch's process-wide list of safe globals, empty inside and put back as it was."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+@contextmanager
+def forced_weights_only() -> Iterator[None]:
+    """Make torch.export read its inner pickles safely; on its own it falls back to running them."""
+    before = os.environ.get(_FORCE)
+    os.environ[_FORCE] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_FORCE]
+        else:
+            os.environ[_FORCE] = before
+
+
+def refuse_code(path: Path, label: str) -> TrustError:
+    """The error for a file that is a program as a whole; `label` says of which form."""
+    return TrustError(f"{path} is {label}, which is code. {_explain_trust_all(path)}")
+
+
+def refuse_legacy(path: Path, reason: str) -> TrustError:
+    """The error for a file of torch's old form that needs classes; `reason` is torch's."""
+    return TrustError(
+        f"{path} has torch's form from before 1.6, whose classes cannot be listed, and "
+        f"needs some: {reason}. Load it where it was made and save it again "
+        "with torch.save(model, path)."
+    )
+
+
+def _find_torch_module(name: str) -> type[nn.Module] | None:
+    """The ``nn.Module`` class of that full name if torch.nn defines it; imports nothing."""
+    module_name, _, attribute = name.rpartition(".")
+    if not is_within(module_name, "torch.nn"):
+        return None
+    found = getattr(sys.modules.get(module_name), attribute, None)
+    if not isinstance(found, type) or not issubclass(found, nn.Module):
+        return None
+    return found if is_within(found.__module__, "torch.nn") else None
+
+
+def _import_global(name: str, path: Path) -> Any:
+    """The object with the full name `name`, whose package is trusted."""
+    search_working_directory()
+    parts = name.split(".")
+    module_name = parts[0]
+    try:
+        found: Any = importlib.import_module(module_name)
+        for index, part in enumerate(parts[1:], start=1):
+            if not hasattr(found, part):
+                module_name = ".".join(parts[: index + 1])
+                importlib.import_module(module_name)
+            found = getattr(found, part)
+    except ModuleNotFoundError as error:
+        raise LoadError(
+            f"{path} needs {name}, and there is no module {error.name!r}. Run from the directory "
+            "that holds it, set PYTHONPATH, or install it."
+        ) from error
+    except (Exception, SystemExit) as error:  # a trusted module's own code: whatever it raises
+        raise LoadError(
+            f"{path} needs {name}; importing it raised {type(error).__name__}: {error}."
+        ) from error
+    return found
+
+
+def _is_trusted(name: str, trust: tuple[str, ...]) -> bool:
+    return name.partition(".")[0] not in _BLOCKED and any(is_within(name, t) for t in trust)
+
+
+def _refuse(
+    names: list[str], path: Path, trust: tuple[str, ...], factory: str | None
+) -> TrustError:
+    """The error that lists `names` and shows the command that would trust them."""
+    text = f"{path} needs code that is not trusted: {', '.join(names)}. Nothing of it was run."
+    if blocked := [name for name in names if name.partition(".")[0] in _BLOCKED]:
+        return TrustError(
+            f"{text} {blocked[0]} can run anything and is not opened by --trust. Honest models "
+            f"do not need it; {_explain_trust_all(path)}"
+        )
+    if any(name.startswith("__main__.") for name in names):
+        text += (
+            " Classes of __main__ were defined in the script that saved the model: move them to a "
+            "module that can be imported, and save the model again from there."
+        )
+    packages = [
+        name.rpartition(".")[0] if name.startswith("torch.") else name.partition(".")[0]
+        for name in names
+        if not name.startswith("__main__.")
+    ]
+    if not packages:
+        return TrustError(text)
+    flags = [f"--trust {package}" for package in sorted({*trust, *packages})]
+    if factory is not None:
+        flags.append(f"--model {shlex.quote(factory)}")
+    command = f"deploy build {shlex.quote(str(path))} {' '.join(flags)}"
+    return TrustError(f"{text} If you know who made this file: {command}")
+
+
+def _explain_trust_all(path: Path) -> str:
+    return (
+        "--trust-all would let the file run any code as you, so only for a file that you made: "
+        f"deploy build {shlex.quote(str(path))} --trust-all"
+    )

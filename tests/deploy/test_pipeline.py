@@ -1,0 +1,343 @@
+"""`build` on real models: what wins, what is refused, what is left behind."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+import deploy
+from deploy.bundle import MANIFEST, Bundle
+from deploy.config import BuildConfig
+from deploy.golden import read_golden
+from deploy.report import load_schema
+from export.errors import BundleError, ConfigError, ExportError, GateError, TrustError
+from export.progress import Progress
+
+QUICK = 0.5
+
+
+class Net(nn.Module):
+    """Two convolutions with batch norm, one residual, one classifier; 3 channels of 16x16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 24, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(24)
+        self.conv = nn.Conv2d(24, 24, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(24)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(24, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits, [N, 4]."""
+        x = torch.relu(self.bn1(self.stem(x)))
+        x = torch.relu(self.bn2(self.conv(x)) + x)
+        return self.head(self.pool(x).flatten(1))
+
+
+class Shift(nn.Module):
+    """Nothing to fuse and nothing to quantize: eager is as good as it gets."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Half of every value from its neighbour, [N, L]."""
+        return torch.lerp(x, x.roll(1, -1), 0.5)
+
+
+class TwoInputs(nn.Module):
+    """Integer ids and a float mask in, a dict of nested outputs out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(50, 16)
+        self.linear = nn.Linear(16, 16)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, object]:
+        """Token states, [N, T, 16], and their mean, [N, 16]."""
+        states = torch.tanh(self.linear(self.embedding(ids))) * mask.unsqueeze(-1)
+        return {"states": states, "pooled": (states.mean(1), states.amax(1))}
+
+
+def make_data(path: Path, samples: int = 360) -> Path:
+    """Four classes of noisy images, told apart by the mean of their channels."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, samples)
+    centres = rng.standard_normal((4, 3, 1, 1)) * 1.5
+    images = rng.standard_normal((samples, 3, 16, 16)) + centres[labels]
+    calibration = rng.standard_normal((64, 3, 16, 16)) + centres[rng.integers(0, 4, 64)]
+    np.savez(
+        path,
+        x=images.astype(np.float32),
+        y=labels,
+        calibration_x=calibration.astype(np.float32),
+    )
+    return path
+
+
+def train(data: Path) -> Net:
+    """A few steps are enough to be nearly always right."""
+    torch.manual_seed(0)
+    net = Net()
+    with np.load(data) as arrays:
+        images, labels = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    for _ in range(25):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(images), labels).backward()
+        optimizer.step()
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Net, Path]:
+    """A trained net and its data."""
+    data = make_data(tmp_path_factory.mktemp("data") / "data.npz")
+    return train(data), data
+
+
+@pytest.fixture(scope="module")
+def built(trained: tuple[Net, Path], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The trained net, built with its labelled data."""
+    net, data = trained
+    target = tmp_path_factory.mktemp("built") / "net.deploy"
+    return deploy.build(net, BuildConfig(data=str(data), measure_seconds=QUICK), output=target)
+
+
+def status(bundle: Bundle, name: str) -> tuple[str, str | None]:
+    """Status and reason of a candidate."""
+    row = next(row for row in bundle.report()["candidates"] if row["name"] == name)
+    return row["status"], row["reason"]
+
+
+def test_the_engine_that_is_loaded_gives_the_eager_answer(
+    built: Bundle, trained: tuple[Net, Path]
+) -> None:
+    net, data = trained
+    with np.load(data) as arrays:
+        images = arrays["x"][:5]
+    expected = net(torch.from_numpy(images)).detach().numpy()
+    with deploy.load(built.path, engine="onnxruntime-fp32") as engine:
+        np.testing.assert_allclose(engine({"x": images})["output"], expected, rtol=0, atol=2e-5)
+    with deploy.load(built.path) as engine:
+        answer = engine({"x": images})["output"]
+    assert (answer.argmax(1) == expected.argmax(1)).all()
+
+
+def test_the_report_follows_its_schema_and_proves_the_winner(built: Bundle) -> None:
+    report = built.report()
+    jsonschema.validate(report, load_schema())
+    assert report["winner"] == built.winner != "torch"
+    row = next(row for row in report["candidates"] if row["name"] == built.winner)
+    assert row["status"] == "ok"
+    assert row["latency"]["speedup_ci95"][0] > 1
+    assert row["parity"]["passed"]
+    assert row["parity"]["accuracy"]["samples"] == 360
+    assert report["data"]["kind"] == "labelled"
+    assert report["control"] is not None
+    assert {"stem", "bn1"} == set(report["model"]["fused"][0]["paths"])
+
+
+def test_int8_is_judged_by_accuracy_and_tensorrt_waits_for_its_gpu(built: Bundle) -> None:
+    rows = {row["name"]: row for row in built.report()["candidates"]}
+    assert rows["openvino-int8"]["parity"]["gate"].startswith("accuracy drop at most 1.00%")
+    assert rows["onnxruntime-int8"]["size_bytes"] < 0.6 * rows["onnxruntime-fp32"]["size_bytes"]
+    for name in ("tensorrt_rtx-fp16", "tensorrt_rtx-int8"):
+        assert rows[name]["status"] == "not_run"
+        assert rows[name]["reason"] == "no NVIDIA GPU"
+        assert (built.path / name / "model.engine").stat().st_size > 0
+
+
+def test_golden_samples_are_synthetic_and_hold_the_eager_answers(
+    built: Bundle, trained: tuple[Net, Path]
+) -> None:
+    golden = read_golden(built.path / "golden.npz")
+    assert golden.inputs["x"].shape == (4, 3, 16, 16)
+    eager = trained[0](torch.from_numpy(golden.inputs["x"])).detach().numpy()
+    np.testing.assert_allclose(golden.outputs["reference"]["output"], eager, rtol=0, atol=1e-5)
+    assert built.winner in golden.outputs
+    assert all(result.holds for result in deploy.verify(built))
+
+
+def test_the_callers_module_is_not_changed(trained: tuple[Net, Path]) -> None:
+    net, _ = trained
+    assert not net.training
+    assert isinstance(net.bn1, nn.BatchNorm2d)
+
+
+def test_without_data_int8_is_never_crowned(tmp_path: Path) -> None:
+    bundle = deploy.build(
+        Net().eval(),
+        BuildConfig(inputs=("1x3x16x16",), measure_seconds=QUICK),
+        output=tmp_path / "net.deploy",
+    )
+    for name in ("onnxruntime-int8", "openvino-int8", "tensorrt_rtx-int8"):
+        what, reason = status(bundle, name)
+        assert what == "rejected"
+        assert "no calibration data; pass --data" in str(reason)
+        assert name not in bundle.manifest.engines
+    assert not (bundle.path / "onnx-int8").exists()
+    assert not bundle.winner.endswith("int8")
+    assert any("No --data was given" in warning for warning in bundle.report()["warnings"])
+
+
+def test_where_nothing_beats_eager_torch_wins_and_the_file_is_kept(tmp_path: Path) -> None:
+    module = Shift()
+    bundle = deploy.build(
+        module,
+        BuildConfig(inputs=("1x100000",), measure_seconds=QUICK),
+        output=tmp_path / "shift.deploy",
+    )
+    assert bundle.winner == "torch"
+    assert status(bundle, "onnxruntime-fp32")[0] == "rejected"
+    assert "slower than eager" in str(status(bundle, "onnxruntime-fp32")[1])
+    assert status(bundle, "onnxruntime-int8")[0] == "failed"
+    assert "nothing to quantize" in str(status(bundle, "onnxruntime-int8")[1])
+    with pytest.raises(TrustError):
+        deploy.load(bundle.path)
+    x = np.random.default_rng(0).random((3, 100000), dtype=np.float32)
+    with deploy.load(bundle.path, trust=("*",)) as engine:
+        answer = engine({"x": x})["output"]
+    np.testing.assert_allclose(answer, module(torch.from_numpy(x)).numpy(), rtol=0, atol=1e-6)
+
+
+def test_several_inputs_and_nested_outputs_keep_their_names(tmp_path: Path) -> None:
+    module = TwoInputs().eval()
+    bundle = deploy.build(
+        module,
+        BuildConfig(inputs=("ids:1x7:int64:50", "mask:1x7"), measure_seconds=QUICK),
+        output=tmp_path / "two.deploy",
+    )
+    assert [spec.name for spec in bundle.manifest.outputs] == ["states", "pooled.0", "pooled.1"]
+    assert bundle.manifest.structure == "dict(tensor, tuple(tensor, tensor))"
+    feeds = {
+        "ids": np.arange(21, dtype=np.int64).reshape(3, 7),
+        "mask": np.ones((3, 7), dtype=np.float32),
+    }
+    with deploy.load(bundle.path, engine="onnxruntime-fp32") as engine:
+        answer = engine(feeds)
+    with torch.no_grad():
+        expected = module(*(torch.from_numpy(value) for value in feeds.values()))
+    np.testing.assert_allclose(answer["states"], expected["states"].numpy(), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(answer["pooled.1"], expected["pooled"][1], rtol=0, atol=1e-6)
+
+
+def test_a_static_batch_is_kept(tmp_path: Path) -> None:
+    bundle = deploy.build(
+        Net().eval(),
+        BuildConfig(inputs=("5x3x16x16",), static_batch=True, measure_seconds=QUICK),
+        output=tmp_path / "net.deploy",
+    )
+    assert bundle.manifest.inputs[0].shape == (5, 3, 16, 16)
+    report = bundle.report()
+    assert report["measurement"]["batch"] == 5
+    assert report["candidates"][0]["parity"]["batches_checked"] == [5]
+
+
+class _Fault:
+    """A progress callback that does something when a stage begins."""
+
+    def __init__(self, stage: str, action: Callable[[], None]) -> None:
+        self._stage, self._action = stage, action
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.stage == self._stage:
+            self._action()
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "stage",
+    ["load", "export", "calibrate", "build candidates", "check parity", "measure latency", "pack"],
+)
+def test_an_interrupt_leaves_the_old_bundle_and_nothing_else(tmp_path: Path, stage: str) -> None:
+    target = tmp_path / "net.deploy"
+    target.mkdir()
+    (target / MANIFEST).write_text("the old bundle")
+    config = BuildConfig(inputs=("1x3x16x16",), measure_seconds=QUICK)
+    with pytest.raises(KeyboardInterrupt):
+        deploy.build(Net().eval(), config, output=target, progress=_Fault(stage, _interrupt))
+    assert [path.name for path in tmp_path.iterdir()] == ["net.deploy"]
+    assert (target / MANIFEST).read_text() == "the old bundle"
+
+
+def _spoil_weights(folder: Path) -> None:
+    """Scale every float initializer of the staged float model, as a wrong exporter might."""
+    path = next(folder.glob(".net.deploy.*/model.onnx"))
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            values = numpy_helper.to_array(tensor) * np.float32(1.01)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, path)
+
+
+def test_when_nothing_passes_its_gate_nothing_ships_and_the_report_says_why(
+    tmp_path: Path,
+) -> None:
+    config = BuildConfig(inputs=("1x3x16x16",), min_sqnr=60.0, measure_seconds=QUICK)
+    fault = _Fault("check parity", lambda: _spoil_once(tmp_path))
+    with pytest.raises(GateError, match="No candidate gives the model's answers") as caught:
+        deploy.build(Net().eval(), config, output=tmp_path / "net.deploy", progress=fault)
+    assert caught.value.exit_code == 1
+    assert not (tmp_path / "net.deploy").exists()
+    report = json.loads((tmp_path / "net.failed" / "report.json").read_text())
+    jsonschema.validate(report, load_schema())
+    reasons = {row["name"]: row["reason"] for row in report["candidates"]}
+    assert "eager itself by" in reasons["onnxruntime-fp32"]
+    assert "SQNR" in reasons["openvino-bf16"] or "bf16" in reasons["openvino-bf16"]
+
+
+def _spoil_once(folder: Path) -> None:
+    marker = folder / "spoilt"
+    if not marker.exists():
+        marker.touch()
+        _spoil_weights(folder)
+
+
+def test_an_engine_that_fails_is_named_and_the_rest_go_on(tmp_path: Path) -> None:
+    def truncate() -> None:
+        for path in tmp_path.glob(".net.deploy.*/onnx-int8/model.onnx"):
+            path.write_bytes(b"no model")
+
+    bundle = deploy.build(
+        Net().eval(),
+        BuildConfig(inputs=("1x3x16x16",), measure_seconds=QUICK),
+        output=tmp_path / "net.deploy",
+        progress=_Fault("check parity", truncate),
+    )
+    what, reason = status(bundle, "onnxruntime-int8")
+    assert what == "failed"
+    assert "ONNX Runtime cannot open" in str(reason)
+    assert status(bundle, "onnxruntime-fp32")[0] in ("ok", "rejected")
+
+
+def test_neither_inputs_nor_data_is_an_error_that_names_both(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--input 1x3x224x224, or --data"):
+        deploy.build(Net().eval(), BuildConfig(), output=tmp_path / "net.deploy")
+
+
+def test_inputs_that_the_model_cannot_take_are_refused_in_its_words(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"fails on the given inputs \(x \(2, 5, 16, 16\)\)"):
+        deploy.build(
+            Net().eval(), BuildConfig(inputs=("1x5x16x16",)), output=tmp_path / "net.deploy"
+        )
+    with pytest.raises(ConfigError, match="no parameter 'images'"):
+        deploy.build(
+            Net().eval(), BuildConfig(inputs=("images:1x3x16x16",)), output=tmp_path / "n.deploy"
+        )
+
+
+def test_a_target_that_is_no_bundle_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    with pytest.raises(BundleError, match="is no bundle; it is left alone"):
+        deploy.build(Net().eval(), BuildConfig(inputs=("1x3x16x16",)), output=tmp_path / "thesis")
+    assert list((tmp_path / "thesis").iterdir()) == []

@@ -1,0 +1,91 @@
+import logging
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from export.capture import capture, condense_error, contain_noise
+from export.errors import ExportError
+
+
+def test_batch_is_symbolic_for_every_input_of_that_size():
+    class Three(nn.Module):
+        def forward(self, a, b, table):
+            return a + b + table.sum()
+
+    feeds = {"a": torch.randn(2, 3), "b": torch.randn(2, 3), "table": torch.randn(5)}
+    program = capture(Three(), feeds, keyword=False, dynamic_batch=True)
+    module = program.module()
+    a, b = torch.randn(7, 3), torch.randn(7, 3)
+    assert module(a, b, feeds["table"]).shape == (7, 3)
+
+
+def test_static_capture_keeps_the_size():
+    program = capture(nn.Linear(3, 3), {"x": torch.randn(2, 3)}, keyword=False, dynamic_batch=False)
+    assert not program.range_constraints
+
+
+def test_module_with_any_number_of_arguments():
+    class Any(nn.Module):
+        def forward(self, first, *rest):
+            return first + sum(rest)
+
+    feeds = {name: torch.randn(2, 3) for name in "abc"}
+    program = capture(Any(), feeds, keyword=False, dynamic_batch=True)
+    assert program.module()(*(torch.ones(5, 3) for _ in range(3))).shape == (5, 3)
+
+
+def test_fixed_batch_is_refused_and_not_silently_static():
+    class Fixed(nn.Module):
+        def forward(self, x):
+            return x.reshape(2, -1)
+
+    with pytest.raises(ExportError, match=r"specialized it to be a constant \(2\)"):
+        capture(Fixed(), {"x": torch.randn(2, 3)}, keyword=False, dynamic_batch=True)
+
+
+def test_error_names_the_users_module():
+    class Inner(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    net = nn.Sequential(nn.Linear(3, 3), nn.Sequential(Inner()))
+    with pytest.raises(ExportError, match=r"at '1\.0'.*data-dependent") as caught:
+        capture(net, {"x": torch.randn(2, 3)}, keyword=False, dynamic_batch=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_torchscript_is_refused_with_the_way_out():
+    script = torch.jit.script(nn.Linear(3, 3))
+    with pytest.raises(ExportError, match="use the TorchScript exporter"):
+        capture(script, {"x": torch.randn(2, 3)}, keyword=False, dynamic_batch=True)
+
+
+def test_noise_is_contained_inside_the_block_only(capsys, caplog):
+    logger = logging.getLogger("torch.onnx")
+    with contain_noise():
+        print("printed")
+        print("printed", file=sys.stderr)
+        logger.warning("logged")
+        warnings.warn("warned", FutureWarning, stacklevel=1)
+    assert capsys.readouterr() == ("", "")
+    with pytest.warns(UserWarning, match="outside"):
+        warnings.warn("outside", UserWarning, stacklevel=1)
+    print("back")
+    assert capsys.readouterr().out == "back\n"
+
+
+def test_loggers_come_back_after_an_error():
+    logger = logging.getLogger("torch")
+    before = list(logger.handlers), logger.propagate
+    with pytest.raises(KeyError), contain_noise():
+        raise KeyError("x")
+    assert (list(logger.handlers), logger.propagate) == before
+
+
+def test_condensed_error_is_one_line():
+    assert condense_error(ValueError("\n\n first \n second\nthird")) == "ValueError: first second"
+    assert len(condense_error(ValueError("x" * 1000))) == 300

@@ -1,0 +1,177 @@
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from nets import bottleneck_net
+from torch import nn
+
+from export import fuse_program, to_onnx
+from export.capture import capture
+from export.errors import ExportError
+from export.onnx import torchscript_to_onnx, write_onnx
+
+
+def run(model, feeds):
+    session = onnxruntime.InferenceSession(str(model.path), providers=["CPUExecutionProvider"])
+    return session.run(None, {name: value.numpy() for name, value in feeds.items()})
+
+
+def export(net, x, path, **options):
+    program = fuse_program(capture(net, {"x": x}, keyword=False, dynamic_batch=True)).program
+    names = {"input_names": ["image"], "output_names": ["logits"], **options}
+    return to_onnx(program, path / "model.onnx", **names)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    net = bottleneck_net()
+    return net, export(net, torch.randn(2, 3, 32, 32), tmp_path_factory.mktemp("onnx"))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_onnx_equals_eager_at_every_batch(exported, batch):
+    net, model = exported
+    x = torch.randn(batch, 3, 32, 32)
+    (found,) = run(model, {"image": x})
+    expected = net.double()(x.double()).detach().numpy()
+    net.float()
+    assert np.abs(found - expected).max() / np.abs(expected).max() < 1e-5
+
+
+def test_names_axes_and_opset_are_as_asked(exported):
+    _, model = exported
+    assert [str(spec) for spec in model.inputs] == ["image:batchx3x32x32:float32"]
+    assert [str(spec) for spec in model.outputs] == ["logits:batchx10:float32"]
+    proto = onnx.load(model.path)
+    assert model.opset == 20 == proto.opset_import[0].version
+    axes = {d.dim_param for v in proto.graph.value_info for d in v.type.tensor_type.shape.dim}
+    assert axes <= {"", "batch"}
+
+
+def test_file_is_single_and_keeps_the_users_module_paths(exported):
+    _, model = exported
+    assert [path.name for path in model.path.parent.iterdir()] == ["model.onnx"]
+    proto = onnx.load(model.path)
+    props = [{p.key: p.value for p in node.metadata_props} for node in proto.graph.node]
+    scopes = [p["pkg.torch.onnx.name_scopes"] for p in props]
+    assert any("'stages.1.0.conv1'" in scope for scope in scopes)
+    assert all("pkg.torch.onnx.stack_trace" in p for p in props)
+    assert "stages.1.0.conv1.weight" in {tensor.name for tensor in proto.graph.initializer}
+
+
+def test_mean_over_all_spatial_axes_becomes_global_pooling(exported):
+    operators = [node.op_type for node in onnx.load(exported[1].path).graph.node]
+    assert operators.count("GlobalAveragePool") == 1
+    assert "ReduceMean" not in operators
+    assert "BatchNormalization" not in operators
+
+
+@pytest.mark.parametrize(
+    ("axes", "keep", "shape", "becomes"),
+    [
+        ((2, 3), True, (3, 5, 4), ["GlobalAveragePool"]),
+        ((-1, -2), False, (3, 5, 4), ["GlobalAveragePool", "Flatten"]),
+        ((2,), False, (3, 5), ["GlobalAveragePool", "Flatten"]),
+        ((2,), True, (3, 5, 4), ["ReduceMean"]),
+        ((1, 2, 3), True, (3, 5, 4), ["ReduceMean"]),
+        ((1,), True, (3,), ["ReduceMean"]),
+    ],
+)
+def test_only_a_mean_over_exactly_the_spatial_axes_is_rewritten(
+    tmp_path, axes, keep, shape, becomes
+):
+    class Mean(nn.Module):
+        def forward(self, x):
+            return x.mean(axes, keepdim=keep)
+
+    x = torch.randn(2, *shape)
+    model = export(Mean(), x, tmp_path)
+    assert [node.op_type for node in onnx.load(model.path).graph.node] == becomes
+    (found,) = run(model, {"image": x})
+    np.testing.assert_allclose(found, x.mean(axes, keepdim=keep).numpy(), atol=1e-6)
+
+
+def test_inputs_by_name_are_not_confused(tmp_path):
+    class Difference(nn.Module):
+        def forward(self, a, b):
+            return a - b
+
+    a, b = torch.randn(2, 3), torch.randn(2, 3)
+    program = capture(Difference(), {"b": b, "a": a}, keyword=True, dynamic_batch=True)
+    model = to_onnx(program, tmp_path / "m.onnx", input_names=["a", "b"], output_names=["y"])
+    assert [spec.name for spec in model.inputs] == ["a", "b"]
+    np.testing.assert_allclose(run(model, {"a": a, "b": b})[0], (a - b).numpy())
+
+
+def test_constants_among_the_outputs_are_left_out(tmp_path):
+    class Mixed(nn.Module):
+        def forward(self, x):
+            return {"y": x * 2, "scale": 3, "none": None, "z": x}
+
+    x = torch.randn(2, 3)
+    model = export(Mixed(), x, tmp_path, output_names=["y", "z"])
+    y, z = run(model, {"image": x})
+    np.testing.assert_allclose(y, 2 * x.numpy())
+    np.testing.assert_allclose(z, x.numpy())
+
+
+@pytest.mark.parametrize("opset", [18, 21, 23])
+def test_other_opsets_are_written(tmp_path, opset):
+    net = bottleneck_net()
+    x = torch.randn(2, 3, 32, 32)
+    model = export(net, x, tmp_path, opset=opset)
+    assert model.opset == opset
+    np.testing.assert_allclose(run(model, {"image": x})[0], net(x).detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_large_weights_go_to_a_file_beside(tmp_path, exported):
+    path = tmp_path / "model.onnx"
+    write_onnx(ir.load(exported[1].path), path, inline_limit=1000)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    x = torch.randn(2, 3, 32, 32)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"image": x.numpy()})
+    assert np.array_equal(found, run(exported[1], {"image": x})[0])
+
+
+def test_nothing_reaches_the_terminal(tmp_path, capfd):
+    net, x = bottleneck_net(), torch.randn(2, 3, 32, 32)
+    export(net, x, tmp_path)
+    options = {"input_names": ["x"], "output_names": ["y"], "keyword": False}
+    torchscript_to_onnx(net, {"x": x}, tmp_path / "t.onnx", dynamic_batch=True, opset=20, **options)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_operator_without_onnx_form_is_an_export_error(tmp_path):
+    class Unknown(nn.Module):
+        def forward(self, x):
+            return torch.linalg.eigvals(x).real
+
+    with pytest.raises(ExportError, match="ONNX exporter failed"):
+        export(Unknown(), torch.randn(2, 3, 3), tmp_path)
+
+
+def test_wrong_number_of_outputs_is_an_export_error(tmp_path):
+    with pytest.raises(ExportError, match="returns"):
+        export(nn.Linear(3, 3), torch.randn(2, 3), tmp_path, output_names=["y", "z"])
+
+
+def test_torchscript_file_has_the_same_names_and_numbers(tmp_path):
+    net, x = bottleneck_net(), torch.randn(2, 3, 32, 32)
+    model = torchscript_to_onnx(
+        net,
+        {"x": x},
+        tmp_path / "model.onnx",
+        input_names=["image"],
+        output_names=["logits"],
+        keyword=True,
+        dynamic_batch=True,
+        opset=21,
+    )
+    assert model.opset == 20
+    assert [str(spec) for spec in model.outputs] == ["logits:batchx10:float32"]
+    assert "fc.weight" in {tensor.name for tensor in onnx.load(model.path).graph.initializer}
+    x = torch.randn(3, 3, 32, 32)
+    np.testing.assert_allclose(run(model, {"image": x})[0], net(x).detach(), rtol=1e-3, atol=1e-4)

@@ -1,0 +1,95 @@
+"""Who may import whom, and that docs/design.md names every module."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HOUSES = {"export": set(), "quantize": {"export"}, "deploy": {"export", "quantize"}}
+LEAN = {
+    "click",
+    "ml_dtypes",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "rich",
+}
+"""Third-party packages of the core; anything else is an extra."""
+
+NEED_TORCH = {
+    "deploy/findings.py",
+    "deploy/loading.py",
+    "deploy/packing.py",
+    "deploy/pipeline.py",
+    "deploy/reference.py",
+    "deploy/source.py",
+    "deploy/tensors.py",
+    "deploy/trust.py",
+    "export/agreement.py",
+    "export/capture.py",
+    "export/fusion",
+    "export/ladder.py",
+    "export/onnx.py",
+    "export/signature.py",
+}
+"""What only `deploy build` imports; nothing else may import torch at its top."""
+
+
+def _modules() -> list[Path]:
+    return [path for house in HOUSES for path in sorted((ROOT / house).rglob("*.py"))]
+
+
+def _imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
+    """Names of the packages that a file imports; with `top_level` only when it is imported."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = list(_top_level(tree)) if top_level else list(ast.walk(tree))
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def _top_level(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Statements that run on import, those for type checkers alone left out."""
+    for node in tree.body:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_point_down_only(path: Path) -> None:
+    house = path.relative_to(ROOT).parts[0]
+    imported = {name.partition(".")[0] for name in _imports(path)} & set(HOUSES)
+    assert imported - {house} <= HOUSES[house]
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_the_core_imports_nothing_beyond_its_dependencies(path: Path) -> None:
+    name = path.relative_to(ROOT).as_posix()
+    if any(name.startswith(allowed) for allowed in NEED_TORCH):
+        pytest.skip("part of the build extra")
+    top = {module.partition(".")[0] for module in _imports(path, top_level=True)}
+    standard = __import__("sys").stdlib_module_names
+    assert top <= LEAN | set(HOUSES) | set(standard)
+
+
+def test_the_direction_test_can_fail(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text("def late():\n    from deploy import cli\n")
+    assert list(_imports(wrong)) == ["deploy"]
+    assert not list(_imports(wrong, top_level=True))
+
+
+def test_the_design_page_names_every_module() -> None:
+    design = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    names = [path.relative_to(ROOT).as_posix() for path in _modules()]
+    missing = [
+        name
+        for name in names
+        if not name.endswith(("__init__.py", "__main__.py")) and Path(name).name not in design
+    ]
+    assert missing == []
