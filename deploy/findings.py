@@ -163,6 +163,12 @@ def _warnings(findings: Findings) -> list[str]:
             f"{evaluation} labelled samples are too few to judge accuracy by (300 are needed); "
             "SQNR and top-1 agreement were judged instead."
         )
+    checked = [result.parity for result in findings.results if result.parity is not None]
+    if findings.problem.static_batch is None and any(p.consistency_db is None for p in checked):
+        warnings.append(
+            "The model's own answers depend on the other samples of a batch; serve it with the "
+            "batches it was trained for."
+        )
     if findings.floor_reason is not None:
         warnings.append(
             f"The model does not run in float64 ({findings.floor_reason}); its noise floor was "

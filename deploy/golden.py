@@ -58,10 +58,10 @@ def read_golden(path: Path) -> Golden:
     inputs: dict[str, Array] = {}
     outputs: dict[str, dict[str, Array]] = {}
     try:
-        opened = np.load(path, allow_pickle=False)
-        if not isinstance(opened, np.lib.npyio.NpzFile):
-            raise ValueError("it is not an .npz archive")
-        with opened as archive:
+        with path.open("rb") as file:  # a file of our own is closed, whatever np.load makes of it
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it is not an .npz archive")
             for key in archive.files:
                 kind, _, rest = key.partition("/")
                 if kind == "input":

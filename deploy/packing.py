@@ -18,6 +18,7 @@ from deploy.reference import Reference
 from deploy.report import render_html
 from deploy.results import CandidateResult
 from export.errors import BundleError
+from export.source_traces import remove_source_traces
 
 _GOLDEN_SEED = 20_240_229
 
@@ -38,6 +39,8 @@ def pack_bundle(
     if findings.winner == "torch":
         entries["torch"] = _keep_model(findings, stage)
     _remove_unused(stage, {entry.file for entry in entries.values()})
+    for file in stage.rglob("*.onnx"):
+        remove_source_traces(file)
     feeds = _golden_feeds(findings, config)
     specs = {result.name: result.spec for result in shipped if result.spec is not None}
     record_golden(feeds, reference, specs).save(stage / bundles.GOLDEN)

@@ -25,7 +25,8 @@ from export.signature import CallSignature, flatten_outputs
 Array = np.ndarray[Any, Any]
 
 NOISE_FACTOR = 10.0
-FLOOR = 1e-5
+FLOOR = 1e-4
+"""Finds wrong exports, not rounding: an engine is held to eager's own noise later, far below this."""
 WITHOUT_FLOAT64 = 1e-4
 LARGEST_NOISE = 1e-4
 """Above this, eager's distance from float64 is no rounding, and float64 no oracle."""

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 HOUSES = {"export": set(), "quantize": {"export"}, "deploy": {"export", "quantize"}}
 LEAN = {
     "click",
+    "google",  # protobuf, which onnx brings
     "ml_dtypes",
     "numpy",
     "onnx",
@@ -32,6 +33,7 @@ NEED_TORCH = {
     "export/fusion",
     "export/ladder.py",
     "export/onnx.py",
+    "export/onnx_cleanup.py",
     "export/signature.py",
 }
 """What only `deploy build` imports; nothing else may import torch at its top."""

@@ -72,6 +72,6 @@ def _address(tensor: Any) -> int:
 
 def _to_array(value: Any, shared: frozenset[int]) -> Array:
     """The values in memory of the caller's own; bfloat16, which numpy lacks, as float32."""
-    plain = value.float() if str(value.dtype) == "torch.bfloat16" else value
+    plain = (value.float() if str(value.dtype) == "torch.bfloat16" else value).detach()
     array: Array = np.asarray(plain)
     return array.copy() if _address(plain) in shared else array

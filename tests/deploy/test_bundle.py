@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Lean, answer, draw, fill_stage
+from tiny import Lean, answer, draw, fill_stage
 
 import deploy.bundle as bundles
 from deploy.bundle import load, read_bundle, stage_bundle

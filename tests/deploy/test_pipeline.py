@@ -164,6 +164,17 @@ def test_golden_samples_are_synthetic_and_hold_the_eager_answers(
     assert all(result.holds for result in deploy.verify(built))
 
 
+def test_no_file_of_the_bundle_names_a_path_of_the_build_machine(built: Bundle) -> None:
+    paths = (str(Path(__file__).parent), str(Path(torch.__file__).parent), str(built.path.parent))
+    for file in built.path.rglob("*"):
+        if file.is_file():
+            content = file.read_bytes()
+            assert not [path for path in paths if path.encode() in content], file.name
+    nodes = onnx.load(built.path / "model.onnx").graph.node
+    scopes = [entry.value for node in nodes for entry in node.metadata_props]
+    assert any("stem" in scope for scope in scopes)
+
+
 def test_the_callers_module_is_not_changed(trained: tuple[Net, Path]) -> None:
     net, _ = trained
     assert not net.training

@@ -1,0 +1,124 @@
+"""OpenVINO answers as the closed form does at every batch, and never runs another precision."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from tiny import answer, draw
+
+from deploy.engines import EngineSpec, open_engine
+from deploy.engines import openvino as backend
+from export.errors import EngineError
+
+
+def spec(path: Path, precision: str = "fp32") -> EngineSpec:
+    return EngineSpec("openvino", precision, str(path), 1)
+
+
+def test_more_batch_sizes_than_are_kept_are_all_right(tiny_onnx: Path) -> None:
+    order = [*range(1, 7), *range(6, 0, -1), 1, 5, 1, 6, 2]
+    with open_engine(spec(tiny_onnx)) as engine:
+        for seed, batch in enumerate(order):
+            x = draw(batch, seed)
+            np.testing.assert_allclose(engine({"x": x})["logits"], answer(x), rtol=1e-4, atol=1e-4)
+        assert isinstance(engine, backend.OpenVinoEngine)
+        assert len(engine._requests) == 4
+
+
+def test_the_signature_is_read_from_the_file(tiny_onnx: Path) -> None:
+    with open_engine(spec(tiny_onnx)) as engine:
+        assert [str(each) for each in engine.inputs] == ["x:batchx4:float32"]
+        assert [str(each) for each in engine.outputs] == ["logits:batchx3:float32"]
+
+
+def test_outputs_belong_to_the_caller(tiny_onnx: Path) -> None:
+    x = draw(4)
+    with open_engine(spec(tiny_onnx)) as engine:
+        first = engine({"x": x})["logits"]
+        kept = first.copy()
+        engine({"x": -3 * x})
+        np.testing.assert_array_equal(first, kept)
+    first[:] = 0
+    np.testing.assert_array_equal(first, 0)
+
+
+@pytest.mark.parametrize("layout", ["reversed", "transposed", "read-only"])
+def test_any_layout_of_the_input_is_right(tiny_onnx: Path, layout: str) -> None:
+    x = draw(4)
+    if layout == "reversed":
+        x = x[::-1, ::-1]
+    elif layout == "transposed":
+        x = x.T
+    else:
+        x.setflags(write=False)
+    with open_engine(spec(tiny_onnx)) as engine:
+        np.testing.assert_allclose(engine({"x": x})["logits"], answer(x), rtol=1e-4, atol=1e-4)
+
+
+def test_two_names_of_one_tensor_stay_two_outputs(tmp_path: Path) -> None:
+    def info(name: str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4])
+
+    nodes = [
+        helper.make_node("Relu", ["x"], ["b"]),
+        helper.make_node("Identity", ["b"], ["a"]),
+        helper.make_node("Identity", ["x"], ["through"]),
+    ]
+    graph = helper.make_graph(nodes, "g", [info("x")], [info(n) for n in ("b", "a", "through")])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10),
+        tmp_path / "twice.onnx",
+    )
+    x = draw(3)
+    with open_engine(spec(tmp_path / "twice.onnx")) as engine:
+        got = engine({"x": x})
+    kept = x.copy()
+    x[:] = 7
+    assert list(got) == ["b", "a", "through"]
+    np.testing.assert_array_equal(got["a"], np.maximum(kept, 0))
+    np.testing.assert_array_equal(got["b"], np.maximum(kept, 0))
+    np.testing.assert_array_equal(got["through"], kept)
+
+
+def test_bf16_without_the_instructions_is_an_error_and_not_fp32(
+    tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "_supports_bf16", lambda core: False)
+    with pytest.raises(EngineError, match="no bf16 instructions; OpenVINO would run fp32"):
+        open_engine(spec(tiny_onnx, "bf16"))
+
+
+def test_bf16_is_close_and_is_not_fp32(tiny_onnx: Path) -> None:
+    if not backend.cpu_has_bf16():
+        pytest.skip("this CPU has no bf16 instructions")
+    x = draw(64)
+    with open_engine(spec(tiny_onnx, "bf16")) as engine:
+        got = engine({"x": x})["logits"]
+    assert got.dtype == np.float32
+    error = np.abs(got - answer(x)).max() / np.abs(answer(x)).max()
+    assert 1e-5 < error < 3e-2
+
+
+@pytest.mark.parametrize("precision", ["fp16", "tf32", "mixed", ""])
+def test_a_precision_that_it_has_not_is_refused(tiny_onnx: Path, precision: str) -> None:
+    with pytest.raises(EngineError, match=r"no precision .*; choose fp32, bf16, int8"):
+        open_engine(spec(tiny_onnx, precision))
+
+
+@pytest.mark.parametrize("content", [b"", b"no model at all", None])
+def test_a_file_that_is_no_model_is_an_engine_error(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "broken.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(EngineError, match=r"cannot open .*broken\.onnx"):
+        open_engine(spec(path))
+
+
+def test_a_wrong_input_is_said_before_the_backend_sees_it(tiny_onnx: Path) -> None:
+    with (
+        open_engine(spec(tiny_onnx)) as engine,
+        pytest.raises(EngineError, match=r"shape \[2, 3\]; the engine takes x:batchx4:float32"),
+    ):
+        engine({"x": draw(2)[:, :3]})

@@ -1,0 +1,416 @@
+"""Each gate rejects wrong outputs and passes right ones; what a gate cannot see is said by name."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from test_parity import WRONG, logits, wrong
+
+from deploy.config import BuildConfig
+from deploy.gates import (
+    MIN_LABELLED,
+    DataKind,
+    Verdict,
+    choose_winner,
+    judge_parity,
+    judge_speed,
+)
+from deploy.latency import EngineLatency
+from deploy.parity import ParityAccumulator, ParityReport
+
+Array = np.ndarray[Any, Any]
+CONFIG = BuildConfig()
+FEWER_BITS = ("fp16", "bf16", "int8", "mixed")
+
+
+def linear(order: slice = slice(None), dtype: type = np.float32) -> Array:
+    """The same product, summed in an order of one's own."""
+    rng = np.random.default_rng(5)
+    x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((64, 300), (300, 10)))
+    total = np.zeros((64, 10), dtype)
+    for k in range(300)[order]:
+        total += x[:, k : k + 1].astype(dtype) * w[k].astype(dtype)
+    return total
+
+
+EXACT, EAGER = linear(dtype=np.float64), linear()
+
+
+def report(
+    eager: Array,
+    candidate: Array,
+    *,
+    exact: Array | None = None,
+    labels: Array | None = None,
+) -> ParityReport:
+    accumulator = ParityAccumulator(("y",), None if labels is None else "y")
+    floor = None if exact is None else ({"y": exact}, {"y": eager})
+    accumulator.update(
+        {"y": eager}, {"y": candidate}, rows=len(eager), floor=floor, labels=labels
+    )
+    return accumulator.result()
+
+
+def judge(
+    parity: ParityReport, precision: str, kind: DataKind = "unlabelled", **options: Any
+) -> Verdict:
+    return judge_parity(parity, precision, kind=kind, config=BuildConfig(**options))
+
+
+def labelled(rows: int = 1000, share: float = 0.9) -> tuple[Array, Array]:
+    """Logits, and labels that they hit in `share` of the rows."""
+    values = logits(rows, seed=7)
+    labels = values.argmax(axis=1)
+    missed = int(rows * (1 - share))
+    labels[:missed] = (labels[:missed] + 1) % 10
+    return values, labels
+
+
+def test_fp32_passes_another_order_of_summation() -> None:
+    candidate = linear(slice(None, None, -1))
+    assert (candidate != EAGER).any()
+    assert judge(report(EAGER, candidate, exact=EXACT), "fp32") == Verdict(
+        True, "error at most 10x eager's own float32 noise, floor 1e-06"
+    )
+
+
+@pytest.mark.parametrize("kind", ["labelled", "unlabelled", "synthetic"])
+@pytest.mark.parametrize("name", WRONG)
+def test_fp32_rejects_every_wrong_output_on_any_data(name: str, kind: DataKind) -> None:
+    verdict = judge(report(EAGER, WRONG[name](EAGER), exact=EXACT), "fp32", kind)
+    assert not verdict.passed
+    assert "'y'" in str(verdict.reason)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_fp32_rejects_wrong_samples_that_the_floor_was_not_taken_from(name: str) -> None:
+    accumulator = ParityAccumulator(("y",))
+    accumulator.update({"y": EAGER}, {"y": EAGER}, rows=64, floor=({"y": EXACT}, {"y": EAGER}))
+    accumulator.update({"y": EAGER}, {"y": WRONG[name](EAGER)}, rows=64)
+    assert not judge(accumulator.result(), "fp32").passed
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_fp32_limit_is_ten_times_eagers_own_noise(factor: float) -> None:
+    exact = np.array([[0.0, 1.0]])
+    eager, candidate = exact + [[0, 1e-5]], exact - [[0, factor * 1e-4]]
+    assert judge(report(eager, candidate, exact=exact), "fp32").passed is (factor < 1)
+
+
+@pytest.mark.parametrize("error", [0.9e-6, 1.2e-6])
+def test_fp32_limit_is_never_below_one_millionth(error: float) -> None:
+    exact = np.array([[0.0, 1.0]])
+    assert judge(report(exact, exact + error, exact=exact), "fp32").passed is (error < 1e-6)
+
+
+def test_fp32_is_relative_to_the_largest_value_so_an_error_of_a_small_channel_is_not_seen() -> None:
+    """Noise is taken from the whole output too: outputs of mixed units are best kept apart."""
+    exact = np.array([[1000.0, 1e-3]])
+    assert judge(report(exact, exact * [1, 1.5], exact=exact), "fp32").passed
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_fp32_without_a_floor_is_judged_by_the_recorded_noise(name: str) -> None:
+    noise = {"y": 2e-7}
+
+    def passes(candidate: Array) -> bool:
+        parity = report(EAGER, candidate)
+        return judge_parity(
+            parity, "fp32", kind="labelled", config=CONFIG, recorded_noise=noise
+        ).passed
+
+    assert passes(linear(slice(None, None, -1)))
+    assert not passes(WRONG[name](EAGER))
+
+
+def test_fp32_without_any_noise_to_judge_by_is_rejected() -> None:
+    parity = report(EAGER, EAGER)
+    assert judge(parity, "fp32").reason == "there is no noise floor to judge it by"
+    assert not judge_parity(
+        parity, "fp32", kind="labelled", config=CONFIG, recorded_noise={}
+    ).passed
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "mixed"])
+def test_rounding_of_its_own_precision_passes(precision: str) -> None:
+    step = {"fp16": 2**-11, "bf16": 2**-8}.get(precision, 2**-6)
+    noise = np.random.default_rng(0).uniform(-step, step, EAGER.shape)
+    candidate = (EAGER * (1 + noise)).astype(np.float32)
+    assert judge(report(EAGER, candidate), precision).passed
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8", "mixed"])
+@pytest.mark.parametrize("name", wrong("scaled by 1.01"))
+def test_sqnr_gates_reject_wrong_outputs(name: str, precision: str) -> None:
+    assert not judge(report(EAGER, WRONG[name](EAGER)), precision).passed
+
+
+@pytest.mark.parametrize("name", wrong("scaled by 1.01"))
+def test_fp16_gate_rejects_wrong_outputs_on_synthetic_data_too(name: str) -> None:
+    assert not judge(report(EAGER, WRONG[name](EAGER)), "fp16", "synthetic").passed
+
+
+def test_fp16_gate_has_its_edge_at_one_percent_of_scale() -> None:
+    assert not judge(report(EAGER, EAGER * 1.0101), "fp16").passed
+    assert judge(report(EAGER, EAGER * 1.0099), "fp16").passed
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8", "mixed"])
+def test_below_fp16_no_gate_sees_one_percent_of_scale_since_no_class_changes(
+    precision: str,
+) -> None:
+    values, labels = labelled()
+    scaled = WRONG["scaled by 1.01"](values)
+    assert judge(report(values, scaled), precision).passed
+    parity = report(values, scaled, labels=labels)
+    assert judge(parity, precision, "labelled").passed
+    assert parity.accuracy is not None
+    assert parity.accuracy.drop == 0
+
+
+def test_int8_gates_do_not_see_two_samples_swapped_among_a_thousand() -> None:
+    """24 dB and an agreement of 99.8%; the check of small batches sees what swaps always."""
+    values, labels = labelled()
+    swapped = WRONG["two samples swapped"](values)
+    assert judge(report(values, swapped), "int8").passed
+    assert judge(report(values, swapped, labels=labels), "int8", "labelled").passed
+    assert not judge(report(values, swapped), "fp16").passed
+
+
+def test_int8_gates_do_not_see_two_channels_swapped_among_a_thousand() -> None:
+    values = logits(500, 1000, seed=2)
+    swapped = WRONG["two channels swapped"](values)
+    assert judge(report(values, swapped), "int8").passed
+    assert not judge(report(values, swapped), "bf16").passed
+
+
+def test_agreement_rejects_what_a_large_offset_hides_from_the_sqnr() -> None:
+    values = logits(400) + np.float32(100)
+    for name in ("two channels swapped", "two samples swapped"):
+        candidate = values.copy()
+        for start in range(0, 400, 2):
+            candidate[start : start + 2] = WRONG[name](values[start : start + 2])
+        parity = report(values, candidate)
+        assert parity.sqnr_db > 20
+        verdict = judge(parity, "int8")
+        assert not verdict.passed
+        assert "top-1 agrees" in str(verdict.reason)
+        assert "--min-agreement" in str(verdict.reason)
+        assert judge(parity, "int8", min_agreement=0.0).passed
+
+
+@pytest.mark.parametrize("differ", [8, 9])
+def test_agreement_of_98_percent_is_enough_and_less_is_not(differ: int) -> None:
+    values = logits(400) + np.float32(100)
+    candidate = values.copy()
+    candidate[:differ] = np.roll(values[:differ], 1, axis=1)
+    assert judge(report(values, candidate), "int8").passed is (differ == 8)
+
+
+@pytest.mark.parametrize("drop", [0.01, 0.011])
+def test_accuracy_may_drop_by_one_percent_and_no_more(drop: float) -> None:
+    values, labels = labelled(1000, share=1.0)
+    candidate = values.copy()
+    rows = round(1000 * drop)
+    candidate[:rows] = np.roll(values[:rows], 1, axis=1)
+    verdict = judge(report(values, candidate, labels=labels), "int8", "labelled")
+    assert verdict.passed is (drop == 0.01)
+    assert "accuracy drop at most 1.00% on 1000 samples" in verdict.gate
+    if drop > 0.01:
+        assert "accuracy drops by 1.10%" in str(verdict.reason)
+        assert "interval" in str(verdict.reason)
+
+
+@pytest.mark.parametrize("name", wrong("scaled by 1.01", "two samples swapped"))
+@pytest.mark.parametrize("precision", FEWER_BITS)
+def test_accuracy_gate_rejects_wrong_outputs(name: str, precision: str) -> None:
+    values, labels = labelled()
+    parity = report(values, WRONG[name](values), labels=labels)
+    assert not judge(parity, precision, "labelled").passed
+
+
+def test_accuracy_gate_rejects_a_batch_answered_in_reverse() -> None:
+    values, labels = labelled()
+    parity = report(values, values[::-1].copy(), labels=labels)
+    assert not judge(parity, "int8", "labelled").passed
+
+
+def test_accuracy_is_what_counts_where_there_are_labels_whatever_the_sqnr() -> None:
+    values, labels = labelled()
+    parity = report(values, values * np.float32(3), labels=labels)
+    assert parity.sqnr_db < 0
+    assert judge(parity, "int8", "labelled").passed
+
+
+def test_accuracy_gate_cannot_see_zeros_where_the_reference_is_no_better_than_chance() -> None:
+    values = logits(1000, seed=7)
+    labels = np.arange(1000) % 10
+    parity = report(values, np.zeros_like(values), labels=labels)
+    assert parity.accuracy is not None
+    assert abs(parity.accuracy.reference - 0.1) < 0.03
+    assert judge(parity, "int8", "labelled", max_drop=0.03).passed
+
+
+@pytest.mark.parametrize("rows", [MIN_LABELLED - 1, MIN_LABELLED])
+def test_fewer_than_300_labels_fall_back_to_the_sqnr(rows: int) -> None:
+    values, labels = labelled(rows)
+    verdict = judge(report(values, values * np.float32(3), labels=labels), "int8", "labelled")
+    assert verdict.passed is (rows == MIN_LABELLED)
+    assert ("SQNR" in verdict.gate) is (rows < MIN_LABELLED)
+
+
+def test_too_few_labels_still_need_the_top1_agreement() -> None:
+    values, labels = labelled(299)
+    values = values + np.float32(100)
+    candidate = np.roll(values, 1, axis=1)
+    verdict = judge(report(values, candidate, labels=labels), "int8", "labelled")
+    assert not verdict.passed
+    assert "top-1" in str(verdict.reason)
+
+
+@pytest.mark.parametrize("name", wrong("scaled by 1.01"))
+def test_labels_of_one_output_do_not_excuse_another(name: str) -> None:
+    values, labels = labelled(400)
+    boxes = logits(400, 4, seed=9)
+
+    def verdict(candidate: Array) -> Verdict:
+        accumulator = ParityAccumulator(("classes", "boxes"), "classes")
+        accumulator.update(
+            {"classes": values, "boxes": boxes},
+            {"classes": values, "boxes": candidate},
+            rows=400,
+            labels=labels,
+        )
+        return judge(accumulator.result(), "int8", "labelled")
+
+    assert verdict(boxes).passed
+    assert "accuracy" in verdict(boxes).gate
+    assert "other outputs: SQNR" in verdict(boxes).gate
+    candidate = boxes.copy()
+    for start in range(0, 400, 20):
+        candidate[start : start + 20] = WRONG[name](boxes[start : start + 20])
+    assert not verdict(candidate).passed
+    assert "'boxes'" in str(verdict(candidate).reason)
+
+
+@pytest.mark.parametrize("precision", ["int8", "mixed"])
+def test_integers_never_pass_on_synthetic_data(precision: str) -> None:
+    verdict = judge(report(EAGER, EAGER, exact=EXACT), precision, "synthetic")
+    assert not verdict.passed
+    assert "--data" in str(verdict.reason)
+    assert not judge(
+        report(EAGER, EAGER), precision, "synthetic", min_sqnr=-999.0, min_agreement=0.0
+    ).passed
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_floats_are_judged_on_synthetic_data_without_agreement(precision: str) -> None:
+    values = logits(100) + np.float32(100)
+    swapped = np.roll(values, 1, axis=1)
+    assert judge(report(values, swapped), precision, "synthetic", min_sqnr=20.0).passed
+    assert not judge(report(values, swapped), precision, "unlabelled", min_sqnr=20.0).passed
+
+
+@pytest.mark.parametrize("precision", ["fp32", *FEWER_BITS])
+@pytest.mark.parametrize("decibels", [-math.inf, 19.9, 20.1, math.inf, None])
+def test_answers_must_not_change_with_the_batch_size(
+    precision: str, decibels: float | None
+) -> None:
+    parity = replace(report(EAGER, EAGER, exact=EXACT), consistency_db=decibels)
+    verdict = judge(parity, precision)
+    assert verdict.passed is (decibels is None or decibels >= 20)
+    assert verdict.passed or "batch size" in str(verdict.reason)
+
+
+@pytest.mark.parametrize("precision", ["fp32", *FEWER_BITS])
+def test_nothing_is_passed_on_no_samples(precision: str) -> None:
+    for outputs in (("y",), ("y", "z")):
+        assert not judge(ParityAccumulator(outputs).result(), precision).passed
+
+
+@pytest.mark.parametrize("precision", ["fp32", *FEWER_BITS])
+def test_one_nan_in_the_second_output_rejects(precision: str) -> None:
+    accumulator = ParityAccumulator(("y", "z"))
+    both, broken = {"y": EAGER, "z": EAGER}, {"y": EAGER, "z": WRONG["one NaN"](EAGER)}
+    accumulator.update(both, broken, rows=64, floor=({"y": EXACT, "z": EXACT}, both))
+    verdict = judge(accumulator.result(), precision)
+    assert not verdict.passed
+    assert "'z' has NaN" in str(verdict.reason)
+
+
+def test_min_sqnr_overrides_the_precisions_own() -> None:
+    scaled = report(EAGER, EAGER * 1.05)  # 26 dB
+    assert judge(scaled, "int8").passed
+    assert not judge(scaled, "int8", min_sqnr=30.0).passed
+    assert not judge(scaled, "fp16").passed
+    assert judge(scaled, "fp16", min_sqnr=25.0).passed
+
+
+def latency(seconds: float, *, spread: float = 0.005, seed: int = 0) -> EngineLatency:
+    """Times of an engine against a baseline of 10 ms."""
+    noise = np.random.default_rng(seed).uniform(1 - spread, 1 + spread, (12, 2))
+    speedup, pair = 0.01 / seconds, (seconds, seconds)
+    interval = (speedup * (1 - spread), speedup * (1 + spread))
+    return EngineLatency(
+        samples=1000,
+        first=seconds,
+        p50=seconds,
+        p50_ci95=pair,
+        p90=seconds,
+        p90_ci95=pair,
+        p99=None,
+        p99_ci95=None,
+        speedup=speedup,
+        speedup_ci95=interval,
+        block_medians=seconds * noise,
+    )
+
+
+@pytest.mark.parametrize(
+    ("interval", "passed", "words"),
+    [
+        ((1.01, 1.2), True, "None"),
+        ((0.9, 1.0), False, "not faster than eager"),
+        ((1.0, 1.5), False, "not faster than eager"),
+        ((0.99, 4.0), False, "not faster than eager"),
+        ((0.5, 0.9), False, "slower than eager"),
+        ((math.nan, math.nan), False, "eager"),
+    ],
+)
+def test_only_an_interval_above_one_is_faster(
+    interval: tuple[float, float], passed: bool, words: str
+) -> None:
+    verdict = judge_speed(replace(latency(0.01), speedup_ci95=interval))
+    assert verdict.passed is passed
+    assert words in str(verdict.reason)
+
+
+def test_the_fastest_wins_where_it_can_be_told() -> None:
+    passed = {"a": ("fp32", latency(0.009)), "b": ("int8", latency(0.005, seed=1))}
+    assert choose_winner(passed, seed=0) == "b"
+    assert choose_winner(dict(reversed(passed.items())), seed=0) == "b"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_tie_goes_to_the_more_precise(order: int) -> None:
+    passed = {
+        "int8": ("int8", latency(0.00499, spread=0.05, seed=1)),
+        "bf16": ("bf16", latency(0.00500, spread=0.05, seed=2)),
+        "fp32": ("fp32", latency(0.00501, spread=0.05, seed=3)),
+    }
+    chosen = choose_winner(dict(list(passed.items())[::order]), seed=0)
+    assert chosen == "fp32"
+
+
+def test_a_tie_of_equal_precision_goes_to_the_faster() -> None:
+    passed = {
+        "a": ("int8", latency(0.00501, spread=0.05, seed=1)),
+        "b": ("int8", latency(0.00500, spread=0.05, seed=2)),
+    }
+    assert choose_winner(passed, seed=0) == "b"
+
+
+def test_no_candidate_no_winner() -> None:
+    assert choose_winner({}, seed=0) is None

@@ -1,0 +1,163 @@
+"""Golden answers survive the file and are told from wrong ones at each precision's tolerance."""
+
+import math
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_parity import WRONG, logits, wrong
+
+from deploy.golden import TOLERANCE, Golden, find_mismatch, read_golden
+from export.errors import BundleError
+
+Array = np.ndarray[Any, Any]
+ANSWERS = {"logits": logits(4, 10, seed=3)}
+
+
+def mismatch(answer: Array, precision: str) -> str | None:
+    return find_mismatch(ANSWERS, {"logits": answer}, tolerance=TOLERANCE[precision])
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_the_recorded_answer_and_its_rounding_are_taken(precision: str) -> None:
+    answer = ANSWERS["logits"]
+    assert mismatch(answer, precision) is None
+    assert mismatch(answer * np.float32(1 + 2**-22), precision) is None
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("name", wrong("scaled by 1.01"))
+def test_wrong_answers_are_told_at_every_precision(name: str, precision: str) -> None:
+    assert "'logits'" in str(mismatch(WRONG[name](ANSWERS["logits"]), precision))
+
+
+def test_one_percent_of_scale_is_told_at_fp32() -> None:
+    scaled = ANSWERS["logits"] * np.float32(1.01)
+    assert "off by 0.01 of its largest value" in str(mismatch(scaled, "fp32"))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "mixed", "int8"])
+def test_one_percent_of_scale_is_within_the_tolerance_of_fewer_bits(precision: str) -> None:
+    scaled = ANSWERS["logits"] * np.float32(1.01)
+    assert mismatch(scaled, precision) is None
+    assert mismatch(ANSWERS["logits"] * np.float32(1.1), precision) is not None
+
+
+def test_missing_output_and_wrong_shape_are_told() -> None:
+    assert find_mismatch(ANSWERS, {}, tolerance=1) == "output 'logits' is missing"
+    assert mismatch(logits(4, 9), "int8") == "output 'logits' has shape [4, 9], not [4, 10]"
+    assert "shape" in str(mismatch(logits(1, 10), "int8"))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_recorded_nonfinite_value_must_come_again(value: float) -> None:
+    recorded = {"y": np.array([1.0, value], np.float32)}
+    for other in (math.nan, math.inf, -math.inf, 0.0):
+        found = find_mismatch(recorded, {"y": np.array([1.0, other], np.float32)}, tolerance=1e-4)
+        same = other == value or (math.isnan(other) and math.isnan(value))
+        assert (found is None) is same
+
+
+def test_whole_numbers_must_be_equal() -> None:
+    recorded = {"ids": np.array([1, 200], np.int64)}
+    assert find_mismatch(recorded, {"ids": np.array([1, 200])}, tolerance=0.05) is None
+    assert find_mismatch(recorded, {"ids": np.array([1, 201])}, tolerance=0.05) is not None
+
+
+def test_all_zero_answers_allow_the_tolerance_itself() -> None:
+    zeros = {"y": np.zeros((2, 2), np.float32)}
+    assert find_mismatch(zeros, {"y": zeros["y"] + np.float32(1e-5)}, tolerance=1e-4) is None
+    assert find_mismatch(zeros, {"y": zeros["y"] + np.float32(1e-3)}, tolerance=1e-4) is not None
+
+
+def test_a_tolerance_that_is_no_number_passes_nothing() -> None:
+    assert find_mismatch(ANSWERS, dict(ANSWERS), tolerance=math.nan) is not None
+
+
+def test_every_output_is_looked_at() -> None:
+    recorded = {"a": logits(), "b": logits()}
+    answered = {"a": logits(), "b": logits() * np.float32(2)}
+    assert "'b'" in str(find_mismatch(recorded, answered, tolerance=0.05))
+
+
+def test_file_gives_back_the_same_bits_under_the_same_names(tmp_path: Path) -> None:
+    golden = Golden(
+        {"x": logits(), "file": np.arange(3, dtype=np.int64), "a/b": np.array([True, False])},
+        {
+            "reference": {"y": logits(), "boxes/0": logits(3)},
+            "onnxruntime-int8": {"y": np.float16(logits()), "scalar": np.array(2.5)},
+        },
+    )
+    golden.save(tmp_path / "golden.npz")
+    back = read_golden(tmp_path / "golden.npz")
+    assert back.inputs.keys() == golden.inputs.keys()
+    assert back.outputs.keys() == golden.outputs.keys()
+    for name, array in golden.inputs.items():
+        assert (back.inputs[name].dtype, back.inputs[name].tobytes()) == (
+            array.dtype,
+            array.tobytes(),
+        )
+    for engine, outputs in golden.outputs.items():
+        for name, array in outputs.items():
+            assert back.outputs[engine][name].tobytes() == array.tobytes()
+            assert back.outputs[engine][name].shape == array.shape
+
+
+def test_file_has_the_same_bytes_each_time(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        Golden({"x": logits()}, {"reference": ANSWERS}).save(tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_python_objects_are_neither_written_nor_read(tmp_path: Path) -> None:
+    objects = np.array([{}, None], dtype=object)
+    with pytest.raises(ValueError, match="[Oo]bject"):
+        Golden({"x": objects}, {}).save(tmp_path / "golden.npz")
+    np.savez(tmp_path / "evil.npz", **{"input/x": objects})
+    with pytest.raises(BundleError, match=r"evil\.npz cannot be read"):
+        read_golden(tmp_path / "evil.npz")
+
+
+def _truncated(path: Path) -> None:
+    Golden({"x": logits()}, {}).save(path)
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def _corrupt(path: Path) -> None:
+    Golden({"x": logits()}, {}).save(path)
+    content = bytearray(path.read_bytes())
+    content[400] ^= 0xFF
+    path.write_bytes(bytes(content))
+
+
+def _foreign(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive, archive.open("x.npy", "w") as file:
+        np.lib.format.write_array(file, logits())
+
+
+def _lone_array(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, logits())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _truncated,
+        _corrupt,
+        _foreign,
+        _lone_array,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"PK\x03\x04 nothing"),
+        lambda path: path.write_text("hello"),
+        lambda path: None,
+    ],
+    ids=["truncated", "corrupt", "foreign", "npy", "empty", "no zip", "text", "missing"],
+)
+def test_damaged_file_is_named_with_the_fix(tmp_path: Path, damage: Any) -> None:
+    path = tmp_path / "golden.npz"
+    damage(path)
+    with pytest.raises(BundleError, match=r"golden\.npz cannot be read.*Build the bundle again"):
+        read_golden(path)

@@ -1,0 +1,87 @@
+"""A tiny model with its answers in closed form, and a small real bundle of it."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+sys.path.insert(0, str(Path(__file__).parent / "report"))
+from samples import labelled_report
+
+from deploy.bundle import GOLDEN, BundledEngine, write_manifest
+from deploy.engines.base import Array
+from deploy.golden import Golden
+from deploy.report import render_html
+from export.artifacts import TensorSpec
+
+Cli = Callable[..., tuple[int, str, str]]
+Lean = Callable[..., "subprocess.CompletedProcess[str]"]
+
+FEATURES, HIDDEN, CLASSES = 4, 8, 3
+_RNG = np.random.default_rng(7)
+FIRST = _RNG.standard_normal((FEATURES, HIDDEN)).astype(np.float32)
+SECOND = _RNG.standard_normal((HIDDEN, CLASSES)).astype(np.float32)
+
+ROOT = Path(__file__).parents[2]
+
+
+def answer(x: Array) -> Array:
+    """What the tiny model says, in closed form and float64."""
+    hidden = np.maximum(x.astype(np.float64) @ FIRST.astype(np.float64), 0.0)
+    return hidden @ SECOND.astype(np.float64)
+
+
+def draw(rows: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).standard_normal((rows, FEATURES), dtype=np.float32)
+
+
+def write_model(path: Path) -> Path:
+    """relu(x @ FIRST) @ SECOND with a dynamic batch."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "first"], ["a"]),
+            helper.make_node("Relu", ["a"], ["b"]),
+            helper.make_node("MatMul", ["b", "second"], ["logits"]),
+        ],
+        "tiny",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", FEATURES])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES])],
+        [numpy_helper.from_array(FIRST, "first"), numpy_helper.from_array(SECOND, "second")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, path)
+    return path
+
+
+def fill_stage(stage: Path, *, winner: str = "onnxruntime-int8") -> None:
+    """All files of a bundle with three engines; one lies in a folder of its own."""
+    write_model(stage / "model.onnx")
+    write_model(stage / "onnx-int8" / "model.onnx")
+    entries = {
+        "onnxruntime-fp32": BundledEngine("onnxruntime", "fp32", "model.onnx", 1e-4),
+        "onnxruntime-int8": BundledEngine("onnxruntime", "int8", "onnx-int8/model.onnx", 1e-4),
+        "openvino-fp32": BundledEngine("openvino", "fp32", "model.onnx", 1e-4),
+    }
+    x = draw(4, seed=1)
+    recorded = {"logits": answer(x).astype(np.float32)}
+    Golden({"x": x}, {name: recorded for name in ("reference", *entries)}).save(stage / GOLDEN)
+    report = labelled_report()
+    (stage / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    (stage / "report.html").write_text(render_html(report), encoding="utf-8")
+    write_manifest(
+        stage,
+        created=report["created"],
+        model="tiny.pt",
+        winner=winner,
+        engines=entries,
+        inputs=(TensorSpec("x", ("batch", FEATURES), "float32"),),
+        outputs=(TensorSpec("logits", ("batch", CLASSES), "float32"),),
+        structure="tensor",
+        machine=report["machine"],
+    )
