@@ -19,7 +19,7 @@ _EPILOG = "Every option can also stand in [tool.deploy] of the pyproject.toml wh
 def main() -> None:
     """Entry point of the ``deploy`` command."""
     try:
-        cli(standalone_mode=False)
+        cli(standalone_mode=False, prog_name="deploy")
     except DeployError as error:
         from deploy.report.wording import clean
 

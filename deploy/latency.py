@@ -20,7 +20,7 @@ from deploy.process import EngineProcess
 from export.errors import DeployError
 from export.progress import Progress, ProgressCallback, ignore_progress
 
-_BLOCK_S = 0.1
+_MIN_BLOCK_S, _MAX_BLOCK_S = 0.01, 0.1
 _MIN_CALLS, _MAX_CALLS = 3, 1000
 _BLOCKS = 2
 _MIN_ROUNDS, _MAX_ROUNDS = 10, 60
@@ -102,13 +102,14 @@ def measure(
         raise ValueError(f"two engines of one name cannot be told apart: {names}")
     failed: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
+        block = _block_seconds(settings, engines=2 + len(candidates))
         runners = [
-            _start(stack, "baseline", baseline, feeds),
-            _start(stack, "control", baseline, feeds),
+            _start(stack, "baseline", baseline, feeds, block),
+            _start(stack, "control", baseline, feeds, block),
         ]
         for spec in candidates:
             try:
-                runners.append(_start(stack, spec.name, spec, feeds))
+                runners.append(_start(stack, spec.name, spec, feeds, block))
             except DeployError as error:
                 failed[spec.name] = str(error)
         started = time.perf_counter()
@@ -117,20 +118,28 @@ def measure(
     return _summarize(runners, times, {**failed, **failed_later}, seconds, settings)
 
 
-def _start(stack: contextlib.ExitStack, name: str, spec: EngineSpec, feeds: Feeds) -> _Runner:
+def _start(
+    stack: contextlib.ExitStack, name: str, spec: EngineSpec, feeds: Feeds, block: float
+) -> _Runner:
     """Open one engine, make its first call, and warm it up to a stable median."""
     process = stack.enter_context(EngineProcess(spec))
     first = process.prepare(feeds)
     median = float(process.time(1)[0])
     for _ in range(_WARM_BLOCKS):
-        previous, median = median, float(np.median(process.time(_calls_for(median))))
+        previous, median = median, float(np.median(process.time(_calls_for(median, block))))
         if abs(median - previous) <= _STABLE * previous:
             break
-    return _Runner(name, process, first, _calls_for(median))
+    return _Runner(name, process, first, _calls_for(median, block))
 
 
-def _calls_for(seconds_per_call: float) -> int:
-    return max(_MIN_CALLS, min(_MAX_CALLS, math.ceil(_BLOCK_S / max(seconds_per_call, 1e-7))))
+def _block_seconds(settings: LatencySettings, *, engines: int) -> float:
+    """Length of a block: short enough for the least number of rounds in the time given."""
+    share = settings.seconds / (_MIN_ROUNDS * _BLOCKS * engines)
+    return min(_MAX_BLOCK_S, max(_MIN_BLOCK_S, share))
+
+
+def _calls_for(seconds_per_call: float, block: float) -> int:
+    return max(_MIN_CALLS, min(_MAX_CALLS, math.ceil(block / max(seconds_per_call, 1e-7))))
 
 
 def _run_rounds(

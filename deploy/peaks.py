@@ -4,6 +4,7 @@ Beside every latency stands its distance to this limit. It is a marker, not a bo
 can run a little faster.
 """
 
+import functools
 import tempfile
 from pathlib import Path
 
@@ -25,11 +26,12 @@ _MACS = _LAYERS * _CHANNELS * _CHANNELS * _SIZE * _SIZE
 _CALLS = 40
 
 
+@functools.cache
 def measure_peaks(*, threads: int) -> dict[str, float | None]:
     """GMAC/s of ``fp32``, ``bf16`` and ``int8`` on this machine; None where it cannot be run.
 
     OpenVINO is asked where it is installed, else ONNX Runtime, which has no bf16. The best quarter
-    of the calls counts, since a peak is what the machine can do.
+    of the calls counts, since a peak is what the machine can do. Measured once in a process.
     """
     engine = "openvino" if is_installed("openvino") else "onnxruntime"
     with tempfile.TemporaryDirectory(prefix="deploy-peaks-") as folder:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from deploy.engines.base import Array, Feeds
-from export.artifacts import TensorSpec
+from export.artifacts import BATCH
 from export.signature import CallSignature
 
 Outputs = dict[str, Array]
@@ -62,7 +62,8 @@ class Reference:
             outputs = self._run(self._module, {n: array[order] for n, array in feeds.items()})
         finally:
             torch.set_num_threads(self._threads)
-        batched = {spec.name for spec in self.outputs if _leads_with_batch(spec, rows)}
+        batch = BATCH if any(s.has_dynamic_batch for s in self._signature.inputs) else rows
+        batched = {spec.name for spec in self.outputs if spec.shape[:1] == (batch,)}
         return {n: array[back] if n in batched else array for n, array in outputs.items()}
 
     def _run(self, module: nn.Module, feeds: Mapping[str, Array]) -> Outputs:
@@ -91,8 +92,3 @@ def _to_float64(module: nn.Module) -> tuple[nn.Module | None, str | None]:
 def _first_line(error: Exception) -> str:
     """What went wrong, in one line; the error's name where it has no message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _leads_with_batch(spec: TensorSpec, rows: int) -> bool:
-    """Whether the output's leading axis is the batch, dynamic or of `rows`."""
-    return spec.has_dynamic_batch or (bool(spec.shape) and spec.shape[0] == rows)

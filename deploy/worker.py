@@ -46,7 +46,9 @@ class Worker:
     def prepare(self, feeds: Feeds) -> float:
         """Keep `feeds` for timing; seconds of the first call on them."""
         self._feeds = feeds
-        return float(self.time(1, 0)[0])
+        first = float(self.time(1, 0)[0])
+        gc.collect()
+        return first
 
     def time(self, calls: int, warmup: int) -> np.ndarray[Any, Any]:
         """Seconds of each of `calls` calls after `warmup` untimed ones."""
@@ -54,7 +56,6 @@ class Worker:
         for _ in range(warmup):
             engine(feeds)
         nanoseconds = np.empty(calls, dtype=np.int64)
-        gc.collect()
         gc.disable()
         try:
             for index in range(calls):

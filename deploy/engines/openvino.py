@@ -1,5 +1,6 @@
 """OpenVINO on the CPU: fp32 and bf16 from the float ONNX file, int8 from its Q/DQ file."""
 
+import sys
 from collections import OrderedDict
 from types import TracebackType
 from typing import Any, Self
@@ -24,7 +25,7 @@ class OpenVinoEngine:
     """
 
     def __init__(self, spec: EngineSpec) -> None:
-        openvino = require("openvino", extra="openvino")
+        openvino = _import_openvino()
         if spec.precision not in _HINTS:
             raise EngineError(
                 f"OpenVINO has no precision {spec.precision!r}; choose {', '.join(_HINTS)}."
@@ -91,7 +92,17 @@ class OpenVinoEngine:
 
 def cpu_has_bf16() -> bool:
     """Whether the CPU runs bf16 natively, by OpenVINO's own word."""
-    return _supports_bf16(require("openvino", extra="openvino").Core())
+    return _supports_bf16(_import_openvino().Core())
+
+
+def _import_openvino() -> Any:
+    """OpenVINO without its telemetry, which at import forks a process that reports to its makers.
+
+    Where the package is not to be had, OpenVINO uses a stub of its own.
+    """
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("openvino_telemetry", None)
+    return require("openvino", extra="openvino")
 
 
 def _supports_bf16(core: Any) -> bool:

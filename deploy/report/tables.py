@@ -81,6 +81,7 @@ def _make_table(*columns: str) -> Table:
             column,
             justify="left" if index == 0 or column == "note" else "right",
             overflow="fold",
+            no_wrap=index == 0,  # a name in two halves cannot be searched for
         )
     return table
 

@@ -34,9 +34,7 @@ def tiny_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def cli(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Cli:
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
     """Runs ``deploy ARGS`` in this process, in an empty directory: exit code, stdout, stderr."""
     directory = tmp_path / "cwd"
     directory.mkdir()
@@ -66,6 +64,7 @@ class Blocker:
 
 sys.meta_path.insert(0, Blocker())
 """
+
 
 @pytest.fixture(scope="session")
 def lean(tmp_path_factory: pytest.TempPathFactory) -> Lean:

@@ -56,9 +56,7 @@ def test_every_engine_of_a_bundle_is_measured_on_its_golden_inputs(
     assert asked.rest[0] is SETTINGS
 
 
-@pytest.mark.parametrize(
-    ("installed", "baseline"), [(True, "torch"), (False, "onnxruntime-fp32")]
-)
+@pytest.mark.parametrize(("installed", "baseline"), [(True, "torch"), (False, "onnxruntime-fp32")])
 def test_eager_is_the_baseline_where_it_can_be(
     pristine: Path,
     asked: Recorder,
@@ -95,9 +93,7 @@ def test_a_bundle_with_nothing_to_run_is_refused(pristine: Path, asked: Recorder
         bench_bundle(bundle, SETTINGS)
 
 
-def test_an_onnx_file_is_measured_in_all_that_can_open_it(
-    tiny_onnx: Path, asked: Recorder
-) -> None:
+def test_an_onnx_file_is_measured_in_all_that_can_open_it(tiny_onnx: Path, asked: Recorder) -> None:
     baseline, _ = bench_onnx(tiny_onnx, SETTINGS, batch=5, threads=1)
     assert baseline == "onnxruntime-fp32"
     assert [spec.name for spec in asked.others] == ["openvino-fp32", "openvino-bf16"]

@@ -307,9 +307,14 @@ def test_whatever_ends_a_build_the_old_bundle_stays(
         shutil.rmtree(bundle_path)
     before = snapshot(bundle_path)
     beside = neighbours(bundle_path)
-    with pytest.raises(error), stage_bundle(bundle_path) as stage:
-        fill_stage(stage, winner="openvino-fp32")
-        raise error
+
+    def build() -> None:
+        with stage_bundle(bundle_path) as stage:
+            fill_stage(stage, winner="openvino-fp32")
+            raise error
+
+    with pytest.raises(error):
+        build()
     assert snapshot(bundle_path) == before
     assert neighbours(bundle_path) == beside
 
@@ -382,13 +387,15 @@ def test_what_is_no_bundle_is_left_alone(tmp_path: Path, kind: str) -> None:
 
     if kind != "late":
         occupy()
-    with (
-        pytest.raises(BundleError, match=r"is no bundle; it is left alone. Choose another"),
-        stage_bundle(target) as stage,
-    ):
-        assert kind == "late"
-        fill_stage(stage)
-        occupy()
+
+    def build() -> None:
+        with stage_bundle(target) as stage:
+            assert kind == "late"
+            fill_stage(stage)
+            occupy()
+
+    with pytest.raises(BundleError, match=r"is no bundle; it is left alone. Choose another"):
+        build()
     assert neighbours(target) == ["site"]
     mine = target if kind == "file" else target / "index.html"
     assert mine.read_text() == "mine"

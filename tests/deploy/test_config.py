@@ -183,9 +183,7 @@ def test_project_without_the_table_has_no_options(tmp_path: Path, text: str) -> 
     assert read_project_options(project(tmp_path, text)) == {}
 
 
-def test_only_the_given_directory_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_given_directory_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project(tmp_path, "[tool.deploy]\ntrust = ['*']\n")
     below, beside = tmp_path / "below", tmp_path / "beside"
     below.mkdir()
@@ -213,7 +211,9 @@ def test_damaged_toml_names_the_file_and_the_fix(tmp_path: Path, content: bytes)
     assert "Mend it" in str(raised.value)
 
 
-@pytest.mark.parametrize("text", ["tool = 3\n", "[tool]\ndeploy = 3\n", "[[tool.deploy]]\nseed=1\n"])
+@pytest.mark.parametrize(
+    "text", ["tool = 3\n", "[tool]\ndeploy = 3\n", "[[tool.deploy]]\nseed=1\n"]
+)
 def test_a_table_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"pyproject\.toml: tool\.deploy must be a table"):
         read_project_options(project(tmp_path, text))

@@ -47,9 +47,7 @@ def report(
 ) -> ParityReport:
     accumulator = ParityAccumulator(("y",), None if labels is None else "y")
     floor = None if exact is None else ({"y": exact}, {"y": eager})
-    accumulator.update(
-        {"y": eager}, {"y": candidate}, rows=len(eager), floor=floor, labels=labels
-    )
+    accumulator.update({"y": eager}, {"y": candidate}, rows=len(eager), floor=floor, labels=labels)
     return accumulator.result()
 
 
@@ -95,7 +93,7 @@ def test_fp32_rejects_wrong_samples_that_the_floor_was_not_taken_from(name: str)
 @pytest.mark.parametrize("factor", [0.9, 1.1])
 def test_fp32_limit_is_ten_times_eagers_own_noise(factor: float) -> None:
     exact = np.array([[0.0, 1.0]])
-    eager, candidate = exact + [[0, 1e-5]], exact - [[0, factor * 1e-4]]
+    eager, candidate = exact + np.array([[0, 1e-5]]), exact - [[0, factor * 1e-4]]
     assert judge(report(eager, candidate, exact=exact), "fp32").passed is (factor < 1)
 
 

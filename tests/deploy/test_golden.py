@@ -113,7 +113,7 @@ def test_file_has_the_same_bytes_each_time(tmp_path: Path) -> None:
 
 def test_python_objects_are_neither_written_nor_read(tmp_path: Path) -> None:
     objects = np.array([{}, None], dtype=object)
-    with pytest.raises(ValueError, match="[Oo]bject"):
+    with pytest.raises(ValueError, match=r"[Oo]bject"):
         Golden({"x": objects}, {}).save(tmp_path / "golden.npz")
     np.savez(tmp_path / "evil.npz", **{"input/x": objects})
     with pytest.raises(BundleError, match=r"evil\.npz cannot be read"):

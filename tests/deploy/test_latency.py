@@ -3,9 +3,9 @@
 The clock of most tests is a fake engine with known times; one test measures real children.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -31,7 +31,7 @@ def fake(name: str, seconds: str, **kwargs: Any) -> EngineSpec:
 class FakeProcess:
     """An engine whose path is its seconds per call, or how it fails."""
 
-    log: list[str] = []
+    log: ClassVar[list[str]] = []
     live = 0
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -153,7 +153,7 @@ def test_a_baseline_that_fails_is_an_error(path: str) -> None:
 
 @pytest.mark.usefixtures("faked")
 def test_p99_needs_1000_samples() -> None:
-    report = run(fake("openvino-fp32", "1e-3"))
+    report = run(fake("openvino-fp32", "1e-4"))
     slow, fast = report.engines["torch"], report.engines["openvino-fp32"]
     assert slow.samples < 1000 <= fast.samples
     assert (slow.p99, slow.p99_ci95) == (None, None)
@@ -164,10 +164,10 @@ def test_p99_needs_1000_samples() -> None:
 
 @pytest.mark.usefixtures("faked")
 def test_a_rare_slow_call_is_not_cut_off() -> None:
-    report = run(fake("openvino-fp32", "1e-3"), fake("onnxruntime-fp32", "1e-2 rarely slow"))
+    report = run(fake("openvino-fp32", "1e-3"), fake("onnxruntime-fp32", "5e-4 rarely slow"))
     slow = report.engines["onnxruntime-fp32"]
-    assert slow.p50 == pytest.approx(1e-2, rel=2e-3)
-    assert slow.p90 < 5
+    assert slow.p50 == pytest.approx(5e-4, rel=2e-3)
+    assert slow.p90 < 1
     assert run(fake("openvino-fp32", "5e-2 rarely slow")).engines["openvino-fp32"].p90 > 4
 
 
@@ -210,20 +210,16 @@ def write_chain(path: Path, layers: int) -> str:
     return str(path)
 
 
-def test_real_engines_are_ranked_right(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    monkeypatch.setattr(deploy.latency, "_BLOCK_S", 0.02)
-    make: Callable[[str, int], str] = lambda name, layers: write_chain(tmp_path / name, layers)
+def test_real_engines_are_ranked_right(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     report = measure(
-        EngineSpec("onnxruntime", "fp32", make("one.onnx", 4), 1),
+        EngineSpec("onnxruntime", "fp32", write_chain(tmp_path / "one.onnx", 4), 1),
         [
-            EngineSpec("onnxruntime", "int8", make("five.onnx", 20), 1),
+            EngineSpec("onnxruntime", "int8", write_chain(tmp_path / "five.onnx", 20), 1),
             EngineSpec("openvino", "fp32", str(tmp_path / "broken.onnx"), 1),
         ],
         {"t0": np.ones((64, 192), np.float32)},
-        LatencySettings(seconds=0.1),
+        LatencySettings(seconds=1.0),
     )
     assert list(report.failed) == ["openvino-fp32"]
     assert "cannot open" in report.failed["openvino-fp32"]

@@ -104,7 +104,9 @@ def test_sqnr_of_a_scale_is_its_closed_form(scale: float) -> None:
 
 
 def test_one_percent_of_scale_is_forty_decibels() -> None:
-    assert compare(logits(), WRONG["scaled by 1.01"](logits())).sqnr_db == pytest.approx(40, abs=1e-3)
+    assert compare(logits(), WRONG["scaled by 1.01"](logits())).sqnr_db == pytest.approx(
+        40, abs=1e-3
+    )
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -213,7 +215,7 @@ def test_a_batch_at_a_time_equals_all_at_once() -> None:
     for rows in np.split(np.arange(57), [1, 3, 6, 38]):
         parts.update(ours[rows], theirs[rows], (exact[rows], ours[rows]))
     left, right = parts.result(), whole.result()
-    for name in OutputParity.__dataclass_fields__:
+    for name in set(OutputParity.__dataclass_fields__) - {"name"}:
         assert getattr(left, name) == pytest.approx(getattr(right, name), rel=1e-12), name
 
 

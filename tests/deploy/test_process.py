@@ -1,4 +1,4 @@
-"""A child that crashes, exits or hangs is an error with its last words, and nothing stays behind."""
+"""A child that crashes, exits or hangs is an error with its last words; nothing stays behind."""
 
 import os
 import signal
@@ -150,7 +150,9 @@ def test_an_exit_with_0_is_a_death_all_the_same() -> None:
         call_in_child("misbehave:leave", status=0)
 
 
-@pytest.mark.parametrize(("function", "kind"), [("refuse", BundleError), ("lack", MissingExtraError)])
+@pytest.mark.parametrize(
+    ("function", "kind"), [("refuse", BundleError), ("lack", MissingExtraError)]
+)
 def test_an_error_of_ours_arrives_as_it_is(function: str, kind: type[Exception]) -> None:
     with pytest.raises(kind):
         call_in_child(f"misbehave:{function}")
@@ -204,10 +206,17 @@ def test_a_child_killed_from_outside_is_an_error() -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_the_child_ends_with_its_context_whatever_happened(error: type[BaseException]) -> None:
-    with pytest.raises(error), ChildProcess(threads=1) as child:
-        child.request("call", "misbehave:facts", {})
-        raise error
-    assert not psutil.pid_exists(child.pid)
+    pids = []
+
+    def work() -> None:
+        with ChildProcess(threads=1) as child:
+            pids.append(child.pid)
+            child.request("call", "misbehave:facts", {})
+            raise error
+
+    with pytest.raises(error):
+        work()
+    assert not psutil.pid_exists(pids[0])
 
 
 def test_closing_twice_is_closing() -> None:

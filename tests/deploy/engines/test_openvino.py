@@ -1,5 +1,7 @@
 """OpenVINO answers as the closed form does at every batch, and never runs another precision."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -122,3 +124,14 @@ def test_a_wrong_input_is_said_before_the_backend_sees_it(tiny_onnx: Path) -> No
         pytest.raises(EngineError, match=r"shape \[2, 3\]; the engine takes x:batchx4:float32"),
     ):
         engine({"x": draw(2)[:, :3]})
+
+
+def test_opening_it_reports_to_nobody(tiny_onnx: Path) -> None:
+    code = (
+        "import psutil, sys\n"
+        "from deploy.engines import EngineSpec, open_engine\n"
+        f"open_engine(EngineSpec('openvino', 'fp32', {str(tiny_onnx)!r}, 1))\n"
+        "print(psutil.Process().children(), sys.modules['openvino_telemetry'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[] None"
