@@ -4,6 +4,7 @@ Exit codes: 0 done and the gates hold; 1 a gate failed; 2 wrong use or bad input
 Heavy modules are imported inside the commands, so that --help answers at once.
 """
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ _EPILOG = "Every option can also stand in [tool.deploy] of the pyproject.toml wh
 
 def main() -> None:
     """Entry point of the ``deploy`` command."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # clean up as well
     try:
         cli(standalone_mode=False, prog_name="deploy")
     except DeployError as error:
@@ -150,12 +152,11 @@ def verify(bundle: Path, **flags: Any) -> None:
     from deploy.report.tables import print_verification
     from deploy.verify import verify as verify_bundle
 
-    from_flags = flags["data"]
     config = _config(flags)
     with ProgressDisplay(_console(stderr=True)) as progress:
         results = verify_bundle(
             read_bundle(bundle),
-            data=from_flags,
+            data=config.data,
             config=config,
             threads=config.threads,
             trust=config.trust,

@@ -4,11 +4,11 @@ import datetime
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from deploy.bundle import hash_file
 from deploy.config import BuildConfig
 from deploy.engines.base import EngineSpec
 from deploy.latency import LatencyReport
 from deploy.machine import Machine
+from deploy.manifest import hash_file
 from deploy.report import SCHEMA_VERSION
 from deploy.results import (
     CandidateResult,

@@ -2,10 +2,12 @@
 
 import functools
 import importlib.metadata
+import math
 import os
 import platform
 import shutil
 import subprocess
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,8 +68,8 @@ def describe_machine() -> Machine:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(_affinity())
+    """Cores that this process may use: by its affinity, and by its container's quota."""
+    return max(1, min(len(_affinity()), _quota_cores(Path("/sys/fs/cgroup/cpu.max"))))
 
 
 @functools.cache
@@ -94,6 +96,15 @@ def installed_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def _quota_cores(file: Path) -> int:
+    """Whole cores that a cgroup's ``cpu.max`` (quota and period in microseconds) leaves."""
+    try:
+        quota, period = file.read_text(encoding="ascii").split()
+        return math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):  # no such control group, or "max": no limit
+        return sys.maxsize
 
 
 def _affinity() -> set[int]:

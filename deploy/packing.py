@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from deploy import bundle as bundles
-from deploy.bundle import BundledEngine, write_manifest
 from deploy.config import BuildConfig
 from deploy.engines.base import Array, EngineSpec, Feeds
 from deploy.findings import Findings, make_report
 from deploy.golden import GOLDEN_SAMPLES, TOLERANCE, Golden
+from deploy.manifest import BundledEngine, write_manifest
 from deploy.process import EngineProcess
 from deploy.reference import Reference
 from deploy.report import render_html

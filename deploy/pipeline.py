@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from deploy.bundle import Bundle, read_bundle, stage_bundle
+from deploy.bundle import Bundle, read_bundle
 from deploy.candidates import Candidate, build_candidates
 from deploy.checking import CheckPlan, check_candidates
 from deploy.config import BuildConfig
@@ -24,6 +24,7 @@ from deploy.peaks import measure_peaks
 from deploy.reference import Reference
 from deploy.results import CandidateResult
 from deploy.source import Problem, open_problem
+from deploy.staging import stage_bundle
 from export.cost import model_cost
 from export.errors import DeployError, GateError
 from export.execute import float_tensors
@@ -76,10 +77,11 @@ def build(
     target = _choose_output(model, output)
     clock = _Clock(progress)
     machine = describe_machine()
-    with stage_bundle(target) as stage, tempfile.TemporaryDirectory(prefix="deploy-") as folder:
-        scratch = Path(folder)
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deploy-")))
         with clock.stage("load"):
             problem = open_problem(model, config, scratch)
+        stage = stack.enter_context(stage_bundle(target))
         threads = config.threads or usable_cores()
         reference = Reference(problem.module, problem.signature, threads=threads)
         with clock.stage("export"):

@@ -81,10 +81,9 @@ def to_numpy(value: torch.Tensor) -> Array:
 
 def _to_float64(module: nn.Module) -> tuple[nn.Module | None, str | None]:
     """A float64 copy, or None and the reason."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return None, "a TorchScript model keeps its own dtypes"
     try:
-        return copy.deepcopy(module).double(), None
+        with torch.no_grad():  # a copy of a ScriptModule has no leaves otherwise
+            return copy.deepcopy(module).double(), None
     except Exception as error:  # noqa: BLE001  the user's code: any failure is the reason
         return None, _first_line(error)
 

@@ -15,7 +15,7 @@ from deploy.gates import DataKind
 from deploy.inputs import InputSpec, parse_input, synthetic_feeds
 from deploy.loading import load_model, prepare_module
 from export.artifacts import TensorSpec
-from export.errors import ConfigError
+from export.errors import ConfigError, ExportError
 from export.signature import CallSignature, describe_call, name_inputs
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 _TRACE_BATCH = 2
 _SYNTHETIC_SAMPLES = 16
+_STATIC_WARNING = (
+    "The model cannot be run or exported with a dynamic batch; every engine takes batches of "
+    "exactly {}."
+)
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,7 @@ class Problem:
             inputs=tuple(fix(spec) for spec in self.signature.inputs),
             outputs=tuple(fix(spec) for spec in self.signature.outputs),
         )
-        warning = (
-            "The model could not be exported with a dynamic batch; every engine takes batches of "
-            f"exactly {self.given_batch}."
-        )
+        warning = _STATIC_WARNING.format(self.given_batch)
         return replace(
             self,
             signature=signature,
@@ -134,8 +135,7 @@ def open_problem(model: Path | str | nn.Module, config: BuildConfig, scratch: Pa
     specs = tuple(replace(spec, name=name) for spec, name in zip(specs, names, strict=True))
     high = {spec.name: spec.high for spec in specs if spec.name and spec.high is not None}
     given_batch = specs[0].shape[0]
-    batch = given_batch if config.static_batch else _TRACE_BATCH
-    signature = _describe(module, specs, keyword, batch, high, config)
+    signature, static, static_warnings = _settle_batch(module, specs, keyword, high, config)
     calibration, evaluation, kind = _split(data, signature, config, high, given_batch)
     classes_of, label_warnings = _find_classes(signature, evaluation, data)
     return Problem(
@@ -148,8 +148,8 @@ def open_problem(model: Path | str | nn.Module, config: BuildConfig, scratch: Pa
         factory=config.model,
         signature=signature,
         given_batch=given_batch,
-        static_batch=given_batch if config.static_batch else None,
-        latency_batch=given_batch if config.static_batch else config.batch,
+        static_batch=given_batch if static else None,
+        latency_batch=given_batch if static else config.batch,
         calibration=calibration,
         evaluation=evaluation,
         kind=kind,
@@ -157,7 +157,7 @@ def open_problem(model: Path | str | nn.Module, config: BuildConfig, scratch: Pa
         classes_of=classes_of,
         high=high,
         seed=config.seed,
-        warnings=(*loaded_warnings, *label_warnings),
+        warnings=(*loaded_warnings, *static_warnings, *label_warnings),
     )
 
 
@@ -188,20 +188,59 @@ def _settle_inputs(config: BuildConfig, data: Dataset | None) -> tuple[InputSpec
     )
 
 
+def _settle_batch(
+    module: nn.Module,
+    specs: tuple[InputSpec, ...],
+    keyword: bool,
+    high: dict[str, int],
+    config: BuildConfig,
+) -> tuple[CallSignature, bool, tuple[str, ...]]:
+    """The signature, whether its batch is static, and a warning where that was not asked for."""
+    given = specs[0].shape[0]
+    if config.static_batch:
+        return _describe_at(module, specs, keyword, given, high, dynamic=False), True, ()
+    try:
+        return _describe(module, specs, keyword, high), False, ()
+    except ExportError:
+        if given == _TRACE_BATCH:
+            raise
+        signature = _describe_at(module, specs, keyword, given, high, dynamic=False)
+        return signature, True, (_STATIC_WARNING.format(given),)
+
+
 def _describe(
+    module: nn.Module, specs: tuple[InputSpec, ...], keyword: bool, high: dict[str, int]
+) -> CallSignature:
+    """Run the module on synthetic inputs and record its signature, with a dynamic batch.
+
+    An output has a batch axis only if it follows the batch from one size to the next.
+    """
+    first = _describe_at(module, specs, keyword, _TRACE_BATCH, high, dynamic=True)
+    try:
+        other = _describe_at(module, specs, keyword, _TRACE_BATCH + 1, high, dynamic=True)
+    except ExportError:
+        return first  # it takes this batch alone, which the export will find out
+    outputs = tuple(
+        here if here.shape == there.shape else replace(here, shape=here.with_batch(_TRACE_BATCH))
+        for here, there in zip(first.outputs, other.outputs, strict=True)
+    )
+    return replace(first, outputs=outputs)
+
+
+def _describe_at(
     module: nn.Module,
     specs: tuple[InputSpec, ...],
     keyword: bool,
     batch: int,
     high: dict[str, int],
-    config: BuildConfig,
+    *,
+    dynamic: bool,
 ) -> CallSignature:
-    """Run the module once on synthetic inputs and record its signature."""
     concrete = tuple(
         TensorSpec(str(spec.name), (batch, *spec.shape[1:]), spec.dtype) for spec in specs
     )
-    feeds = _to_tensors(synthetic_feeds(concrete, batch, seed=config.seed, high=high))
-    return describe_call(module, feeds, keyword=keyword, dynamic_batch=not config.static_batch)
+    feeds = _to_tensors(synthetic_feeds(concrete, batch, seed=0, high=high))
+    return describe_call(module, feeds, keyword=keyword, dynamic_batch=dynamic)
 
 
 def _split(

@@ -124,7 +124,8 @@ def _open_evaluation(
     bundle: Bundle, data: str, config: BuildConfig
 ) -> tuple[Dataset, DataKind, str | None]:
     inputs = bundle.manifest.inputs
-    dataset = open_data(data, images=config.images, input_names=None).bind(inputs)
+    names = [spec.name for spec in inputs]
+    dataset = open_data(data, images=config.images, input_names=names).bind(inputs)
     limit = min(len(dataset), config.evaluation_samples)
     evaluation = dataset.select(range(limit))
     check_data(evaluation, inputs)

@@ -26,7 +26,7 @@ Array = np.ndarray[Any, Any]
 
 NOISE_FACTOR = 10.0
 FLOOR = 1e-4
-"""Finds wrong exports, not rounding: an engine is held to eager's own noise later, far below this."""
+"""Finds wrong exports, not rounding: engines are held to eager's own noise later, far below."""
 WITHOUT_FLOAT64 = 1e-4
 LARGEST_NOISE = 1e-4
 """Above this, eager's distance from float64 is no rounding, and float64 no oracle."""

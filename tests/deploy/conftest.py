@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from tiny import ROOT, Cli, Lean, fill_stage, write_model
 
-from deploy.bundle import stage_bundle
 from deploy.cli import main
+from deploy.staging import stage_bundle
 
 
 @pytest.fixture(scope="session")

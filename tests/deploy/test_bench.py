@@ -10,9 +10,10 @@ from tiny import draw
 
 import deploy.bench
 from deploy.bench import bench_bundle, bench_onnx
-from deploy.bundle import Bundle, BundledEngine, read_bundle
+from deploy.bundle import Bundle, read_bundle
 from deploy.engines import EngineSpec, Feeds
 from deploy.latency import LatencyReport, LatencySettings
+from deploy.manifest import BundledEngine
 from export.artifacts import TensorSpec
 from export.errors import BundleError, EngineError, LoadError
 

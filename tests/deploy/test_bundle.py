@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from tiny import Lean, answer, draw, fill_stage
 
-import deploy.bundle as bundles
-from deploy.bundle import load, read_bundle, stage_bundle
+import deploy.bundle
+import deploy.manifest as manifests
+from deploy.bundle import load, read_bundle
+from deploy.staging import stage_bundle
 from export.errors import BundleError
 
 FILES = (
@@ -32,15 +34,15 @@ def never_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(spec: object) -> None:
         raise AssertionError(f"an engine was opened: {spec}")
 
-    monkeypatch.setattr(bundles, "open_engine", refuse)
+    monkeypatch.setattr(deploy.bundle, "open_engine", refuse)
 
 
 def rehash(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change the manifest as an attacker does, who can hash as well as we can."""
     content = json.loads((path / "manifest.json").read_text())
     change(content)
-    content["manifest_sha256"] = bundles._hash_content(content)
-    (path / "manifest.json").write_bytes(bundles._serialize(content))
+    content["manifest_sha256"] = manifests._hash_content(content)
+    (path / "manifest.json").write_bytes(manifests._serialize(content))
 
 
 def flip(file: Path, position: int, bit: int) -> None:
@@ -183,7 +185,7 @@ def test_a_manifest_that_leads_out_is_refused(bundle_path: Path, name: str) -> N
     outside.write_text("x")
 
     def escape(content: dict[str, Any]) -> None:
-        content["files"][name] = bundles.hash_file(outside)
+        content["files"][name] = manifests.hash_file(outside)
         content["engines"]["onnxruntime-int8"]["file"] = name
 
     rehash(bundle_path, escape)

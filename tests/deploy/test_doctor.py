@@ -9,10 +9,10 @@ from rich.console import Console
 from tiny import Lean, fill_stage
 
 import deploy.doctor
-from deploy.bundle import stage_bundle
 from deploy.doctor import Backend, diagnose
 from deploy.machine import describe_machine
 from deploy.report.tables import print_diagnosis
+from deploy.staging import stage_bundle
 from deploy.verify import Verification
 from export.errors import BundleError, EngineError
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import deploy.machine
 from deploy.machine import describe_machine, find_gpu, installed_versions, usable_cores
 
 
@@ -84,3 +85,20 @@ def test_a_tool_that_is_no_program_is_no_gpu(
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_gpu() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"), [("150000 100000", 2), ("50000 100000", 1), ("400000 100000", 4)]
+)
+def test_a_containers_quota_limits_the_cores(tmp_path: Path, text: str, cores: int) -> None:
+    file = tmp_path / "cpu.max"
+    file.write_text(text)
+    assert deploy.machine._quota_cores(file) == cores
+
+
+@pytest.mark.parametrize("text", ["max 100000", "", "nonsense"])
+def test_no_quota_is_no_limit(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "cpu.max"
+    file.write_text(text)
+    assert deploy.machine._quota_cores(file) > 10**6
+    assert deploy.machine._quota_cores(tmp_path / "missing") > 10**6

@@ -1,6 +1,7 @@
 """`build` on real models: what wins, what is refused, what is left behind."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from onnx import numpy_helper
 from torch import nn
 
 import deploy
-from deploy.bundle import MANIFEST, Bundle
+from deploy.bundle import Bundle
 from deploy.config import BuildConfig
 from deploy.golden import read_golden
+from deploy.manifest import MANIFEST
 from deploy.report import load_schema
 from export.errors import BundleError, ConfigError, ExportError, GateError, TrustError
 from export.progress import Progress
@@ -272,12 +274,12 @@ def _interrupt() -> None:
 def test_an_interrupt_leaves_the_old_bundle_and_nothing_else(tmp_path: Path, stage: str) -> None:
     target = tmp_path / "net.deploy"
     target.mkdir()
-    (target / MANIFEST).write_text("the old bundle")
+    (target / MANIFEST).write_text('{"manifest_sha256": "the old bundle"}')
     config = BuildConfig(inputs=("1x3x16x16",), measure_seconds=QUICK)
     with pytest.raises(KeyboardInterrupt):
         deploy.build(Net().eval(), config, output=target, progress=_Fault(stage, _interrupt))
     assert [path.name for path in tmp_path.iterdir()] == ["net.deploy"]
-    assert (target / MANIFEST).read_text() == "the old bundle"
+    assert (target / MANIFEST).read_text() == '{"manifest_sha256": "the old bundle"}'
 
 
 def _spoil_weights(folder: Path) -> None:
@@ -352,3 +354,84 @@ def test_a_target_that_is_no_bundle_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="is no bundle; it is left alone"):
         deploy.build(Net().eval(), BuildConfig(inputs=("1x3x16x16",)), output=tmp_path / "thesis")
     assert list((tmp_path / "thesis").iterdir()) == []
+
+
+class OnlyOne(nn.Module):
+    """Works at batch 1 alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[1, 3, 4] to [1, 3]."""
+        return torch.relu(self.head(x.reshape(1, 12)))
+
+
+class Averages(nn.Module):
+    """One output for each sample, and one of size 2 for all together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[N, 6] to [N, 4] and [2]."""
+        return torch.relu(self.head(x)), self.head.bias[:2] * 2
+
+
+def test_a_model_of_one_batch_size_is_built_for_it_with_a_warning(tmp_path: Path) -> None:
+    bundle = deploy.build(
+        OnlyOne(),
+        BuildConfig(inputs=("1x3x4",), measure_seconds=QUICK),
+        output=tmp_path / "one.deploy",
+    )
+    assert bundle.manifest.inputs[0].shape == (1, 3, 4)
+    assert any("batches of exactly 1" in warning for warning in bundle.report()["warnings"])
+
+
+def test_an_output_of_the_size_of_the_traced_batch_is_not_taken_for_a_batch(
+    tmp_path: Path,
+) -> None:
+    bundle = deploy.build(
+        Averages(),
+        BuildConfig(inputs=("1x6",), measure_seconds=QUICK),
+        output=tmp_path / "averages.deploy",
+    )
+    assert [spec.shape for spec in bundle.manifest.outputs] == [("batch", 4), (2,)]
+
+
+def test_a_torchscript_file_is_built_without_fusion_and_says_so(tmp_path: Path) -> None:
+    net = Net().eval()
+    path = tmp_path / "net.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.trace(net, torch.zeros(2, 3, 16, 16)), path)
+    bundle = deploy.build(
+        path, BuildConfig(inputs=("1x3x16x16",), trust=("*",), measure_seconds=QUICK)
+    )
+    report = bundle.report()
+    assert bundle.path == tmp_path / "net.deploy"
+    assert report["model"]["form"] == "torchscript"
+    assert report["model"]["rung"] == "torchscript"
+    assert "TorchScript" in report["model"]["skipped"][0]["reason"]
+    x = np.random.default_rng(0).standard_normal((3, 3, 16, 16)).astype(np.float32)
+    with deploy.load(bundle.path, engine="onnxruntime-fp32") as engine:
+        answer = engine({spec.name: x for spec in engine.inputs})
+    expected = net(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(next(iter(answer.values())), expected, rtol=0, atol=2e-5)
+
+
+def test_an_exported_program_is_built(tmp_path: Path) -> None:
+    net = Net().eval()
+    path = tmp_path / "net.pt2"
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(net, (torch.zeros(2, 3, 16, 16),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, path)
+    bundle = deploy.build(
+        path, BuildConfig(inputs=("1x3x16x16",), trust=("*",), measure_seconds=QUICK)
+    )
+    report = bundle.report()
+    assert report["model"]["form"] == "exported_program"
+    assert report["model"]["rung"] == "dynamo"
+    assert {"stem", "bn1"} == set(report["model"]["fused"][0]["paths"])

@@ -11,9 +11,10 @@ import pytest
 from onnx import numpy_helper
 from tiny import Lean, answer, draw
 
-from deploy.bundle import GOLDEN, Bundle, BundledEngine, _make_manifest, read_bundle
+from deploy.bundle import GOLDEN, Bundle, read_bundle
 from deploy.config import BuildConfig
 from deploy.golden import Golden, read_golden
+from deploy.manifest import BundledEngine, _make_manifest
 from deploy.verify import verify
 from export.errors import BundleError, DataError
 

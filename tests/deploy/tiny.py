@@ -13,9 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 sys.path.insert(0, str(Path(__file__).parent / "report"))
 from samples import labelled_report
 
-from deploy.bundle import GOLDEN, BundledEngine, write_manifest
+from deploy.bundle import GOLDEN
 from deploy.engines.base import Array
 from deploy.golden import Golden
+from deploy.manifest import BundledEngine, write_manifest
 from deploy.report import render_html
 from export.artifacts import TensorSpec
 

@@ -1,0 +1,63 @@
+"""A bundle is written whole or not at all."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from deploy.manifest import MANIFEST
+from export.errors import BundleError
+
+
+@contextlib.contextmanager
+def stage_bundle(target: Path) -> Iterator[Path]:
+    """A folder beside `target` to build in; becomes `target` when the block ends well.
+
+    On any error or interrupt the folder is removed and what stood at `target` stays.
+
+    Raises:
+        BundleError: something that is no bundle stands at `target`.
+    """
+    target = target.resolve()  # a link to a bundle stays, and what it leads to is replaced
+    _refuse_other(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise BundleError(
+            f"{target} cannot be written: {error.strerror}. Choose another --output."
+        ) from error
+    try:
+        yield stage
+        stage.chmod(0o755)
+        _refuse_other(target)
+        _replace(stage, target)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _refuse_other(target: Path) -> None:
+    """Only a bundle may be replaced: many folders have a manifest.json that is not ours."""
+    if not target.exists():
+        return
+    manifest = target / MANIFEST
+    if not manifest.is_file() or b'"manifest_sha256"' not in manifest.read_bytes():
+        raise BundleError(
+            f"{target} exists and is no bundle; it is left alone. Choose another --output."
+        )
+
+
+def _replace(stage: Path, target: Path) -> None:
+    """Put `stage` where `target` is; a crash in between leaves the old bundle beside it."""
+    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    try:
+        if target.exists():
+            target.rename(old)
+        stage.rename(target)
+    except BaseException:  # Ctrl-C too
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
