@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from deploy.config import BuildConfig
     from deploy.pipeline import build
     from deploy.report import compare_reports
-    from deploy.verify import verify
+    from deploy.verification import verify
 
 __all__ = ["BuildConfig", "Bundle", "build", "compare_reports", "load", "read_bundle", "verify"]
 
@@ -26,7 +26,7 @@ _HOMES = {
     "compare_reports": "deploy.report",
     "load": "deploy.bundle",
     "read_bundle": "deploy.bundle",
-    "verify": "deploy.verify",
+    "verify": "deploy.verification",
 }
 
 

@@ -150,7 +150,7 @@ def verify(bundle: Path, **flags: Any) -> None:
     from deploy.bundle import read_bundle
     from deploy.report.progress import ProgressDisplay
     from deploy.report.tables import print_verification
-    from deploy.verify import verify as verify_bundle
+    from deploy.verification import verify as verify_bundle
 
     config = _config(flags)
     with ProgressDisplay(_console(stderr=True)) as progress:

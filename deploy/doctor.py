@@ -6,7 +6,7 @@ from pathlib import Path
 from deploy.bundle import read_bundle
 from deploy.machine import Machine, describe_machine
 from deploy.process import call_in_child
-from deploy.verify import Verification, verify
+from deploy.verification import Verification, verify
 from export.errors import DeployError
 from export.optional import DISTRIBUTION, is_installed
 

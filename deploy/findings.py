@@ -175,7 +175,7 @@ def _warnings(findings: Findings) -> list[str]:
             "taken from reruns with permuted batches and another number of threads."
         )
     control = findings.latency.control
-    if control is not None and abs(control - 1) > _NOISY_CONTROL:
+    if abs(control - 1) > _NOISY_CONTROL:
         warnings.append(
             f"The A/A control is off by {abs(control - 1):.0%}: the machine was noisy while it was "
             "measured. Measure again on a quiet machine."

@@ -9,6 +9,7 @@ from torch import nn
 
 from deploy.engines.base import Array, Feeds
 from export.artifacts import BATCH
+from export.fusion.draft import ignore_treespec_warning
 from export.signature import CallSignature
 
 Outputs = dict[str, Array]
@@ -82,7 +83,8 @@ def to_numpy(value: torch.Tensor) -> Array:
 def _to_float64(module: nn.Module) -> tuple[nn.Module | None, str | None]:
     """A float64 copy, or None and the reason."""
     try:
-        with torch.no_grad():  # a copy of a ScriptModule has no leaves otherwise
+        # a copy of a ScriptModule has no leaves otherwise
+        with torch.no_grad(), ignore_treespec_warning():
             return copy.deepcopy(module).double(), None
     except Exception as error:  # noqa: BLE001  the user's code: any failure is the reason
         return None, _first_line(error)

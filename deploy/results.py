@@ -76,10 +76,8 @@ def gates_json(max_drop: float, min_sqnr: float | None) -> dict[str, Any]:
     return {"max_drop": max_drop, "min_sqnr_db": sqnr}
 
 
-def control_json(report: LatencyReport | None) -> dict[str, Any] | None:
+def control_json(report: LatencyReport) -> dict[str, Any]:
     """The A/A control as plain values."""
-    if report is None or report.control is None or report.control_ci95 is None:
-        return None
     return {"ratio": report.control, "ci95": list(report.control_ci95)}
 
 

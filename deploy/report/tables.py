@@ -10,7 +10,7 @@ from rich.text import Text
 from deploy.doctor import Diagnosis
 from deploy.latency import EngineLatency, LatencyReport
 from deploy.report.wording import clean
-from deploy.verify import Verification
+from deploy.verification import Verification
 
 
 def print_latency(baseline: str, report: LatencyReport, console: Console) -> None:
@@ -25,10 +25,9 @@ def print_latency(baseline: str, report: LatencyReport, console: Console) -> Non
     console.print(table)
     for name, reason in report.failed.items():
         console.print(Text(clean(f"{name}: failed: {reason}")))
-    if report.control is not None and report.control_ci95 is not None:
-        low, high = report.control_ci95
-        text = f"A/A control: baseline against itself {report.control:.3f}x (95% {low:.3f}"
-        console.print(Text(f"{text} to {high:.3f}); {report.rounds} rounds", style="dim"))
+    low, high = report.control_ci95
+    text = f"A/A control: baseline against itself {report.control:.3f}x (95% {low:.3f}"
+    console.print(Text(f"{text} to {high:.3f}); {report.rounds} rounds", style="dim"))
 
 
 def print_verification(results: Sequence[Verification], console: Console) -> None:

@@ -50,8 +50,8 @@ def control_sentence(report: Report) -> str:
     if low <= 1 <= high:
         return f"{text}; the interval holds 1, as it should."
     return (
-        f"{text}; the interval leaves 1 out: the machine was not quiet, trust small "
-        "differences less."
+        f"{text}; the interval leaves 1 out: two processes that run the same differed by "
+        "this much, and every speed-up's interval was widened by it."
     )
 
 

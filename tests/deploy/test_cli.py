@@ -24,12 +24,12 @@ from torch import nn
 
 import deploy.bench
 import deploy.cli
-import deploy.verify
+import deploy.verification
 from deploy.bundle import read_bundle
 from deploy.config import CONFIG_FIELDS, BuildConfig
 from deploy.latency import LatencyReport
 from deploy.report.progress import ProgressDisplay
-from deploy.verify import Verification
+from deploy.verification import Verification
 from export.errors import EngineError, InputError
 from export.progress import Progress
 
@@ -269,7 +269,7 @@ def test_verify_passes_threads_and_trust_on(
         seen.append(options)
         return ()
 
-    monkeypatch.setattr(deploy.verify, "verify", verify)
+    monkeypatch.setattr(deploy.verification, "verify", verify)
     assert cli("verify", pristine, "--threads", "3", "--trust", "nets")[0] == 0
     assert (seen[0]["threads"], seen[0]["trust"], seen[0]["data"]) == (3, ("nets",), None)
 
@@ -309,13 +309,13 @@ def test_verify_of_a_sound_bundle_is_0(cli: Cli, pristine: Path) -> None:
 def test_verify_is_1_where_an_engine_is_worse(
     cli: Cli, pristine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replay = deploy.verify._replay
+    replay = deploy.verification._replay
 
     def differ(bundle: Any, spec: Any, golden: Any) -> Verification:
         result = replay(bundle, spec, golden)
         return replace(result, golden="off by 3") if "int8" in spec.name else result
 
-    monkeypatch.setattr(deploy.verify, "_replay", differ)
+    monkeypatch.setattr(deploy.verification, "_replay", differ)
     code, out, _ = cli("verify", pristine)
     assert code == 1
     assert out.count("DIFFERS") == 1

@@ -13,7 +13,7 @@ from deploy.doctor import Backend, diagnose
 from deploy.machine import describe_machine
 from deploy.report.tables import print_diagnosis
 from deploy.staging import stage_bundle
-from deploy.verify import Verification
+from deploy.verification import Verification
 from export.errors import BundleError, EngineError
 
 

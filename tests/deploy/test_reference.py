@@ -171,10 +171,8 @@ def test_outputs_are_arrays_of_their_own() -> None:
         (lambda: Raising(NotImplementedError()), "NotImplementedError"),
         (lambda: Raising(KeyError("float64")), "float64"),
         (lambda: Stubborn(6, 4), "one of a kind"),
-        (lambda: torch.jit.script(nn.Linear(6, 4)), "TorchScript"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_what_cannot_run_in_float64_is_rerun_and_says_why(
     make: Callable[[], nn.Module], reason: str
 ) -> None:
@@ -189,6 +187,18 @@ def test_what_cannot_run_in_float64_is_rerun_and_says_why(
     assert judge.floor_reason is not None
     assert reason in judge.floor_reason
     assert "\n" not in judge.floor_reason
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_torchscript_model_runs_in_float64_too() -> None:
+    torch.manual_seed(1)
+    judge = reference(torch.jit.script(nn.Linear(6, 4)).eval())
+    eager = judge({"x": samples()})
+    exact, noisy = judge.floor({"x": samples()}, eager)
+    assert judge.floor_reason is None
+    assert exact["output"].dtype == np.float64
+    assert noisy is eager
+    np.testing.assert_allclose(exact["output"], eager["output"], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

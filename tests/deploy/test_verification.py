@@ -15,7 +15,7 @@ from deploy.bundle import GOLDEN, Bundle, read_bundle
 from deploy.config import BuildConfig
 from deploy.golden import Golden, read_golden
 from deploy.manifest import BundledEngine, _make_manifest
-from deploy.verify import verify
+from deploy.verification import verify
 from export.errors import BundleError, DataError
 
 
