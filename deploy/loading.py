@@ -7,7 +7,6 @@ Only ``trust=("*",)`` runs whatever a file says, and only it loads TorchScript a
 programs, which are code. What was read is checked tensor by tensor (`deploy.tensors`).
 """
 
-import copy
 import pickle
 import shlex
 import warnings as python_warnings
@@ -32,6 +31,7 @@ from deploy.trust import (
     refuse_legacy,
     resolve_globals,
 )
+from export.copying import deep_copy
 from export.errors import ConfigError, DeployError, LoadError
 from export.optional import require
 
@@ -116,7 +116,7 @@ def prepare_module(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     try:
         with python_warnings.catch_warnings():
             python_warnings.simplefilter("ignore")
-            clone = copy.deepcopy(module)
+            clone = deep_copy(module)
     except Exception as error:  # __deepcopy__ of the user's own classes: whatever it raises
         raise LoadError(
             f"{name} cannot be copied: {_shorten(error)}. It must work with copy.deepcopy."

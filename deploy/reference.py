@@ -1,6 +1,5 @@
 """The reference of every judgement: the user's eager model, and what it loses in float32 itself."""
 
-import copy
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,7 +8,7 @@ from torch import nn
 
 from deploy.engines.base import Array, Feeds
 from export.artifacts import BATCH
-from export.fusion.draft import ignore_treespec_warning
+from export.copying import deep_copy
 from export.signature import CallSignature
 
 Outputs = dict[str, Array]
@@ -83,9 +82,7 @@ def to_numpy(value: torch.Tensor) -> Array:
 def _to_float64(module: nn.Module) -> tuple[nn.Module | None, str | None]:
     """A float64 copy, or None and the reason."""
     try:
-        # a copy of a ScriptModule has no leaves otherwise
-        with torch.no_grad(), ignore_treespec_warning():
-            return copy.deepcopy(module).double(), None
+        return deep_copy(module).double(), None
     except Exception as error:  # noqa: BLE001  the user's code: any failure is the reason
         return None, _first_line(error)
 

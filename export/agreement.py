@@ -8,7 +8,6 @@ Exporters bake batch sizes in, so one comparison is made per batch size, with sa
 from each other: a swapped pair must show.
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from export.artifacts import OnnxModel
+from export.copying import deep_copy
 from export.errors import ExportError
 from export.signature import CallSignature, flatten_outputs
 
@@ -211,9 +211,7 @@ def _run_float64(
     """The outputs of a float64 copy; None if the module does not run in float64."""
     wide = {name: v.double() if v.is_floating_point() else v for name, v in feeds.items()}
     try:
-        with torch.no_grad():  # else the copy of a ScriptModule holds no leaves
-            twin = copy.deepcopy(module).double()
-        return _run(twin, signature, wide)
+        return _run(deep_copy(module).double(), signature, wide)
     except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError):
         return None
 

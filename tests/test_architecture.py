@@ -30,6 +30,7 @@ NEED_TORCH = {
     "deploy/trust.py",
     "export/agreement.py",
     "export/capture.py",
+    "export/copying.py",
     "export/fusion",
     "export/ladder.py",
     "export/onnx.py",

@@ -1,6 +1,5 @@
 """Rewrites of the captured graph that keep its function and cost less."""
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -10,9 +9,10 @@ from torch.export import ExportedProgram
 
 from export.artifacts import Fused, Skip
 from export.capture import capture
+from export.copying import deep_copy
 from export.errors import ExportError
 from export.fusion.conv_bn import fold_conv_bn
-from export.fusion.draft import Draft, ignore_treespec_warning
+from export.fusion.draft import Draft
 
 Pass = Callable[[Draft], tuple[tuple[Fused, ...], tuple[Skip, ...]]]
 
@@ -113,7 +113,6 @@ def _make_module(program: ExportedProgram) -> fx.GraphModule:
     graph does neither.
     """
     unlifted = program.module(check_guards=False)
-    with ignore_treespec_warning():
-        module = copy.deepcopy(fx.GraphModule(unlifted, unlifted.graph))
+    module = deep_copy(fx.GraphModule(unlifted, unlifted.graph))
     module.eval()
     return module

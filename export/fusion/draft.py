@@ -4,9 +4,6 @@ A program names every stored tensor three times: as a placeholder of the graph, 
 signature, and as a key of the state. Rewrites go through this file so that the three never part.
 """
 
-import contextlib
-import copy
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +18,8 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 
+from export.copying import deep_copy
+
 _STORED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
@@ -32,7 +31,7 @@ class Draft:
 
     def __init__(self, program: ExportedProgram) -> None:
         self._program = program
-        self.graph: fx.Graph = copy.deepcopy(program.graph)
+        self.graph: fx.Graph = deep_copy(program.graph)
         for old, new in zip(program.graph.nodes, self.graph.nodes, strict=True):
             new.name = old.name  # the copy renames what shadows a builtin, as ``input`` does
         self._inputs: list[InputSpec] = list(program.graph_signature.input_specs)
@@ -111,8 +110,7 @@ class Draft:
                 self._inputs.remove(spec)
         kept = {spec.target for spec in self._inputs}
         self.graph.lint()
-        with ignore_treespec_warning():
-            calls = copy.deepcopy(self._program.module_call_graph)
+        calls = deep_copy(self._program.module_call_graph)
         module = fx.GraphModule(self._program.graph_module, self.graph)
         module.meta.update(self._program.graph_module.meta)
         return ExportedProgram(
@@ -120,7 +118,7 @@ class Draft:
             graph=module.graph,
             graph_signature=ExportGraphSignature(self._inputs, self._output_specs()),
             state_dict={key: value for key, value in self._state.items() if key in kept},
-            range_constraints=copy.deepcopy(self._program.range_constraints),
+            range_constraints=deep_copy(self._program.range_constraints),
             module_call_graph=calls,
             example_inputs=self._program.example_inputs,
             constants={
@@ -134,7 +132,7 @@ class Draft:
     def _output_specs(self) -> list[Any]:
         """The output entries, naming the values that the output node returns now."""
         (output,) = (node for node in self.graph.nodes if node.op == "output")
-        specs: list[Any] = copy.deepcopy(self._program.graph_signature.output_specs)
+        specs: list[Any] = deep_copy(self._program.graph_signature.output_specs)
         for spec, value in zip(specs, output.args[0], strict=True):
             if isinstance(value, fx.Node):
                 spec.arg.name = value.name
@@ -169,14 +167,6 @@ class Draft:
         taken = {spec.target for spec in self._inputs}
         names = (wanted, *(f"{wanted}_{index}" for index in range(1, len(taken) + 2)))
         return next(name for name in names if name not in taken)
-
-
-@contextlib.contextmanager
-def ignore_treespec_warning() -> Iterator[None]:
-    """Silence what torch says about itself when a pytree specification is deep-copied."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r".*LeafSpec.* is deprecated", FutureWarning)
-        yield
 
 
 def read_argument(node: fx.Node, name: str, default: Any = None) -> Any:
