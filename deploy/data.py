@@ -36,6 +36,7 @@ __all__ = [
     "Split",
     "check_data",
     "check_labels",
+    "find_class_output",
     "open_data",
     "split_data",
 ]
@@ -164,20 +165,40 @@ def check_data(dataset: Dataset, specs: Sequence[TensorSpec]) -> None:
         check_data(bound.calibration, specs)
 
 
-def check_labels(labels: Array, classes: int) -> None:
-    """Hold the labels against the number of classes that the model tells apart.
+def find_class_output(dataset: Dataset, outputs: Sequence[TensorSpec]) -> str | None:
+    """The output that the labels are classes of: the first of shape (batch, classes).
 
-    Pass the labels of the whole dataset, so that a row in the message is a row of the source.
+    Returns:
+        Its name; None without labels or without such an output.
+
+    Raises:
+        DataError: a label is not one of its classes.
+    """
+    if dataset.labels is None:
+        return None
+    for output in outputs:
+        if len(output.shape) == 2 and isinstance(output.shape[1], int) and output.shape[1] > 1:
+            check_labels(dataset, output.shape[1])
+            return output.name
+    return None
+
+
+def check_labels(dataset: Dataset, classes: int) -> None:
+    """Hold the labels against the number of classes that the model tells apart.
 
     Raises:
         DataError: a label is not in ``0 .. classes - 1``; the message names its row and value.
     """
+    labels = dataset.labels
+    if labels is None:
+        return
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if wrong.size:
+        row = int(dataset.row_numbers(wrong[:1])[0])
         raise DataError(
-            f"Label {labels[wrong[0]]} in row {wrong[0]} is not in 0..{classes - 1}: the model has "
-            f"{classes} classes ({wrong.size} of {len(labels)} labels are out of range). "
-            "Number the classes as in training."
+            f"{dataset.source}: label {labels[wrong[0]]} in row {row} is not in 0..{classes - 1}: "
+            f"the model has {classes} classes ({wrong.size} of {len(labels)} labels are out of "
+            "range). Number the classes as in training."
         )
 
 

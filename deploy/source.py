@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from deploy.config import BuildConfig
-from deploy.data import ArrayRows, Dataset, check_data, check_labels, open_data, split_data
+from deploy.data import ArrayRows, Dataset, check_data, find_class_output, open_data, split_data
 from deploy.engines.base import EngineSpec, Feeds
 from deploy.gates import DataKind
 from deploy.inputs import InputSpec, parse_input, synthetic_feeds
@@ -137,7 +137,7 @@ def open_problem(model: Path | str | nn.Module, config: BuildConfig, scratch: Pa
     given_batch = specs[0].shape[0]
     signature, static, static_warnings = _settle_batch(module, specs, keyword, high, config)
     calibration, evaluation, kind = _split(data, signature, config, high, given_batch)
-    classes_of, label_warnings = _find_classes(signature, evaluation, data)
+    classes_of, label_warnings = _find_classes(signature, data)
     return Problem(
         name=name,
         module=module,
@@ -277,15 +277,14 @@ def _synthetic_dataset(
 
 
 def _find_classes(
-    signature: CallSignature, evaluation: Dataset, data: Dataset | None
+    signature: CallSignature, data: Dataset | None
 ) -> tuple[str | None, tuple[str, ...]]:
-    """The output that labels are classes of: the first of shape (batch, classes)."""
-    if evaluation.labels is None or data is None or data.labels is None:
+    """The output that the labels are held against, and a warning where there is none."""
+    if data is None or data.labels is None:
         return None, ()
-    for output in signature.outputs:
-        if len(output.shape) == 2 and isinstance(output.shape[1], int) and output.shape[1] > 1:
-            check_labels(data.labels, output.shape[1])
-            return output.name, ()
+    name = find_class_output(data, signature.outputs)
+    if name is not None:
+        return name, ()
     return None, (
         "The data has labels, but no output is (batch, classes): accuracy is not judged.",
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from deploy.bundle import FALLBACK, GOLDEN, Bundle
 from deploy.checking import CheckPlan, Outputs, check_candidates
 from deploy.config import BuildConfig
-from deploy.data import Dataset, check_data, check_labels, open_data
+from deploy.data import Dataset, check_data, find_class_output, open_data
 from deploy.engines.base import EngineSpec, Feeds
 from deploy.gates import DataKind, Verdict, judge_parity
 from deploy.golden import Golden, find_mismatch, read_golden
@@ -129,13 +129,8 @@ def _open_evaluation(
     limit = min(len(dataset), config.evaluation_samples)
     evaluation = dataset.select(range(limit))
     check_data(evaluation, inputs)
-    if evaluation.labels is None:
-        return evaluation, "unlabelled", None
-    for output in bundle.manifest.outputs:
-        if len(output.shape) == 2 and isinstance(output.shape[1], int) and output.shape[1] > 1:
-            check_labels(evaluation.labels, output.shape[1])
-            return evaluation, "labelled", output.name
-    return evaluation, "unlabelled", None
+    classes_of = find_class_output(evaluation, bundle.manifest.outputs)
+    return evaluation, "unlabelled" if classes_of is None else "labelled", classes_of
 
 
 def _judge(

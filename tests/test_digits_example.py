@@ -77,7 +77,7 @@ def test_written_data_calibrates_on_training_samples_only(
     dataset = open_data(str(tmp_path / "data.npz"), images=ImageConfig(), input_names=["images"])
     check_data(dataset, [INPUT])
     assert dataset.labels is not None
-    check_labels(dataset.labels, 10)
+    check_labels(dataset, 10)
     split = split_data(dataset, calibration_samples=256, evaluation_samples=1000, seed=0)
     assert len(split.calibration) == 256
     assert len(split.evaluation) == 600
