@@ -24,7 +24,7 @@ PROTOBUF_LIMIT = 2**31 - 1
 """Bytes that one protobuf message can hold; a larger model has its weights in a file beside it."""
 
 _FLOAT_TYPES = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE})
-_ORT_ERRORS = (
+ORT_ERRORS = (
     ort_state.Fail,
     ort_state.InvalidArgument,
     ort_state.InvalidGraph,
@@ -33,6 +33,7 @@ _ORT_ERRORS = (
     ort_state.NotImplemented,
     ort_state.RuntimeException,
 )
+"""What ONNX Runtime raises; its exceptions share no base class."""
 
 
 class ExposedModel:
@@ -75,7 +76,7 @@ class ExposedModel:
             raise EngineError("The exposed model is closed; call it inside its with block.")
         try:
             values = self._session.run(self._fetched, dict(feeds)) if self._fetched else []
-        except (*_ORT_ERRORS, ValueError) as error:
+        except (*ORT_ERRORS, ValueError) as error:
             raise EngineError(f"ONNX Runtime could not run the model on this batch: {error}") from (
                 error
             )
@@ -182,7 +183,7 @@ def _open_session(
             )
         content = proto.SerializeToString()
         return onnxruntime.InferenceSession(content, options, providers=providers)
-    except _ORT_ERRORS as error:
+    except ORT_ERRORS as error:
         raise EngineError(f"ONNX Runtime cannot open the model: {error}") from error
 
 

@@ -8,21 +8,8 @@ import onnxruntime
 from deploy.engines.base import Array, EngineSpec, Feeds, check_feeds
 from export.artifacts import BATCH, TensorSpec
 from export.errors import EngineError
+from export.execute import ORT_ERRORS
 
-# ONNX Runtime's exceptions share no base class; these are the ones its sessions raise.
-_STATE = onnxruntime.capi.onnxruntime_pybind11_state
-_VENDOR_ERRORS = tuple(
-    getattr(_STATE, name)
-    for name in (
-        "Fail",
-        "InvalidArgument",
-        "InvalidGraph",
-        "InvalidProtobuf",
-        "NoSuchFile",
-        "NotImplemented",
-        "RuntimeException",
-    )
-)
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -43,7 +30,7 @@ class OnnxRuntimeEngine:
             self._session = onnxruntime.InferenceSession(
                 spec.path, options, providers=["CPUExecutionProvider"]
             )
-        except _VENDOR_ERRORS as error:
+        except ORT_ERRORS as error:
             raise EngineError(f"ONNX Runtime cannot open {spec.path}: {error}") from error
         self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
@@ -54,7 +41,7 @@ class OnnxRuntimeEngine:
         check_feeds(self.inputs, feeds)
         try:
             outputs = self._session.run(self._names, dict(feeds))
-        except _VENDOR_ERRORS as error:
+        except ORT_ERRORS as error:
             raise EngineError(f"ONNX Runtime failed on this input: {error}") from error
         return dict(zip(self._names, outputs, strict=True))
 
