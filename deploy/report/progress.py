@@ -49,8 +49,7 @@ class ProgressDisplay:
             self._print_line(progress)
             return
         if progress.stage not in self._tasks:
-            for task in self._tasks.values():
-                self._bars.stop_task(task)
+            self._finish_tasks()
             self._tasks[progress.stage] = self._bars.add_task(
                 progress.stage, total=progress.total or None, detail=""
             )
@@ -60,6 +59,13 @@ class ProgressDisplay:
             total=progress.total or None,
             detail=progress.detail,
         )
+
+    def _finish_tasks(self) -> None:
+        """End what is shown, also the stages that never said how long they are."""
+        for task in self._bars.tasks:
+            if task.total is None:
+                self._bars.update(task.id, total=1, completed=1)
+            self._bars.stop_task(task.id)
 
     def _print_line(self, progress: Progress) -> None:
         """One line when a stage begins; the rest would fill a log."""
@@ -79,4 +85,6 @@ class ProgressDisplay:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if error is None:
+            self._finish_tasks()
         self._bars.stop()

@@ -395,6 +395,17 @@ def test_progress_shows_brackets_as_they_are_on_a_terminal() -> None:
     assert "layers[/0].conv" in stream.getvalue()
 
 
+def test_a_stage_of_unknown_length_ends_when_the_next_begins() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=90, color_system=None)
+    with ProgressDisplay(console) as display:
+        display(Progress("load"))
+        display(Progress("pack"))
+    last = stream.getvalue().rpartition("load")[2]
+    assert "1/1" in last
+    assert "0/?" not in last
+
+
 def test_progress_is_one_line_a_stage_elsewhere() -> None:
     stream = io.StringIO()
     with ProgressDisplay(Console(file=stream)) as display:
