@@ -1,6 +1,7 @@
 """Two reports side by side: is what would ship now slower or less accurate than what shipped?
 
-The winner of A is held against the winner of B. A difference counts only beyond both intervals.
+The winner of A is held against the winner of B. A difference counts only beyond both intervals, and
+a time only beyond what eager and the A/A controls differ between the two runs.
 """
 
 import math
@@ -69,7 +70,7 @@ def compare_reports(a: Report, b: Report) -> Comparison:
     changed = "" if first["name"] == second["name"] else "changed"
     differences = [
         Difference("winner", first["name"], second["name"], changed, regression=False, note=""),
-        *_compare_latency(first, second, same),
+        *_compare_latency(first, second, same, _noise_between(a, b)),
         *_compare_accuracy(a, b),
         _compare_sqnr(a, b),
         _compare_size(first, second),
@@ -111,15 +112,35 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         _print(console, "No regression.", "bold green")
 
 
-def _compare_latency(a: Candidate, b: Candidate, same: bool) -> list[Difference]:
+def _noise_between(a: Report, b: Report) -> float:
+    """By what factor the same engine may be slower in B though nothing changed, at least 1.
+
+    The A/A controls of both, and, where both measured the same model, what eager itself was slower.
+    """
+    noise = 1.0
+    for report in (a, b):
+        if report["control"] is not None:
+            noise *= max(report["control"]["ratio"], 1 / report["control"]["ratio"])
+    first, second = a["baseline"]["latency"], b["baseline"]["latency"]
+    same_model = a["model"]["sha256"] is not None and a["model"]["sha256"] == b["model"]["sha256"]
+    if same_model and first is not None and second is not None:
+        noise *= max(1.0, second["p50_ms"] / first["p50_ms"])
+    return noise
+
+
+def _compare_latency(a: Candidate, b: Candidate, same: bool, noise: float) -> list[Difference]:
     first, second = a["latency"], b["latency"]
     if first is None or second is None:
         note = "the winner of one report was not timed, so speed cannot be compared"
         return [Difference("p50 ms", UNKNOWN, UNKNOWN, UNKNOWN, regression=False, note=note)]
-    slower = second["p50_ci95"][0] > first["p50_ci95"][1]
+    slower = second["p50_ci95"][0] > first["p50_ci95"][1] * noise
+    apart = second["p50_ci95"][0] > first["p50_ci95"][1]
     lost = second["speedup_ci95"][1] < first["speedup_ci95"][0]
     if same:
         times = "slower: the 95% intervals of p50 do not overlap" if slower else ""
+        if apart and not slower:
+            times = f"slower, but by no more than the {noise - 1:.1%} that eager and the A/A "
+            times += "controls differ between the runs"
         ratios = "" if slower or not lost else "lower, but p50 is not: the baseline became faster"
     else:
         times = "not judged: machine, threads or batch differ; the speed-ups are compared instead"

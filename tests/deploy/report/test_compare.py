@@ -46,6 +46,21 @@ def test_slower_within_the_intervals_is_not() -> None:
     assert _regressed(compare_reports(labelled_report(), b)) == set()
 
 
+def test_what_eager_itself_was_slower_is_not_held_against_the_winner() -> None:
+    b = labelled_report()
+    _winner(b)["latency"] = latency(0.298 * 1.05)
+    b["baseline"]["latency"] = latency(b["baseline"]["latency"]["p50_ms"] * 1.06, 1.0)
+    comparison = compare_reports(labelled_report(), b)
+    assert _regressed(comparison) == set()
+    assert any("eager and the A/A" in difference.note for difference in comparison.differences)
+    b["model"]["sha256"] = "0" * 64  # another model: its baseline says nothing of this one's
+    assert _regressed(compare_reports(labelled_report(), b)) == {"p50 ms"}
+    noisy = labelled_report()
+    _winner(noisy)["latency"] = latency(0.298 * 1.05)
+    noisy["control"] = {"ratio": 0.95, "ci95": [0.94, 0.96]}
+    assert _regressed(compare_reports(labelled_report(), noisy)) == set()
+
+
 def test_on_another_machine_the_speed_ups_are_compared_and_it_is_said() -> None:
     b = labelled_report()
     b["machine"]["cpu"] = "AMD EPYC 9654"
