@@ -90,8 +90,11 @@ def check_candidates(
         done = 0
         progress(Progress("check parity", 0, len(data)))
         for feeds, labels in _batches(data, plan):
-            _compare_batch(reference, running, results, feeds, labels, floor=done < _FLOOR_SAMPLES)
-            done += len(next(iter(feeds.values())))
+            rows = len(next(iter(feeds.values())))
+            eager = _run_reference(reference, feeds, f"{data.source}, samples {done} on")
+            exact = reference.floor(feeds, eager) if done < _FLOOR_SAMPLES else None
+            _compare_batch(running, results, feeds, labels, (eager, exact))
+            done += rows
             progress(Progress("check parity", min(done, len(data)), len(data)))
         if plan.static_batch is None:
             first = data.batch(range(min(max(_ODD_BATCHES), len(data))))
@@ -111,17 +114,41 @@ class _Comparison:
     parity: ParityAccumulator
 
 
+def _run_reference(reference: Reference, feeds: Feeds, where: str) -> Outputs:
+    """The reference's outputs.
+
+    Raises:
+        DataError: the model itself fails on these samples, or returns NaN for them.
+    """
+    try:
+        outputs = reference(feeds)
+    except DeployError:
+        raise
+    except Exception as error:  # the user's own code: whatever it raises is the finding
+        rows = len(next(iter(feeds.values())))
+        raise DataError(
+            f"{where}: the model itself fails on this batch of {rows}: {type(error).__name__}: "
+            f"{error}. Mend the data, or the model."
+        ) from error
+    for name, values in outputs.items():
+        if values.dtype.kind == "f" and np.isnan(values).any():
+            raise DataError(
+                f"{where}: the model itself returns NaN in output {name!r}, so there is nothing to "
+                "hold an engine against. Check its weights, and pass --data with samples that it "
+                "was made for."
+            )
+    return outputs
+
+
 def _compare_batch(
-    reference: Reference,
     running: Mapping[str, _Comparison],
     results: dict[str, ParityReport | str],
     feeds: Feeds,
     labels: Array | None,
-    *,
-    floor: bool,
+    expected: tuple[Outputs, tuple[Outputs, Outputs] | None],
 ) -> None:
-    eager = reference(feeds)
-    exact = reference.floor(feeds, eager) if floor else None
+    """Add one batch to every candidate; `expected` is the reference's outputs and its floor."""
+    eager, exact = expected
     for name, comparison in running.items():
         if name in results:
             continue

@@ -71,6 +71,50 @@ class EngineSpec:
         return "torch" if self.engine == "torch" else f"{self.engine}-{self.precision}"
 
 
+class BackendEngine:
+    """What the engines of all backends share: checked inputs, and an end.
+
+    A backend sets `inputs` and `outputs` and says how it runs and what it lets go.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    _closed = False
+
+    def _run(self, feeds: Feeds) -> dict[str, Array]:
+        raise NotImplementedError
+
+    def _release(self) -> None:
+        """Let go of what the vendor's library holds."""
+
+    def __call__(self, feeds: Feeds) -> dict[str, Array]:
+        """Run on named arrays and return named arrays that the caller owns.
+
+        Raises:
+            EngineError: the inputs do not fit, the backend fails, or the engine was closed.
+        """
+        if self._closed:
+            raise EngineError("The engine is closed; call it inside its with block.")
+        check_feeds(self.inputs, feeds)
+        return self._run(feeds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._closed = True
+        self._release()
+
+    def __repr__(self) -> str:
+        takes, gives = (", ".join(map(str, specs)) for specs in (self.inputs, self.outputs))
+        return f"{type(self).__name__}({takes} -> {gives})"
+
+
 def check_feeds(specs: tuple[TensorSpec, ...], feeds: Feeds) -> None:
     """Compare named arrays with a signature before a backend sees them.
 
@@ -79,6 +123,10 @@ def check_feeds(specs: tuple[TensorSpec, ...], feeds: Feeds) -> None:
             is not the same for all inputs.
     """
     names = [spec.name for spec in specs]
+    if not isinstance(feeds, Mapping):
+        raise EngineError(
+            f"An engine takes named arrays, not {type(feeds).__name__}: engine({{{names[0]!r}: x}})."
+        )
     for name in feeds:
         if name not in names:
             raise EngineError(f"There is no input {name!r}; the inputs are: {', '.join(names)}.")

@@ -1,11 +1,8 @@
 """ONNX Runtime on the CPU. Needs nothing beyond the core."""
 
-from types import TracebackType
-from typing import Self
-
 import onnxruntime
 
-from deploy.engines.base import Array, EngineSpec, Feeds, check_feeds
+from deploy.engines.base import Array, BackendEngine, EngineSpec, Feeds
 from export.artifacts import BATCH, TensorSpec
 from export.errors import EngineError
 from export.execute import ORT_ERRORS
@@ -18,7 +15,7 @@ _DTYPES = {
 }
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(BackendEngine):
     """An InferenceSession on the CPU provider, all graph optimizations on."""
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -36,24 +33,14 @@ class OnnxRuntimeEngine:
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
         self._names = [value.name for value in self.outputs]
 
-    def __call__(self, feeds: Feeds) -> dict[str, Array]:
-        """Run the session; see `Engine`."""
-        check_feeds(self.inputs, feeds)
+    def _run(self, feeds: Feeds) -> dict[str, Array]:
         try:
             outputs = self._session.run(self._names, dict(feeds))
         except ORT_ERRORS as error:
             raise EngineError(f"ONNX Runtime failed on this input: {error}") from error
         return dict(zip(self._names, outputs, strict=True))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def _release(self) -> None:
         del self._session
 
 

@@ -2,12 +2,11 @@
 
 import sys
 from collections import OrderedDict
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
-from deploy.engines.base import Array, EngineSpec, Feeds, check_feeds
+from deploy.engines.base import Array, BackendEngine, EngineSpec, Feeds
 from export.artifacts import BATCH, TensorSpec
 from export.errors import EngineError
 from export.optional import require
@@ -17,7 +16,7 @@ _COMPILED_BATCHES = 4
 """How many batch sizes keep a program compiled for their static shape."""
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(BackendEngine):
     """A model compiled for the CPU, once for each batch size in use.
 
     A program compiled for a static shape is faster than one for a dynamic batch; compiling takes
@@ -47,9 +46,7 @@ class OpenVinoEngine:
         self.outputs = tuple(_spec(port) for port in self._model.outputs)
         self._requests: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
 
-    def __call__(self, feeds: Feeds) -> dict[str, Array]:
-        """Run the program compiled for the batch of `feeds`; see `Engine`."""
-        check_feeds(self.inputs, feeds)
+    def _run(self, feeds: Feeds) -> dict[str, Array]:
         arrays = [np.asarray(feeds[spec.name], order="C") for spec in self.inputs]
         request = self._request_for(tuple(array.shape for array in arrays))
         try:
@@ -78,15 +75,7 @@ class OpenVinoEngine:
             self._requests.popitem(last=False)
         return self._requests[shapes]
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def _release(self) -> None:
         self._requests.clear()
 
 

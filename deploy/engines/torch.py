@@ -1,16 +1,15 @@
 """Eager PyTorch: the baseline that every candidate must beat, and the engine when none does."""
 
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
-from deploy.engines.base import Array, EngineSpec, Feeds, check_feeds
+from deploy.engines.base import Array, BackendEngine, EngineSpec, Feeds
 from export.errors import EngineError
 from export.optional import require
 
 
-class TorchEngine:
+class TorchEngine(BackendEngine):
     """The user's module as it is, in eval and inference mode, on the CPU."""
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -30,9 +29,7 @@ class TorchEngine:
         self.inputs = spec.inputs
         self.outputs = spec.outputs
 
-    def __call__(self, feeds: Feeds) -> dict[str, Array]:
-        """Run the module; see `Engine`."""
-        check_feeds(self.inputs, feeds)
+    def _run(self, feeds: Feeds) -> dict[str, Array]:
         tensors = {name: self._to_tensor(array) for name, array in feeds.items()}
         with self._torch.inference_mode():
             try:
@@ -54,15 +51,7 @@ class TorchEngine:
             return self._torch.from_numpy(array)
         return self._torch.from_numpy(array.copy())
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def _release(self) -> None:
         del self._module
 
 
