@@ -1,6 +1,7 @@
 """The options of a build, from flags, ``[tool.deploy]`` and Python, in one frozen record."""
 
 import dataclasses
+import difflib
 import math
 import tomllib
 import types
@@ -115,10 +116,10 @@ def make_config(values: Mapping[str, Any], *, where: str) -> BuildConfig:
     for key, value in values.items():
         name = key.replace("-", "_")
         if name not in fields:
-            raise ConfigError(
-                f"{where}: unknown option {key!r}. Known: "
-                f"{', '.join(sorted(field.replace('_', '-') for field in fields))}."
-            )
+            known = sorted(field.replace("_", "-") for field in fields)
+            close = difflib.get_close_matches(key.replace("_", "-"), known, n=1)
+            hint = f"Did you mean {close[0]}? " if close else ""
+            raise ConfigError(f"{where}: unknown option {key!r}. {hint}Known: {', '.join(known)}.")
         cleaned[name] = _convert(value, fields[name], f"{where}: {key}")
     return BuildConfig(**cleaned)
 

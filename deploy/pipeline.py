@@ -26,7 +26,7 @@ from deploy.results import CandidateResult
 from deploy.source import Problem, open_problem
 from deploy.staging import stage_bundle
 from export.cost import model_cost
-from export.errors import DeployError, GateError
+from export.errors import ConfigError, DeployError, GateError
 from export.execute import float_tensors
 from export.ladder import Exported, export_model
 from export.progress import Progress, ProgressCallback, ignore_progress
@@ -82,7 +82,7 @@ def build(
         with clock.stage("load"):
             problem = open_problem(model, config, scratch)
         stage = stack.enter_context(stage_bundle(target))
-        threads = config.threads or usable_cores()
+        threads = _choose_threads(config)
         reference = Reference(problem.module, problem.signature, threads=threads)
         with clock.stage("export"):
             exported, problem = _export(problem, config, stage, progress)
@@ -125,9 +125,10 @@ def build(
         )
         if not any(result.parity_holds for result in results):
             where = write_failure(target, make_report(findings, config, clock.seconds))
+            first = results[0]
             raise GateError(
                 "No candidate gives the model's answers, so nothing is shipped. "
-                f"The report says why: {where}"
+                f"{first.name}: {first.reason}. The report says more: {where}"
             )
         with clock.stage("pack"):
             pack_bundle(stage, findings, reference, config, clock.seconds)
@@ -140,6 +141,15 @@ def _choose_output(model: Path | str | nn.Module, output: Path | str | None) -> 
     if isinstance(model, nn.Module):
         return Path(f"{type(model).__name__.lower()}.deploy")
     return Path(model).with_suffix(".deploy")
+
+
+def _choose_threads(config: BuildConfig) -> int:
+    if config.threads > usable_cores():
+        raise ConfigError(
+            f"--threads {config.threads}: this machine has {usable_cores()} usable cores, and more "
+            "threads than cores measure nothing. Leave it out to use all."
+        )
+    return config.threads or usable_cores()
 
 
 def _export(

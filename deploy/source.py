@@ -15,7 +15,7 @@ from deploy.gates import DataKind
 from deploy.inputs import InputSpec, parse_input, synthetic_feeds
 from deploy.loading import load_model, prepare_module
 from export.artifacts import TensorSpec
-from export.errors import ConfigError, ExportError
+from export.errors import ConfigError, DataError, InputError
 from export.signature import CallSignature, describe_call, name_inputs
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def open_problem(model: Path | str | nn.Module, config: BuildConfig, scratch: Pa
         loaded_warnings, name = loaded.warnings, file.name
     data = _open(config)
     specs = _settle_inputs(config, data)
-    names, keyword = name_inputs(module, [spec.name for spec in specs])
+    names, keyword = _name(module, specs, config)
     specs = tuple(replace(spec, name=name) for spec, name in zip(specs, names, strict=True))
     high = {spec.name: spec.high for spec in specs if spec.name and spec.high is not None}
     given_batch = specs[0].shape[0]
@@ -177,9 +177,30 @@ def _open(config: BuildConfig) -> Dataset | None:
     return open_data(config.data, images=config.images, input_names=None, limit=limit)
 
 
+def _name(
+    module: nn.Module, specs: tuple[InputSpec, ...], config: BuildConfig
+) -> tuple[tuple[str, ...], bool]:
+    try:
+        return name_inputs(module, [spec.name for spec in specs])
+    except ConfigError as error:
+        if config.inputs:
+            raise
+        raise DataError(
+            f"{config.data}: the names of its arrays are those of the model's inputs, with y for "
+            f"the labels. {error}"
+        ) from error
+
+
 def _settle_inputs(config: BuildConfig, data: Dataset | None) -> tuple[InputSpec, ...]:
     if config.inputs:
-        return tuple(parse_input(text) for text in config.inputs)
+        specs = tuple(parse_input(text) for text in config.inputs)
+        if len({spec.shape[0] for spec in specs}) > 1:
+            sizes = ", ".join(f"{spec.shape[0]}" for spec in specs)
+            raise ConfigError(
+                f"--input: the leading sizes are {sizes}; the batch comes first, and is the same "
+                "for every input."
+            )
+        return specs
     if data is not None:
         return data.specs()
     raise ConfigError(
@@ -201,7 +222,7 @@ def _settle_batch(
         return _describe_at(module, specs, keyword, given, high, dynamic=False), True, ()
     try:
         return _describe(module, specs, keyword, high), False, ()
-    except ExportError:
+    except InputError:
         if given == _TRACE_BATCH:
             raise
         signature = _describe_at(module, specs, keyword, given, high, dynamic=False)
@@ -218,7 +239,7 @@ def _describe(
     first = _describe_at(module, specs, keyword, _TRACE_BATCH, high, dynamic=True)
     try:
         other = _describe_at(module, specs, keyword, _TRACE_BATCH + 1, high, dynamic=True)
-    except ExportError:
+    except InputError:
         return first  # it takes this batch alone, which the export will find out
     outputs = tuple(
         here if here.shape == there.shape else replace(here, shape=here.with_batch(_TRACE_BATCH))

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from export.artifacts import BATCH, TensorSpec
-from export.errors import ConfigError, ExportError
+from export.errors import ConfigError, ExportError, InputError
 
 
 @dataclass(frozen=True)
@@ -95,16 +95,17 @@ def describe_call(
     the same size, is written as ``"batch"``.
 
     Raises:
-        ExportError: the module fails on these inputs, or returns something without tensors.
+        InputError: the module fails on these inputs.
+        ExportError: it returns something without tensors.
     """
     try:
         with torch.no_grad():
             result = module(*(() if keyword else feeds.values()), **(feeds if keyword else {}))
     except Exception as error:  # the user's own code: whatever it raises is the finding
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in feeds.items())
-        raise ExportError(
-            f"The model itself fails on the given inputs ({shapes}): "
-            f"{type(error).__name__}: {error}. Check --input."
+        raise InputError(
+            f"The model itself fails on the given inputs ({shapes}): {type(error).__name__}: "
+            f"{error}. Check shapes and dtypes: they come from --input, else from --data."
         ) from error
     names, tensors, structure = flatten_outputs(result)
     batch = {int(value.shape[0]) for value in feeds.values() if value.ndim}

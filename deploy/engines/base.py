@@ -125,7 +125,8 @@ def check_feeds(specs: tuple[TensorSpec, ...], feeds: Feeds) -> None:
     names = [spec.name for spec in specs]
     if not isinstance(feeds, Mapping):
         raise EngineError(
-            f"An engine takes named arrays, not {type(feeds).__name__}: engine({{{names[0]!r}: x}})."
+            f"An engine takes named arrays, not {type(feeds).__name__}: "
+            f"engine({{{names[0]!r}: x}})."
         )
     for name in feeds:
         if name not in names:

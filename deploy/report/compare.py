@@ -175,14 +175,18 @@ def _compare_accuracy(a: Report, b: Report) -> list[Difference]:
     if first is not None and second is not None:
         lower = second.ci95[1] < first.ci95[0]
         dropped = second.drop_ci95[0] > first.drop_ci95[1]
+    gone = second is None
+    note = "lower: the 95% intervals do not overlap" if lower else ""
+    if gone:
+        note = "B was not judged on labelled data, as A was: build it with the same --data"
     return [
         Difference(
             "accuracy",
             _show_accuracy(first),
             _show_accuracy(second),
             _points(first, second, "value"),
-            regression=lower,
-            note="lower: the 95% intervals do not overlap" if lower else "",
+            regression=lower or gone,
+            note=note,
         ),
         Difference(
             "drop, points",

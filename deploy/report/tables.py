@@ -1,5 +1,6 @@
 """Terminal tables of the commands other than build: bench, verify, doctor."""
 
+import math
 from collections.abc import Sequence
 
 from rich import box
@@ -7,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from deploy.bundle import FALLBACK
 from deploy.doctor import Diagnosis
 from deploy.latency import EngineLatency, LatencyReport
 from deploy.report.wording import clean
@@ -15,12 +17,10 @@ from deploy.verification import Verification
 
 def print_latency(baseline: str, report: LatencyReport, console: Console) -> None:
     """One row an engine: median with its interval, p90, p99, ratio to the baseline."""
-    table = _make_table(
-        "engine", "p50 ms", "95% interval", "p90", "p99", "speed-up", "95% interval"
-    )
+    table = _make_table("engine", "p50 ms\n95%", "p90 ms", "p99 ms", "speed-up\n95%")
     rows = sorted(report.engines.items(), key=lambda item: item[1].p50)
     for name, latency in rows:
-        label = f"{name} (baseline)" if name == baseline else name
+        label = f"{name}\nbaseline" if name == baseline else name
         _add_row(table, label, *_times(latency))
     console.print(table)
     for name, reason in report.failed.items():
@@ -40,7 +40,7 @@ def print_verification(results: Sequence[Verification], console: Console) -> Non
             table,
             result.name,
             _golden_cell(result),
-            "-" if parity is None else f"{parity.sqnr_db:.1f}",
+            _sqnr_cell(result),
             "-" if accuracy is None else f"{accuracy.candidate:.2%}",
             "-" if verdict is None else ("holds" if verdict.passed else "FAILS"),
         )
@@ -51,6 +51,24 @@ def print_verification(results: Sequence[Verification], console: Console) -> Non
                 console.print(Text(clean(f"{result.name}: {reason}"), style="red"))
         if result.missing:
             console.print(Text(clean(f"{result.name}: {result.missing}")))
+    console.print(Text(clean(_verification_sentence(results))))
+
+
+def _sqnr_cell(result: Verification) -> str:
+    if result.parity is None:
+        return "-"
+    if math.isinf(result.parity.sqnr_db):
+        return "reference" if result.name == FALLBACK else "identical"
+    return f"{result.parity.sqnr_db:.1f}"
+
+
+def _verification_sentence(results: Sequence[Verification]) -> str:
+    """The answer in one line, and what the data was held against."""
+    failing = [result.name for result in results if not result.holds]
+    answer = "Verified: every engine that was run repeats its recorded answers"
+    if any(result.verdict is not None for result in results):
+        answer += f" and holds its gate on the data, against {FALLBACK} of the bundle"
+    return f"Not verified: {', '.join(failing)}." if failing else f"{answer}."
 
 
 def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
@@ -74,7 +92,7 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
 
 
 def _make_table(*columns: str) -> Table:
-    table = Table(box=box.ASCII, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(
             column,
@@ -87,7 +105,7 @@ def _make_table(*columns: str) -> Table:
 
 def _add_row(table: Table, *cells: str) -> None:
     """Cells as they are: names come from files, and ``[trt]`` is no markup."""
-    table.add_row(*(Text(clean(cell)) for cell in cells))
+    table.add_row(*(Text("\n".join(map(clean, cell.split("\n")))) for cell in cells))
 
 
 def _golden_cell(result: Verification) -> str:
@@ -97,13 +115,13 @@ def _golden_cell(result: Verification) -> str:
 
 
 def _times(latency: EngineLatency) -> tuple[str, ...]:
-    low, high = latency.p50_ci95
-    slow, fast = latency.speedup_ci95
     return (
-        f"{latency.p50 * 1e3:.3f}",
-        f"{low * 1e3:.3f}-{high * 1e3:.3f}",
+        _with_interval(f"{latency.p50 * 1e3:.3f}", [end * 1e3 for end in latency.p50_ci95], 3),
         f"{latency.p90 * 1e3:.3f}",
         "-" if latency.p99 is None else f"{latency.p99 * 1e3:.3f}",
-        f"{latency.speedup:.2f}x",
-        f"{slow:.2f}-{fast:.2f}",
+        _with_interval(f"{latency.speedup:.2f}x", latency.speedup_ci95, 2),
     )
+
+
+def _with_interval(value: str, interval: Sequence[float], digits: int) -> str:
+    return f"{value}\n{interval[0]:.{digits}f}-{interval[1]:.{digits}f}"

@@ -19,7 +19,7 @@ from deploy.config import BuildConfig
 from deploy.golden import read_golden
 from deploy.manifest import MANIFEST
 from deploy.report import load_schema
-from export.errors import BundleError, ConfigError, ExportError, GateError, TrustError
+from export.errors import BundleError, ConfigError, GateError, InputError, TrustError
 from export.progress import Progress
 
 QUICK = 0.5
@@ -339,7 +339,7 @@ def test_neither_inputs_nor_data_is_an_error_that_names_both(tmp_path: Path) -> 
 
 
 def test_inputs_that_the_model_cannot_take_are_refused_in_its_words(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"fails on the given inputs \(x \(1, 5, 16, 16\)\)"):
+    with pytest.raises(InputError, match=r"fails on the given inputs \(x \(1, 5, 16, 16\)\)"):
         deploy.build(
             Net().eval(), BuildConfig(inputs=("1x5x16x16",)), output=tmp_path / "net.deploy"
         )
@@ -435,3 +435,41 @@ def test_an_exported_program_is_built(tmp_path: Path) -> None:
     assert report["model"]["form"] == "exported_program"
     assert report["model"]["rung"] == "dynamo"
     assert {"stem", "bn1"} == set(report["model"]["fused"][0]["paths"])
+
+
+def test_a_model_that_returns_nan_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    net = Net().eval()
+    with torch.no_grad():
+        net.head.weight[1, 0] = float("nan")
+    config = BuildConfig(inputs=("1x3x16x16",), measure_seconds=QUICK)
+    with pytest.raises(InputError, match="the model itself returns NaN in output 'output'"):
+        deploy.build(net, config, output=tmp_path / "net.deploy")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_the_model_fails_on_is_named(tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(0, 50, (40, 7))
+    ids[33, 2] = 5000
+    data = tmp_path / "ids.npz"
+    np.savez(data, ids=ids, mask=np.ones((40, 7), np.float32))
+    config = BuildConfig(data=str(data), calibration_samples=1, measure_seconds=QUICK)
+    with pytest.raises(InputError, match=r"ids\.npz.*(fails on this batch|IndexError)"):
+        deploy.build(TwoInputs().eval(), config, output=tmp_path / "two.deploy")
+    assert [path.name for path in tmp_path.iterdir()] == ["ids.npz"]
+
+
+def test_more_threads_than_cores_and_batches_that_differ_are_refused(tmp_path: Path) -> None:
+    output = tmp_path / "net.deploy"
+    with pytest.raises(ConfigError, match="usable cores"):
+        deploy.build(Net().eval(), BuildConfig(inputs=("1x3x16x16",), threads=4096), output=output)
+    with pytest.raises(ConfigError, match="leading sizes are 1, 2"):
+        deploy.build(
+            TwoInputs().eval(), BuildConfig(inputs=("ids:1x7:int64", "mask:2x7")), output=output
+        )
+
+
+def test_arrays_under_wrong_names_are_explained_by_the_data(tmp_path: Path) -> None:
+    data = tmp_path / "data.npz"
+    np.savez(data, images=np.zeros((8, 3, 16, 16), np.float32), labels=np.zeros(8, np.int64))
+    with pytest.raises(InputError, match=r"data\.npz: the names of its arrays .* y for the labels"):
+        deploy.build(Net().eval(), BuildConfig(data=str(data)), output=tmp_path / "net.deploy")

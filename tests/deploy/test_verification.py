@@ -1,6 +1,7 @@
 """Recorded answers are repeated or the difference is named; other data is judged by the gates."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -152,11 +153,12 @@ def test_data_without_a_float32_model_to_compare_with_is_refused(
 def test_verify_needs_no_torch(pristine: Path, data: Path, lean: Lean) -> None:
     done = lean("-m", "deploy", "verify", pristine, "--data", data)
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("|o")]
-    cells = {row[1].strip(): [cell.strip() for cell in row[2:6]] for row in rows}
+    rows = [re.split(r" {2,}", line.strip()) for line in done.stdout.splitlines()]
+    cells = {row[0]: row[1:] for row in rows if len(row) == 5}
     assert cells["onnxruntime-int8"][0] == "same"
     assert cells["onnxruntime-int8"][2:] == ["95.00%", "holds"]
     assert cells["openvino-fp32"] == ["not installed", "-", "-", "-"]
+    assert "Verified: every engine that was run" in done.stdout
     assert "pip install 'deploykit[openvino]'" in done.stdout.replace("\n", " ")
 
 

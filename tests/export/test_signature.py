@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from export.artifacts import BATCH, TensorSpec
-from export.errors import ConfigError, ExportError
+from export.errors import ConfigError, ExportError, InputError
 from export.signature import CallSignature, describe_call, flatten_outputs, name_inputs
 
 A, B, C = torch.zeros(2, 3), torch.ones(2, 4), torch.full((2,), 2.0)
@@ -249,10 +249,10 @@ def test_a_model_that_fails_says_on_which_shapes(error: Exception) -> None:
     def fail(x: Tensor, y: Tensor) -> Tensor:
         raise error
 
-    with pytest.raises(ExportError, match=r"x \(2, 3\), y \(2, 4\)") as raised:
+    with pytest.raises(InputError, match=r"x \(2, 3\), y \(2, 4\)") as raised:
         describe_call(Returning(fail), {"x": A, "y": B}, keyword=False, dynamic_batch=True)
     assert type(error).__name__ in str(raised.value)
-    assert "Check --input" in str(raised.value)
+    assert "--input" in str(raised.value)
     assert raised.value.__cause__ is error
 
 

@@ -7,8 +7,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from deploy.engines import EngineSpec, open_engine
-from deploy.engines.base import check_feeds
+from deploy.engines import Array, EngineSpec, Feeds, open_engine
+from deploy.engines.base import BackendEngine, check_feeds
 from export.artifacts import TensorSpec
 from export.errors import EngineError
 
@@ -85,3 +85,26 @@ def test_a_spec_has_the_name_of_its_candidate(engine: str, precision: str, name:
 def test_an_engine_that_cannot_be_run_is_said(engine: str, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="it runs torch, onnxruntime and openvino"):
         open_engine(EngineSpec(engine, "fp16", str(tmp_path / "x"), 1))
+
+
+def test_a_bare_array_is_told_how_to_be_passed() -> None:
+    spec = TensorSpec("x", ("batch", 4), "float32")
+    with pytest.raises(EngineError, match=r"not ndarray: engine\(\{'x': x\}\)"):
+        check_feeds((spec,), np.zeros((1, 4), np.float32))  # type: ignore[arg-type]
+
+
+class _Doubling(BackendEngine):
+    inputs = (TensorSpec("x", ("batch",), "float32"),)
+    outputs = (TensorSpec("y", ("batch",), "float32"),)
+
+    def _run(self, feeds: Feeds) -> dict[str, Array]:
+        return {"y": feeds["x"] * 2}
+
+
+def test_an_engine_that_was_closed_says_so_and_shows_what_it_takes() -> None:
+    feeds = {"x": np.ones(3, np.float32)}
+    with _Doubling() as engine:
+        assert engine(feeds)["y"].tolist() == [2, 2, 2]
+        assert repr(engine) == "_Doubling(x:batch:float32 -> y:batch:float32)"
+    with pytest.raises(EngineError, match="closed"):
+        engine(feeds)
