@@ -15,10 +15,23 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def _blocks(language: str) -> list[list[str]]:
+    """The lines of every fenced block of the README in `language`."""
+    blocks: list[list[str]] = []
+    inside = None
+    for line in README.splitlines():
+        if line.startswith("```"):
+            inside = line.removeprefix("```") if inside is None else None
+            if inside == language:
+                blocks.append([])
+        elif inside == language:
+            blocks[-1].append(line)
+    return blocks
+
+
 def _commands(program: str) -> list[list[str]]:
     """Lines of the README's code blocks that begin with `program`, as words."""
-    blocks = re.findall(r"```(?:console|sh|bash)?\n(.*?)```", README, flags=re.DOTALL)
-    lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    lines = [line.strip().removeprefix("$ ") for block in _blocks("console") for line in block]
     return [re.sub(r"\s+#.*", "", line).split() for line in lines if line.startswith(f"{program} ")]
 
 
@@ -47,10 +60,14 @@ def test_deploy_commands_parse(command: list[str]) -> None:
 
 
 def test_python_blocks_compile() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    blocks = _blocks("python")
     assert blocks
     for block in blocks:
-        compile(block, "README.md", "exec")
+        compile("\n".join(block), "README.md", "exec")
+
+
+def test_the_readme_shows_every_command() -> None:
+    assert {command[1] for command in _commands("deploy")} == set(cli.commands)
 
 
 def test_help_lists_every_command() -> None:
