@@ -58,13 +58,65 @@ class EngineFile:
 
 
 @dataclass(frozen=True)
+class Int8Weights:
+    """What int8 costs the weights of a merged layer, beside the layers that it came from.
+
+    Attributes:
+        range_ratio_before: largest over median range of the output channels; of the branches, the
+            worst.
+        range_ratio_after: the same of the merged layer.
+        sqnr_db_before: signal over error of the weights, one scale an output channel, where every
+            layer is rounded to int8 by itself; None: no error at all.
+        sqnr_db_after: the same where the merged layer is rounded.
+    """
+
+    range_ratio_before: float
+    range_ratio_after: float
+    sqnr_db_before: float | None
+    sqnr_db_after: float | None
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether merging left outliers that int8 would suffer from."""
+        if self.sqnr_db_before is None or self.sqnr_db_after is None:
+            return False
+        return self.sqnr_db_before - self.sqnr_db_after > SQNR_LOSS_DB
+
+
+SQNR_LOSS_DB = 6.0
+"""One bit of the eight."""
+
+
+@dataclass(frozen=True)
 class Fused:
-    """One rewrite that was done: which modules, by the user's own paths, became what."""
+    """One rewrite that was done, and its proof.
+
+    Attributes:
+        paths: the user's own paths of the modules that became one layer.
+        kind: ``conv-bn``, ``linear-bn``, ``branches`` or ``sequence``.
+        structure: what was found, such as ``bn(conv3x3(x)) + bn(x)``.
+        parameters_before, parameters_after: stored numbers, statistics of norms included.
+        macs_before, macs_after: for one sample at the captured size; norms and sums count one an
+            element.
+        error_float64: the merged layer beside the original, both in float64, on random input:
+            largest difference over largest value.
+        error_float32: the merged layer as stored, in the model's precision, beside the original in
+            float64.
+        noise_float32: the original in the model's precision beside itself in float64.
+        weights: what int8 would cost its weights; None where only norms were folded.
+    """
 
     paths: tuple[str, ...]
     kind: str
+    structure: str
+    parameters_before: int
+    parameters_after: int
+    macs_before: int
+    macs_after: int
     error_float64: float
-    """Largest difference of the folded weights' result from the original in float64, relative."""
+    error_float32: float
+    noise_float32: float
+    weights: Int8Weights | None = None
 
 
 @dataclass(frozen=True)

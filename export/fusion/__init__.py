@@ -11,13 +11,19 @@ from export.artifacts import Fused, Skip
 from export.capture import capture
 from export.copying import deep_copy
 from export.errors import ExportError
+from export.fusion.branches import merge_branches
+from export.fusion.certificate import Certificate, certify
 from export.fusion.conv_bn import fold_conv_bn
 from export.fusion.draft import Draft
+from export.fusion.options import FusionOptions
 
-Pass = Callable[[Draft], tuple[tuple[Fused, ...], tuple[Skip, ...]]]
+Pass = Callable[[Draft, FusionOptions], tuple[tuple[Fused, ...], tuple[Skip, ...]]]
 
-PASSES: tuple[Pass, ...] = (fold_conv_bn,)
+PASSES: tuple[Pass, ...] = (merge_branches, fold_conv_bn)
 """The rewrites, run from the first to the last."""
+
+
+DEFAULTS = FusionOptions()
 
 
 @dataclass(frozen=True)
@@ -25,8 +31,17 @@ class FusedProgram:
     """A program with its rewrites done, and the evidence."""
 
     program: ExportedProgram
-    fused: tuple[Fused, ...]
-    skipped: tuple[Skip, ...]
+    certificate: Certificate
+
+    @property
+    def fused(self) -> tuple[Fused, ...]:
+        """What became what."""
+        return self.certificate.fused
+
+    @property
+    def skipped(self) -> tuple[Skip, ...]:
+        """What was left, and why."""
+        return self.certificate.skipped
 
 
 @dataclass(frozen=True)
@@ -37,19 +52,27 @@ class FusionResult:
         module: runs, passes gradients, exports and deep-copies on its own; its tensors are copies.
             ``train()`` and ``eval()`` set the flag only: the graph keeps what the model did in the
             mode it was captured in, and a folded batch norm stays folded.
-        fused: what became what.
-        skipped: what was left, and why.
         program: the same graph, as the ONNX export takes it. It shares the caller's tensors
-            where nothing was folded.
+            where nothing was merged.
+        certificate: what became what, what was left and why, and the proof.
     """
 
     module: fx.GraphModule
-    fused: tuple[Fused, ...]
-    skipped: tuple[Skip, ...]
     program: ExportedProgram
+    certificate: Certificate
+
+    @property
+    def fused(self) -> tuple[Fused, ...]:
+        """What became what, with its proof."""
+        return self.certificate.fused
+
+    @property
+    def skipped(self) -> tuple[Skip, ...]:
+        """What was left, and why."""
+        return self.certificate.skipped
 
 
-def fuse_program(program: ExportedProgram) -> FusedProgram:
+def fuse_program(program: ExportedProgram, options: FusionOptions = DEFAULTS) -> FusedProgram:
     """Run `PASSES` on a copy of `program`.
 
     Raises:
@@ -59,26 +82,31 @@ def fuse_program(program: ExportedProgram) -> FusedProgram:
     fused: list[Fused] = []
     skipped: list[Skip] = []
     for rewrite in PASSES:
-        done, left = rewrite(draft)
+        done, left = rewrite(draft, options)
         fused += done
-        skipped += left
+        told = {path for skip in skipped for path in skip.where.split(", ")}
+        skipped += [skip for skip in left if skip.where not in told]
     try:
         finished = draft.finish()
     except (RuntimeError, AssertionError, torch._export.verifier.SpecViolationError) as error:
         raise ExportError(f"The fused graph does not verify: {error}") from error
-    return FusedProgram(finished, tuple(fused), tuple(skipped))
+    return FusedProgram(finished, certify(program, finished, tuple(fused), tuple(skipped)))
 
 
 def fuse(
-    model: nn.Module, inputs: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
+    model: nn.Module,
+    inputs: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor],
+    *,
+    merge_always: bool = False,
 ) -> FusionResult:
-    """Capture `model` and fold what can be folded; the model itself is not changed.
+    """Capture `model` and merge what can be merged; the model itself is not changed.
 
     The batch axis is dynamic where the model allows it; else the result keeps the given sizes.
 
     Args:
         model: in eval mode, as a rule: a batch norm in training mode is left alone.
         inputs: one example tensor, the positional arguments, or the keyword arguments.
+        merge_always: merge whatever is exact, even where that takes more multiplications.
 
     Raises:
         ExportError: torch.export cannot capture the model.
@@ -95,8 +123,8 @@ def fuse(
         program = capture(model, _widen_batch(feeds), keyword=keyword, dynamic_batch=True)
     except ExportError:
         program = capture(model, feeds, keyword=keyword, dynamic_batch=False)
-    result = fuse_program(program)
-    return FusionResult(_make_module(result.program), result.fused, result.skipped, result.program)
+    result = fuse_program(program, FusionOptions(merge_always=merge_always))
+    return FusionResult(_make_module(result.program), result.program, result.certificate)
 
 
 def _widen_batch(feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,90 +1,275 @@
-"""Pure tensor algebra of the rewrites; no graphs, no modules.
+"""Pure tensor algebra of linear, shift-invariant maps: no graphs, no modules.
 
-Batch normalization in inference is an affine map of each channel c:
+Every convolution, batch norm in inference, channel scale, average pool, zero padding, channel slice
+and the identity is a map
 
-    y_c = (x_c - mean_c) * s_c + beta_c,   s_c = gamma_c / sqrt(var_c + eps)
+    y[n, o, i] = bias[o] + sum over c, k of kernel[o, c, k] x[n, c, stride i + origin + step k]
 
-so after a linear map x = W u + b it is again one:
+with x zero outside its borders (`geometry` has the positions). Such maps are closed under sums and
+concatenation where the outputs lie at the same places, and under sequences wherever the border of
+the value between them makes no difference:
 
-    W'_c = s_c W_c,   b'_c = (b_c - mean_c) s_c + beta_c
+    (g after f):  K = sum of Kg[d2] Kf[d1] at offset sf * d2 + d1,   b = bg + (sum of Kg) bf
 
-Everything is computed in float64, because variances near zero make s_c large.
+Everything is float64: variances near zero make scales large. Tensors on the meta device pass
+through all of it, which tells the cost of a result before it is paid for; questions about values
+are then answered in favour of the merge.
 
-Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
-Integer-Arithmetic-Only Inference", CVPR 2018, section 3.2.
+Source: Ding et al., "RepVGG", CVPR 2021, and "Diverse Branch Block", CVPR 2021, sections 3.2 and
+3.3; generalized to any offsets, strides and groups.
 """
 
-from dataclasses import dataclass
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from export.fusion.geometry import (
+    Axis,
+    Inexact,
+    border_is_blank,
+    compose_axes,
+    reads_border,
+    unite_axes,
+)
+
+_SAME = 1e-9
+"""Relative difference up to which a border counts as equal to the bias that it continues."""
+
 
 @dataclass(frozen=True)
-class BatchNorm:
-    """The constants of a batch normalization in inference, each of shape ``(channels,)``.
+class LinearMap:
+    """A linear, shift-invariant map with bias.
 
     Attributes:
-        mean: running mean.
-        variance: running variance, biased or not as it was stored.
-        gamma: scale; None is 1.
-        beta: shift; None is 0.
-        eps: added to the variance.
+        kernel: ``(out, in / groups, *taps)``, float64.
+        bias: ``(out,)``, float64; None is exactly zero.
+        groups: output block j reads input block j alone.
+        axes: one for each spatial axis; none for a linear layer.
     """
 
-    mean: Tensor
-    variance: Tensor
-    gamma: Tensor | None
-    beta: Tensor | None
-    eps: float
+    kernel: Tensor
+    bias: Tensor | None
+    groups: int
+    axes: tuple[Axis, ...]
 
     @property
-    def channels(self) -> int:
-        """Number of channels."""
-        return self.mean.numel()
+    def inputs(self) -> int:
+        """Input channels."""
+        return self.kernel.shape[1] * self.groups
 
-    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """The map as ``y = x * scale + shift``, both float64 of shape ``(channels,)``."""
-        scale = torch.rsqrt(self.variance.detach().double() + self.eps)
-        if self.gamma is not None:
-            scale = scale * self.gamma.detach().double()
-        shift = -self.mean.detach().double() * scale
-        return scale, shift if self.beta is None else shift + self.beta.detach().double()
+    @property
+    def outputs(self) -> int:
+        """Output channels."""
+        return self.kernel.shape[0]
+
+    @property
+    def is_channelwise(self) -> bool:
+        """Each output channel reads the input channel of the same index, and no other."""
+        return self.groups == self.inputs == self.outputs
 
 
-def fold_batch_norm(
-    weight: Tensor, bias: Tensor | None, bn: BatchNorm, *, transposed: bool, groups: int
-) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the one layer that equals a convolution or linear layer and then `bn`.
+def make_identity(channels: int, sizes: Sequence[int | None], like: Tensor) -> LinearMap:
+    """The identity on `channels`, on the device of `like`."""
+    kernel = torch.ones(channels, 1, *[1] * len(sizes), dtype=torch.float64, device=like.device)
+    return LinearMap(kernel, None, channels, tuple(Axis(size) for size in sizes))
 
-    Args:
-        weight: ``(out, in / groups, *kernel)``, or transposed ``(in, out / groups, *kernel)``;
-            linear layers ``(out, in)``.
-        bias: ``(out,)`` or None.
-        bn: of ``out`` channels.
-        transposed: the layout of a transposed convolution.
-        groups: groups of the convolution.
 
-    Returns:
-        Weight of the same shape and bias ``(out,)``, both float64.
+def make_window(channels: int, axes: Sequence[Axis], weight: float, like: Tensor) -> LinearMap:
+    """A channelwise map with the same weight at every tap: a pool, a padding, a crop."""
+    taps = [axis.taps for axis in axes]
+    kernel = torch.full((channels, 1, *taps), weight, dtype=torch.float64, device=like.device)
+    return LinearMap(kernel, None, channels, tuple(axes))
+
+
+def scale_outputs(map_: LinearMap, scale: Tensor | float, shift: Tensor | None) -> LinearMap:
+    """``y * scale + shift`` with a number or one value an output channel; `shift` None is zero."""
+    rows = scale.reshape(-1, *[1] * (map_.kernel.ndim - 1)) if isinstance(scale, Tensor) else scale
+    bias = None if map_.bias is None else map_.bias * scale
+    if shift is not None:
+        bias = shift.expand(map_.outputs) if bias is None else bias + shift
+    return replace(map_, kernel=map_.kernel * rows, bias=bias)
+
+
+def add_maps(one: LinearMap, other: LinearMap, factor: float = 1.0) -> LinearMap:
+    """``one(x) + factor * other(x)`` as one map.
 
     Raises:
-        ValueError: the layer's output channels are not those of `bn`.
+        Inexact: their outputs do not lie at the same places, or differ in channels.
     """
-    channels = count_output_channels(weight, transposed=transposed, groups=groups)
-    if channels != bn.channels:
-        raise ValueError(f"the layer has {channels} output channels, the norm {bn.channels}")
-    scale, shift = bn.scale_and_shift()
-    wide = weight.detach().double()
-    folded_bias = shift if bias is None else bias.detach().double() * scale + shift
-    if not transposed:
-        return wide * scale.reshape(-1, *[1] * (wide.ndim - 1)), folded_bias
-    inputs, outputs = wide.shape[:2]
-    grouped = wide.reshape(groups, inputs // groups, outputs, *wide.shape[2:])
-    by_group = scale.reshape(groups, 1, outputs, *[1] * (wide.ndim - 2))
-    return (grouped * by_group).reshape(wide.shape), folded_bias
+    if one.outputs != other.outputs:
+        raise Inexact(f"the branches have {one.outputs} and {other.outputs} channels")
+    axes, (left, right), groups = _align([one, other])
+    bias = one.bias
+    if other.bias is not None:
+        bias = other.bias * factor if bias is None else bias + other.bias * factor
+    return LinearMap(left + right * factor, bias, groups, axes)
 
 
-def count_output_channels(weight: Tensor, *, transposed: bool, groups: int) -> int:
-    """Output channels of a layer with this weight."""
-    return int(weight.shape[1]) * groups if transposed else int(weight.shape[0])
+def concatenate_maps(maps: Sequence[LinearMap]) -> LinearMap:
+    """The outputs of all maps, which read the same input, one after the other.
+
+    Raises:
+        Inexact: their outputs do not lie at the same places.
+    """
+    if len(maps) == 1:
+        return maps[0]
+    axes, kernels, _ = _align([replace(m, kernel=regroup(m, 1), groups=1) for m in maps])
+    bias = None
+    if any(map_.bias is not None for map_ in maps):
+        bias = torch.cat(
+            [m.kernel.new_zeros(m.outputs) if m.bias is None else m.bias for m in maps]
+        )
+    return LinearMap(torch.cat(kernels), bias, 1, axes)
+
+
+def select_outputs(map_: LinearMap, channels: range) -> LinearMap:
+    """Only the output channels in `channels`, in their order."""
+    if channels == range(map_.outputs):
+        return map_
+    rows = slice(channels.start, channels.stop, channels.step)
+    kernel = regroup(map_, 1)[rows]
+    return replace(
+        map_, kernel=kernel, groups=1, bias=None if map_.bias is None else map_.bias[rows]
+    )
+
+
+def compose_maps(first: LinearMap, second: LinearMap, border: Tensor | None = None) -> LinearMap:
+    """`second` after `first` as one map.
+
+    Args:
+        first: its outputs are the inputs of `second`.
+        second: reads `border` beyond the outputs of `first`.
+        border: one value a channel; None is zero, as every padded operator has it.
+
+    Raises:
+        Inexact: the composed map would see something else beyond the outputs of `first`.
+    """
+    if first.outputs != second.inputs:
+        raise Inexact(f"{first.outputs} channels meet {second.inputs}")
+    _check_border(first, second, border)
+    axes = tuple(compose_axes(f, s) for f, s in zip(first.axes, second.axes, strict=True))
+    groups = _composed_groups(first, second)
+    shape = (second.outputs, first.inputs // groups, *(axis.taps for axis in axes))
+    kernel = torch.zeros(shape, dtype=torch.float64, device=first.kernel.device)
+    for tap in itertools.product(*(range(axis.taps) for axis in second.axes)):
+        places: Any = [
+            _shift(f, f.stride * s.step * k, a)
+            for f, s, a, k in zip(first.axes, second.axes, axes, tap, strict=True)
+        ]
+        at: Any = (..., *tap)
+        kernel[(..., *places)] += _mix(first, second.kernel[at], second, groups)
+    return LinearMap(kernel, _composed_bias(first, second), groups, axes)
+
+
+def regroup(map_: LinearMap, groups: int) -> Tensor:
+    """The kernel of `map_` with fewer groups, zero where the blocks do not reach.
+
+    `groups` divides the groups of `map_`.
+    """
+    if groups == map_.groups:
+        return map_.kernel
+    merged = map_.groups // groups
+    outputs, inputs, *taps = map_.kernel.shape
+    blocks = map_.kernel.reshape(groups, merged, outputs // map_.groups, inputs, *taps)
+    wide = blocks.new_zeros(groups, merged, outputs // map_.groups, merged, inputs, *taps)
+    wide.diagonal(dim1=1, dim2=3).copy_(blocks.movedim(1, -1))
+    return wide.reshape(outputs, merged * inputs, *taps)
+
+
+def _align(maps: Sequence[LinearMap]) -> tuple[tuple[Axis, ...], list[Tensor], int]:
+    """Common axes and groups of maps that read one input, and their kernels on them."""
+    axes = maps[0].axes
+    for map_ in maps[1:]:
+        axes = tuple(unite_axes(one, two) for one, two in zip(axes, map_.axes, strict=True))
+    groups = math.gcd(*(map_.groups for map_ in maps))
+    kernels = []
+    for map_ in maps:
+        kernel = regroup(map_, groups)
+        if map_.axes != axes:
+            wide = kernel.new_zeros(*kernel.shape[:2], *(axis.taps for axis in axes))
+            places: list[Any] = [_place(a, all_) for a, all_ in zip(map_.axes, axes, strict=True)]
+            wide[(..., *places)] = kernel
+            kernel = wide
+        kernels.append(kernel)
+    return axes, kernels, groups
+
+
+def _place(axis: Axis, within: Axis) -> slice:
+    """Where the taps of `axis` stand among those of `within`."""
+    return _shift(axis, axis.origin - within.origin, within)
+
+
+def _shift(axis: Axis, offset: int, within: Axis) -> slice:
+    """Where the taps of `axis` stand among those of `within`, the first of them at `offset`."""
+    start = offset // within.step
+    return slice(start, start + axis.span // within.step + 1, _every(axis, within))
+
+
+def _every(axis: Axis, within: Axis) -> int:
+    return axis.step // within.step if axis.taps > 1 else 1
+
+
+def _check_border(first: LinearMap, second: LinearMap, border: Tensor | None) -> None:
+    for f, s in zip(first.axes, second.axes, strict=True):
+        if not reads_border(f, s):
+            continue
+        if not border_is_blank(f, s):
+            raise Inexact(
+                "the border would change: the second layer pads what the first computes, and the "
+                "first reads its input there"
+            )
+        if not _is_same(first.bias, border):
+            raise Inexact(
+                "the border would change: a bias stands before the padding"
+                if border is None
+                else "the border would change: its fill is not what the layer before gives there"
+            )
+
+
+def _is_same(bias: Tensor | None, border: Tensor | None) -> bool:
+    known = [value for value in (bias, border) if value is not None]
+    if not known or any(value.is_meta for value in known):
+        return True
+    zero = torch.zeros_like(known[0])
+    left, right = (zero if value is None else value for value in (bias, border))
+    scale = max(float(left.abs().max()), float(right.abs().max()))
+    return float((left - right).abs().max()) <= _SAME * scale
+
+
+def _composed_groups(first: LinearMap, second: LinearMap) -> int:
+    if first.is_channelwise:
+        return second.groups
+    if second.is_channelwise:
+        return first.groups
+    return math.gcd(first.groups, second.groups)
+
+
+def _mix(first: LinearMap, matrix: Tensor, second: LinearMap, groups: int) -> Tensor:
+    """One tap of `second`, ``(out, middle / groups)``, times the whole kernel of `first`."""
+    if second.is_channelwise:
+        return first.kernel * matrix.reshape(-1, *[1] * (first.kernel.ndim - 1))
+    taps = first.kernel.shape[2:]
+    outputs = second.outputs
+    if first.is_channelwise:
+        blocks = matrix.reshape(groups, outputs // groups, -1)
+        scales = first.kernel.reshape(groups, 1, blocks.shape[2], *taps)
+        product = blocks.reshape(*blocks.shape, *[1] * len(taps)) * scales
+        return product.reshape(outputs, -1, *taps)
+    flat = LinearMap(matrix, None, second.groups, ())
+    left = regroup(flat, groups).reshape(groups, outputs // groups, -1)
+    right = regroup(first, groups).reshape(groups, left.shape[2], -1)
+    return torch.bmm(left, right).reshape(outputs, -1, *taps)
+
+
+def _composed_bias(first: LinearMap, second: LinearMap) -> Tensor | None:
+    if first.bias is None:
+        return second.bias
+    sums = second.kernel.flatten(2).sum(-1) if second.axes else second.kernel
+    blocks = sums.reshape(second.groups, second.outputs // second.groups, -1)
+    through = (blocks * first.bias.reshape(second.groups, 1, -1)).sum(-1).reshape(-1)
+    return through if second.bias is None else through + second.bias

@@ -14,22 +14,17 @@ import torch
 from torch import Tensor, fx
 
 from export.artifacts import Fused, Skip
-from export.fusion.algebra import BatchNorm, count_output_channels, fold_batch_norm
+from export.fusion.batch_norm import BatchNorm, count_output_channels, fold_batch_norm
+from export.fusion.cost import count_macs, count_parameters
 from export.fusion.draft import Draft, read_argument
+from export.fusion.norms import NORMS, read_norm
+from export.fusion.operators import describe_layer
+from export.fusion.options import FusionOptions
+from export.fusion.paths import find_path
+from export.fusion.trial import Trial, find_fault, measure_error
 
 aten = torch.ops.aten
 
-NORMS = frozenset(
-    {
-        aten.batch_norm.default,
-        aten.native_batch_norm.default,
-        aten.cudnn_batch_norm.default,
-        aten._native_batch_norm_legit.default,
-        aten._native_batch_norm_legit.no_stats,
-        aten._native_batch_norm_legit_no_training.default,
-        aten._batch_norm_no_update.default,
-    }
-)
 LAYERS = frozenset(
     {
         aten.conv1d.default,
@@ -65,7 +60,9 @@ class _Site:
     groups: int
 
 
-def fold_conv_bn(draft: Draft) -> tuple[tuple[Fused, ...], tuple[Skip, ...]]:
+def fold_conv_bn(
+    draft: Draft, options: FusionOptions
+) -> tuple[tuple[Fused, ...], tuple[Skip, ...]]:
     """Fold every batch normalization of `draft` that can be folded, and say why not the others."""
     fused: list[Fused] = []
     skipped: list[Skip] = []
@@ -84,23 +81,9 @@ def fold_conv_bn(draft: Draft) -> tuple[tuple[Fused, ...], tuple[Skip, ...]]:
     return tuple(fused), tuple(skipped)
 
 
-def find_path(draft: Draft, node: fx.Node) -> str:
-    """The user's module path of a node: by its module stack, else by the name of its weight."""
-    stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
-    path = str(stack[-1]) if stack else ""
-    path = path.removeprefix("L['self']").removeprefix("L__self__").strip(".").partition("@")[0]
-    if path:
-        return path
-    for name in ("weight", "running_mean"):
-        target = draft.target(read_argument(node, name))
-        if target.rpartition(".")[0]:
-            return target.rpartition(".")[0]
-    return "(root)"
-
-
 def _match(draft: Draft, norm: fx.Node) -> _Site | str:
     """The site to fold, or the reason why there is none."""
-    bn = _read_norm(draft, norm)
+    bn = read_norm(norm, draft.stored)
     if isinstance(bn, str):
         return bn
     result = _find_result(norm)
@@ -131,24 +114,6 @@ def _match(draft: Draft, norm: fx.Node) -> _Site | str:
     if mismatch:
         return mismatch
     return _Site(layer, norm, result, weight, bias, bn, transposed, groups)
-
-
-def _read_norm(draft: Draft, norm: fx.Node) -> BatchNorm | str:
-    mean_node, variance_node = (
-        read_argument(norm, name) for name in ("running_mean", "running_var")
-    )
-    if mean_node is None or variance_node is None:
-        return "batch norm has no running statistics"
-    if read_argument(norm, "training", False):
-        return "batch norm is in training mode"
-    mean, variance = draft.stored(mean_node), draft.stored(variance_node)
-    if mean is None or variance is None:
-        return "the running statistics are computed, not stored"
-    affine = [read_argument(norm, name) for name in ("weight", "bias")]
-    gamma, beta = (draft.stored(node) for node in affine)
-    if any(node is not None and draft.stored(node) is None for node in affine):
-        return "scale or shift of the batch norm is computed, not stored"
-    return BatchNorm(mean, variance, gamma, beta, float(read_argument(norm, "eps")))
 
 
 def _find_result(norm: fx.Node) -> fx.Node | None:
@@ -196,8 +161,31 @@ def _rewrite(draft: Draft, site: _Site) -> Fused | str:
     weight, bias = wide_weight.to(site.weight.dtype), wide_bias.to(site.weight.dtype)
     if not (weight.isfinite().all() and bias.isfinite().all()):
         return f"the folded weight does not fit {str(weight.dtype).removeprefix('torch.')}"
-    error = _measure_error(site, weight, bias)
-    paths = (find_path(draft, site.layer), find_path(draft, site.norm))
+    trial = _make_trial(site)
+
+    def run(x: Tensor, precision: torch.dtype) -> Tensor:
+        exact = precision == torch.float64 != site.weight.dtype
+        parts = (wide_weight, wide_bias) if exact else (weight, bias)
+        return _run_layer(site.layer, x, *(part.to(precision) for part in parts))
+
+    error = measure_error(draft, trial, run)
+    fault = find_fault(error, site.weight.dtype)
+    if fault is not None:
+        return fault
+    kind = "linear" if site.layer.target is aten.linear.default else "conv"
+    nodes = (site.layer, site.norm)
+    fused = Fused(
+        paths=(find_path(draft, site.layer), find_path(draft, site.norm)),
+        kind=f"{kind}-bn",
+        structure=f"bn({describe_layer(site.layer)}(x))",
+        parameters_before=count_parameters(draft, nodes),
+        parameters_after=weight.numel() + bias.numel(),
+        macs_before=sum(map(count_macs, nodes)),
+        macs_after=count_macs(site.layer),
+        error_float64=error.float64,
+        error_float32=error.float32,
+        noise_float32=error.noise,
+    )
     draft.store(site.layer, "weight", weight, beside=read_argument(site.layer, "weight"))
     draft.store(site.layer, "bias", bias, beside=read_argument(site.layer, "weight"))
     draft.erase(site.result, read_argument(site.norm, "input"))
@@ -205,17 +193,11 @@ def _rewrite(draft: Draft, site: _Site) -> Fused | str:
         for unused in list(site.norm.users):
             draft.graph.erase_node(unused)
         draft.graph.erase_node(site.norm)
-    kind = "linear-bn" if site.layer.target is aten.linear.default else "conv-bn"
-    return Fused(paths, kind, error)
+    return fused
 
 
-def _measure_error(site: _Site, weight: Tensor, bias: Tensor) -> float:
-    """Largest difference, over the largest value, of the folded layer from layer and norm.
-
-    Both run in float64 on random input just larger than the kernel, so that every border counts;
-    what remains is the rounding of the folded weight to its own dtype.
-    """
-    generator = torch.Generator().manual_seed(0)
+def _make_trial(site: _Site) -> Trial:
+    """The layer and its norm on random input just larger than the kernel, so that borders count."""
     inputs = site.weight.shape[0] if site.transposed else site.weight.shape[1] * site.groups
     dilation = read_argument(site.layer, "dilation", [1])
     dilation = list(dilation) * (site.weight.ndim - 2) if len(dilation) == 1 else dilation
@@ -223,21 +205,18 @@ def _measure_error(site: _Site, weight: Tensor, bias: Tensor) -> float:
         (kernel - 1) * step + 3
         for kernel, step in zip(site.weight.shape[2:], dilation, strict=False)
     ]
-    x = torch.randn(2, inputs, *sizes, dtype=torch.float64, generator=generator)
-    scale, shift = (value.cpu() for value in site.bn.scale_and_shift())
-    with torch.no_grad():
-        before = _run_layer(site.layer, x, site.weight, site.bias)
-        channelwise = (1, -1, *[1] * (before.ndim - 2))
-        expected = before * scale.reshape(channelwise) + shift.reshape(channelwise)
-        difference = (_run_layer(site.layer, x, weight, bias) - expected).abs().max()
-    return float(difference / expected.abs().max().clamp_min(torch.finfo(torch.float64).tiny))
+    nodes = [site.result]
+    while nodes[-1] is not site.layer:
+        nodes.append(nodes[-1].all_input_nodes[0])
+    source = read_argument(site.layer, "input")
+    shape = (2, inputs, *sizes)
+    return Trial(tuple(reversed(nodes)), source, site.result, shape, site.weight.dtype)
 
 
-def _run_layer(layer: fx.Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    tensors = {"input": x, "weight": weight.detach().cpu().double(), "bias": None}
-    if bias is not None:
-        tensors["bias"] = bias.detach().cpu().double()
+def _run_layer(layer: fx.Node, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     schema = layer.target._schema  # type: ignore[union-attr]
     options = {a.name: read_argument(layer, a.name) for a in schema.arguments}
-    result: Tensor = layer.target(**{**options, **tensors})  # type: ignore[operator]
+    result: Tensor = layer.target(  # type: ignore[operator]
+        **{**options, "input": x, "weight": weight, "bias": bias}
+    )
     return result

@@ -35,6 +35,7 @@ class Draft:
         for old, new in zip(program.graph.nodes, self.graph.nodes, strict=True):
             new.name = old.name  # the copy renames what shadows a builtin, as ``input`` does
         self._inputs: list[InputSpec] = list(program.graph_signature.input_specs)
+        self._by_name = {spec.arg.name: spec for spec in self._inputs if spec.kind in _STORED}
         self._state: dict[str, Any] = dict(program.state_dict)
         self._constants: dict[str, Any] = dict(program.constants)
 
@@ -47,10 +48,14 @@ class Draft:
     def stored(self, node: object) -> Tensor | None:
         """The tensor behind a placeholder, or None if it is computed, mutated or passed in."""
         spec = self._spec(node)
-        if spec is None or any(_mutates(user) for user in self._node(spec).users):
+        if spec is None or not isinstance(node, fx.Node) or any(map(_mutates, node.users)):
             return None
         value = self._state.get(spec.target or "", self._constants.get(spec.target or ""))
         return value if isinstance(value, Tensor) else None
+
+    def kind(self, node: fx.Node) -> InputKind | None:
+        """What a placeholder is for; None for any other node."""
+        return next((s.kind for s in self._inputs if s.arg.name == node.name), None)
 
     def target(self, node: object) -> str:
         """The user's own name of a stored tensor (``stages.1.conv.weight``), or ``""``."""
@@ -71,24 +76,30 @@ class Draft:
         """
         old = read_argument(user, argument)
         old_spec = self._spec(old)
-        requires_grad = self._requires_grad(old if old_spec else beside)
+        requires_grad = self.requires_grad(old if old_spec else beside)
         value = nn.Parameter(tensor, requires_grad=requires_grad)
         if old_spec and isinstance(old, fx.Node) and list(old.users) == [user]:
             target = old_spec.target or ""
             self._put(old_spec, target, value)
             return
         prefix = self.target(beside).rpartition(".")[0]
-        target = self._free_target(f"{prefix}.{argument}" if prefix else argument)
+        node = self.add(f"{prefix}.{argument}" if prefix else argument, value, beside=beside)
+        _write_argument(user, argument, node)
+
+    def add(self, wanted: str, tensor: Tensor, *, beside: fx.Node) -> fx.Node:
+        """A new stored tensor, named `wanted` or the like, and its placeholder behind `beside`."""
+        target = self._free_target(wanted)
         with self.graph.inserting_after(beside):
             node = self.graph.placeholder("p_" + target.replace(".", "_"))
         node.target = node.name
         mode = getattr(beside.meta["val"], "fake_mode", None)
-        node.meta["val"] = mode.from_tensor(value, static_shapes=True) if mode else value
+        node.meta["val"] = mode.from_tensor(tensor, static_shapes=True) if mode else tensor
         position = [spec.arg.name for spec in self._inputs].index(beside.name) + 1
         spec = InputSpec(InputKind.PARAMETER, TensorArgument(name=node.name), target)
         self._inputs.insert(position, spec)
-        self._state[target] = value
-        _write_argument(user, argument, node)
+        self._by_name[node.name] = spec
+        self._state[target] = tensor
+        return node
 
     def erase(self, node: fx.Node, replacement: fx.Node) -> None:
         """Let `replacement` stand for `node` everywhere, and drop `node`."""
@@ -103,11 +114,12 @@ class Draft:
 
     def finish(self) -> ExportedProgram:
         """The edited program, verified; stored tensors that nothing reads any more are gone."""
-        for spec in list(self._inputs):
-            node = self._node(spec) if spec.kind in _STORED else None
-            if node is not None and not node.users:
+        for node in [node for node in self.graph.nodes if node.op == "placeholder"]:
+            spec = self._spec(node)
+            if spec is not None and not node.users:
                 self.graph.erase_node(node)
                 self._inputs.remove(spec)
+                del self._by_name[spec.arg.name]
         kept = {spec.target for spec in self._inputs}
         self.graph.lint()
         calls = deep_copy(self._program.module_call_graph)
@@ -143,15 +155,10 @@ class Draft:
     def _spec(self, node: object) -> InputSpec | None:
         if not isinstance(node, fx.Node) or node.op != "placeholder":
             return None
-        matches = (s for s in self._inputs if s.kind in _STORED and s.arg.name == node.name)
-        return next(matches, None)
+        return self._by_name.get(node.name)
 
-    def _node(self, spec: InputSpec) -> fx.Node:
-        nodes = (node for node in self.graph.nodes if node.op == "placeholder")
-        found: fx.Node = next(node for node in nodes if node.name == spec.arg.name)
-        return found
-
-    def _requires_grad(self, node: object) -> bool:
+    def requires_grad(self, node: object) -> bool:
+        """Whether the tensor behind a placeholder is trained."""
         value = self._state.get(self.target(node))
         return isinstance(value, Tensor) and value.requires_grad
 

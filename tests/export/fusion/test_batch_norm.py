@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from export.fusion.algebra import BatchNorm, fold_batch_norm
+from export.fusion.batch_norm import BatchNorm, fold_batch_norm
 
 
 def make_norm(channels: int, *, affine: bool = True, seed: int = 0) -> BatchNorm:

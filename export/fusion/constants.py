@@ -1,0 +1,71 @@
+"""Values of a captured graph that do not depend on its inputs, whatever computes them.
+
+Parametrizations (weight norm, spectral norm), ``weight + identity``, ``gamma.view(1, -1, 1, 1)``
+and the like stand in the graph as operators on stored tensors. To a rewrite they are constants.
+"""
+
+import torch
+from torch import Tensor, fx
+
+from export.fusion.draft import Draft
+from export.fusion.evaluation import evaluate
+from export.fusion.mutation import Mutations, written_arguments
+
+_LARGEST = 2**28
+"""Elements of the largest value that is worked out."""
+
+
+class Constants:
+    """The constants of one graph, as it was when this was made."""
+
+    def __init__(self, draft: Draft, mutations: Mutations) -> None:
+        self._draft = draft
+        self._values: dict[fx.Node, Tensor] = {}
+        self._sources: dict[fx.Node, tuple[fx.Node, ...]] = {}
+        for node in draft.graph.nodes:
+            if draft.stored(node) is not None:
+                self._sources[node] = ()
+            elif self._is_constant(node) and not mutations.writes(node):
+                merged = {s: None for i in node.all_input_nodes for s in self._sources[i]}
+                self._sources[node] = (*merged, node)
+
+    def __contains__(self, node: object) -> bool:
+        return isinstance(node, fx.Node) and node in self._sources
+
+    def computed(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """The operators that compute a constant, in graph order; none for a stored tensor."""
+        return self._sources[node]
+
+    def value(self, node: fx.Node, device: torch.device) -> Tensor:
+        """The constant in float64; on the meta device only its shape."""
+        if device.type == "meta":
+            shape = tuple(node.meta["val"].shape)
+            return torch.empty(shape, dtype=torch.float64, device=device)
+        if node not in self._values:
+            stored = self._draft.stored(node)
+            if stored is None:
+                computed = self._sources[node]
+                with torch.no_grad():
+                    found = evaluate(self._draft, computed, {}, dtype=torch.float64, keep=(node,))
+                self._values[node] = found[node].to(torch.float64)
+            else:
+                return stored.detach().to(device, torch.float64)
+        return self._values[node].to(device)
+
+    def find(self, node: object, device: torch.device) -> Tensor | None:
+        """The same, or None where `node` is no constant."""
+        return self.value(node, device) if isinstance(node, fx.Node) and node in self else None
+
+    def _is_constant(self, node: fx.Node) -> bool:
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            return False
+        if torch.Tag.nondeterministic_seeded in node.target.tags or any(written_arguments(node)):
+            return False
+        value = node.meta.get("val")
+        return (
+            isinstance(value, Tensor)
+            and all(isinstance(size, int) for size in value.shape)
+            and value.numel() <= _LARGEST
+            and bool(node.all_input_nodes)
+            and all(source in self._sources for source in node.all_input_nodes)
+        )

@@ -1,0 +1,74 @@
+"""What operators of a captured graph cost at the captured size, for one sample.
+
+A MAC is a multiplication with its addition. Norms, scales and sums count one an element, so that a
+merge which only takes them away is seen to pay.
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, fx
+
+from export.fusion.draft import Draft, read_argument
+from export.fusion.evaluation import hint
+from export.fusion.norms import NORMS
+
+aten = torch.ops.aten
+
+_POOLS = frozenset({aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default})
+_ELEMENTWISE = frozenset({"add", "sub", "rsub", "mul", "div", "neg"})
+_KERNELS = {
+    **dict.fromkeys((aten.linear.default, aten.convolution.default), "weight"),
+    **dict.fromkeys((aten.matmul.default,), "other"),
+    **dict.fromkeys((aten.mm.default, aten.addmm.default), "mat2"),
+    **{
+        getattr(getattr(aten, f"conv{rank}d"), form): "weight"
+        for rank in (1, 2, 3)
+        for form in ("default", "padding")
+    },
+    **dict.fromkeys(
+        (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input),
+        "weight",
+    ),
+}
+
+
+def is_layer(node: fx.Node) -> bool:
+    """Whether the node is a convolution, a transposed one, or a linear layer."""
+    return node.op == "call_function" and node.target in _KERNELS
+
+
+def count_macs(node: fx.Node) -> int:
+    """MACs of one operator for one sample; what only moves data costs none."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return 0
+    elements = count_elements(node)
+    name = _KERNELS.get(node.target)
+    if name is not None:
+        weight: Tensor = read_argument(node, name).meta["val"]
+        if "transpose" in str(node.target):
+            return count_elements(read_argument(node, "input")) * math.prod(weight.shape[1:])
+        if name != "weight":
+            return elements * int(weight.shape[0])
+        return int(elements * math.prod(weight.shape[1:]))
+    if node.target in _POOLS:
+        rank = node.meta["val"].ndim - 2
+        kernel = list(read_argument(node, "kernel_size"))
+        return int(elements * math.prod(kernel * rank if len(kernel) == 1 else kernel))
+    plain = str(node.target._schema.name).rpartition("::")[2].rstrip("_")
+    return elements if node.target in NORMS or plain in _ELEMENTWISE else 0
+
+
+def count_elements(node: fx.Node) -> int:
+    """Elements of a value for one sample of the batch; of several values, of the first."""
+    value = node.meta["val"]
+    while isinstance(value, (list, tuple)):
+        value = value[0]
+    return math.prod(hint(size) for size in value.shape[1:]) if isinstance(value, Tensor) else 0
+
+
+def count_parameters(draft: Draft, nodes: Iterable[fx.Node]) -> int:
+    """Elements of the floating tensors that `nodes` read, each once; statistics count too."""
+    read = {source: draft.stored(source) for node in nodes for source in node.all_input_nodes}
+    return sum(t.numel() for t in read.values() if t is not None and t.is_floating_point())

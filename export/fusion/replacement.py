@@ -1,0 +1,130 @@
+"""Puts a layer in the place of a region."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from export.fusion.draft import Draft
+from export.fusion.emission import Layer
+from export.fusion.operators import Survey
+from export.fusion.regions import Region, is_dead
+
+aten = torch.ops.aten
+
+
+def replace_region(
+    survey: Survey, region: Region, layer: Layer, stored: tuple[Tensor, Tensor | None], prefix: str
+) -> None:
+    """Compute the result of `region` by `layer`, and drop what nothing needs any more.
+
+    Args:
+        survey: of the graph.
+        region: its result is replaced.
+        layer: how the new layer is called.
+        stored: its weight and bias in their final format.
+        prefix: the module under which they are named.
+    """
+    draft, removed = survey.draft, region.removable()
+    read = list_stored(survey, region)
+    trained = any(draft.requires_grad(node) for node in read)
+    beside = read[0] if read else _find_any_stored(draft)
+    name = f"{prefix}.merged" if prefix else "merged"
+    weight = draft.add(f"{name}.weight", nn.Parameter(stored[0], trained), beside=beside)
+    bias = None
+    if stored[1] is not None:
+        bias = draft.add(f"{name}.bias", nn.Parameter(stored[1], trained), beside=weight)
+    meta = _make_meta(region, prefix)
+    source = region.source
+    with draft.graph.inserting_before(region.result):
+        if layer.border is not None:
+            source = draft.graph.call_function(_PAD, (region.source, _list_pads(layer), 0.0))
+            value = _PAD(region.source.meta["val"], _list_pads(layer), 0.0)
+            source.meta = {**meta, "val": value}
+        arguments: list[Any] = [source, weight, bias]
+        target = aten.linear.default
+        if layer.stride:
+            target = getattr(aten, f"conv{len(layer.stride)}d").default
+            arguments += [[*layer.stride], [*layer.padding], [*layer.dilation], layer.groups]
+        node = draft.graph.call_function(target, tuple(arguments))
+    node.meta = {**meta, "val": region.result.meta["val"]}
+    region.result.replace_all_uses_with(node)
+    _erase(draft, removed)
+
+
+def run_layer(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What the graph computes after `replace_region`."""
+    if not layer.stride:
+        return nn.functional.linear(x, weight, bias)
+    if layer.border is not None:
+        x = nn.functional.pad(x, _list_pads(layer))
+    convolve = getattr(nn.functional, f"conv{len(layer.stride)}d")
+    options = layer.stride, layer.padding, layer.dilation, layer.groups
+    result: Tensor = convolve(x, weight, bias, *options)
+    return result
+
+
+def list_original(survey: Survey, region: Region) -> tuple[fx.Node, ...]:
+    """The region's nodes, its companions and the operators that compute its constants, in order."""
+    members = dict.fromkeys(region.nodes)
+    for node in region.nodes:
+        members |= dict.fromkeys(region.operators[node].companions)
+    for node in list(members):
+        for source in node.all_input_nodes:
+            if source in survey.constants:
+                members |= dict.fromkeys(survey.constants.computed(source))
+    return tuple(sorted(members, key=lambda node: survey.mutations.position[node]))
+
+
+def list_stored(survey: Survey, region: Region) -> list[fx.Node]:
+    """The stored tensors that a region reads."""
+    nodes = list_original(survey, region)
+    read = dict.fromkeys(source for node in nodes for source in node.all_input_nodes)
+    return [source for source in read if survey.draft.stored(source) is not None]
+
+
+def _erase(draft: Draft, removed: tuple[fx.Node, ...]) -> None:
+    """Drop `removed`, and what computed constants for them alone."""
+    queue = list(reversed(removed))
+    while queue:
+        node = queue.pop()
+        if node._erased:
+            continue
+        for user in list(node.users):
+            if is_dead(user):
+                draft.graph.erase_node(user)
+        sources = node.all_input_nodes
+        draft.graph.erase_node(node)
+        queue += [source for source in sources if source not in removed and is_dead(source)]
+
+
+def _find_any_stored(draft: Draft) -> fx.Node:
+    found: fx.Node = next(node for node in draft.graph.nodes if draft.stored(node) is not None)
+    return found
+
+
+def _list_pads(layer: Layer) -> list[int]:
+    """As ``pad`` takes them: the last axis first."""
+    return [size for sides in reversed(layer.border or ()) for size in sides]
+
+
+def _make_meta(region: Region, prefix: str) -> dict[str, object]:
+    """What the merged node tells of where it comes from: the innermost module of all of it."""
+    layer = region.layers()[0]
+    stack = layer.meta.get("nn_module_stack") or {}
+    kept = {
+        key: entry
+        for key, entry in stack.items()
+        if not (path := str(entry[0]).removeprefix("L['self']").strip(".")) or _holds(path, prefix)
+    }
+    meta: dict[str, object] = {"nn_module_stack": kept}
+    if "stack_trace" in layer.meta:
+        meta["stack_trace"] = layer.meta["stack_trace"]
+    return meta
+
+
+def _holds(path: str, prefix: str) -> bool:
+    return prefix == path or prefix.startswith(f"{path}.")
+
+
+_PAD = aten.constant_pad_nd.default
