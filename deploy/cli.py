@@ -45,6 +45,8 @@ def cli() -> None:
 
     \b
       deploy build model.pt                     writes model.deploy/
+      deploy inspect model.pt                   its layers, and what would merge
+      deploy fuse model.pt -o fused.pt2         only the merged model and its proof
       deploy compare A.deploy B.deploy          exit 1 on a regression
       deploy verify model.deploy --data DIR     parity again, on other data
     """
@@ -64,6 +66,16 @@ def _shared(*decorators: Callable[..., Any]) -> Callable[..., Any]:
 _trust_options = _shared(
     click.option("--trust", multiple=True, metavar="PACKAGE", help="Run this package's classes."),
     click.option("--trust-all", is_flag=True, help="Run whatever the model file asks for."),
+)
+_model_options = _shared(
+    click.option(
+        "--input", "inputs", multiple=True, metavar="SPEC", help="1x3x224x224, ids:1x8:int64"
+    ),
+    click.option("--model", metavar="MODULE:FACTORY", help="Makes the module of a weights file."),
+)
+_fusion_options = _shared(
+    click.option("--static-batch", is_flag=True, help="Keep the batch size of --input."),
+    click.option("--merge-always", is_flag=True, help="Merge branches even where that costs more."),
 )
 _data_options = _shared(
     click.option("--data", metavar="PATH", help=".npz, .npy, .pt, image folder, module:callable."),
@@ -87,14 +99,13 @@ _measure_options = _shared(
 @cli.command(epilog=_EPILOG)
 @click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Bundle to write.")
-@click.option("--input", "inputs", multiple=True, metavar="SPEC", help="1x3x224x224, ids:1x8:int64")
-@click.option("--model", metavar="MODULE:FACTORY", help="Makes the module of a weights file.")
+@_model_options
 @_trust_options
 @_data_options
 @click.option("--calibration-samples", type=int, help="Samples to calibrate int8 on.  [256]")
 @click.option("--observer", type=click.Choice(["minmax", "percentile"]), help="Of ranges.")
 @_measure_options
-@click.option("--static-batch", is_flag=True, help="Keep the batch size of --input.")
+@_fusion_options
 @click.option("--opset", type=int, help="ONNX opset, 18 to 25.  [20]")
 @click.option("--golden-from-data", is_flag=True, help="Ship real samples as golden inputs.")
 def build(model_file: Path, output: Path | None, **flags: Any) -> None:
@@ -112,6 +123,47 @@ def build(model_file: Path, output: Path | None, **flags: Any) -> None:
         bundle = build_bundle(model_file, config, output=output, progress=progress)
     print_report(bundle.report(), _console())
     click.echo(f"\nBundle: {bundle.path}\nReport: {bundle.path / REPORT_HTML}")
+
+
+@cli.command(epilog=_EPILOG)
+@click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Program to write, .pt2.")
+@_model_options
+@_trust_options
+@_fusion_options
+def fuse(model_file: Path, output: Path | None, **flags: Any) -> None:
+    """Merge branches and norms; write the merged model and its certificate."""
+    from deploy.report.fusion import print_certificate
+    from export.optional import require
+
+    require("torch", extra="build")
+    from deploy.fusing import fuse_file
+
+    result = fuse_file(model_file, _config(flags), output or model_file.with_suffix(".fused.pt2"))
+    print_certificate(result.certificate.as_dict(), _console())
+    batch = "any batch size" if result.dynamic_batch else "the batch size of the inputs alone"
+    click.echo(
+        f"\nMerged model: {result.path}, for {batch}\nCertificate: {result.certificate_path}"
+    )
+
+
+@cli.command(epilog=_EPILOG)
+@click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
+@_model_options
+@_trust_options
+@_fusion_options
+def inspect(model_file: Path, **flags: Any) -> None:
+    """Show the layers of a model and what would merge; write nothing."""
+    from deploy.report.fusion import print_certificate, print_layers
+    from export.optional import require
+
+    require("torch", extra="build")
+    from deploy.fusing import inspect_file
+
+    inspection = inspect_file(model_file, _config(flags))
+    print_layers(inspection.layers, _console())
+    _console().print()
+    print_certificate(inspection.certificate.as_dict(), _console())
 
 
 @cli.command(epilog=_EPILOG)

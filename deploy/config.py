@@ -42,6 +42,7 @@ class BuildConfig:
         threads: intra-op threads of every engine; 0: one for each usable core.
         measure_seconds: aim of the time spent on measuring latency.
         batch: batch size at which latency is measured.
+        merge_always: merge branches wherever that is exact, even where it costs more.
     """
 
     inputs: tuple[str, ...] = ()
@@ -64,6 +65,7 @@ class BuildConfig:
     batch: int = 1
     measure_seconds: float = 20.0
     opset: int = 20
+    merge_always: bool = False
     golden_from_data: bool = False
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from deploy.latency import LatencyReport
 from deploy.machine import Machine
 from deploy.manifest import hash_file
 from deploy.report import SCHEMA_VERSION
+from deploy.report.fusion import warn_of_outliers
 from deploy.results import (
     CandidateResult,
     candidate_json,
@@ -145,8 +146,16 @@ def _model_json(findings: Findings) -> dict[str, Any]:
         "structure": problem.signature.structure,
         "rung": exported.rung,
         "attempts": [asdict(attempt) for attempt in exported.attempts],
+        **_fusion_json(exported),
+    }
+
+
+def _fusion_json(exported: Exported) -> dict[str, Any]:
+    """What was merged and what was left, each with its evidence, and all of it together."""
+    return {
         "fused": [{**asdict(fused), "paths": list(fused.paths)} for fused in exported.fused],
         "skipped": [asdict(skip) for skip in exported.skipped],
+        "fusion": asdict(exported.fusion) if exported.fusion else None,
     }
 
 
@@ -174,6 +183,9 @@ def _warnings(findings: Findings) -> list[str]:
             f"The model does not run in float64 ({findings.floor_reason}); its noise floor was "
             "taken from reruns with permuted batches and another number of threads."
         )
+    outliers = warn_of_outliers(_fusion_json(findings.exported)["fused"])
+    if outliers is not None:
+        warnings.append(outliers)
     control = findings.latency.control
     if abs(control - 1) > _NOISY_CONTROL:
         warnings.append(

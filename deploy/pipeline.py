@@ -28,6 +28,7 @@ from deploy.staging import stage_bundle
 from export.cost import model_cost
 from export.errors import ConfigError, DeployError, GateError
 from export.execute import float_tensors
+from export.fusion.options import FusionOptions
 from export.ladder import Exported, export_model
 from export.progress import Progress, ProgressCallback, ignore_progress
 from quantize.calibrate import Ranges, calibrate
@@ -166,6 +167,7 @@ def _export(
             static_batch=problem.static_batch is not None,
             opset=config.opset,
             program=problem.program,
+            fusion=FusionOptions(merge_always=config.merge_always),
             progress=progress,
         )
 

@@ -23,7 +23,9 @@ from export.agreement import (
 from export.artifacts import Fused, OnnxModel, Skip
 from export.capture import capture
 from export.errors import ExportError
-from export.fusion import FusedProgram, fuse_program
+from export.fusion import DEFAULTS, FusedProgram, fuse_program
+from export.fusion.certificate import WholeModel
+from export.fusion.options import FusionOptions
 from export.onnx import to_onnx, torchscript_to_onnx
 from export.progress import Progress, ProgressCallback, ignore_progress
 from export.signature import CallSignature
@@ -71,6 +73,7 @@ class Exported:
         attempts: the rungs before it, which failed.
         fused: rewrites done on the way.
         skipped: rewrites left, with reasons.
+        fusion: all rewrites together; None if TorchScript made the file.
         program: the fused program; None if TorchScript made the file.
     """
 
@@ -80,6 +83,7 @@ class Exported:
     attempts: tuple[Attempt, ...]
     fused: tuple[Fused, ...]
     skipped: tuple[Skip, ...]
+    fusion: WholeModel | None
     program: ExportedProgram | None
 
 
@@ -90,6 +94,7 @@ class _Request:
     path: Path
     signature: CallSignature
     opset: int
+    fusion: FusionOptions
 
 
 def export_model(
@@ -101,6 +106,7 @@ def export_model(
     static_batch: bool,
     opset: int,
     program: ExportedProgram | None = None,
+    fusion: FusionOptions = DEFAULTS,
     progress: ProgressCallback = ignore_progress,
 ) -> Exported:
     """Bring `module` to ``workdir/model.onnx`` on the first of `RUNGS` whose result is right.
@@ -113,12 +119,13 @@ def export_model(
         static_batch: keep the batch size of `feeds`.
         opset: of the ONNX file.
         program: a capture that exists already (``.pt2``); the first rung uses it as it is.
+        fusion: what the user says about the rewrites.
         progress: told of each rung.
 
     Raises:
         ExportError: every rung failed; the message has one line for each.
     """
-    request = _Request(module, feeds, workdir / "model.onnx", signature, opset)
+    request = _Request(module, feeds, workdir / "model.onnx", signature, opset, fusion)
     dynamic = not static_batch and any(spec.has_dynamic_batch for spec in signature.inputs)
     rungs = [rung for rung in RUNGS if dynamic or not rung.dynamic_batch]
     if isinstance(module, torch.jit.ScriptModule):
@@ -161,7 +168,7 @@ def _climb(
             opset=request.opset,
         )
         skip = Skip("(model)", "fusion", _explain_unfused(request.module))
-        return Exported(model, rung.name, rung.dynamic_batch, attempts, (), (skip,), None)
+        return Exported(model, rung.name, rung.dynamic_batch, attempts, (), (skip,), None, None)
     if program is None:
         program = capture(
             request.module,
@@ -170,7 +177,7 @@ def _climb(
             dynamic_batch=rung.dynamic_batch,
             strict=rung.strict,
         )
-    result: FusedProgram = fuse_program(program)
+    result: FusedProgram = fuse_program(program, request.fusion)
     model = to_onnx(
         result.program,
         request.path,
@@ -180,7 +187,14 @@ def _climb(
     )
     dynamic = any(spec.has_dynamic_batch for spec in model.inputs)
     return Exported(
-        model, rung.name, dynamic, attempts, result.fused, result.skipped, result.program
+        onnx=model,
+        rung=rung.name,
+        dynamic_batch=dynamic,
+        attempts=attempts,
+        fused=result.fused,
+        skipped=result.skipped,
+        fusion=result.certificate.model,
+        program=result.program,
     )
 
 

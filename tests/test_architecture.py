@@ -21,6 +21,7 @@ LEAN = {
 
 NEED_TORCH = {
     "deploy/findings.py",
+    "deploy/fusing.py",
     "deploy/loading.py",
     "deploy/packing.py",
     "deploy/pipeline.py",
@@ -32,6 +33,7 @@ NEED_TORCH = {
     "export/capture.py",
     "export/copying.py",
     "export/fusion",
+    "export/inspection.py",
     "export/ladder.py",
     "export/onnx.py",
     "export/onnx_cleanup.py",

@@ -1,9 +1,11 @@
 """The tables of the HTML page, one function a section. The facts behind the answer."""
 
 from collections.abc import Callable
+from typing import Any
 
 from deploy.report.chart import status_glyph
 from deploy.report.facts import Report, accuracy_of, list_rows, output_sqnr, sqnr_of, winner_of
+from deploy.report.fusion import describe_fusion
 from deploy.report.markup import Markup, element, facts, join, table, table_body
 from deploy.report.wording import (
     UNKNOWN,
@@ -26,6 +28,18 @@ _PARITY_HEADS = (
     "Top-1 same",
     "To float64",
     "Eager to float64",
+)
+
+
+_FUSED_HEADS = (
+    "Layers",
+    "Structure",
+    "Parameters",
+    "MACs",
+    "Error, float64",
+    "Error, float32",
+    "Eager's own",
+    "int8 weights",
 )
 
 
@@ -139,17 +153,16 @@ def describe_parity(report: Report) -> Markup:
 def describe_graph(report: Report) -> Markup:
     """What was fused and what was not, folded away: it can be long."""
     model = report["model"]
-    fused: list[list[object]] = [
-        [", ".join(item["paths"]), item["kind"], format_number(item["error_float64"], 2)]
-        for item in model["fused"]
-    ]
+    fused: list[list[object]] = [_fused_row(item) for item in model["fused"]]
     skipped: list[list[object]] = [
         [item["where"], item["what"], item["reason"]] for item in model["skipped"]
     ]
     attempts: list[list[object]] = [[item["rung"], item["error"]] for item in model["attempts"]]
+    summary = element("p", describe_fusion(model)) if model.get("fusion") else join()
     return join(
-        _folded("Fused", table(("Layers", "Kind", "Error, float64"), fused, texts=2), len(fused)),
-        _folded("Not fused", table(("Where", "What", "Reason"), skipped, texts=3), len(skipped)),
+        summary,
+        _folded("Merged", table(_FUSED_HEADS, fused, texts=2), len(fused)),
+        _folded("Not merged", table(("Where", "What", "Reason"), skipped, texts=3), len(skipped)),
         _folded(
             "Earlier attempts to capture",
             table(("Rung", "Error"), attempts, texts=2),
@@ -173,6 +186,29 @@ def _parity_row(output: dict[str, float | None]) -> list[object]:
         format_number(output["error_float64"], 2),
         format_number(output["noise_float64"], 2),
     ]
+
+
+def _fused_row(item: dict[str, Any]) -> list[object]:
+    weights = item.get("weights")
+    return [
+        ", ".join(item["paths"]),
+        item.get("structure", item["kind"]),
+        _change(item, "parameters"),
+        _change(item, "macs"),
+        *(
+            format_number(item.get(key), 2)
+            for key in ("error_float64", "error_float32", "noise_float32")
+        ),
+        UNKNOWN
+        if weights is None
+        else f"{format_decibel(weights['sqnr_db_before'])} → "
+        f"{format_decibel(weights['sqnr_db_after'])}",
+    ]
+
+
+def _change(item: dict[str, Any], what: str) -> str:
+    before, after = item.get(f"{what}_before"), item.get(f"{what}_after")
+    return UNKNOWN if before is None or after is None else f"{before:,} → {after:,}"
 
 
 def _folded(what: str, content: Markup, count: int) -> Markup:

@@ -94,7 +94,7 @@ def _sweep(
         elif found is not None:
             layers, skip = found
             reasons.setdefault(layers, skip)
-    return fused, list(dict.fromkeys(reasons.values()))
+    return fused[::-1], list(dict.fromkeys(reversed(reasons.values())))
 
 
 def _find_merger(

@@ -42,7 +42,7 @@ def test_spec_reads_as_the_user_writes_it() -> None:
         TensorSpec("x", (1,), "float32"),
         OnnxModel(Path("m.onnx"), (), (), 20),
         EngineFile(Path("e"), "tensorrt_rtx", "fp16", "sm_90"),
-        Fused(("conv", "bn"), "conv-bn", 1e-16),
+        Fused(("conv", "bn"), "conv-bn", "bn(conv3x3(x))", 9, 9, 81, 81, 1e-16, 1e-7, 1e-7),
         Skip("stem", "conv-bn", "shared weight"),
     ],
     ids=lambda record: type(record).__name__,

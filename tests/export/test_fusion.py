@@ -33,6 +33,10 @@ def reasons(result) -> list[tuple[str, str]]:
     return [(skip.where, skip.reason) for skip in result.skipped]
 
 
+_NON_LINEAR = "a non-linearity (relu) stands between"
+"""Why the residual sums of a ResNet are left."""
+
+
 class Net(nn.Module):
     """Calls `function(self, x)` over named submodules."""
 
@@ -107,7 +111,8 @@ def test_half_precision_keeps_its_dtype():
     net = prepare(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).bfloat16()
     result = fuse(net, torch.randn(2, 3, 6, 6, dtype=torch.bfloat16))
     assert {p.dtype for p in result.module.parameters()} == {torch.bfloat16}
-    assert 1e-5 < result.fused[0].error_float64 < 2e-2
+    assert result.fused[0].error_float64 < 1e-12
+    assert 1e-5 < result.fused[0].error_float32 < 2e-2
 
 
 def test_half_precision_that_would_overflow_is_left():
@@ -143,7 +148,7 @@ def conv(inputs=3, outputs=4, **options):
 
 MUST_NOT = {
     "output used elsewhere": (
-        Net(lambda m, x: m.bn(y := m.conv(x)) + y, conv=conv(), bn=nn.BatchNorm2d(4)),
+        Net(lambda m, x: m.bn(y := m.conv(x)).relu() + y, conv=conv(), bn=nn.BatchNorm2d(4)),
         "the convolution's output is used elsewhere as well",
     ),
     "no running statistics": (
@@ -156,7 +161,7 @@ MUST_NOT = {
     ),
     "computed weight": (
         Net(
-            lambda m, x: m.bn(F.conv2d(x, m.conv.weight * 2, m.conv.bias)),
+            lambda m, x: m.bn(F.conv2d(x, m.conv.weight * x.mean(), m.conv.bias)),
             conv=conv(),
             bn=nn.BatchNorm2d(4),
         ),
@@ -164,10 +169,10 @@ MUST_NOT = {
     ),
     "norm first": (
         Net(lambda m, x: m.conv(m.bn(x)), conv=conv(), bn=nn.BatchNorm2d(3)),
-        "batch norm stands before the convolution",
+        "the border would change: a bias stands before the padding",
     ),
     "alone": (
-        Net(lambda m, x: m.bn(x) + m.conv(x), conv=conv(3, 3), bn=nn.BatchNorm2d(3)),
+        Net(lambda m, x: m.bn(x).relu() + m.conv(x), conv=conv(3, 3), bn=nn.BatchNorm2d(3)),
         "batch norm follows no convolution or linear layer",
     ),
     "linear over the last axis": (
@@ -191,9 +196,7 @@ def test_what_cannot_be_folded_is_left_with_its_reason(name):
     net = prepare(net)
     result = fuse(net, torch.randn(2, 3, 6, 6))
     assert result.fused == ()
-    ((where, found),) = reasons(result)
-    assert where == "bn"
-    assert reason in found
+    assert [found for where, found in reasons(result) if "bn" in where and reason in found]
     assert_same_function(net, result.module, torch.randn(2, 3, 6, 6))
 
 
@@ -229,14 +232,14 @@ def test_unbatched_input_is_left():
 def test_weight_shared_by_two_sites_is_folded_for_each():
     net = prepare(
         Net(
-            lambda m, x: m.bn1(m.conv(x)) + m.bn2(m.conv(x * 2)) + m.conv(x),
+            lambda m, x: m.bn1(m.conv(x)).relu() + m.bn2(m.conv(x * 2)).relu() + m.conv(x),
             conv=conv(),
             bn1=nn.BatchNorm2d(4),
             bn2=nn.BatchNorm2d(4),
         )
     )
     result = fuse(net, torch.randn(2, 3, 6, 6))
-    assert [item.paths for item in result.fused] == [("conv", "bn1"), ("conv", "bn2")]
+    assert {item.paths for item in result.fused} == {("conv", "bn1"), ("conv", "bn2")}
     assert_same_function(net, result.module, torch.randn(3, 3, 6, 6))
     assert len([name for name, _ in result.module.named_parameters() if "weight" in name]) == 3
 
@@ -281,7 +284,7 @@ def test_program_given_is_not_changed():
 def test_bottleneck_net_is_folded_whole_with_the_users_names():
     net = bottleneck_net()
     result = fuse(net, torch.randn(1, 3, 32, 32))
-    assert result.skipped == ()
+    assert {skip.reason for skip in result.skipped} == {_NON_LINEAR}
     paths = {item.paths for item in result.fused}
     assert len(paths) == 9
     assert ("stages.1.0.conv1", "stages.1.0.bn1") in paths
@@ -307,7 +310,8 @@ def test_fused_module_trains_copies_and_exports_again():
         twin = copy.deepcopy(module)
     assert torch.equal(twin(x).detach(), before)
     again = fuse(module, x)
-    assert again.fused == again.skipped == ()
+    assert again.fused == ()
+    assert {skip.reason for skip in again.skipped} == {_NON_LINEAR}
     assert torch.allclose(again.module(x), before, atol=1e-6)
 
 

@@ -53,7 +53,9 @@ def test_ordinary_net_holds_on_the_first_rung(tmp_path, capfd):
         net, {"x": torch.randn(2, 3, 32, 32)}, tmp_path, progress=told.append
     )
     assert (exported.rung, exported.attempts, exported.dynamic_batch) == ("dynamo", (), True)
-    assert (len(exported.fused), exported.skipped) == (9, ())
+    assert len(exported.fused) == 9
+    assert exported.fusion is not None
+    assert exported.fusion.error_float32 <= 4 * exported.fusion.noise_float32
     assert exported.program is not None
     assert told[-1].done == told[-1].total
     assert capfd.readouterr() == ("", "")

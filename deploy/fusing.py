@@ -1,0 +1,107 @@
+"""`deploy fuse` and `deploy inspect`: the captured graph of a model file, merged, and looked at."""
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
+
+from deploy.config import BuildConfig
+from deploy.source import Problem, open_problem
+from export.capture import capture, contain_noise
+from export.errors import ConfigError, ExportError
+from export.fusion import fuse_program
+from export.fusion.certificate import Certificate
+from export.fusion.options import FusionOptions
+from export.inspection import LayerRow, list_layers
+
+CERTIFICATE_SUFFIX = ".certificate.json"
+
+
+@dataclass(frozen=True)
+class FusedFile:
+    """What `fuse_file` wrote.
+
+    Attributes:
+        path: the merged program, as ``torch.export.load`` reads it.
+        certificate_path: its evidence as JSON.
+        certificate: the same.
+        dynamic_batch: it takes any batch size.
+    """
+
+    path: Path
+    certificate_path: Path
+    certificate: Certificate
+    dynamic_batch: bool
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a model is made of, and what would become of it."""
+
+    name: str
+    layers: tuple[LayerRow, ...]
+    certificate: Certificate
+
+
+def fuse_file(model: Path, config: BuildConfig, output: Path) -> FusedFile:
+    """Merge the model in `model` and write the program and its certificate.
+
+    Args:
+        model: in any form but TorchScript.
+        config: the inputs, the trust, ``merge_always``.
+        output: ends in ``.pt2``. The certificate goes beside it. Both are written whole or not at
+            all.
+
+    Raises:
+        InputError: the model, the options or the data cannot be used.
+        ExportError: torch.export cannot capture the model.
+    """
+    if output.suffix != ".pt2":
+        raise ConfigError(f"-o {output}: the merged model is an exported program; name it .pt2.")
+    if not output.parent.is_dir():
+        raise ConfigError(f"-o {output}: there is no folder {output.parent}. Make it first.")
+    program, _, dynamic = _capture(model, config)
+    fused = fuse_program(program, FusionOptions(merge_always=config.merge_always))
+    with tempfile.TemporaryDirectory(prefix=".deploy-", dir=output.parent) as folder:
+        staged = Path(folder) / output.name
+        with contain_noise():
+            torch.export.save(fused.program, staged)
+        evidence = staged.with_suffix(CERTIFICATE_SUFFIX)
+        content = json.dumps(fused.certificate.as_dict(), indent=1, allow_nan=False)
+        evidence.write_text(content + "\n", encoding="utf-8")
+        os.replace(evidence, output.with_suffix(CERTIFICATE_SUFFIX))
+        os.replace(staged, output)
+    return FusedFile(output, output.with_suffix(CERTIFICATE_SUFFIX), fused.certificate, dynamic)
+
+
+def inspect_file(model: Path, config: BuildConfig) -> Inspection:
+    """The layers of the model in `model`, and what `fuse_file` would merge; nothing is written.
+
+    Raises:
+        InputError: the model, the options or the data cannot be used.
+        ExportError: torch.export cannot capture the model.
+    """
+    program, problem, _ = _capture(model, config)
+    fused = fuse_program(program, FusionOptions(merge_always=config.merge_always))
+    return Inspection(problem.name, list_layers(program), fused.certificate)
+
+
+def _capture(model: Path, config: BuildConfig) -> tuple[ExportedProgram, Problem, bool]:
+    """The captured program, with a dynamic batch where the model allows it."""
+    with tempfile.TemporaryDirectory(prefix="deploy-") as scratch:
+        problem = open_problem(model, config, Path(scratch))
+    if problem.program is not None:
+        return problem.program, problem, problem.static_batch is None
+    keyword, feeds = problem.signature.keyword, problem.trace_feeds()
+    if problem.static_batch is None:
+        try:
+            program = capture(problem.module, feeds, keyword=keyword, dynamic_batch=True)
+            return program, problem, True
+        except ExportError:
+            problem = problem.with_static_batch()
+            feeds = problem.trace_feeds()
+    return capture(problem.module, feeds, keyword=keyword, dynamic_batch=False), problem, False

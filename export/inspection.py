@@ -1,0 +1,166 @@
+"""The layers of a captured program: shapes, parameters, MACs and receptive fields.
+
+The receptive field of an output is how far apart the input positions are that it can depend on: it
+grows by ``(kernel - 1) * dilation * jump`` with each layer, and the jump, the distance between
+neighbouring positions, by the stride. Where branches meet, the largest counts. What mixes all
+positions (attention, a global pool, a flattened map) sees everything.
+
+Source: Araujo et al., "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+from export.fusion.cost import count_macs, count_parameters, is_layer
+from export.fusion.draft import Draft, read_argument
+from export.fusion.evaluation import hint
+from export.fusion.norms import NORMS
+from export.fusion.operators import describe_layer
+from export.fusion.paths import find_path
+
+aten = torch.ops.aten
+
+_POOLS = {
+    target: rank
+    for rank, targets in {
+        1: (aten.max_pool1d.default, aten.avg_pool1d.default),
+        2: (aten.max_pool2d.default, aten.avg_pool2d.default),
+        3: (aten.max_pool3d.default, aten.avg_pool3d.default),
+    }.items()
+    for target in targets
+}
+_EVERYTHING = frozenset(
+    {
+        *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "flatten"),
+        *("scaled_dot_product_attention", "matmul", "bmm", "group_norm", "instance_norm", "mean"),
+        *("sum", "amax", "view", "reshape", "layer_norm", "lstm", "gru"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer or norm.
+
+    Attributes:
+        path: the user's module.
+        operator: in a word, such as ``conv3x3 depthwise``.
+        output: shape for one sample.
+        parameters: stored numbers that it reads.
+        macs: for one sample.
+        receptive_field: positions an axis; None where it sees everything.
+    """
+
+    path: str
+    operator: str
+    output: tuple[int, ...]
+    parameters: int
+    macs: int
+    receptive_field: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class _Field:
+    """Extent and jump on each spatial axis; `extent` None: everything."""
+
+    extent: tuple[int, ...] | None
+    jump: tuple[int, ...]
+
+
+def list_layers(program: ExportedProgram) -> tuple[LayerRow, ...]:
+    """Every layer and norm of `program`, in the order of the graph."""
+    draft = Draft(program)
+    fields = _trace_fields(draft)
+    rows = []
+    for node in draft.graph.nodes:
+        if not is_layer(node) and node.target not in NORMS:
+            continue
+        value = node.meta["val"]
+        shape = (value if isinstance(value, Tensor) else value[0]).shape
+        rows.append(
+            LayerRow(
+                path=find_path(draft, node),
+                operator=_describe(node),
+                output=tuple(hint(size) for size in shape[1:]),
+                parameters=count_parameters(draft, [node]),
+                macs=count_macs(node),
+                receptive_field=fields[node].extent if node in fields else None,
+            )
+        )
+    return tuple(rows)
+
+
+def _describe(node: fx.Node) -> str:
+    if node.target in NORMS:
+        return "batch norm"
+    schema: Any = node.target
+    name = str(schema._schema.name).rpartition("::")[2]
+    return describe_layer(node) if "conv" in name or name == "linear" else name
+
+
+def _trace_fields(draft: Draft) -> dict[fx.Node, _Field]:
+    """The receptive field of every value that depends on an input with spatial axes."""
+    fields: dict[fx.Node, _Field] = {}
+    for node in draft.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "placeholder" and draft.stored(node) is None and isinstance(value, Tensor):
+            rank = max(0, value.ndim - 2)
+            fields[node] = _Field((1,) * rank, (1,) * rank)
+        known = [fields[source] for source in node.all_input_nodes if source in fields]
+        if node.op == "call_function" and known:
+            fields[node] = _grow(node, _join(known))
+    return fields
+
+
+def _join(fields: list[_Field]) -> _Field:
+    extents = [field.extent for field in fields]
+    widest = max(fields, key=lambda field: len(field.jump))
+    if any(extent is None or len(extent) != len(widest.jump) for extent in extents):
+        return _Field(None, widest.jump)
+    together = zip(*(extent for extent in extents if extent is not None), strict=True)
+    jumps = zip(*(field.jump for field in fields), strict=True)
+    return _Field(tuple(map(max, together)), tuple(map(max, jumps)))
+
+
+def _grow(node: fx.Node, field: _Field) -> _Field:
+    target: Any = node.target
+    name = str(target._schema.name).rpartition("::")[2] if hasattr(target, "_schema") else ""
+    if field.extent is None:
+        return field
+    rank = len(field.extent)
+    if is_layer(node) and "conv" in name:
+        if "transpose" in str(target) or read_argument(node, "transposed", False):
+            return _Field(None, field.jump)
+        kernel = read_argument(node, "weight").meta["val"].shape[2:]
+        steps = [_spread(read_argument(node, key), rank) for key in ("stride", "dilation")]
+        return _slide(field, list(kernel), *steps)
+    if target in _POOLS and rank == _POOLS[target]:
+        kernel = _spread(read_argument(node, "kernel_size"), rank)
+        stride = _spread(read_argument(node, "stride") or kernel, rank)
+        dilation = _spread(read_argument(node, "dilation", 1), rank)
+        return _slide(field, kernel, stride, dilation)
+    if rank and (name.rstrip("_") in _EVERYTHING or name == "linear"):
+        return _Field(None, field.jump)
+    return field
+
+
+def _slide(field: _Field, kernel: list[int], stride: list[int], dilation: list[int]) -> _Field:
+    extent = field.extent or ()
+    if not len(extent) == len(kernel) == len(stride) == len(dilation):
+        return _Field(None, field.jump)
+    return _Field(
+        tuple(
+            e + (k - 1) * d * j
+            for e, k, d, j in zip(extent, kernel, dilation, field.jump, strict=True)
+        ),
+        tuple(j * s for j, s in zip(field.jump, stride, strict=True)),
+    )
+
+
+def _spread(value: Any, rank: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * rank if len(values) == 1 else values
