@@ -49,7 +49,8 @@ class FusionResult:
     """A fused model.
 
     Attributes:
-        module: runs, passes gradients, exports and deep-copies on its own; its tensors are copies.
+        module: runs, passes gradients, exports and deep-copies on its own. It shares no tensor
+            with the caller's model, and the merged ones with `program`.
             ``train()`` and ``eval()`` set the flag only: the graph keeps what the model did in the
             mode it was captured in, and a folded batch norm stays folded.
         program: the same graph, as the ONNX export takes it. It shares the caller's tensors
@@ -124,7 +125,9 @@ def fuse(
     except ExportError:
         program = capture(model, feeds, keyword=keyword, dynamic_batch=False)
     result = fuse_program(program, FusionOptions(merge_always=merge_always))
-    return FusionResult(_make_module(result.program), result.program, result.certificate)
+    given = {id(tensor) for tensor in program.state_dict.values()}
+    made = [t for t in result.program.state_dict.values() if id(t) not in given]
+    return FusionResult(_make_module(result.program, made), result.program, result.certificate)
 
 
 def _widen_batch(feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -134,13 +137,13 @@ def _widen_batch(feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.cat([v, v]) if v.ndim else v for name, v in feeds.items()}
 
 
-def _make_module(program: ExportedProgram) -> fx.GraphModule:
-    """A plain module of `program` with tensors of its own.
+def _make_module(program: ExportedProgram, made: list[Tensor]) -> fx.GraphModule:
+    """A plain module of `program`; it shares the tensors in `made` with it and no others.
 
     ``program.module()`` refuses ``train()`` and carries guards; a GraphModule made anew of its
     graph does neither.
     """
     unlifted = program.module(check_guards=False)
-    module = deep_copy(fx.GraphModule(unlifted, unlifted.graph))
+    module = deep_copy(fx.GraphModule(unlifted, unlifted.graph), shared=made)
     module.eval()
     return module

@@ -22,7 +22,7 @@ Source: Ding et al., "RepVGG", CVPR 2021, and "Diverse Branch Block", CVPR 2021,
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,12 +50,14 @@ class LinearMap:
         bias: ``(out,)``, float64; None is exactly zero.
         groups: output block j reads input block j alone.
         axes: one for each spatial axis; none for a linear layer.
+        is_identity: known to leave its input as it is.
     """
 
     kernel: Tensor
     bias: Tensor | None
     groups: int
     axes: tuple[Axis, ...]
+    is_identity: bool = False
 
     @property
     def inputs(self) -> int:
@@ -76,7 +78,8 @@ class LinearMap:
 def make_identity(channels: int, sizes: Sequence[int | None], like: Tensor) -> LinearMap:
     """The identity on `channels`, on the device of `like`."""
     kernel = torch.ones(channels, 1, *[1] * len(sizes), dtype=torch.float64, device=like.device)
-    return LinearMap(kernel, None, channels, tuple(Axis(size) for size in sizes))
+    axes = tuple(Axis(size) for size in sizes)
+    return LinearMap(kernel, None, channels, axes, is_identity=True)
 
 
 def make_window(channels: int, axes: Sequence[Axis], weight: float, like: Tensor) -> LinearMap:
@@ -92,7 +95,7 @@ def scale_outputs(map_: LinearMap, scale: Tensor | float, shift: Tensor | None) 
     bias = None if map_.bias is None else map_.bias * scale
     if shift is not None:
         bias = shift.expand(map_.outputs) if bias is None else bias + shift
-    return replace(map_, kernel=map_.kernel * rows, bias=bias)
+    return LinearMap(map_.kernel * rows, bias, map_.groups, map_.axes)
 
 
 def add_maps(one: LinearMap, other: LinearMap, factor: float = 1.0) -> LinearMap:
@@ -103,11 +106,14 @@ def add_maps(one: LinearMap, other: LinearMap, factor: float = 1.0) -> LinearMap
     """
     if one.outputs != other.outputs:
         raise Inexact(f"the branches have {one.outputs} and {other.outputs} channels")
-    axes, (left, right), groups = _align([one, other])
+    axes, groups = _unite([one, other])
+    kernel = _spread_kernel(one, axes, groups)
+    at: Any = (..., *(_place(axis, all_) for axis, all_ in zip(other.axes, axes, strict=True)))
+    kernel[at].add_(regroup(other, groups), alpha=factor)
     bias = one.bias
     if other.bias is not None:
         bias = other.bias * factor if bias is None else bias + other.bias * factor
-    return LinearMap(left + right * factor, bias, groups, axes)
+    return LinearMap(kernel, bias, groups, axes)
 
 
 def concatenate_maps(maps: Sequence[LinearMap]) -> LinearMap:
@@ -118,13 +124,13 @@ def concatenate_maps(maps: Sequence[LinearMap]) -> LinearMap:
     """
     if len(maps) == 1:
         return maps[0]
-    axes, kernels, _ = _align([replace(m, kernel=regroup(m, 1), groups=1) for m in maps])
+    axes, _ = _unite(maps)
     bias = None
     if any(map_.bias is not None for map_ in maps):
         bias = torch.cat(
             [m.kernel.new_zeros(m.outputs) if m.bias is None else m.bias for m in maps]
         )
-    return LinearMap(torch.cat(kernels), bias, 1, axes)
+    return LinearMap(torch.cat([_spread_kernel(m, axes, 1) for m in maps]), bias, 1, axes)
 
 
 def select_outputs(map_: LinearMap, channels: range) -> LinearMap:
@@ -133,9 +139,8 @@ def select_outputs(map_: LinearMap, channels: range) -> LinearMap:
         return map_
     rows = slice(channels.start, channels.stop, channels.step)
     kernel = regroup(map_, 1)[rows]
-    return replace(
-        map_, kernel=kernel, groups=1, bias=None if map_.bias is None else map_.bias[rows]
-    )
+    bias = None if map_.bias is None else map_.bias[rows]
+    return LinearMap(kernel, bias, 1, map_.axes)
 
 
 def compose_maps(first: LinearMap, second: LinearMap, border: Tensor | None = None) -> LinearMap:
@@ -152,6 +157,8 @@ def compose_maps(first: LinearMap, second: LinearMap, border: Tensor | None = No
     if first.outputs != second.inputs:
         raise Inexact(f"{first.outputs} channels meet {second.inputs}")
     _check_border(first, second, border)
+    if first.is_identity:
+        return second
     axes = tuple(compose_axes(f, s) for f, s in zip(first.axes, second.axes, strict=True))
     groups = _composed_groups(first, second)
     shape = (second.outputs, first.inputs // groups, *(axis.taps for axis in axes))
@@ -181,22 +188,23 @@ def regroup(map_: LinearMap, groups: int) -> Tensor:
     return wide.reshape(outputs, merged * inputs, *taps)
 
 
-def _align(maps: Sequence[LinearMap]) -> tuple[tuple[Axis, ...], list[Tensor], int]:
-    """Common axes and groups of maps that read one input, and their kernels on them."""
+def _unite(maps: Sequence[LinearMap]) -> tuple[tuple[Axis, ...], int]:
+    """Common axes and groups of maps that read one input."""
     axes = maps[0].axes
     for map_ in maps[1:]:
         axes = tuple(unite_axes(one, two) for one, two in zip(axes, map_.axes, strict=True))
-    groups = math.gcd(*(map_.groups for map_ in maps))
-    kernels = []
-    for map_ in maps:
-        kernel = regroup(map_, groups)
-        if map_.axes != axes:
-            wide = kernel.new_zeros(*kernel.shape[:2], *(axis.taps for axis in axes))
-            places: list[Any] = [_place(a, all_) for a, all_ in zip(map_.axes, axes, strict=True)]
-            wide[(..., *places)] = kernel
-            kernel = wide
-        kernels.append(kernel)
-    return axes, kernels, groups
+    return axes, math.gcd(*(map_.groups for map_ in maps))
+
+
+def _spread_kernel(map_: LinearMap, axes: tuple[Axis, ...], groups: int) -> Tensor:
+    """The kernel of `map_` on wider axes and in fewer groups, as a tensor of its own."""
+    kernel = regroup(map_, groups)
+    if map_.axes == axes:
+        return kernel.clone() if kernel is map_.kernel else kernel
+    wide = kernel.new_zeros(*kernel.shape[:2], *(axis.taps for axis in axes))
+    at: Any = (..., *(_place(axis, all_) for axis, all_ in zip(map_.axes, axes, strict=True)))
+    wide[at] = kernel
+    return wide
 
 
 def _place(axis: Axis, within: Axis) -> slice:

@@ -169,9 +169,9 @@ def _carry_out(survey: Survey, merger: _Merger) -> Fused | Skip:
     """Prove the merged layer and put it in place of its region."""
     draft, region = survey.draft, merger.region
     where, kind = _name_block(draft, region), _name_kind(region)
-    dtype = region.source.meta["val"].dtype
-    weight = merger.layer.weight.to(dtype)
-    bias = None if merger.layer.bias is None else merger.layer.bias.to(dtype)
+    dtype, device = region.source.meta["val"].dtype, region.source.meta["val"].device
+    weight = merger.layer.weight.to(device, dtype)
+    bias = None if merger.layer.bias is None else merger.layer.bias.to(device, dtype)
     if not (weight.isfinite().all() and (bias is None or bias.isfinite().all())):
         return Skip(
             where, kind, f"the merged weight does not fit {str(dtype).removeprefix('torch.')}"
@@ -182,13 +182,14 @@ def _carry_out(survey: Survey, merger: _Merger) -> Fused | Skip:
         result=region.result,
         shape=make_shape(region.source, merger.map_, captured=region.fixed_size),
         dtype=dtype,
+        device=device,
     )
 
     def run(x: Tensor, precision: torch.dtype) -> Tensor:
         exact = precision == torch.float64 != dtype
         parts = (merger.layer.weight, merger.layer.bias) if exact else (weight, bias)
-        vector = None if parts[1] is None else parts[1].to(precision)
-        return run_layer(merger.layer, x, parts[0].to(precision), vector)
+        vector = None if parts[1] is None else parts[1].to(device, precision)
+        return run_layer(merger.layer, x, parts[0].to(device, precision), vector)
 
     error = measure_error(draft, trial, run)
     fault = find_fault(error, dtype)

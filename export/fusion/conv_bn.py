@@ -210,7 +210,8 @@ def _make_trial(site: _Site) -> Trial:
         nodes.append(nodes[-1].all_input_nodes[0])
     source = read_argument(site.layer, "input")
     shape = (2, inputs, *sizes)
-    return Trial(tuple(reversed(nodes)), source, site.result, shape, site.weight.dtype)
+    dtype, device = site.weight.dtype, site.weight.device
+    return Trial(tuple(reversed(nodes)), source, site.result, shape, dtype, device)
 
 
 def _run_layer(layer: fx.Node, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -18,13 +18,13 @@ def round_to_int8(weight: Tensor) -> Tensor:
     """`weight` rounded to int8, symmetric, one scale an output channel (axis 0)."""
     flat = weight.flatten(1)
     scale = (flat.abs().amax(1, keepdim=True) / _LEVELS).clamp_min(torch.finfo(flat.dtype).tiny)
-    return ((flat / scale).round() * scale).reshape(weight.shape)
+    return (flat / scale).round_().mul_(scale).reshape(weight.shape)
 
 
 def measure_sqnr(weight: Tensor, rounded: Tensor) -> float | None:
     """Signal over error in dB, averaged over the output channels; None where there is no error."""
     signal = weight.flatten(1).square().sum(1)
-    error = (rounded - weight).flatten(1).square().sum(1)
+    error = (rounded - weight).flatten(1).square_().sum(1)
     live = signal > 0
     if not bool(live.any()) or not bool((error[live] > 0).any()):
         return None

@@ -140,7 +140,7 @@ def grow_regions(
     frontier = {result}
     regions = []
     while True:
-        if len(frontier) == 1 and members:
+        if len(frontier) == 1 and members and _is_tensor(*frontier):
             (source,) = frontier
             regions.append(_make_region(source, result, members, position))
         latest = max(frontier, key=lambda node: position[node])
@@ -162,6 +162,10 @@ def _make_region(
 ) -> Region:
     nodes = tuple(sorted(members, key=lambda node: position[node]))
     return Region(source, result, nodes, dict(members))
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.Tensor)
 
 
 def is_dead(node: fx.Node) -> bool:

@@ -56,6 +56,7 @@ class Trial:
         result: the value that they compute.
         shape: of the random input.
         dtype: the model's own.
+        device: the model's own.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -63,12 +64,14 @@ class Trial:
     result: fx.Node
     shape: tuple[int, ...]
     dtype: torch.dtype
+    device: torch.device
 
 
 def measure_error(draft: Draft, trial: Trial, merged: Run) -> Error:
     """Run both on the same seeded random input, in float64 and in the model's own precision."""
     generator = torch.Generator().manual_seed(_SEED)
-    x = torch.randn(trial.shape, dtype=torch.float64, generator=generator).to(trial.dtype)
+    x = torch.randn(trial.shape, dtype=torch.float64, generator=generator)
+    x = x.to(trial.device, trial.dtype)
     with torch.no_grad():
         exact = _run_original(draft, trial, x, torch.float64)
         scale = float(exact.abs().max().clamp_min(torch.finfo(torch.float64).tiny))
