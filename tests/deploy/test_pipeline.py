@@ -227,7 +227,7 @@ def test_several_inputs_and_nested_outputs_keep_their_names(tmp_path: Path) -> N
         output=tmp_path / "two.deploy",
     )
     assert [spec.name for spec in bundle.manifest.outputs] == ["states", "pooled.0", "pooled.1"]
-    assert bundle.manifest.structure == "dict(tensor, tuple(tensor, tensor))"
+    assert bundle.manifest.structure == "dict(states: tensor, pooled: tuple(tensor, tensor))"
     feeds = {
         "ids": np.arange(21, dtype=np.int64).reshape(3, 7),
         "mask": np.ones((3, 7), dtype=np.float32),
