@@ -86,7 +86,7 @@ _measure_options = _shared(
 
 @cli.command(epilog=_EPILOG)
 @click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Bundle to write.")
+@click.option("-o", "--output", type=click.Path(), help="Bundle to write.")
 @click.option("--input", "inputs", multiple=True, metavar="SPEC", help="1x3x224x224, ids:1x8:int64")
 @click.option("--model", metavar="MODULE:FACTORY", help="Makes the module of a weights file.")
 @_trust_options
@@ -97,7 +97,7 @@ _measure_options = _shared(
 @click.option("--static-batch", is_flag=True, help="Keep the batch size of --input.")
 @click.option("--opset", type=int, help="ONNX opset, 18 to 25.  [20]")
 @click.option("--golden-from-data", is_flag=True, help="Ship real samples as golden inputs.")
-def build(model_file: Path, output: Path | None, **flags: Any) -> None:
+def build(model_file: Path, **flags: Any) -> None:
     """Fuse, export, quantize, check, measure; write a verified bundle."""
     from deploy.bundle import REPORT_HTML
     from deploy.report import print_report
@@ -109,7 +109,7 @@ def build(model_file: Path, output: Path | None, **flags: Any) -> None:
 
     config = _config(flags)
     with ProgressDisplay(_console(stderr=True)) as progress:
-        bundle = build_bundle(model_file, config, output=output, progress=progress)
+        bundle = build_bundle(model_file, config, progress=progress)
     print_report(bundle.report(), _console())
     click.echo(f"\nBundle: {bundle.path}\nReport: {bundle.path / REPORT_HTML}")
 
@@ -196,16 +196,14 @@ def _config(flags: dict[str, Any]) -> Any:
     from deploy.config import make_config, read_project_options
 
     directory = Path.cwd()
-    options = read_project_options(directory)
-    make_config(options, where=f"{directory / 'pyproject.toml'}: [tool.deploy]")
+    where = f"{directory / 'pyproject.toml'}: [tool.deploy]"
+    base = make_config(read_project_options(directory), where=where)
     given = {
         key: value
         for key, value in flags.items()
         if value is not None and value is not False and value != ()
     }
-    if given.pop("trust_all", False):
-        given["trust"] = ("*",)
-    return make_config({**options, **given}, where="command line")
+    return make_config(given, where="command line", base=base)
 
 
 def _console(*, stderr: bool = False) -> Any:

@@ -30,6 +30,9 @@ class ImageConfig:
 class BuildConfig:
     """Every option of ``deploy build``. Each field is a flag and a key of ``[tool.deploy]``.
 
+    Two go by another name there: `inputs` is ``--input``, and ``--trust-all`` stands for
+    ``trust=("*",)``.
+
     Attributes:
         inputs: ``[name:]SIZExSIZE...[:dtype]``, batch first; empty: taken from `data`.
         data: ``.npz``, ``.npy``, ``.pt``, a folder of images, or ``package.module:callable``.
@@ -42,6 +45,7 @@ class BuildConfig:
         threads: intra-op threads of every engine; 0: one for each usable core.
         measure_seconds: aim of the time spent on measuring latency.
         batch: batch size at which latency is measured.
+        output: folder of the bundle; None: ``NAME.deploy`` beside the model file.
     """
 
     inputs: tuple[str, ...] = ()
@@ -65,6 +69,7 @@ class BuildConfig:
     measure_seconds: float = 20.0
     opset: int = 20
     golden_from_data: bool = False
+    output: str | None = None
 
     def __post_init__(self) -> None:
         for name, hint in typing.get_type_hints(BuildConfig).items():
@@ -104,24 +109,35 @@ class BuildConfig:
         return ImageConfig(self.image_resize, self.image_crop, self.image_mean, self.image_std)
 
 
-def make_config(values: Mapping[str, Any], *, where: str) -> BuildConfig:
-    """A config from plain values, with dashes or underscores in the keys.
+def make_config(
+    values: Mapping[str, Any], *, where: str, base: BuildConfig | None = None
+) -> BuildConfig:
+    """A config from plain values under the names of the flags, with dashes or underscores.
+
+    Args:
+        values: by name; ``input`` and ``inputs`` are the same, ``trust-all`` is ``trust = ["*"]``.
+        where: the file or the flags, for messages.
+        base: what is not in `values` is taken from it; None: the defaults.
 
     Raises:
-        ConfigError: a key that is not known (the message lists those that are), or a value of the
-            wrong type; `where` names the file or the flags.
+        ConfigError: a key that is not known (the message lists those that are) or is there twice,
+            or a value of the wrong type.
     """
-    fields = typing.get_type_hints(BuildConfig)
+    hints = {**typing.get_type_hints(BuildConfig), _TRUST_ALL: bool}
     cleaned: dict[str, Any] = {}
     for key, value in values.items():
-        name = key.replace("-", "_")
-        if name not in fields:
-            known = sorted(field.replace("_", "-") for field in fields)
-            close = difflib.get_close_matches(key.replace("_", "-"), known, n=1)
+        name = _FIELDS.get(key.replace("-", "_"), key.replace("-", "_"))
+        if name not in hints:
+            close = difflib.get_close_matches(key.replace("_", "-"), OPTIONS, n=1)
             hint = f"Did you mean {close[0]}? " if close else ""
-            raise ConfigError(f"{where}: unknown option {key!r}. {hint}Known: {', '.join(known)}.")
-        cleaned[name] = _convert(value, fields[name], f"{where}: {key}")
-    return BuildConfig(**cleaned)
+            known = ", ".join(OPTIONS)
+            raise ConfigError(f"{where}: unknown option {key!r}. {hint}Known: {known}.")
+        if name in cleaned:
+            raise ConfigError(f"{where}: {key!r} is there twice. Keep one of them.")
+        cleaned[name] = _convert(value, hints[name], f"{where}: {key}")
+    if cleaned.pop(_TRUST_ALL, False):
+        cleaned["trust"] = ("*",)
+    return dataclasses.replace(base or BuildConfig(), **cleaned)
 
 
 def read_project_options(directory: Path) -> dict[str, Any]:
@@ -131,8 +147,8 @@ def read_project_options(directory: Path) -> dict[str, Any]:
     model must not be able to extend the trust in it.
 
     Raises:
-        ConfigError: the file cannot be read or is not valid TOML, ``tool.deploy`` is not a table,
-            or has an option twice, with dashes and with underscores.
+        ConfigError: the file cannot be read or is not valid TOML, or ``tool.deploy`` is not a
+            table.
     """
     path = directory / "pyproject.toml"
     if not path.is_file():
@@ -147,13 +163,7 @@ def read_project_options(directory: Path) -> dict[str, Any]:
     table = tools.get("deploy", {}) if isinstance(tools, dict) else tools
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: tool.deploy must be a table: write [tool.deploy].")
-    options: dict[str, Any] = {}
-    for key, value in table.items():
-        name = key.replace("-", "_")
-        if name in options:
-            raise ConfigError(f"{path}: [tool.deploy] has {key!r} twice. Keep one of them.")
-        options[name] = value
-    return options
+    return table
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
@@ -183,3 +193,11 @@ def _check(holds: bool, name: str, value: object, expected: str) -> None:
 
 
 CONFIG_FIELDS = tuple(field.name for field in dataclasses.fields(BuildConfig))
+_FIELDS = {"input": "inputs"}
+_TRUST_ALL = "trust_all"
+OPTIONS = tuple(
+    sorted(
+        name.replace("_", "-") for name in ({*CONFIG_FIELDS, _TRUST_ALL} - {"inputs"}) | {"input"}
+    )
+)
+"""The names of all options as flags and ``[tool.deploy]`` have them."""

@@ -39,7 +39,8 @@ def test_unknown_option_lists_every_known_one(key: str) -> None:
     message = str(raised.value)
     assert message.startswith(f"pyproject.toml: unknown option {key!r}")
     for field in dataclasses.fields(BuildConfig):
-        assert field.name.replace("_", "-") in message
+        assert field.name.replace("_", "-").replace("inputs", "input") in message
+    assert "trust-all" in message
     assert raised.value.exit_code == 2
 
 
@@ -173,7 +174,7 @@ def test_project_table_is_read(tmp_path: Path) -> None:
     options = read_project_options(
         project(tmp_path, '[tool.deploy]\nmax-drop = 0.02\nbatch = 8\ninputs = ["1x3", "1x4"]\n')
     )
-    assert options == {"max_drop": 0.02, "batch": 8, "inputs": ["1x3", "1x4"]}
+    assert options == {"max-drop": 0.02, "batch": 8, "inputs": ["1x3", "1x4"]}
     config = make_config(options, where="pyproject.toml")
     assert (config.batch, config.inputs) == (8, ("1x3", "1x4"))
 
@@ -219,10 +220,44 @@ def test_a_table_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
         read_project_options(project(tmp_path, text))
 
 
-def test_an_option_with_dashes_and_with_underscores_is_refused(tmp_path: Path) -> None:
-    text = "[tool.deploy]\nmax-drop = 0.01\nmax_drop = 0.5\n"
-    with pytest.raises(ConfigError, match="'max_drop' twice"):
-        read_project_options(project(tmp_path, text))
+@pytest.mark.parametrize(
+    ("text", "twice"),
+    [
+        ("max-drop = 0.01\nmax_drop = 0.5\n", "max_drop"),
+        ("inputs = '1x3'\ninput = '1x4'\n", "input"),
+        ("trust-all = true\ntrust_all = false\n", "trust_all"),
+    ],
+)
+def test_an_option_under_two_of_its_names_is_refused(tmp_path: Path, text: str, twice: str) -> None:
+    options = read_project_options(project(tmp_path, f"[tool.deploy]\n{text}"))
+    with pytest.raises(ConfigError, match=f"table: '{twice}' is there twice"):
+        make_config(options, where="table")
+
+
+def test_options_go_by_the_names_of_their_flags_too() -> None:
+    assert make_config({"input": ["1x3"]}, where="table") == BuildConfig(inputs=("1x3",))
+    assert make_config({"output": "out"}, where="table") == BuildConfig(output="out")
+
+
+@pytest.mark.parametrize("key", ["trust-all", "trust_all"])
+def test_trust_all_trusts_all_and_its_absence_takes_nothing_back(key: str) -> None:
+    assert make_config({key: True}, where="table").trust == ("*",)
+    assert make_config({key: True, "trust": ["timm"]}, where="table").trust == ("*",)
+    assert make_config({key: False, "trust": ["timm"]}, where="table").trust == ("timm",)
+    with pytest.raises(ConfigError, match=f"table: {key} must be bool"):
+        make_config({key: "yes"}, where="table")
+
+
+def test_what_is_given_goes_over_the_base_and_the_rest_is_kept() -> None:
+    base = make_config({"trust-all": True, "seed": 3, "batch": 2}, where="table")
+    config = make_config({"trust": ("timm",), "batch": 8}, where="flags", base=base)
+    assert config == BuildConfig(trust=("timm",), seed=3, batch=8)
+
+
+def test_an_unknown_option_is_told_in_the_users_own_spelling(tmp_path: Path) -> None:
+    options = read_project_options(project(tmp_path, "[tool.deploy]\nmax-dorp = 1\n"))
+    with pytest.raises(ConfigError, match=r"unknown option 'max-dorp'\. Did you mean max-drop\?"):
+        make_config(options, where="table")
 
 
 def test_unreadable_project_file_is_an_error_of_ours(
