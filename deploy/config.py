@@ -6,7 +6,7 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,16 +14,21 @@ from typing import Any, Literal
 from export.errors import ConfigError
 
 Observer = Literal["minmax", "percentile"]
+ImageMode = Literal["rgb", "gray"]
 
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """How images of a folder become tensors: resize, centre crop, scale to 0..1, normalize."""
+    """How images of a folder become tensors: resize, centre crop, scale to 0..1, normalize.
+
+    ``mode`` says whether they have three channels or one.
+    """
 
     resize: int | None = None
     crop: int | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    mode: ImageMode = "rgb"
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class BuildConfig:
         threads: intra-op threads of every engine; 0: one for each usable core.
         measure_seconds: aim of the time spent on measuring latency.
         batch: batch size at which latency is measured.
+        image_mode: channels of the images of a folder; None: gray where the model is known to take
+            one channel, else rgb.
         output: folder of the bundle; None: ``NAME.deploy`` beside the model file.
     """
 
@@ -60,6 +67,7 @@ class BuildConfig:
     image_crop: int | None = None
     image_mean: tuple[float, ...] = ()
     image_std: tuple[float, ...] = ()
+    image_mode: ImageMode | None = None
     observer: Observer = "minmax"
     max_drop: float = 0.01
     min_sqnr: float | None = None
@@ -102,11 +110,24 @@ class BuildConfig:
             self.observer,
             " or ".join(typing.get_args(Observer)),
         )
+        _check(
+            self.image_mode in (None, *typing.get_args(ImageMode)),
+            "image_mode",
+            self.image_mode,
+            " or ".join(typing.get_args(ImageMode)),
+        )
 
-    @property
-    def images(self) -> ImageConfig:
-        """The four image options as one record."""
-        return ImageConfig(self.image_resize, self.image_crop, self.image_mean, self.image_std)
+    def images_for(self, shapes: Sequence[Sequence[int | str]]) -> ImageConfig:
+        """The image options as one record, for a model that takes inputs of `shapes`.
+
+        A lone input of one channel, [N, 1, H, W], makes the images gray where `image_mode` does not
+        say otherwise. No shapes: they are not known yet.
+        """
+        one_channel = len(shapes) == 1 and len(shapes[0]) == 4 and shapes[0][1] == 1
+        mode = self.image_mode or ("gray" if one_channel else "rgb")
+        return ImageConfig(
+            self.image_resize, self.image_crop, self.image_mean, self.image_std, mode
+        )
 
 
 def make_config(
@@ -169,7 +190,7 @@ def read_project_options(directory: Path) -> dict[str, Any]:
 def _convert(value: Any, hint: Any, where: str) -> Any:
     """`value` as the type `hint`, or a ConfigError that says what was expected."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
         return _convert(value, next(a for a in arguments if a is not type(None)), where)

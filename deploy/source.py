@@ -174,7 +174,8 @@ def _open(config: BuildConfig) -> Dataset | None:
     if config.data is None:
         return None
     limit = config.calibration_samples + config.evaluation_samples
-    return open_data(config.data, images=config.images, input_names=None, limit=limit)
+    images = config.images_for([parse_input(text).shape for text in config.inputs])
+    return open_data(config.data, images=images, input_names=None, limit=limit)
 
 
 def _name(

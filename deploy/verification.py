@@ -125,7 +125,8 @@ def _open_evaluation(
 ) -> tuple[Dataset, DataKind, str | None]:
     inputs = bundle.manifest.inputs
     names = [spec.name for spec in inputs]
-    dataset = open_data(data, images=config.images, input_names=names).bind(inputs)
+    images = config.images_for([spec.shape for spec in inputs])
+    dataset = open_data(data, images=images, input_names=names).bind(inputs)
     limit = min(len(dataset), config.evaluation_samples)
     evaluation = dataset.select(range(limit))
     check_data(evaluation, inputs)

@@ -133,6 +133,7 @@ def test_a_config_made_in_python_is_held_to_the_same_types(name: str, value: Any
         ("opset", 26),
         ("observer", "entropie"),
         ("observer", ["minmax"]),
+        ("image_mode", "grey"),
     ],
 )
 def test_value_out_of_range_names_the_option_and_what_is_taken(name: str, value: Any) -> None:
@@ -163,7 +164,27 @@ def test_the_edge_of_each_range_is_taken(name: str, value: Any) -> None:
 
 def test_image_options_are_one_record() -> None:
     config = BuildConfig(image_resize=256, image_crop=224, image_mean=(0.5,), image_std=(0.2,))
-    assert dataclasses.astuple(config.images) == (256, 224, (0.5,), (0.2,))
+    assert dataclasses.astuple(config.images_for([])) == (256, 224, (0.5,), (0.2,), "rgb")
+
+
+@pytest.mark.parametrize(
+    ("mode", "shapes", "expected"),
+    [
+        (None, [], "rgb"),
+        (None, [(1, 3, 28, 28)], "rgb"),
+        (None, [(1, 1, 28, 28)], "gray"),
+        (None, [("batch", 1, 28, 28)], "gray"),
+        (None, [(1, 1, 28, 28), (1, 4)], "rgb"),
+        (None, [(1, 1)], "rgb"),
+        ("rgb", [(1, 1, 28, 28)], "rgb"),
+        ("gray", [(1, 3, 28, 28)], "gray"),
+        ("gray", [], "gray"),
+    ],
+)
+def test_images_are_gray_for_one_channel_unless_the_option_says_otherwise(
+    mode: Any, shapes: list[Any], expected: str
+) -> None:
+    assert BuildConfig(image_mode=mode).images_for(shapes).mode == expected
 
 
 def test_fields_are_listed_in_order() -> None:
