@@ -6,6 +6,7 @@ judged.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,9 +87,13 @@ class ParityReport:
 
 @dataclass
 class OutputAccumulator:
-    """Sums over batches for one output, all in float64."""
+    """Sums over batches for one output, all in float64.
+
+    `axis` is that of the samples; an output without one has no rows and no classes.
+    """
 
     name: str
+    axis: int | None = 0
     count: int = 0
     rows: int = 0
     max_abs: float = 0.0
@@ -109,7 +114,7 @@ class OutputAccumulator:
     def update(
         self, reference: Array, candidate: Array, floor: tuple[Array, Array] | None = None
     ) -> None:
-        """Add one batch; arrays are (rows, ...), of equal shape.
+        """Add one batch; arrays are of equal shape, with the samples on `axis`.
 
         Args:
             reference: eager's output.
@@ -124,8 +129,7 @@ class OutputAccumulator:
                 f"output {self.name!r} has shape {list(candidate.shape)} instead of "
                 f"{list(reference.shape)}"
             )
-        ours = np.asarray(reference, dtype=np.float64)
-        theirs = np.asarray(candidate, dtype=np.float64)
+        ours, theirs = self._order(reference), self._order(candidate)
         if not same_nonfinite(ours, theirs):
             self.finite = False
         shared = np.isfinite(ours) & np.isfinite(theirs)
@@ -133,8 +137,13 @@ class OutputAccumulator:
         self._add_differences(ours[shared], theirs[shared])
         self._add_top1(ours, theirs)
         if floor is not None:
-            exact, noisy = (np.asarray(array, dtype=np.float64) for array in floor)
+            exact, noisy = (self._order(array) for array in floor)
             self._add_floor(exact, noisy, theirs)
+
+    def _order(self, values: Array) -> Floats:
+        """In float64, the samples first."""
+        wide: Floats = np.asarray(values, dtype=np.float64)
+        return np.moveaxis(wide, self.axis, 0) if self.axis and wide.ndim > self.axis else wide
 
     def _add_differences(self, ours: Floats, theirs: Floats) -> None:
         difference = np.abs(ours - theirs)
@@ -149,7 +158,8 @@ class OutputAccumulator:
         self.high = max(self.high, float(ours.max(initial=-math.inf)))
 
     def _add_top1(self, ours: Floats, theirs: Floats) -> None:
-        if self.same_top1 is None or ours.ndim != 2 or ours.shape[1] < 2:
+        no_classes = self.axis is None or ours.ndim != 2 or ours.shape[1] < 2
+        if self.same_top1 is None or no_classes:
             self.same_top1 = None
             return
         self.same_top1 += int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
@@ -184,10 +194,14 @@ class OutputAccumulator:
 
 @dataclass
 class ParityAccumulator:
-    """Sums over batches for all outputs of one candidate, and its hits against labels."""
+    """Sums over batches for all outputs of one candidate, and its hits against labels.
+
+    `axes` has the axis of the samples by output, None where there is none; by default the first.
+    """
 
     names: tuple[str, ...]
     classes_of: str | None = None
+    axes: Mapping[str, int | None] = field(default_factory=dict)
     outputs: dict[str, OutputAccumulator] = field(default_factory=dict)
     reference_hits: list[Array] = field(default_factory=list)
     candidate_hits: list[Array] = field(default_factory=list)
@@ -196,7 +210,9 @@ class ParityAccumulator:
     batches: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.outputs = {name: OutputAccumulator(name) for name in self.names}
+        self.outputs = {
+            name: OutputAccumulator(name, self.axes.get(name, 0)) for name in self.names
+        }
 
     def update(
         self,
@@ -230,7 +246,7 @@ class ParityAccumulator:
         """Compare the outputs in `single`, run at batch 1, with the same samples run by `rows`."""
         self.batches |= {1, rows}
         for name in single:
-            accumulator = OutputAccumulator(name)
+            accumulator = OutputAccumulator(name, self.axes.get(name, 0))
             accumulator.update(single[name], batched[name])
             result = accumulator.result()
             worst = result.sqnr_db if result.finite else -math.inf

@@ -62,9 +62,14 @@ class Reference:
             outputs = self._run(self._module, {n: array[order] for n, array in feeds.items()})
         finally:
             torch.set_num_threads(self._threads)
-        batch = BATCH if any(s.has_dynamic_batch for s in self._signature.inputs) else rows
-        batched = {spec.name for spec in self.outputs if spec.shape[:1] == (batch,)}
-        return {n: array[back] if n in batched else array for n, array in outputs.items()}
+        dynamic = any(spec.has_dynamic_batch for spec in self._signature.inputs)
+        for spec in self.outputs:
+            axes = [axis for axis, size in enumerate(spec.shape) if size == BATCH]
+            if not dynamic:
+                axes = [axis for axis, size in enumerate(spec.shape) if size == rows][:1]
+            for axis in axes:
+                outputs[spec.name] = np.take(outputs[spec.name], back, axis)
+        return outputs
 
     def _run(self, module: nn.Module, feeds: Mapping[str, Array]) -> Outputs:
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}

@@ -25,6 +25,7 @@ NEED_TORCH = {
     "deploy/packing.py",
     "deploy/pipeline.py",
     "deploy/reference.py",
+    "deploy/signatures.py",
     "deploy/source.py",
     "deploy/tensors.py",
     "deploy/trust.py",
