@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from deploy.config import BuildConfig
-from deploy.data import Dataset
+from deploy.data import Dataset, check_data, split_data
+from deploy.data_images import ImageRows
+from deploy.dataset import Rows, describe_inputs
 from deploy.engines.base import Feeds
-from deploy.inputs import InputSpec, parse_input, synthetic_feeds
+from deploy.inputs import DTYPES, InputSpec, parse_input, synthetic_feeds
 from export.artifacts import BATCH, TensorSpec
 from export.errors import ConfigError, DataError, InputError
 from export.signature import CallSignature, describe_call, name_inputs
@@ -20,6 +22,11 @@ STATIC_WARNING = (
     "The model cannot be run or exported with a dynamic batch; every engine takes batches of "
     "exactly {}."
 )
+_GRAY_HINT = (
+    "Images of a folder are read as RGB; pass --image-mode gray for a network of one channel. "
+)
+_SCALE_HINT = "Images must be scaled as in training: (x / 255 - mean) / std as float32. "
+_CHANNELS_HINT = "If the channels are last, transpose to [N, C, H, W]. "
 
 
 @dataclass(frozen=True)
@@ -44,8 +51,8 @@ def settle_call(module: nn.Module, config: BuildConfig, data: Dataset | None) ->
 
     Raises:
         ConfigError: the inputs are not given, or by names that the model does not have.
-        DataError: the arrays of the data go by names that the model does not have.
-        InputError: the model does not run on these inputs.
+        DataError: the inputs come from the data, and the model does not run on them.
+        InputError: the model does not run on the inputs of ``--input``.
         ExportError: it returns no tensors.
     """
     specs = _settle_inputs(config, data)
@@ -53,7 +60,13 @@ def settle_call(module: nn.Module, config: BuildConfig, data: Dataset | None) ->
     specs = tuple(replace(spec, name=name) for spec, name in zip(specs, names, strict=True))
     high = {spec.name: spec.high for spec in specs if spec.name and spec.high is not None}
     call = _Call(module, specs, keyword, high)
-    signature, static, warnings = _settle_batch(call, config)
+    try:
+        signature, static, warnings = _settle_batch(call, config)
+    except InputError as error:
+        if config.inputs or data is None:
+            raise
+        _check_alone(data, config)
+        raise _blame_data(error, module, data) from error
     return SettledCall(signature, specs[0].shape[0], static, high, warnings)
 
 
@@ -103,6 +116,12 @@ def _settle_inputs(config: BuildConfig, data: Dataset | None) -> tuple[InputSpec
             )
         return specs
     if data is not None:
+        for name, rows in data.inputs.items():
+            if rows.dtype.name not in DTYPES:
+                raise DataError(
+                    f"{data.source}: {name} is {rows.dtype}, which no input can be; convert it "
+                    f"with .astype to one of {', '.join(DTYPES)}."
+                )
         return data.specs()
     raise ConfigError(
         "The shape of the inputs is not known. Pass --input, such as --input 1x3x224x224, or "
@@ -176,3 +195,48 @@ def _compare_axes(few: tuple[int, ...], many: tuple[int, ...]) -> tuple[int | st
         else:
             shape.append(f"axis_{axis}")
     return tuple(shape)
+
+
+def _check_alone(data: Dataset, config: BuildConfig) -> None:
+    """Find what is wrong with the data whatever the model takes, before the model is asked.
+
+    Raises:
+        DataError: a sample cannot be read, has another size than the first, or holds NaN.
+    """
+    specs = [
+        TensorSpec(name, (BATCH, *rows.shape[1:]), rows.dtype.name)
+        for name, rows in data.inputs.items()
+    ]
+    split = split_data(
+        data,
+        calibration_samples=config.calibration_samples,
+        evaluation_samples=config.evaluation_samples,
+        seed=config.seed,
+    )
+    for view in (split.calibration, split.evaluation):
+        check_data(view, specs)
+
+
+def _blame_data(error: InputError, module: nn.Module, data: Dataset) -> DataError:
+    """What the model said of the arrays that its inputs were taken from, with what to do."""
+    said = error.__cause__
+    words = str(error) if said is None else f"{type(said).__name__}: {str(said).rstrip('.')}."
+    kinds = {str(p.dtype).removeprefix("torch.") for p in module.parameters()}
+    weights = f" (its weights are {', '.join(sorted(kinds))})" if kinds else ""
+    hints = {_find_hint(rows) for rows in data.inputs.values()}
+    return DataError(
+        f"{data.source} holds {describe_inputs(data)}, and the model{weights} fails on such "
+        f"samples: {words} {''.join(sorted(hints))}Save the samples in the shape and dtype that "
+        "the model takes, or pass --input with them to see what differs."
+    )
+
+
+def _find_hint(rows: Rows) -> str:
+    sample = rows.shape[1:]
+    if isinstance(rows, ImageRows) and rows.images.mode == "rgb":
+        return _GRAY_HINT
+    if rows.dtype == np.uint8:
+        return _SCALE_HINT
+    if len(sample) == 3 and sample[2] in (1, 3, 4) and sample[0] not in (1, 3, 4):
+        return _CHANNELS_HINT
+    return ""
