@@ -90,9 +90,9 @@ def check_candidates(
             running[name] = _Comparison(process, parity)
         done = 0
         progress(Progress("check parity", 0, len(data)))
-        for feeds, labels in _batches(data, plan):
+        for feeds, labels in iterate_batches(data, plan):
             rows = len(next(iter(feeds.values())))
-            eager = _run_reference(reference, feeds, f"{data.source}, samples {done} on")
+            eager = run_reference(reference, feeds, f"{data.source}, samples {done} on")
             exact = reference.floor(feeds, eager) if done < _FLOOR_SAMPLES else None
             _compare_batch(running, results, feeds, labels, (eager, exact))
             done += rows
@@ -127,7 +127,7 @@ class _Comparison:
     parity: ParityAccumulator
 
 
-def _run_reference(reference: Reference, feeds: Feeds, where: str) -> Outputs:
+def run_reference(reference: Callable[[Feeds], Outputs], feeds: Feeds, where: str) -> Outputs:
     """The reference's outputs.
 
     Raises:
@@ -208,7 +208,7 @@ def _run_batch_sizes(
         parity.check_consistency(single, run(_slice(feeds, 0, size)), rows=size)
 
 
-def _batches(data: Dataset, plan: CheckPlan) -> Iterator[tuple[Feeds, Array | None]]:
+def iterate_batches(data: Dataset, plan: CheckPlan) -> Iterator[tuple[Feeds, Array | None]]:
     """Feeds and labels; batches of 1, 2 and 3 first, then as large as is sensible."""
     start = 0
     sizes = iter(() if plan.static_batch else _ODD_BATCHES)

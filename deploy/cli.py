@@ -73,6 +73,7 @@ _data_options = _shared(
     click.option("--image-mean", type=float, multiple=True, help="A channel's mean; repeat."),
     click.option("--image-std", type=float, multiple=True, help="A channel's deviation; repeat."),
     click.option("--image-mode", type=click.Choice(["rgb", "gray"]), help="Of images.  [rgb]"),
+    click.option("--classes", metavar="OUTPUT", help="Output that labels are classes of."),
     click.option("--max-drop", type=float, help="Largest loss of accuracy, a fraction.  [0.01]"),
     click.option("--min-sqnr", type=float, help="Smallest SQNR in dB without labels."),
     click.option("--min-agreement", type=float, help="Smallest top-1 agreement.  [0.98]"),

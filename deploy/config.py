@@ -44,6 +44,7 @@ class BuildConfig:
         model: ``package.module:factory`` that makes the module a state_dict belongs to.
         trust: packages whose code the model file may run; ``("*",)`` is ``--trust-all``.
         static_batch: keep the batch size of `inputs` instead of a dynamic batch axis.
+        classes: the output whose classes the labels are; None: the one that they fit best.
         max_drop: largest loss of accuracy, as a fraction, where there are labels.
         min_sqnr: smallest output SQNR in dB without labels; None: by precision.
         min_agreement: smallest share of equal top-1 answers on unlabelled data.
@@ -69,6 +70,7 @@ class BuildConfig:
     image_std: tuple[float, ...] = ()
     image_mode: ImageMode | None = None
     observer: Observer = "minmax"
+    classes: str | None = None
     max_drop: float = 0.01
     min_sqnr: float | None = None
     min_agreement: float = 0.98

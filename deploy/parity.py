@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from deploy.accuracy import Accuracy, AccuracyAccumulator
 from deploy.engines.base import Array
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -49,19 +50,6 @@ class OutputParity:
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Top-1 accuracy of both on the same labelled samples, with paired 95% interval of the drop."""
-
-    samples: int
-    reference: float
-    candidate: float
-    drop: float
-    drop_ci95: tuple[float, float]
-    reference_ci95: tuple[float, float]
-    candidate_ci95: tuple[float, float]
-
-
-@dataclass(frozen=True)
 class ParityReport:
     """All outputs of one candidate, its accuracy, and its agreement with itself across batches.
 
@@ -83,6 +71,11 @@ class ParityReport:
     def sqnr_db(self) -> float:
         """The worst output's SQNR in dB."""
         return min(output.sqnr_db for output in self.outputs)
+
+    @property
+    def judged_accuracy(self) -> Accuracy | None:
+        """The accuracy, where the labels judge anything; see `Accuracy.above_chance`."""
+        return self.accuracy if self.accuracy is not None and self.accuracy.above_chance else None
 
 
 @dataclass
@@ -203,8 +196,7 @@ class ParityAccumulator:
     classes_of: str | None = None
     axes: Mapping[str, int | None] = field(default_factory=dict)
     outputs: dict[str, OutputAccumulator] = field(default_factory=dict)
-    reference_hits: list[Array] = field(default_factory=list)
-    candidate_hits: list[Array] = field(default_factory=list)
+    accuracy: AccuracyAccumulator = field(default_factory=AccuracyAccumulator)
     consistency_db: float | None = None
     samples: int = 0
     batches: set[int] = field(default_factory=set)
@@ -237,8 +229,7 @@ class ParityAccumulator:
         self.samples += rows
         self.batches.add(rows)
         if labels is not None and self.classes_of is not None:
-            self.reference_hits.append(reference[self.classes_of].argmax(axis=1) == labels)
-            self.candidate_hits.append(candidate[self.classes_of].argmax(axis=1) == labels)
+            self.accuracy.update(reference[self.classes_of], candidate[self.classes_of], labels)
 
     def check_consistency(
         self, single: dict[str, Array], batched: dict[str, Array], *, rows: int
@@ -257,7 +248,7 @@ class ParityAccumulator:
         """The report of all that was added."""
         return ParityReport(
             outputs=tuple(accumulator.result() for accumulator in self.outputs.values()),
-            accuracy=_accuracy(self.reference_hits, self.candidate_hits),
+            accuracy=self.accuracy.result(),
             samples=self.samples,
             batches_checked=tuple(sorted(self.batches)),
             consistency_db=self.consistency_db,
@@ -278,46 +269,3 @@ def decibels(signal: float, error: float) -> float:
     if error == 0:
         return math.inf
     return 10 * math.log10(signal / error) if signal > 0 else -math.inf
-
-
-def wilson_interval(hits: int, samples: int, z: float = 1.96) -> tuple[float, float]:
-    """95% score interval of a share (Wilson 1927)."""
-    share = hits / samples
-    scale = 1 + z * z / samples
-    centre = (share + z * z / (2 * samples)) / scale
-    half = z * math.sqrt(share * (1 - share) / samples + z * z / (4 * samples**2)) / scale
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def paired_drop_interval(
-    lost: int, gained: int, samples: int, z: float = 1.96
-) -> tuple[float, float]:
-    """95% interval of the drop in accuracy on the same samples (Bonett & Price 2012).
-
-    Args:
-        lost: samples that the reference has right and the candidate wrong.
-        gained: the other way round.
-        samples: all samples.
-        z: normal quantile.
-    """
-    p_lost, p_gained = (lost + 1) / (samples + 2), (gained + 1) / (samples + 2)
-    drop = p_lost - p_gained
-    half = z * math.sqrt((p_lost + p_gained - drop**2) / (samples + 2))
-    return max(-1.0, drop - half), min(1.0, drop + half)
-
-
-def _accuracy(reference: list[Array], candidate: list[Array]) -> Accuracy | None:
-    if not reference:
-        return None
-    ours, theirs = np.concatenate(reference), np.concatenate(candidate)
-    samples = len(ours)
-    lost, gained = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    return Accuracy(
-        samples=samples,
-        reference=float(ours.mean()),
-        candidate=float(theirs.mean()),
-        drop=(lost - gained) / samples,
-        drop_ci95=paired_drop_interval(lost, gained, samples),
-        reference_ci95=wilson_interval(int(ours.sum()), samples),
-        candidate_ci95=wilson_interval(int(theirs.sum()), samples),
-    )

@@ -72,10 +72,15 @@ class Reference:
         return outputs
 
     def _run(self, module: nn.Module, feeds: Mapping[str, Array]) -> Outputs:
-        tensors = {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
-        with torch.inference_mode():
-            outputs = self._signature.call(module, tensors)
-        return {name: to_numpy(value) for name, value in outputs.items()}
+        return run_eager(module, self._signature, feeds)
+
+
+def run_eager(module: nn.Module, signature: CallSignature, feeds: Feeds) -> Outputs:
+    """The outputs of `module` by name, for named arrays."""
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
+    with torch.inference_mode():
+        outputs = signature.call(module, tensors)
+    return {name: to_numpy(value) for name, value in outputs.items()}
 
 
 def to_numpy(value: torch.Tensor) -> Array:

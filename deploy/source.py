@@ -8,12 +8,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from deploy.checking import CheckPlan, Outputs, run_reference
 from deploy.config import BuildConfig
-from deploy.data import ArrayRows, Dataset, check_data, find_class_output, open_data, split_data
+from deploy.data import ArrayRows, Dataset, check_data, open_data, split_data
 from deploy.engines.base import EngineSpec, Feeds
 from deploy.gates import DataKind
 from deploy.inputs import parse_input, synthetic_feeds
+from deploy.labels import ClassOutput, choose_class_output, find_class_outputs
 from deploy.loading import load_model, prepare_module
+from deploy.reference import run_eager
 from deploy.signatures import (
     STATIC_WARNING,
     TRACE_BATCH,
@@ -128,7 +131,7 @@ def open_problem(model: Path | str | nn.Module, config: BuildConfig, scratch: Pa
     data = _open(config)
     call = settle_call(module, config, data)
     calibration, evaluation, kind = _split(data, call, config)
-    classes_of, label_warnings = _find_classes(call.signature, data)
+    classes = _choose_classes(module, call, data, evaluation, config.classes)
     return Problem(
         name=name,
         module=module,
@@ -145,10 +148,10 @@ def open_problem(model: Path | str | nn.Module, config: BuildConfig, scratch: Pa
         evaluation=evaluation,
         kind=kind,
         source=config.data,
-        classes_of=classes_of,
+        classes_of=classes.name,
         high=call.high,
         seed=config.seed,
-        warnings=(*loaded_warnings, *call.warnings, *label_warnings),
+        warnings=(*loaded_warnings, *call.warnings, *classes.warnings),
     )
 
 
@@ -200,15 +203,21 @@ def _synthetic_dataset(
     return Dataset(rows, None, "synthetic", named=True)
 
 
-def _find_classes(
-    signature: CallSignature, data: Dataset | None
-) -> tuple[str | None, tuple[str, ...]]:
-    """The output that the labels are held against, and a warning where there is none."""
-    if data is None or data.labels is None:
-        return None, ()
-    name = find_class_output(data, signature.outputs)
-    if name is not None:
-        return name, ()
-    return None, (
-        "The data has labels, but no output is (batch, classes): accuracy is not judged.",
+def _choose_classes(
+    module: nn.Module,
+    call: SettledCall,
+    data: Dataset | None,
+    evaluation: Dataset,
+    named: str | None,
+) -> ClassOutput:
+    """The output that the labels are held against; the name that was given is checked always."""
+    plan = CheckPlan(call.given_batch if call.static else None)
+    source = evaluation if data is None else data
+    found = find_class_outputs(source, call.signature.outputs, plan, named=named)
+
+    def run(feeds: Feeds) -> Outputs:
+        return run_eager(module, call.signature, feeds)
+
+    return choose_class_output(
+        found, lambda feeds: run_reference(run, feeds, evaluation.source), evaluation, plan
     )

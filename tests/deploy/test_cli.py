@@ -227,7 +227,7 @@ def test_every_flag_reaches_the_configuration(cli: Cli, built: list[BuildConfig]
         "--input a:1x4 --input b:1x4 --data d.npz --model nets:make --trust p --trust q "
         "--calibration-samples 3 --evaluation-samples 4 --observer percentile --image-resize 5 "
         "--image-crop 6 --image-mean .1 --image-mean .2 --image-std .3 --image-mode gray "
-        "--max-drop .4 "
+        "--classes logits --max-drop .4 "
         "--min-sqnr 7 --min-agreement .5 --threads 8 --batch 9 --measure-seconds 10 --seed 11 "
         "--static-batch --opset 21 --golden-from-data --output out.deploy"
     )
@@ -247,6 +247,7 @@ def test_every_flag_reaches_the_configuration(cli: Cli, built: list[BuildConfig]
             image_mean=(0.1, 0.2),
             image_std=(0.3,),
             image_mode="gray",
+            classes="logits",
             observer="percentile",
             max_drop=0.4,
             min_sqnr=7.0,
@@ -276,6 +277,7 @@ IN_TOML = {
     "image-mean": "[0.5, 0.25]",
     "image-std": "[0.5]",
     "image-mode": '"gray"',
+    "classes": '"logits"',
     "observer": '"percentile"',
     "max-drop": "0.5",
     "min-sqnr": "7.5",

@@ -195,6 +195,17 @@ def test_data_that_the_model_fails_on_is_told_in_its_words(cli: Cli) -> None:
     _refused(cli, "net.pt", "--data", "wide.npz", words=("wide.npz", "x is uint16", ".astype"))
 
 
+@BOTH_FORMS
+def test_an_output_for_labels_that_is_not_there_is_told_with_those_that_are(
+    cli: Cli, with_input: bool
+) -> None:
+    x = np.zeros((8, 4), np.float32)
+    np.savez("data.npz", x=x, y=np.arange(8) % 3)
+    options = (*_given(with_input, "1x4"), "--data", "data.npz", "--classes", "scores")
+    words = ("--classes 'scores'", "no such output", "output:batchx3:float32")
+    _refused(cli, _save_linear(), *options, words=words)
+
+
 def test_what_is_wrong_with_the_data_itself_is_told_before_what_the_model_says(cli: Cli) -> None:
     x = np.zeros((8, 5), np.float32)
     x[5, 2] = np.nan

@@ -140,7 +140,7 @@ def test_the_report_follows_its_schema_and_proves_the_winner(built: Bundle) -> N
     assert row["latency"]["speedup_ci95"][0] > 1
     assert row["parity"]["passed"]
     assert row["parity"]["accuracy"]["samples"] == 360
-    assert report["data"]["kind"] == "labelled"
+    assert (report["data"]["kind"], report["data"]["classes_of"]) == ("labelled", "output")
     assert report["control"] is not None
     assert {"stem", "bn1"} == set(report["model"]["fused"][0]["paths"])
 
@@ -406,6 +406,38 @@ def test_an_output_of_the_size_of_the_traced_batch_is_not_taken_for_a_batch(
         output=tmp_path / "averages.deploy",
     )
     assert [spec.shape for spec in bundle.manifest.outputs] == [("batch", 4), (2,)]
+
+
+class Embedding(nn.Module):
+    """An embedding before the classes that are made of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net()
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """[N, 3, 16, 16] to [N, 24] and [N, 4]."""
+        features = torch.relu(self.net.bn1(self.net.stem(x))).mean((2, 3))
+        return {"emb": features, "logits": self.net.head(features)}
+
+
+def test_labels_that_say_nothing_of_their_output_certify_no_int8(
+    trained: tuple[Net, Path], tmp_path: Path
+) -> None:
+    config = BuildConfig(data=str(trained[1]), classes="emb", measure_seconds=QUICK)
+    module = Embedding().eval()
+    bundle = deploy.build(module, config, output=tmp_path / "emb.deploy")
+    report = bundle.report()
+    jsonschema.validate(report, load_schema())
+    assert report["data"]["classes_of"] == "emb"
+    assert any("not above chance" in warning for warning in report["warnings"])
+    for row in report["candidates"]:
+        if row["parity"] is not None:
+            assert row["parity"]["accuracy"] is None
+    (int8,) = (row for row in report["candidates"] if row["name"] == "onnxruntime-int8")
+    assert int8["parity"]["gate"].startswith("SQNR at least 20 dB")
+    assert "the labels judge nothing" in int8["parity"]["gate"]
+    assert "accuracy" not in report["verdict"]
 
 
 class Recurrent(nn.Module):
