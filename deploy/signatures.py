@@ -22,6 +22,7 @@ STATIC_WARNING = (
     "The model cannot be run or exported with a dynamic batch; every engine takes batches of "
     "exactly {}."
 )
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
 _GRAY_HINT = (
     "Images of a folder are read as RGB; pass --image-mode gray for a network of one channel. "
 )
@@ -224,11 +225,25 @@ def _blame_data(error: InputError, module: nn.Module, data: Dataset) -> DataErro
     kinds = {str(p.dtype).removeprefix("torch.") for p in module.parameters()}
     weights = f" (its weights are {', '.join(sorted(kinds))})" if kinds else ""
     hints = {_find_hint(rows) for rows in data.inputs.values()}
+    hints.add(_hint_dtype(data, kinds))
     return DataError(
-        f"{data.source} holds {describe_inputs(data)}, and the model{weights} fails on such "
+        f"{data.source}, read as {describe_inputs(data)}: the model{weights} fails on such "
         f"samples: {words} {''.join(sorted(hints))}Save the samples in the shape and dtype that "
         "the model takes, or pass --input with them to see what differs."
     )
+
+
+def _hint_dtype(data: Dataset, kinds: set[str]) -> str:
+    """The ``--input`` that has floats read as the weights' own type; what differs is cast."""
+    differ = [s for s in data.specs() if s.dtype in _FLOATS and kinds != {s.dtype}]
+    if not differ or len(kinds) != 1 or not kinds <= set(_FLOATS):
+        return ""
+    texts = []
+    for spec in data.specs():
+        dtype = next(iter(kinds)) if spec in differ else spec.dtype
+        sizes = "x".join(str(size) for size in spec.shape)
+        texts.append(f"--input {f'{spec.name}:' if spec.name else ''}{sizes}:{dtype}")
+    return f"To have it read as {next(iter(kinds))}, pass {' '.join(texts)}. "
 
 
 def _find_hint(rows: Rows) -> str:

@@ -186,11 +186,20 @@ def test_data_that_cannot_be_used(cli: Cli, case: str, with_input: bool) -> None
 def test_data_that_the_model_fails_on_is_told_in_its_words(cli: Cli) -> None:
     torch.save(nn.Sequential(nn.Conv2d(3, 2, 3)).eval(), "net.pt")
     np.savez("last.npz", x=np.zeros((8, 9, 9, 3), np.float32))
-    said = ("last.npz holds x:Nx9x9x3:float32", "expected input", "to have 3 channels", "float32")
+    said = (
+        "last.npz, read as x:Nx9x9x3:float32",
+        "expected input",
+        "to have 3 channels",
+        "float32",
+    )
     _refused(cli, "net.pt", "--data", "last.npz", words=(*said, "transpose to [N, C, H, W]"))
     np.savez("bytes.npz", x=np.zeros((8, 3, 9, 9), np.uint8))
-    said = ("bytes.npz holds x:Nx3x9x9:uint8", "weights are float32", "scaled as in training")
+    said = ("bytes.npz, read as x:Nx3x9x9:uint8", "weights are float32", "scaled as in training")
     _refused(cli, "net.pt", "--data", "bytes.npz", words=said)
+    torch.save(nn.Linear(4, 3).double(), "double.pt")
+    np.savez("double.npz", x=np.zeros((8, 4)))
+    said = ("double.npz, read as x:Nx4:float32", "weights are float64", "--input 1x4:float64")
+    _refused(cli, "double.pt", "--data", "double.npz", words=said)
     np.savez("wide.npz", x=np.zeros((8, 3, 9, 9), np.uint16))
     _refused(cli, "net.pt", "--data", "wide.npz", words=("wide.npz", "x is uint16", ".astype"))
 
