@@ -8,7 +8,7 @@ from typing import Literal
 from deploy.engines.base import EngineSpec
 from deploy.process import call_in_child
 from export.artifacts import OnnxModel
-from export.errors import DeployError, EngineError
+from export.errors import DeployError, EngineError, NothingToQuantizeError
 from export.optional import DISTRIBUTION, is_installed
 from export.progress import Progress, ProgressCallback, ignore_progress
 from quantize.calibrate import Ranges
@@ -159,6 +159,8 @@ def _make_graph(name: str, sources: _Sources) -> OnnxModel | DeployError:
 
 
 def _build(plan: Plan, graph: OnnxModel | DeployError, stage: Path, gpu: str | None) -> Candidate:
+    if isinstance(graph, NothingToQuantizeError):
+        return Candidate(plan, "not_run", str(graph))
     if isinstance(graph, DeployError):
         return Candidate(plan, "failed", str(graph))
     if plan.engine not in _AHEAD_OF_TIME:

@@ -85,25 +85,38 @@ def check_candidates(
             except DeployError as error:
                 results[name] = str(error)
                 continue
-            names = tuple(output.name for output in reference.outputs)
-            running[name] = _Comparison(process, ParityAccumulator(names, plan.classes_of))
+            axes = sample_axes(reference, plan)
+            parity = ParityAccumulator(tuple(axes), plan.classes_of, axes)
+            running[name] = _Comparison(process, parity)
         done = 0
         progress(Progress("check parity", 0, len(data)))
-        for feeds, labels in _batches(data, plan):
+        for feeds, labels in iterate_batches(data, plan):
             rows = len(next(iter(feeds.values())))
-            eager = _run_reference(reference, feeds, f"{data.source}, samples {done} on")
+            eager = run_reference(reference, feeds, f"{data.source}, samples {done} on")
             exact = reference.floor(feeds, eager) if done < _FLOOR_SAMPLES else None
             _compare_batch(running, results, feeds, labels, (eager, exact))
             done += rows
             progress(Progress("check parity", min(done, len(data)), len(data)))
         if plan.static_batch is None:
             first = data.batch(range(min(max(_ODD_BATCHES), len(data))))
-            batched = [spec.name for spec in reference.outputs if spec.has_dynamic_batch]
-            _check_batch_sizes(reference, running, results, first, batched)
+            _check_batch_sizes(reference, running, results, first, sample_axes(reference, plan))
     for name, comparison in running.items():
         if name not in results:
             results[name] = comparison.parity.result()
     return {name: results[name] for name in specs}
+
+
+def sample_axes(reference: Reference, plan: CheckPlan) -> dict[str, int | None]:
+    """By output the axis on which its samples lie; None where it has no such axis, or several.
+
+    With a static batch that is the first axis of its size.
+    """
+    axes: dict[str, int | None] = {}
+    for spec in reference.outputs:
+        axes[spec.name] = spec.batch_axis
+        if plan.static_batch is not None and plan.static_batch in spec.shape:
+            axes[spec.name] = spec.shape.index(plan.static_batch)
+    return axes
 
 
 @dataclass(frozen=True)
@@ -114,7 +127,7 @@ class _Comparison:
     parity: ParityAccumulator
 
 
-def _run_reference(reference: Reference, feeds: Feeds, where: str) -> Outputs:
+def run_reference(reference: Callable[[Feeds], Outputs], feeds: Feeds, where: str) -> Outputs:
     """The reference's outputs.
 
     Raises:
@@ -165,37 +178,37 @@ def _check_batch_sizes(
     running: Mapping[str, _Comparison],
     results: dict[str, ParityReport | str],
     feeds: Feeds,
-    outputs: list[str],
+    axes: Mapping[str, int | None],
 ) -> None:
-    """The same samples alone, by two and by three must give the same answers in `outputs`.
+    """The same samples alone, by two and by three must give the same answers.
 
-    Nothing is asked of the candidates of a model whose own answers depend on the batch.
+    Compared are the outputs whose samples lie on one axis, which is in `axes`. Nothing is asked of
+    the candidates of a model whose own answers depend on the batch.
     """
-    names = tuple(output.name for output in reference.outputs)
-    own = ParityAccumulator(names)
-    _run_batch_sizes(reference, own, feeds, outputs)
+    own = ParityAccumulator(tuple(axes), axes=axes)
+    _run_batch_sizes(reference, own, feeds)
     if own.consistency_db is not None and own.consistency_db < _BATCH_DEPENDENT_DB:
         return
     for name, comparison in running.items():
         if name in results:
             continue
         try:
-            _run_batch_sizes(comparison.process, comparison.parity, feeds, outputs)
+            _run_batch_sizes(comparison.process, comparison.parity, feeds)
         except (DeployError, ValueError) as error:
             results[name] = f"at batch sizes 1 to {len(next(iter(feeds.values())))}: {error}"
 
 
 def _run_batch_sizes(
-    run: Callable[[Feeds], Outputs], parity: ParityAccumulator, feeds: Feeds, outputs: list[str]
+    run: Callable[[Feeds], Outputs], parity: ParityAccumulator, feeds: Feeds
 ) -> None:
     samples = len(next(iter(feeds.values())))
     alone = [run(_slice(feeds, index, index + 1)) for index in range(samples)]
     for size in range(2, samples + 1):
-        single = _join(alone[:size], outputs)
+        single = _join(alone[:size], parity.axes)
         parity.check_consistency(single, run(_slice(feeds, 0, size)), rows=size)
 
 
-def _batches(data: Dataset, plan: CheckPlan) -> Iterator[tuple[Feeds, Array | None]]:
+def iterate_batches(data: Dataset, plan: CheckPlan) -> Iterator[tuple[Feeds, Array | None]]:
     """Feeds and labels; batches of 1, 2 and 3 first, then as large as is sensible."""
     start = 0
     sizes = iter(() if plan.static_batch else _ODD_BATCHES)
@@ -218,5 +231,9 @@ def _slice(feeds: Feeds, start: int, stop: int) -> Outputs:
     return {name: array[start:stop] for name, array in feeds.items()}
 
 
-def _join(outputs: list[Outputs], names: list[str]) -> Outputs:
-    return {name: np.concatenate([each[name] for each in outputs]) for name in names}
+def _join(outputs: list[Outputs], axes: Mapping[str, int | None]) -> Outputs:
+    return {
+        name: np.concatenate([each[name] for each in outputs], axis=axis)
+        for name, axis in axes.items()
+        if axis is not None
+    }

@@ -84,6 +84,8 @@ _data_options = _shared(
     click.option("--image-crop", type=int, help="Side of the centre crop, in pixels."),
     click.option("--image-mean", type=float, multiple=True, help="A channel's mean; repeat."),
     click.option("--image-std", type=float, multiple=True, help="A channel's deviation; repeat."),
+    click.option("--image-mode", type=click.Choice(["rgb", "gray"]), help="Of images.  [rgb]"),
+    click.option("--classes", metavar="OUTPUT", help="Output that labels are classes of."),
     click.option("--max-drop", type=float, help="Largest loss of accuracy, a fraction.  [0.01]"),
     click.option("--min-sqnr", type=float, help="Smallest SQNR in dB without labels."),
     click.option("--min-agreement", type=float, help="Smallest top-1 agreement.  [0.98]"),
@@ -98,7 +100,7 @@ _measure_options = _shared(
 
 @cli.command(epilog=_EPILOG)
 @click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Bundle to write.")
+@click.option("-o", "--output", type=click.Path(), help="Bundle to write.")
 @_model_options
 @_trust_options
 @_data_options
@@ -108,7 +110,7 @@ _measure_options = _shared(
 @_fusion_options
 @click.option("--opset", type=int, help="ONNX opset, 18 to 25.  [20]")
 @click.option("--golden-from-data", is_flag=True, help="Ship real samples as golden inputs.")
-def build(model_file: Path, output: Path | None, **flags: Any) -> None:
+def build(model_file: Path, **flags: Any) -> None:
     """Fuse, export, quantize, check, measure; write a verified bundle."""
     from deploy.bundle import REPORT_HTML
     from deploy.report import print_report
@@ -120,7 +122,7 @@ def build(model_file: Path, output: Path | None, **flags: Any) -> None:
 
     config = _config(flags)
     with ProgressDisplay(_console(stderr=True)) as progress:
-        bundle = build_bundle(model_file, config, output=output, progress=progress)
+        bundle = build_bundle(model_file, config, progress=progress)
     print_report(bundle.report(), _console())
     click.echo(f"\nBundle: {bundle.path}\nReport: {bundle.path / REPORT_HTML}")
 
@@ -248,16 +250,14 @@ def _config(flags: dict[str, Any]) -> Any:
     from deploy.config import make_config, read_project_options
 
     directory = Path.cwd()
-    options = read_project_options(directory)
-    make_config(options, where=f"{directory / 'pyproject.toml'}: [tool.deploy]")
+    where = f"{directory / 'pyproject.toml'}: [tool.deploy]"
+    base = make_config(read_project_options(directory), where=where)
     given = {
         key: value
         for key, value in flags.items()
         if value is not None and value is not False and value != ()
     }
-    if given.pop("trust_all", False):
-        given["trust"] = ("*",)
-    return make_config({**options, **given}, where="command line")
+    return make_config(given, where="command line", base=base)
 
 
 def _console(*, stderr: bool = False) -> Any:

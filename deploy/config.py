@@ -6,7 +6,7 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,21 +14,29 @@ from typing import Any, Literal
 from export.errors import ConfigError
 
 Observer = Literal["minmax", "percentile"]
+ImageMode = Literal["rgb", "gray"]
 
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """How images of a folder become tensors: resize, centre crop, scale to 0..1, normalize."""
+    """How images of a folder become tensors: resize, centre crop, scale to 0..1, normalize.
+
+    ``mode`` says whether they have three channels or one.
+    """
 
     resize: int | None = None
     crop: int | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    mode: ImageMode = "rgb"
 
 
 @dataclass(frozen=True)
 class BuildConfig:
     """Every option of ``deploy build``. Each field is a flag and a key of ``[tool.deploy]``.
+
+    Two go by another name there: `inputs` is ``--input``, and ``--trust-all`` stands for
+    ``trust=("*",)``.
 
     Attributes:
         inputs: ``[name:]SIZExSIZE...[:dtype]``, batch first; empty: taken from `data`.
@@ -36,6 +44,7 @@ class BuildConfig:
         model: ``package.module:factory`` that makes the module a state_dict belongs to.
         trust: packages whose code the model file may run; ``("*",)`` is ``--trust-all``.
         static_batch: keep the batch size of `inputs` instead of a dynamic batch axis.
+        classes: the output whose classes the labels are; None: the one that they fit best.
         max_drop: largest loss of accuracy, as a fraction, where there are labels.
         min_sqnr: smallest output SQNR in dB without labels; None: by precision.
         min_agreement: smallest share of equal top-1 answers on unlabelled data.
@@ -43,6 +52,9 @@ class BuildConfig:
         measure_seconds: aim of the time spent on measuring latency.
         batch: batch size at which latency is measured.
         merge_always: merge branches wherever that is exact, even where it costs more.
+        image_mode: channels of the images of a folder; None: gray where the model is known to take
+            one channel, else rgb.
+        output: folder of the bundle; None: ``NAME.deploy`` beside the model file.
     """
 
     inputs: tuple[str, ...] = ()
@@ -57,7 +69,9 @@ class BuildConfig:
     image_crop: int | None = None
     image_mean: tuple[float, ...] = ()
     image_std: tuple[float, ...] = ()
+    image_mode: ImageMode | None = None
     observer: Observer = "minmax"
+    classes: str | None = None
     max_drop: float = 0.01
     min_sqnr: float | None = None
     min_agreement: float = 0.98
@@ -67,6 +81,7 @@ class BuildConfig:
     opset: int = 20
     merge_always: bool = False
     golden_from_data: bool = False
+    output: str | None = None
 
     def __post_init__(self) -> None:
         for name, hint in typing.get_type_hints(BuildConfig).items():
@@ -99,31 +114,55 @@ class BuildConfig:
             self.observer,
             " or ".join(typing.get_args(Observer)),
         )
+        _check(
+            self.image_mode in (None, *typing.get_args(ImageMode)),
+            "image_mode",
+            self.image_mode,
+            " or ".join(typing.get_args(ImageMode)),
+        )
 
-    @property
-    def images(self) -> ImageConfig:
-        """The four image options as one record."""
-        return ImageConfig(self.image_resize, self.image_crop, self.image_mean, self.image_std)
+    def images_for(self, shapes: Sequence[Sequence[int | str]]) -> ImageConfig:
+        """The image options as one record, for a model that takes inputs of `shapes`.
+
+        A lone input of one channel, [N, 1, H, W], makes the images gray where `image_mode` does not
+        say otherwise. No shapes: they are not known yet.
+        """
+        one_channel = len(shapes) == 1 and len(shapes[0]) == 4 and shapes[0][1] == 1
+        mode = self.image_mode or ("gray" if one_channel else "rgb")
+        return ImageConfig(
+            self.image_resize, self.image_crop, self.image_mean, self.image_std, mode
+        )
 
 
-def make_config(values: Mapping[str, Any], *, where: str) -> BuildConfig:
-    """A config from plain values, with dashes or underscores in the keys.
+def make_config(
+    values: Mapping[str, Any], *, where: str, base: BuildConfig | None = None
+) -> BuildConfig:
+    """A config from plain values under the names of the flags, with dashes or underscores.
+
+    Args:
+        values: by name; ``input`` and ``inputs`` are the same, ``trust-all`` is ``trust = ["*"]``.
+        where: the file or the flags, for messages.
+        base: what is not in `values` is taken from it; None: the defaults.
 
     Raises:
-        ConfigError: a key that is not known (the message lists those that are), or a value of the
-            wrong type; `where` names the file or the flags.
+        ConfigError: a key that is not known (the message lists those that are) or is there twice,
+            or a value of the wrong type.
     """
-    fields = typing.get_type_hints(BuildConfig)
+    hints = {**typing.get_type_hints(BuildConfig), _TRUST_ALL: bool}
     cleaned: dict[str, Any] = {}
     for key, value in values.items():
-        name = key.replace("-", "_")
-        if name not in fields:
-            known = sorted(field.replace("_", "-") for field in fields)
-            close = difflib.get_close_matches(key.replace("_", "-"), known, n=1)
+        name = _FIELDS.get(key.replace("-", "_"), key.replace("-", "_"))
+        if name not in hints:
+            close = difflib.get_close_matches(key.replace("_", "-"), OPTIONS, n=1)
             hint = f"Did you mean {close[0]}? " if close else ""
-            raise ConfigError(f"{where}: unknown option {key!r}. {hint}Known: {', '.join(known)}.")
-        cleaned[name] = _convert(value, fields[name], f"{where}: {key}")
-    return BuildConfig(**cleaned)
+            known = ", ".join(OPTIONS)
+            raise ConfigError(f"{where}: unknown option {key!r}. {hint}Known: {known}.")
+        if name in cleaned:
+            raise ConfigError(f"{where}: {key!r} is there twice. Keep one of them.")
+        cleaned[name] = _convert(value, hints[name], f"{where}: {key}")
+    if cleaned.pop(_TRUST_ALL, False):
+        cleaned["trust"] = ("*",)
+    return dataclasses.replace(base or BuildConfig(), **cleaned)
 
 
 def read_project_options(directory: Path) -> dict[str, Any]:
@@ -133,8 +172,8 @@ def read_project_options(directory: Path) -> dict[str, Any]:
     model must not be able to extend the trust in it.
 
     Raises:
-        ConfigError: the file cannot be read or is not valid TOML, ``tool.deploy`` is not a table,
-            or has an option twice, with dashes and with underscores.
+        ConfigError: the file cannot be read or is not valid TOML, or ``tool.deploy`` is not a
+            table.
     """
     path = directory / "pyproject.toml"
     if not path.is_file():
@@ -149,19 +188,13 @@ def read_project_options(directory: Path) -> dict[str, Any]:
     table = tools.get("deploy", {}) if isinstance(tools, dict) else tools
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: tool.deploy must be a table: write [tool.deploy].")
-    options: dict[str, Any] = {}
-    for key, value in table.items():
-        name = key.replace("-", "_")
-        if name in options:
-            raise ConfigError(f"{path}: [tool.deploy] has {key!r} twice. Keep one of them.")
-        options[name] = value
-    return options
+    return table
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
     """`value` as the type `hint`, or a ConfigError that says what was expected."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
         return _convert(value, next(a for a in arguments if a is not type(None)), where)
@@ -185,3 +218,11 @@ def _check(holds: bool, name: str, value: object, expected: str) -> None:
 
 
 CONFIG_FIELDS = tuple(field.name for field in dataclasses.fields(BuildConfig))
+_FIELDS = {"input": "inputs"}
+_TRUST_ALL = "trust_all"
+OPTIONS = tuple(
+    sorted(
+        name.replace("_", "-") for name in ({*CONFIG_FIELDS, _TRUST_ALL} - {"inputs"}) | {"input"}
+    )
+)
+"""The names of all options as flags and ``[tool.deploy]`` have them."""

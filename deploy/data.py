@@ -35,8 +35,6 @@ __all__ = [
     "Dataset",
     "Split",
     "check_data",
-    "check_labels",
-    "find_class_output",
     "open_data",
     "split_data",
 ]
@@ -163,43 +161,6 @@ def check_data(dataset: Dataset, specs: Sequence[TensorSpec]) -> None:
         _check_label_values(bound, bound.labels)
     if bound.calibration is not None:
         check_data(bound.calibration, specs)
-
-
-def find_class_output(dataset: Dataset, outputs: Sequence[TensorSpec]) -> str | None:
-    """The output that the labels are classes of: the first of shape (batch, classes).
-
-    Returns:
-        Its name; None without labels or without such an output.
-
-    Raises:
-        DataError: a label is not one of its classes.
-    """
-    if dataset.labels is None:
-        return None
-    for output in outputs:
-        if len(output.shape) == 2 and isinstance(output.shape[1], int) and output.shape[1] > 1:
-            check_labels(dataset, output.shape[1])
-            return output.name
-    return None
-
-
-def check_labels(dataset: Dataset, classes: int) -> None:
-    """Hold the labels against the number of classes that the model tells apart.
-
-    Raises:
-        DataError: a label is not in ``0 .. classes - 1``; the message names its row and value.
-    """
-    labels = dataset.labels
-    if labels is None:
-        return
-    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
-    if wrong.size:
-        row = int(dataset.row_numbers(wrong[:1])[0])
-        raise DataError(
-            f"{dataset.source}: label {labels[wrong[0]]} in row {row} is not in 0..{classes - 1}: "
-            f"the model has {classes} classes ({wrong.size} of {len(labels)} labels are out of "
-            "range). Number the classes as in training."
-        )
 
 
 def _check_label_values(dataset: Dataset, labels: Array) -> None:

@@ -13,11 +13,12 @@ from export.errors import DataError
 from export.optional import require
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_PILLOW_MODES = {"rgb": "RGB", "gray": "L"}
 
 
 @dataclass(frozen=True, eq=False)
 class ImageRows:
-    """Images as [N, 3, H, W] float32, RGB. Only the rows that are read are in memory.
+    """Images as [N, C, H, W] float32, RGB or gray. Only the rows that are read are in memory.
 
     Each is turned upright by its EXIF orientation, resized so that its shorter side has
     ``images.resize`` pixels, cropped at its centre to ``images.crop`` pixels square, scaled to
@@ -66,7 +67,7 @@ def open_images(folder: Path, images: ImageConfig) -> tuple[ImageRows, Array | N
 
 
 def decode_image(path: Path, images: ImageConfig) -> Array:
-    """One image as [3, H, W] float32, as `ImageRows` describes.
+    """One image as [C, H, W] float32, as `ImageRows` describes.
 
     Raises:
         DataError: the file cannot be read, has more than 8 bits a channel, or is smaller than the
@@ -83,13 +84,13 @@ def decode_image(path: Path, images: ImageConfig) -> Array:
             upright = operations.exif_transpose(opened)
             # Pillow warns on palettes with transparency unless they pass through RGBA.
             image = upright.convert("RGBA").convert("RGB") if upright.mode == "P" else upright
-            image = image.convert("RGB")
+            image = image.convert(_PILLOW_MODES[images.mode])
     except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
         raise DataError(
             f"{path} cannot be read as an image: {error}. Mend the file or take it out."
         ) from error
     pixels: Array = np.asarray(_resize_and_crop(image, images, path), dtype=np.float32)
-    pixels = pixels / np.float32(255)
+    pixels = np.atleast_3d(pixels) / np.float32(255)
     if images.mean:
         pixels = pixels - np.asarray(images.mean, np.float32)
     if images.std:
@@ -159,10 +160,12 @@ def _check_options(images: ImageConfig) -> None:
         if size is not None and size < 1:
             raise DataError(f"--image-{option} {size}: must be 1 pixel or more.")
     for option, values in (("mean", images.mean), ("std", images.std)):
-        if len(values) not in (0, 1, 3) or not np.isfinite(values).all():
-            raise DataError(
-                f"--image-{option} {values}: give one finite number, or three for red, green, blue."
+        counts = (0, 1, 3) if images.mode == "rgb" else (0, 1)
+        if len(values) not in counts or not np.isfinite(values).all():
+            three = (
+                ", or three for red, green, blue" if images.mode == "rgb" else " for gray images"
             )
+            raise DataError(f"--image-{option} {values}: give one finite number{three}.")
     if any(value <= 0 for value in images.std):
         raise DataError(f"--image-std {images.std}: must be more than 0; images are in 0..1.")
 

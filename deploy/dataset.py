@@ -169,6 +169,8 @@ def _match_shape(source: str, spec: TensorSpec, shape: tuple[int, ...]) -> None:
     hint = "Save it in the shape that the model takes."
     if len(sample) == 3 and (sample[2], *sample[:2]) == expected:
         hint = "The channels are last: transpose to [N, C, H, W]."
+    elif sample[:1] == (3,) and expected == (1, *sample[1:]):
+        hint = "Images are read as RGB; pass --image-mode gray."
     elif tuple(shape) == tuple(expected):
         hint = "The axis of the samples is missing: save it as [N, ...]."
     raise DataError(

@@ -1,11 +1,14 @@
 """Everything that a build found out, and the report made of it. The schema is docs/report.md."""
 
 import datetime
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from deploy.accuracy import Accuracy
 from deploy.config import BuildConfig
 from deploy.engines.base import EngineSpec
+from deploy.gates import MIN_LABELLED
 from deploy.latency import LatencyReport
 from deploy.machine import Machine
 from deploy.manifest import hash_file
@@ -93,6 +96,7 @@ def make_report(
             "calibration_samples": len(problem.calibration),
             "evaluation_samples": len(problem.evaluation),
             "observer": config.observer,
+            "classes_of": problem.classes_of,
         },
         "gates": gates_json(config.max_drop, config.min_sqnr),
         "measurement": {
@@ -122,15 +126,16 @@ def describe_verdict(findings: Findings) -> str:
     low, high = winner.latency.speedup_ci95
     speed = f"{winner.name} is {winner.latency.speedup:.1f}x faster than eager PyTorch"
     interval = f"95% interval {low:.1f} to {high:.1f}"
-    accuracy = winner.parity.accuracy
+    accuracy = winner.parity.judged_accuracy
     if accuracy is not None:
         return (
             f"{speed} ({interval}), with an accuracy of {accuracy.candidate:.2%} against "
             f"{accuracy.reference:.2%} on {accuracy.samples} samples."
         )
     sqnr = winner.parity.sqnr_db
+    outputs = f"an output SQNR of {sqnr:.0f} dB" if math.isfinite(sqnr) else "identical outputs"
     where = "synthetic inputs" if findings.problem.kind == "synthetic" else "the evaluation data"
-    return f"{speed} ({interval}), with an output SQNR of {sqnr:.0f} dB on {where}."
+    return f"{speed} ({interval}), with {outputs} on {where}."
 
 
 def _model_json(findings: Findings) -> dict[str, Any]:
@@ -162,17 +167,21 @@ def _fusion_json(exported: Exported) -> dict[str, Any]:
 def _warnings(findings: Findings) -> list[str]:
     warnings = list(findings.problem.warnings)
     kind, evaluation = findings.problem.kind, len(findings.problem.evaluation)
+    checked = [result.parity for result in findings.results if result.parity is not None]
+    accuracy = next((parity.accuracy for parity in checked), None)
     if kind == "synthetic":
         warnings.append(
             "No --data was given: float engines were judged on synthetic inputs, and int8 is not "
             "judged at all. Pass --data with samples of what the model will see."
         )
-    elif findings.problem.classes_of is not None and evaluation < 300:
+    elif accuracy is not None and not accuracy.above_chance:
+        warnings.append(_describe_chance(findings, accuracy))
+    elif findings.problem.classes_of is not None and evaluation < MIN_LABELLED:
         warnings.append(
-            f"{evaluation} labelled samples are too few to judge accuracy by (300 are needed); "
+            f"{evaluation} labelled samples are too few to judge accuracy by ({MIN_LABELLED} are "
+            "needed); "
             "SQNR and top-1 agreement were judged instead."
         )
-    checked = [result.parity for result in findings.results if result.parity is not None]
     if findings.problem.static_batch is None and any(p.consistency_db is None for p in checked):
         warnings.append(
             "The model's own answers depend on the other samples of a batch; serve it with the "
@@ -193,3 +202,15 @@ def _warnings(findings: Findings) -> list[str]:
             "measured. Measure again on a quiet machine."
         )
     return warnings
+
+
+def _describe_chance(findings: Findings, accuracy: Accuracy) -> str:
+    held, outputs = findings.problem.classes_of, findings.problem.signature.outputs
+    others = ", ".join(spec.name for spec in outputs if spec.name != held)
+    another = f", or name another output with --classes ({others})" if others else ""
+    return (
+        f"Eager's own accuracy is {accuracy.reference:.2%} on {accuracy.samples} samples, not "
+        f"above chance ({accuracy.chance:.2%}): the labels judge nothing, and SQNR and top-1 "
+        f"agreement were judged instead. They were held against {held!r}. Number the classes as "
+        f"in training{another}."
+    )

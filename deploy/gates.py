@@ -24,6 +24,7 @@ NOISE_FLOOR = 1e-6
 MIN_LABELLED = 300
 MIN_CONSISTENCY_DB = 20.0
 NO_CALIBRATION_DATA = "no calibration data; pass --data with samples of what the model will see"
+LABELS_JUDGE_NOTHING = "the labels judge nothing: eager's own accuracy is not above chance"
 EXACT = ("fp32",)
 _NOT_FINITE = "output {!r} has NaN or Inf where the reference has none, or the reverse"
 _ORDER = ("fp32", "tf32", "fp16", "bf16", "mixed", "int8")
@@ -57,8 +58,9 @@ def judge_parity(
             reference is not eager but a float32 engine that was itself within the gate.
 
     Float32 is held to the noise of eager itself. Fewer bits are held to the accuracy where there
-    are at least 300 labels, and outputs that have no labels to the SQNR; else all to the SQNR and,
-    on real data, to the top-1 agreement. int8 is never passed on synthetic inputs.
+    are at least 300 labels which eager itself knows beyond chance, and outputs that have no labels
+    to the SQNR; else all to the SQNR and, on real data, to the top-1 agreement. int8 is never
+    passed on synthetic inputs.
     """
     if report.samples == 0:
         return Verdict(False, "samples to judge by", "no sample was compared")
@@ -75,7 +77,7 @@ def judge_parity(
         return _judge_exact(report, recorded_noise)
     if precision in ("int8", "mixed") and kind == "synthetic":
         return Verdict(False, "calibration data", NO_CALIBRATION_DATA)
-    accuracy = report.accuracy
+    accuracy = report.judged_accuracy
     if accuracy is not None and accuracy.samples >= MIN_LABELLED:
         gate = f"accuracy drop at most {config.max_drop:.2%} on {accuracy.samples} samples"
         if accuracy.drop <= config.max_drop:
@@ -87,7 +89,10 @@ def judge_parity(
             f"accuracy drops by {accuracy.drop:.2%} (95% interval {low:.2%} to {high:.2%}), "
             f"more than {config.max_drop:.2%}",
         )
-    return _judge_without_labels(report, precision, kind=kind, config=config)
+    verdict = _judge_without_labels(report, precision, kind=kind, config=config)
+    if report.accuracy is not None and accuracy is None:
+        return replace(verdict, gate=f"{verdict.gate} ({LABELS_JUDGE_NOTHING})")
+    return verdict
 
 
 def _judge_exact(report: ParityReport, recorded: Mapping[str, float] | None) -> Verdict:
@@ -143,7 +148,9 @@ def _judge_without_labels(
     report: ParityReport, precision: str, *, kind: DataKind, config: BuildConfig
 ) -> Verdict:
     verdict = _judge_sqnr(report.outputs, _least_sqnr(precision, config))
-    agreement = report.outputs[0].top1_agreement if len(report.outputs) == 1 else None
+    classes_of = report.classes_of if report.judged_accuracy is not None else None
+    judged = [o for o in report.outputs if o.name == classes_of or len(report.outputs) == 1]
+    agreement = judged[0].top1_agreement if judged else None
     if not verdict.passed or kind == "synthetic" or agreement is None:
         return verdict
     gate = f"{verdict.gate} and top-1 agreement at least {config.min_agreement:.0%}"

@@ -1,6 +1,7 @@
 """Golden samples: inputs with the answers that a bundle's engines must repeat, anywhere.
 
-The inputs are four seeded synthetic samples, so that a bundle carries nobody's data unless asked.
+The inputs are seeded synthetic samples, so that a bundle carries nobody's data unless asked: four
+of them, or as many as keep inputs and recorded answers within 32 MiB, one at least.
 """
 
 import zipfile
@@ -16,6 +17,9 @@ from deploy.parity import same_nonfinite
 from export.errors import BundleError
 
 GOLDEN_SAMPLES = 4
+MAX_BYTES = 32 * 2**20
+"""Of the samples with the answers of all engines; a single sample may need more."""
+
 TOLERANCE: Mapping[str, float] = {
     "fp32": 1e-4,
     "tf32": 1e-2,
@@ -47,6 +51,19 @@ class Golden:
             for key, array in arrays.items():
                 with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
                     np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+def choose_samples(inputs: Feeds, answers: Feeds, *, engines: int) -> int:
+    """How many golden samples to record: `GOLDEN_SAMPLES`, or fewer of a size beyond `MAX_BYTES`.
+
+    Args:
+        inputs: one sample.
+        answers: the outputs for it.
+        engines: how many answer, the reference among them.
+    """
+    size = sum(array.nbytes for array in inputs.values())
+    size += engines * sum(array.nbytes for array in answers.values())
+    return max(1, min(GOLDEN_SAMPLES, MAX_BYTES // max(size, 1)))
 
 
 def read_golden(path: Path) -> Golden:

@@ -11,7 +11,7 @@ from deploy import bundle as bundles
 from deploy.config import BuildConfig
 from deploy.engines.base import Array, EngineSpec, Feeds
 from deploy.findings import Findings, make_report
-from deploy.golden import GOLDEN_SAMPLES, TOLERANCE, Golden
+from deploy.golden import TOLERANCE, Golden, choose_samples
 from deploy.manifest import BundledEngine, write_manifest
 from deploy.process import EngineProcess
 from deploy.reference import Reference
@@ -41,8 +41,8 @@ def pack_bundle(
     _remove_unused(stage, {entry.file for entry in entries.values()})
     for file in stage.rglob("*.onnx"):
         remove_source_traces(file)
-    feeds = _golden_feeds(findings, config)
     specs = {result.name: result.spec for result in shipped if result.spec is not None}
+    feeds = _golden_feeds(findings, reference, config, engines=1 + len(specs))
     record_golden(feeds, reference, specs).save(stage / bundles.GOLDEN)
     report = make_report(findings, config, stages)
     _write_report(stage, report)
@@ -83,12 +83,20 @@ def record_golden(feeds: Feeds, reference: Reference, specs: dict[str, EngineSpe
     return Golden(dict(feeds), outputs)
 
 
-def _golden_feeds(findings: Findings, config: BuildConfig) -> Feeds:
+def _golden_feeds(
+    findings: Findings, reference: Reference, config: BuildConfig, *, engines: int
+) -> Feeds:
     problem = findings.problem
-    samples = problem.static_batch or GOLDEN_SAMPLES
-    if config.golden_from_data:
-        return problem.evaluation.batch(np.arange(samples) % len(problem.evaluation))
-    return problem.synthetic(samples, seed=_GOLDEN_SEED)
+
+    def take(samples: int) -> Feeds:
+        if config.golden_from_data:
+            return problem.evaluation.batch(np.arange(samples) % len(problem.evaluation))
+        return problem.synthetic(samples, seed=_GOLDEN_SEED)
+
+    if problem.static_batch is not None:
+        return take(problem.static_batch)
+    one = take(1)
+    return take(choose_samples(one, reference(one), engines=engines))
 
 
 def _entry(result: CandidateResult, stage: Path) -> BundledEngine:

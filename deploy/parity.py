@@ -6,11 +6,13 @@ judged.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from deploy.accuracy import Accuracy, AccuracyAccumulator
 from deploy.engines.base import Array
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -48,19 +50,6 @@ class OutputParity:
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Top-1 accuracy of both on the same labelled samples, with paired 95% interval of the drop."""
-
-    samples: int
-    reference: float
-    candidate: float
-    drop: float
-    drop_ci95: tuple[float, float]
-    reference_ci95: tuple[float, float]
-    candidate_ci95: tuple[float, float]
-
-
-@dataclass(frozen=True)
 class ParityReport:
     """All outputs of one candidate, its accuracy, and its agreement with itself across batches.
 
@@ -83,12 +72,21 @@ class ParityReport:
         """The worst output's SQNR in dB."""
         return min(output.sqnr_db for output in self.outputs)
 
+    @property
+    def judged_accuracy(self) -> Accuracy | None:
+        """The accuracy, where the labels judge anything; see `Accuracy.above_chance`."""
+        return self.accuracy if self.accuracy is not None and self.accuracy.above_chance else None
+
 
 @dataclass
 class OutputAccumulator:
-    """Sums over batches for one output, all in float64."""
+    """Sums over batches for one output, all in float64.
+
+    `axis` is that of the samples; an output without one has no rows and no classes.
+    """
 
     name: str
+    axis: int | None = 0
     count: int = 0
     rows: int = 0
     max_abs: float = 0.0
@@ -109,7 +107,7 @@ class OutputAccumulator:
     def update(
         self, reference: Array, candidate: Array, floor: tuple[Array, Array] | None = None
     ) -> None:
-        """Add one batch; arrays are (rows, ...), of equal shape.
+        """Add one batch; arrays are of equal shape, with the samples on `axis`.
 
         Args:
             reference: eager's output.
@@ -124,8 +122,7 @@ class OutputAccumulator:
                 f"output {self.name!r} has shape {list(candidate.shape)} instead of "
                 f"{list(reference.shape)}"
             )
-        ours = np.asarray(reference, dtype=np.float64)
-        theirs = np.asarray(candidate, dtype=np.float64)
+        ours, theirs = self._order(reference), self._order(candidate)
         if not same_nonfinite(ours, theirs):
             self.finite = False
         shared = np.isfinite(ours) & np.isfinite(theirs)
@@ -133,8 +130,13 @@ class OutputAccumulator:
         self._add_differences(ours[shared], theirs[shared])
         self._add_top1(ours, theirs)
         if floor is not None:
-            exact, noisy = (np.asarray(array, dtype=np.float64) for array in floor)
+            exact, noisy = (self._order(array) for array in floor)
             self._add_floor(exact, noisy, theirs)
+
+    def _order(self, values: Array) -> Floats:
+        """In float64, the samples first."""
+        wide: Floats = np.asarray(values, dtype=np.float64)
+        return np.moveaxis(wide, self.axis, 0) if self.axis and wide.ndim > self.axis else wide
 
     def _add_differences(self, ours: Floats, theirs: Floats) -> None:
         difference = np.abs(ours - theirs)
@@ -149,7 +151,8 @@ class OutputAccumulator:
         self.high = max(self.high, float(ours.max(initial=-math.inf)))
 
     def _add_top1(self, ours: Floats, theirs: Floats) -> None:
-        if self.same_top1 is None or ours.ndim != 2 or ours.shape[1] < 2:
+        no_classes = self.axis is None or ours.ndim != 2 or ours.shape[1] < 2
+        if self.same_top1 is None or no_classes:
             self.same_top1 = None
             return
         self.same_top1 += int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
@@ -184,19 +187,24 @@ class OutputAccumulator:
 
 @dataclass
 class ParityAccumulator:
-    """Sums over batches for all outputs of one candidate, and its hits against labels."""
+    """Sums over batches for all outputs of one candidate, and its hits against labels.
+
+    `axes` has the axis of the samples by output, None where there is none; by default the first.
+    """
 
     names: tuple[str, ...]
     classes_of: str | None = None
+    axes: Mapping[str, int | None] = field(default_factory=dict)
     outputs: dict[str, OutputAccumulator] = field(default_factory=dict)
-    reference_hits: list[Array] = field(default_factory=list)
-    candidate_hits: list[Array] = field(default_factory=list)
+    accuracy: AccuracyAccumulator = field(default_factory=AccuracyAccumulator)
     consistency_db: float | None = None
     samples: int = 0
     batches: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.outputs = {name: OutputAccumulator(name) for name in self.names}
+        self.outputs = {
+            name: OutputAccumulator(name, self.axes.get(name, 0)) for name in self.names
+        }
 
     def update(
         self,
@@ -221,8 +229,7 @@ class ParityAccumulator:
         self.samples += rows
         self.batches.add(rows)
         if labels is not None and self.classes_of is not None:
-            self.reference_hits.append(reference[self.classes_of].argmax(axis=1) == labels)
-            self.candidate_hits.append(candidate[self.classes_of].argmax(axis=1) == labels)
+            self.accuracy.update(reference[self.classes_of], candidate[self.classes_of], labels)
 
     def check_consistency(
         self, single: dict[str, Array], batched: dict[str, Array], *, rows: int
@@ -230,7 +237,7 @@ class ParityAccumulator:
         """Compare the outputs in `single`, run at batch 1, with the same samples run by `rows`."""
         self.batches |= {1, rows}
         for name in single:
-            accumulator = OutputAccumulator(name)
+            accumulator = OutputAccumulator(name, self.axes.get(name, 0))
             accumulator.update(single[name], batched[name])
             result = accumulator.result()
             worst = result.sqnr_db if result.finite else -math.inf
@@ -241,7 +248,7 @@ class ParityAccumulator:
         """The report of all that was added."""
         return ParityReport(
             outputs=tuple(accumulator.result() for accumulator in self.outputs.values()),
-            accuracy=_accuracy(self.reference_hits, self.candidate_hits),
+            accuracy=self.accuracy.result(),
             samples=self.samples,
             batches_checked=tuple(sorted(self.batches)),
             consistency_db=self.consistency_db,
@@ -262,46 +269,3 @@ def decibels(signal: float, error: float) -> float:
     if error == 0:
         return math.inf
     return 10 * math.log10(signal / error) if signal > 0 else -math.inf
-
-
-def wilson_interval(hits: int, samples: int, z: float = 1.96) -> tuple[float, float]:
-    """95% score interval of a share (Wilson 1927)."""
-    share = hits / samples
-    scale = 1 + z * z / samples
-    centre = (share + z * z / (2 * samples)) / scale
-    half = z * math.sqrt(share * (1 - share) / samples + z * z / (4 * samples**2)) / scale
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def paired_drop_interval(
-    lost: int, gained: int, samples: int, z: float = 1.96
-) -> tuple[float, float]:
-    """95% interval of the drop in accuracy on the same samples (Bonett & Price 2012).
-
-    Args:
-        lost: samples that the reference has right and the candidate wrong.
-        gained: the other way round.
-        samples: all samples.
-        z: normal quantile.
-    """
-    p_lost, p_gained = (lost + 1) / (samples + 2), (gained + 1) / (samples + 2)
-    drop = p_lost - p_gained
-    half = z * math.sqrt((p_lost + p_gained - drop**2) / (samples + 2))
-    return max(-1.0, drop - half), min(1.0, drop + half)
-
-
-def _accuracy(reference: list[Array], candidate: list[Array]) -> Accuracy | None:
-    if not reference:
-        return None
-    ours, theirs = np.concatenate(reference), np.concatenate(candidate)
-    samples = len(ours)
-    lost, gained = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    return Accuracy(
-        samples=samples,
-        reference=float(ours.mean()),
-        candidate=float(theirs.mean()),
-        drop=(lost - gained) / samples,
-        drop_ci95=paired_drop_interval(lost, gained, samples),
-        reference_ci95=wilson_interval(int(ours.sum()), samples),
-        candidate_ci95=wilson_interval(int(theirs.sum()), samples),
-    )

@@ -63,7 +63,8 @@ def build(
     Args:
         model: a model file in any of its forms, or a module (which is not changed).
         config: the options; inputs must come from it or from its data.
-        output: the bundle's folder; default: ``NAME.deploy`` beside the model file.
+        output: the bundle's folder; default: that of `config`, else ``NAME.deploy`` beside the
+            model file.
         progress: told what goes on.
 
     Returns:
@@ -75,7 +76,7 @@ def build(
         GateError: no candidate gives the model's answers; the message says where the report is.
     """
     config = config or BuildConfig()
-    target = _choose_output(model, output)
+    target = _choose_output(model, output or config.output)
     clock = _Clock(progress)
     machine = describe_machine()
     with contextlib.ExitStack() as stack:

@@ -62,15 +62,25 @@ class Reference:
             outputs = self._run(self._module, {n: array[order] for n, array in feeds.items()})
         finally:
             torch.set_num_threads(self._threads)
-        batch = BATCH if any(s.has_dynamic_batch for s in self._signature.inputs) else rows
-        batched = {spec.name for spec in self.outputs if spec.shape[:1] == (batch,)}
-        return {n: array[back] if n in batched else array for n, array in outputs.items()}
+        dynamic = any(spec.has_dynamic_batch for spec in self._signature.inputs)
+        for spec in self.outputs:
+            axes = [axis for axis, size in enumerate(spec.shape) if size == BATCH]
+            if not dynamic:
+                axes = [axis for axis, size in enumerate(spec.shape) if size == rows][:1]
+            for axis in axes:
+                outputs[spec.name] = np.take(outputs[spec.name], back, axis)
+        return outputs
 
     def _run(self, module: nn.Module, feeds: Mapping[str, Array]) -> Outputs:
-        tensors = {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
-        with torch.inference_mode():
-            outputs = self._signature.call(module, tensors)
-        return {name: to_numpy(value) for name, value in outputs.items()}
+        return run_eager(module, self._signature, feeds)
+
+
+def run_eager(module: nn.Module, signature: CallSignature, feeds: Feeds) -> Outputs:
+    """The outputs of `module` by name, for named arrays."""
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
+    with torch.inference_mode():
+        outputs = signature.call(module, tensors)
+    return {name: to_numpy(value) for name, value in outputs.items()}
 
 
 def to_numpy(value: torch.Tensor) -> Array:

@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from deploy.accuracy import Accuracy
 from deploy.engines.base import EngineSpec
 from deploy.gates import MIN_SQNR_DB, DataKind, Verdict
 from deploy.latency import EngineLatency, LatencyReport
-from deploy.parity import Accuracy, OutputParity, ParityReport
+from deploy.parity import OutputParity, ParityReport
 from export.artifacts import TensorSpec
 
 Status = Literal["ok", "rejected", "failed", "not_run"]
@@ -92,7 +93,7 @@ def _parity_json(result: CandidateResult, kind: DataKind) -> dict[str, Any] | No
         "samples": parity.samples,
         "batches_checked": list(parity.batches_checked),
         "outputs": [_output_json(output) for output in parity.outputs],
-        "accuracy": _accuracy_json(parity.accuracy),
+        "accuracy": _accuracy_json(parity.judged_accuracy),
     }
 
 
@@ -109,6 +110,7 @@ def _accuracy_json(accuracy: Accuracy | None) -> dict[str, Any] | None:
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in asdict(accuracy).items()
+        if key != "chance"
     }
 
 

@@ -8,25 +8,29 @@ import numpy as np
 import torch
 from torch import nn
 
+from deploy.checking import CheckPlan, Outputs, run_reference
 from deploy.config import BuildConfig
-from deploy.data import ArrayRows, Dataset, check_data, find_class_output, open_data, split_data
+from deploy.data import ArrayRows, Dataset, check_data, open_data, split_data
 from deploy.engines.base import EngineSpec, Feeds
 from deploy.gates import DataKind
-from deploy.inputs import InputSpec, parse_input, synthetic_feeds
+from deploy.inputs import parse_input, synthetic_feeds
+from deploy.labels import ClassOutput, choose_class_output, find_class_outputs
 from deploy.loading import load_model, prepare_module
-from export.artifacts import TensorSpec
-from export.errors import ConfigError, DataError, InputError
-from export.signature import CallSignature, describe_call, name_inputs
+from deploy.reference import run_eager
+from deploy.signatures import (
+    STATIC_WARNING,
+    TRACE_BATCH,
+    SettledCall,
+    describe_static,
+    settle_call,
+    to_tensors,
+)
+from export.signature import CallSignature
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-_TRACE_BATCH = 2
 _SYNTHETIC_SAMPLES = 16
-_STATIC_WARNING = (
-    "The model cannot be run or exported with a dynamic batch; every engine takes batches of "
-    "exactly {}."
-)
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,8 @@ class Problem:
 
     def trace_feeds(self) -> dict[str, torch.Tensor]:
         """Example inputs for capture: a batch of 2, or the static one."""
-        batch = self.static_batch or _TRACE_BATCH
-        return _to_tensors(self.synthetic(batch, seed=self.seed))
+        batch = self.static_batch or TRACE_BATCH
+        return to_tensors(self.synthetic(batch, seed=self.seed))
 
     def synthetic(self, batch: int, *, seed: int) -> Feeds:
         """Seeded synthetic inputs of the model's signature."""
@@ -91,20 +95,15 @@ class Problem:
         )
 
     def with_static_batch(self) -> "Problem":
-        """The same for a model that cannot be exported with a dynamic batch."""
+        """The same for a model that cannot be exported with a dynamic batch.
 
-        def fix(spec: TensorSpec) -> TensorSpec:
-            return replace(spec, shape=spec.with_batch(self.given_batch))
-
-        signature = replace(
-            self.signature,
-            inputs=tuple(fix(spec) for spec in self.signature.inputs),
-            outputs=tuple(fix(spec) for spec in self.signature.outputs),
-        )
-        warning = _STATIC_WARNING.format(self.given_batch)
+        Raises:
+            InputError: the model does not run on a batch of that size.
+        """
+        warning = STATIC_WARNING.format(self.given_batch)
         return replace(
             self,
-            signature=signature,
+            signature=describe_static(self.module, self.signature, self.given_batch, self.high),
             static_batch=self.given_batch,
             latency_batch=self.given_batch,
             warnings=(*self.warnings, warning),
@@ -130,14 +129,9 @@ def open_problem(model: Path | str | nn.Module, config: BuildConfig, scratch: Pa
         module, form, program = loaded.module, loaded.form, loaded.program
         loaded_warnings, name = loaded.warnings, file.name
     data = _open(config)
-    specs = _settle_inputs(config, data)
-    names, keyword = _name(module, specs, config)
-    specs = tuple(replace(spec, name=name) for spec, name in zip(specs, names, strict=True))
-    high = {spec.name: spec.high for spec in specs if spec.name and spec.high is not None}
-    given_batch = specs[0].shape[0]
-    signature, static, static_warnings = _settle_batch(module, specs, keyword, high, config)
-    calibration, evaluation, kind = _split(data, signature, config, high, given_batch)
-    classes_of, label_warnings = _find_classes(signature, data)
+    call = settle_call(module, config, data)
+    calibration, evaluation, kind = _split(data, call, config)
+    classes = _choose_classes(module, call, data, evaluation, config.classes)
     return Problem(
         name=name,
         module=module,
@@ -146,18 +140,18 @@ def open_problem(model: Path | str | nn.Module, config: BuildConfig, scratch: Pa
         program=program,
         trust=trust,
         factory=config.model,
-        signature=signature,
-        given_batch=given_batch,
-        static_batch=given_batch if static else None,
-        latency_batch=given_batch if static else config.batch,
+        signature=call.signature,
+        given_batch=call.given_batch,
+        static_batch=call.given_batch if call.static else None,
+        latency_batch=call.given_batch if call.static else config.batch,
         calibration=calibration,
         evaluation=evaluation,
         kind=kind,
         source=config.data,
-        classes_of=classes_of,
-        high=high,
+        classes_of=classes.name,
+        high=call.high,
         seed=config.seed,
-        warnings=(*loaded_warnings, *static_warnings, *label_warnings),
+        warnings=(*loaded_warnings, *call.warnings, *classes.warnings),
     )
 
 
@@ -174,107 +168,19 @@ def _open(config: BuildConfig) -> Dataset | None:
     if config.data is None:
         return None
     limit = config.calibration_samples + config.evaluation_samples
-    return open_data(config.data, images=config.images, input_names=None, limit=limit)
-
-
-def _name(
-    module: nn.Module, specs: tuple[InputSpec, ...], config: BuildConfig
-) -> tuple[tuple[str, ...], bool]:
-    try:
-        return name_inputs(module, [spec.name for spec in specs])
-    except ConfigError as error:
-        if config.inputs:
-            raise
-        raise DataError(
-            f"{config.data}: the names of its arrays are those of the model's inputs, with y for "
-            f"the labels. {error}"
-        ) from error
-
-
-def _settle_inputs(config: BuildConfig, data: Dataset | None) -> tuple[InputSpec, ...]:
-    if config.inputs:
-        specs = tuple(parse_input(text) for text in config.inputs)
-        if len({spec.shape[0] for spec in specs}) > 1:
-            sizes = ", ".join(f"{spec.shape[0]}" for spec in specs)
-            raise ConfigError(
-                f"--input: the leading sizes are {sizes}; the batch comes first, and is the same "
-                "for every input."
-            )
-        return specs
-    if data is not None:
-        return data.specs()
-    raise ConfigError(
-        "The shape of the inputs is not known. Pass --input, such as --input 1x3x224x224, or "
-        "--data with samples to take it from."
-    )
-
-
-def _settle_batch(
-    module: nn.Module,
-    specs: tuple[InputSpec, ...],
-    keyword: bool,
-    high: dict[str, int],
-    config: BuildConfig,
-) -> tuple[CallSignature, bool, tuple[str, ...]]:
-    """The signature, whether its batch is static, and a warning where that was not asked for."""
-    given = specs[0].shape[0]
-    if config.static_batch:
-        return _describe_at(module, specs, keyword, given, high, dynamic=False), True, ()
-    try:
-        return _describe(module, specs, keyword, high), False, ()
-    except InputError:
-        if given == _TRACE_BATCH:
-            raise
-        signature = _describe_at(module, specs, keyword, given, high, dynamic=False)
-        return signature, True, (_STATIC_WARNING.format(given),)
-
-
-def _describe(
-    module: nn.Module, specs: tuple[InputSpec, ...], keyword: bool, high: dict[str, int]
-) -> CallSignature:
-    """Run the module on synthetic inputs and record its signature, with a dynamic batch.
-
-    An output has a batch axis only if it follows the batch from one size to the next.
-    """
-    first = _describe_at(module, specs, keyword, _TRACE_BATCH, high, dynamic=True)
-    try:
-        other = _describe_at(module, specs, keyword, _TRACE_BATCH + 1, high, dynamic=True)
-    except InputError:
-        return first  # it takes this batch alone, which the export will find out
-    outputs = tuple(
-        here if here.shape == there.shape else replace(here, shape=here.with_batch(_TRACE_BATCH))
-        for here, there in zip(first.outputs, other.outputs, strict=True)
-    )
-    return replace(first, outputs=outputs)
-
-
-def _describe_at(
-    module: nn.Module,
-    specs: tuple[InputSpec, ...],
-    keyword: bool,
-    batch: int,
-    high: dict[str, int],
-    *,
-    dynamic: bool,
-) -> CallSignature:
-    concrete = tuple(
-        TensorSpec(str(spec.name), (batch, *spec.shape[1:]), spec.dtype) for spec in specs
-    )
-    feeds = _to_tensors(synthetic_feeds(concrete, batch, seed=0, high=high))
-    return describe_call(module, feeds, keyword=keyword, dynamic_batch=dynamic)
+    images = config.images_for([parse_input(text).shape for text in config.inputs])
+    return open_data(config.data, images=images, input_names=None, limit=limit)
 
 
 def _split(
-    data: Dataset | None,
-    signature: CallSignature,
-    config: BuildConfig,
-    high: dict[str, int],
-    given_batch: int,
+    data: Dataset | None, call: SettledCall, config: BuildConfig
 ) -> tuple[Dataset, Dataset, DataKind]:
+    signature = call.signature
     if data is None:
-        count = max(_SYNTHETIC_SAMPLES, given_batch)
+        count = max(_SYNTHETIC_SAMPLES, call.given_batch)
         synthetic = [
-            _synthetic_dataset(signature, count, config.seed + offset, high) for offset in (0, 1)
+            _synthetic_dataset(signature, count, config.seed + offset, call.high)
+            for offset in (0, 1)
         ]
         return synthetic[0], synthetic[1], "synthetic"
     split = split_data(
@@ -297,19 +203,21 @@ def _synthetic_dataset(
     return Dataset(rows, None, "synthetic", named=True)
 
 
-def _find_classes(
-    signature: CallSignature, data: Dataset | None
-) -> tuple[str | None, tuple[str, ...]]:
-    """The output that the labels are held against, and a warning where there is none."""
-    if data is None or data.labels is None:
-        return None, ()
-    name = find_class_output(data, signature.outputs)
-    if name is not None:
-        return name, ()
-    return None, (
-        "The data has labels, but no output is (batch, classes): accuracy is not judged.",
+def _choose_classes(
+    module: nn.Module,
+    call: SettledCall,
+    data: Dataset | None,
+    evaluation: Dataset,
+    named: str | None,
+) -> ClassOutput:
+    """The output that the labels are held against; the name that was given is checked always."""
+    plan = CheckPlan(call.given_batch if call.static else None)
+    source = evaluation if data is None else data
+    found = find_class_outputs(source, call.signature.outputs, plan, named=named)
+
+    def run(feeds: Feeds) -> Outputs:
+        return run_eager(module, call.signature, feeds)
+
+    return choose_class_output(
+        found, lambda feeds: run_reference(run, feeds, evaluation.source), evaluation, plan
     )
-
-
-def _to_tensors(feeds: Feeds) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}

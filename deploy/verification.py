@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from deploy.bundle import FALLBACK, GOLDEN, Bundle
 from deploy.checking import CheckPlan, Outputs, check_candidates
 from deploy.config import BuildConfig
-from deploy.data import Dataset, check_data, find_class_output, open_data
+from deploy.data import Dataset, check_data, open_data
 from deploy.engines.base import EngineSpec, Feeds
 from deploy.gates import DataKind, Verdict, judge_parity
 from deploy.golden import Golden, find_mismatch, read_golden
+from deploy.labels import choose_class_output, find_class_outputs
 from deploy.parity import ParityReport
 from deploy.process import EngineProcess
 from export.artifacts import TensorSpec
@@ -86,13 +89,13 @@ def verify(
         return replayed
     if FALLBACK not in specs:
         raise BundleError(f"{bundle.path} holds no float32 model to compare with on other data.")
-    dataset, kind, classes_of = _open_evaluation(bundle, data, config)
+    dataset = _open_evaluation(bundle, data, config)
     here = {result.name: specs[result.name] for result in replayed if result.missing is None}
     with EngineProcess(specs[FALLBACK]) as process:
         reference = FloatReference(process, bundle.manifest.outputs)
-        batch = bundle.manifest.inputs[0].shape[0]
-        plan = CheckPlan(batch if isinstance(batch, int) else None, classes_of)
+        plan = _plan(bundle, reference, dataset, config)
         reports = check_candidates(reference, here, dataset, plan, progress)
+    kind: DataKind = "unlabelled" if plan.classes_of is None else "labelled"
     return tuple(
         _judge(result, reports[result.name], bundle, kind, config)
         if result.name in here
@@ -120,17 +123,27 @@ def _replay(bundle: Bundle, spec: EngineSpec, golden: Golden) -> Verification:
     return Verification(spec.name, find_mismatch(recorded, answered, tolerance=tolerance))
 
 
-def _open_evaluation(
-    bundle: Bundle, data: str, config: BuildConfig
-) -> tuple[Dataset, DataKind, str | None]:
+def _open_evaluation(bundle: Bundle, data: str, config: BuildConfig) -> Dataset:
+    """Samples to judge on, drawn by the seed: folders of images are sorted by class."""
     inputs = bundle.manifest.inputs
     names = [spec.name for spec in inputs]
-    dataset = open_data(data, images=config.images, input_names=names).bind(inputs)
-    limit = min(len(dataset), config.evaluation_samples)
-    evaluation = dataset.select(range(limit))
+    images = config.images_for([spec.shape for spec in inputs])
+    dataset = open_data(data, images=images, input_names=names).bind(inputs)
+    drawn = np.random.default_rng(config.seed).permutation(len(dataset))
+    evaluation = dataset.select(np.sort(drawn[: config.evaluation_samples]))
     check_data(evaluation, inputs)
-    classes_of = find_class_output(evaluation, bundle.manifest.outputs)
-    return evaluation, "unlabelled" if classes_of is None else "labelled", classes_of
+    return evaluation
+
+
+def _plan(
+    bundle: Bundle, reference: FloatReference, evaluation: Dataset, config: BuildConfig
+) -> CheckPlan:
+    """How engines are compared; the labels are held against the output that the build chose."""
+    batch = bundle.manifest.inputs[0].shape[0]
+    plan = CheckPlan(batch if isinstance(batch, int) else None)
+    named = config.classes or bundle.report()["data"]["classes_of"]
+    found = find_class_outputs(evaluation, reference.outputs, plan, named=named)
+    return replace(plan, classes_of=choose_class_output(found, reference, evaluation, plan).name)
 
 
 def _judge(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BATCH = "batch"
-"""The name of the dynamic leading axis in every signature."""
+"""The name of the dynamic axis in every signature: the leading one of inputs, any of outputs."""
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class TensorSpec:
 
     Attributes:
         name: as the engine and the protocol know it.
-        shape: sizes; a string is a symbolic axis, ``"batch"`` the dynamic leading one.
+        shape: sizes; a string is a symbolic axis, ``"batch"`` the dynamic one of the samples.
         dtype: numpy's name (``float32``, ``int64``, ``bfloat16`` through ml_dtypes).
     """
 
@@ -32,6 +32,11 @@ class TensorSpec:
     def has_dynamic_batch(self) -> bool:
         """Whether the leading axis is the dynamic batch."""
         return bool(self.shape) and self.shape[0] == BATCH
+
+    @property
+    def batch_axis(self) -> int | None:
+        """The one axis that is the dynamic batch; None: no axis is, or several are."""
+        return self.shape.index(BATCH) if self.shape.count(BATCH) == 1 else None
 
     def __str__(self) -> str:
         return f"{self.name}:{'x'.join(str(size) for size in self.shape)}:{self.dtype}"

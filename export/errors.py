@@ -10,6 +10,7 @@
     │   └── MissingExtraError       an optional dependency is not installed
     ├── ExportError                 capture or ONNX export failed on every rung   exit 1
     ├── QuantizeError               a model that cannot be put in fewer bits      exit 1
+    │   └── NothingToQuantizeError  it has no layer that could be
     ├── EngineError                 an engine could not be built, opened or run   exit 1
     └── GateError                   a gate failed: parity, regression             exit 1
 
@@ -60,6 +61,10 @@ class ExportError(DeployError):
 
 class QuantizeError(DeployError):
     """The ONNX model cannot be calibrated or quantized as asked."""
+
+
+class NothingToQuantizeError(QuantizeError):
+    """The ONNX model has no layer that could be put in fewer bits."""
 
 
 class EngineError(DeployError):

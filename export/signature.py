@@ -7,6 +7,7 @@ one place that translates between the two.
 
 import dataclasses
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ class CallSignature:
         inputs: one spec for every tensor that is passed, in the order of the call.
         outputs: one spec for every tensor of the flattened result.
         keyword: inputs are passed by name; otherwise in order.
-        structure: the nesting of the result, in words, for the manifest.
+        structure: the nesting of the result, as `describe_structure` writes it.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -105,7 +106,8 @@ def describe_call(
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in feeds.items())
         raise InputError(
             f"The model itself fails on the given inputs ({shapes}): {type(error).__name__}: "
-            f"{error}. Check shapes and dtypes: they come from --input, else from --data."
+            f"{error}. Check shapes and dtypes (1x128:int64 in --input says both): they come from "
+            "--input, else from --data."
         ) from error
     names, tensors, structure = flatten_outputs(result)
     batch = {int(value.shape[0]) for value in feeds.values() if value.ndim}
@@ -133,7 +135,7 @@ def flatten_outputs(result: object) -> tuple[tuple[str, ...], tuple[torch.Tensor
         ExportError: there is no tensor in the result, a dataclass that torch cannot look into, or
             two outputs that get the same name.
     """
-    leaves, structure = pytree.tree_flatten_with_path(result)
+    leaves, _ = pytree.tree_flatten_with_path(result)
     for _, leaf in leaves:
         if dataclasses.is_dataclass(leaf):
             raise ExportError(
@@ -153,7 +155,29 @@ def flatten_outputs(result: object) -> tuple[tuple[str, ...], tuple[torch.Tensor
         raise ExportError(
             f"Two outputs of the model are called {twice[0]!r}; return them under other keys."
         )
-    return names, tuple(leaf for _, leaf in found), _describe_structure(structure)
+    return names, tuple(leaf for _, leaf in found), describe_structure(result)
+
+
+def describe_structure(result: object) -> str:
+    """How `result` nests: ``dict(states: tensor, pooled: tuple(tensor, tensor))``.
+
+    The tensors stand in the order of the flat outputs. Keys of dicts and fields of dataclasses and
+    named tuples stand before a colon: as they are where they are identifiers, otherwise as JSON
+    text (``"a.b"``), or as Python writes them where they are no text (``0``). What is no tensor and
+    therefore no output stands by its type, ``None`` or ``int``.
+    """
+    found, structure = pytree.tree_flatten_with_path(result, is_leaf=lambda x: x is not result)
+    if structure.is_leaf():
+        if isinstance(result, torch.Tensor):
+            return "tensor"
+        return "None" if result is None else type(result).__name__
+    parts = []
+    for (key,), child in found:
+        text = describe_structure(child)
+        named = not isinstance(key, pytree.SequenceKey)
+        parts.append(f"{_describe_key(key)}: {text}" if named else text)
+    kind = getattr(structure.type, "__name__", str(structure.type))
+    return f"{kind}({', '.join(parts)})"
 
 
 def _forward_parameters(module: nn.Module) -> tuple[tuple[str, ...], bool, bool]:
@@ -201,8 +225,8 @@ def _path_name(path: tuple[Any, ...]) -> str:
     return ".".join(parts)
 
 
-def _describe_structure(structure: pytree.TreeSpec) -> str:
-    if structure.is_leaf():
-        return "tensor"
-    kind = getattr(structure.type, "__name__", str(structure.type))
-    return f"{kind}({', '.join(_describe_structure(child) for child in structure.children())})"
+def _describe_key(key: Any) -> str:
+    value = key.name if isinstance(key, pytree.GetAttrKey) else key.key
+    if not isinstance(value, str):
+        return repr(value)
+    return value if value.isidentifier() else json.dumps(value)

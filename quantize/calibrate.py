@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from export.artifacts import OnnxModel
-from export.errors import ConfigError, DataError, QuantizeError
+from export.errors import ConfigError, DataError, NothingToQuantizeError, QuantizeError
 from export.execute import ExposedModel, read_model
 from export.progress import Progress, ProgressCallback, ignore_progress
 from quantize.observers import OBSERVERS
@@ -66,7 +66,7 @@ def calibrate(
     if tensors is None:
         tensors = tensors_to_calibrate(GraphIndex(read_model(model.path)))
     if not tensors:
-        raise QuantizeError(
+        raise NothingToQuantizeError(
             f"{model.path.name} has nothing to quantize: no Conv, Gemm or MatMul with constant "
             "float32 weights."
         )

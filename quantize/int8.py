@@ -14,7 +14,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from export.artifacts import OnnxModel, Skip
-from export.errors import QuantizeError
+from export.errors import NothingToQuantizeError, QuantizeError
 from export.execute import read_model, write_model
 from quantize.calibrate import Ranges
 from quantize.placement import ActivationUse, GraphIndex, Placement, WeightUse, node_label, place
@@ -55,8 +55,8 @@ def quantize_int8(model: OnnxModel, ranges: Ranges, scheme: QuantScheme, path: P
         path: the file to write; not `model.path`.
 
     Raises:
-        QuantizeError: the opset is below 13, nothing can be quantized, a range is missing, or
-            `path` is the model itself.
+        NothingToQuantizeError: the model has nothing that runs in int8 on this target.
+        QuantizeError: the opset is below 13, a range is missing, or `path` is the model itself.
     """
     if model.path.resolve() == path.resolve():
         raise QuantizeError(f"{path} is the float model itself; write the int8 one elsewhere.")
@@ -70,7 +70,7 @@ def quantize_int8(model: OnnxModel, ranges: Ranges, scheme: QuantScheme, path: P
     placement = place(graph, scheme)
     if not placement.weights:
         reasons = "; ".join(f"{skip.where}: {skip.reason}" for skip in placement.skipped[:3])
-        raise QuantizeError(
+        raise NothingToQuantizeError(
             f"{model.path.name} has nothing to quantize for {scheme.name}: "
             + (reasons or "no operator with weights that runs in int8 there")
         )

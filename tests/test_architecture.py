@@ -26,6 +26,7 @@ NEED_TORCH = {
     "deploy/packing.py",
     "deploy/pipeline.py",
     "deploy/reference.py",
+    "deploy/signatures.py",
     "deploy/source.py",
     "deploy/tensors.py",
     "deploy/trust.py",

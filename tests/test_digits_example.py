@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from deploy.config import ImageConfig, make_config
-from deploy.data import check_data, check_labels, open_data, split_data
+from deploy.data import check_data, open_data, split_data
+from deploy.labels import check_labels
 from export.artifacts import TensorSpec
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits"

@@ -51,7 +51,8 @@ class EngineSpec:
         trust: packages whose code a torch model file may run; ``("*",)`` trusts all.
         factory: ``package.module:callable`` that makes the module of a state_dict.
         keyword: the torch module takes its inputs by name.
-        inputs: signature; needed by ``torch`` alone, the others read it from the file.
+        inputs: signature; needed by ``torch``. The others read it from the file, OpenVINO but for
+            the names of axes of outputs.
         outputs: likewise.
     """
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,8 @@ class OpenVinoEngine(BackendEngine):
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot open {spec.path}: {error}") from error
         self.inputs = tuple(_spec(port) for port in self._model.inputs)
-        self.outputs = tuple(_spec(port) for port in self._model.outputs)
+        known = {output.name: output.shape for output in spec.outputs}
+        self.outputs = tuple(_spec(port, known) for port in self._model.outputs)
         self._requests: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:
@@ -98,13 +100,16 @@ def _supports_bf16(core: Any) -> bool:
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def _spec(port: Any) -> TensorSpec:
+def _spec(port: Any, known: Mapping[str, tuple[int | str, ...]] | None = None) -> TensorSpec:
+    """What OpenVINO knows of a port: no names of axes, unless `known` has the shape by name."""
     shape: list[int | str] = []
-    for axis, size in enumerate(port.get_partial_shape()):
+    name, sizes = port.get_any_name(), port.get_partial_shape()
+    given = (known or {}).get(name, ())
+    if len(given) == len(sizes):
+        return TensorSpec(name, given, str(np.dtype(port.element_type.to_dtype())))
+    for axis, size in enumerate(sizes):
         if size.is_static:
             shape.append(size.get_length())
         else:
             shape.append(BATCH if axis == 0 else f"axis_{axis}")
-    return TensorSpec(
-        port.get_any_name(), tuple(shape), str(np.dtype(port.element_type.to_dtype()))
-    )
+    return TensorSpec(name, tuple(shape), str(np.dtype(port.element_type.to_dtype())))

@@ -52,7 +52,12 @@ _SECTIONS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
         "versions": _TABLE,
         "peak_gmacs": _TABLE,
     },
-    "data": {"source": _OPTIONAL_TEXT, "kind": _TEXT, "evaluation_samples": _NUMBER},
+    "data": {
+        "source": _OPTIONAL_TEXT,
+        "kind": _TEXT,
+        "evaluation_samples": _NUMBER,
+        "classes_of": _OPTIONAL_TEXT,
+    },
     "gates": {"max_drop": _OPTIONAL_NUMBER, "min_sqnr_db": _TABLE},
     "measurement": {"batch": _NUMBER, "threads": _NUMBER, "seconds": _NUMBER},
 }

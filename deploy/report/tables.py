@@ -10,6 +10,7 @@ from rich.text import Text
 
 from deploy.bundle import FALLBACK
 from deploy.doctor import Diagnosis
+from deploy.gates import LABELS_JUDGE_NOTHING
 from deploy.latency import EngineLatency, LatencyReport
 from deploy.report.wording import clean
 from deploy.verification import Verification
@@ -35,7 +36,7 @@ def print_verification(results: Sequence[Verification], console: Console) -> Non
     table = _make_table("engine", "golden", "SQNR dB", "accuracy", "gate")
     for result in results:
         parity, verdict = result.parity, result.verdict
-        accuracy = parity.accuracy if parity else None
+        accuracy = parity.judged_accuracy if parity else None
         _add_row(
             table,
             result.name,
@@ -51,6 +52,8 @@ def print_verification(results: Sequence[Verification], console: Console) -> Non
                 console.print(Text(clean(f"{result.name}: {reason}"), style="red"))
         if result.missing:
             console.print(Text(clean(f"{result.name}: {result.missing}")))
+    if any(result.verdict and LABELS_JUDGE_NOTHING in result.verdict.gate for result in results):
+        console.print(Text(f"Warning: {LABELS_JUDGE_NOTHING}.", style="yellow"))
     console.print(Text(clean(_verification_sentence(results))))
 
 

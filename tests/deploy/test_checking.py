@@ -216,6 +216,75 @@ def test_a_batch_size_baked_in_as_the_traced_one_is_found_first(tmp_path: Path) 
     assert "output 'y' has shape [2, 5] instead of [1, 5]" in str(results["a"])
 
 
+class ColumnsReference(NumpyReference):
+    """The same with each sample's answer in a column, as an LSTM returns its states."""
+
+    outputs = (TensorSpec("y", (5, BATCH), "float32"),)
+
+    def _run(self, x: Array, dtype: type) -> Array:
+        return super()._run(x, dtype).T
+
+
+def test_answers_in_columns_are_compared_by_sample(tmp_path: Path) -> None:
+    turn = helper.make_node("Transpose", ["t"], ["v"], perm=[1, 0])
+
+    def turned(name: str, *nodes: onnx.NodeProto, **constants: Array) -> EngineSpec:
+        return write(tmp_path, name, [*nodes, turn], last="v", **constants)
+
+    specs = {
+        "right": turned("right", helper.make_node("Identity", ["z"], ["t"])),
+        "leaking": turned(
+            "leaking",
+            helper.make_node("ReduceMax", ["z", "zero"], ["m"], keepdims=1),
+            helper.make_node("Add", ["z", "m"], ["t"]),
+            zero=np.array([0]),
+        ),
+        "classes": turned(
+            "classes",
+            helper.make_node("Gather", ["z", "order"], ["t"], axis=1),
+            order=np.array([0, 3, 2, 1, 4]),
+        ),
+    }
+    found = check_candidates(ColumnsReference(), specs, dataset(), CheckPlan())
+    right, leaking, classes = (found[name] for name in specs)
+    assert passes(right)
+    assert isinstance(right, ParityReport)
+    assert right.consistency_db is not None
+    assert right.consistency_db > 100
+    assert right.outputs[0].top1_agreement == 1
+    assert not passes(leaking)
+    assert isinstance(leaking, ParityReport)
+    assert leaking.consistency_db is not None
+    assert leaking.consistency_db < 20
+    assert isinstance(classes, ParityReport)
+    logits = NumpyReference()({"x": SAMPLES})["y"]
+    same = (logits.argmax(axis=1) == logits[:, [0, 3, 2, 1, 4]].argmax(axis=1)).mean()
+    assert classes.outputs[0].top1_agreement == pytest.approx(same)
+
+
+class PairsReference(NumpyReference):
+    """How alike each two samples of the batch are."""
+
+    outputs = (TensorSpec("y", (BATCH, BATCH), "float32"),)
+
+    def _run(self, x: Array, dtype: type) -> Array:
+        rows = super()._run(x, dtype)
+        return rows @ rows.T
+
+
+def test_an_answer_for_each_pair_of_samples_is_compared_within_its_batch(tmp_path: Path) -> None:
+    pairs = [
+        helper.make_node("Transpose", ["z"], ["t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["z", "t"], ["v"]),
+    ]
+    spec = write(tmp_path, "pairs", pairs, last="v")
+    report = check_candidates(PairsReference(), {"a": spec}, dataset(), CheckPlan())["a"]
+    assert passes(report)
+    assert isinstance(report, ParityReport)
+    assert report.consistency_db is None
+    assert report.outputs[0].top1_agreement is None
+
+
 class DyingProcess(EngineProcess):
     """Really killed before its fourth call, if its model is called so."""
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -104,7 +105,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_every_flag_is_an_option_of_the_configuration() -> None:
-    beside = {"model_file", "output", "trust_all", "bundle", "target", "a", "b", "help"}
+    beside = {"model_file", "trust_all", "bundle", "target", "a", "b", "help"}
     for command in deploy.cli.cli.commands.values():
         assert isinstance(command, click.Command)
         names = {str(parameter.name) for parameter in command.params}
@@ -191,6 +192,7 @@ def test_control_characters_of_a_message_do_not_reach_the_terminal(cli: Cli) -> 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("max-dorp = 1", ["unknown option 'max-dorp'. Did you mean max-drop?"]),
         ("sead = 1", ["unknown option 'sead'", "Known:", "seed", "min-sqnr", "pyproject.toml"]),
         ("seed = 'x'", ["seed must be int, not 'x'"]),
         ("seed = true", ["seed must be int, not True"]),
@@ -224,9 +226,10 @@ def test_every_flag_reaches_the_configuration(cli: Cli, built: list[BuildConfig]
     flags = (
         "--input a:1x4 --input b:1x4 --data d.npz --model nets:make --trust p --trust q "
         "--calibration-samples 3 --evaluation-samples 4 --observer percentile --image-resize 5 "
-        "--image-crop 6 --image-mean .1 --image-mean .2 --image-std .3 --max-drop .4 "
+        "--image-crop 6 --image-mean .1 --image-mean .2 --image-std .3 --image-mode gray "
+        "--classes logits --max-drop .4 "
         "--min-sqnr 7 --min-agreement .5 --threads 8 --batch 9 --measure-seconds 10 --seed 11 "
-        "--static-batch --opset 21 --golden-from-data"
+        "--static-batch --opset 21 --golden-from-data --output out.deploy"
     )
     assert cli("build", "m.pt", *flags.split())[0] == 0
     assert built == [
@@ -243,6 +246,8 @@ def test_every_flag_reaches_the_configuration(cli: Cli, built: list[BuildConfig]
             image_crop=6,
             image_mean=(0.1, 0.2),
             image_std=(0.3,),
+            image_mode="gray",
+            classes="logits",
             observer="percentile",
             max_drop=0.4,
             min_sqnr=7.0,
@@ -252,8 +257,60 @@ def test_every_flag_reaches_the_configuration(cli: Cli, built: list[BuildConfig]
             measure_seconds=10.0,
             opset=21,
             golden_from_data=True,
+            output="out.deploy",
         )
     ]
+
+
+IN_TOML = {
+    "input": '["a:1x4", "b:1x4"]',
+    "data": '"d.npz"',
+    "model": '"nets:make"',
+    "trust": '["p", "q"]',
+    "trust-all": "true",
+    "static-batch": "true",
+    "calibration-samples": "3",
+    "evaluation-samples": "4",
+    "seed": "11",
+    "image-resize": "5",
+    "image-crop": "6",
+    "image-mean": "[0.5, 0.25]",
+    "image-std": "[0.5]",
+    "image-mode": '"gray"',
+    "classes": '"logits"',
+    "observer": '"percentile"',
+    "max-drop": "0.5",
+    "min-sqnr": "7.5",
+    "min-agreement": "0.5",
+    "threads": "8",
+    "batch": "9",
+    "measure-seconds": "10.5",
+    "opset": "21",
+    "golden-from-data": "true",
+    "output": '"out.deploy"',
+}
+"""Every option of ``deploy build`` as ``[tool.deploy]`` has it."""
+
+
+def test_no_option_of_build_is_missing_below() -> None:
+    options = deploy.cli.cli.commands["build"].params
+    flags = {option.opts[-1] for option in options if isinstance(option, click.Option)}
+    assert flags - {"--help"} == {f"--{name}" for name in IN_TOML}
+
+
+@pytest.mark.parametrize("name", IN_TOML)
+def test_an_option_has_the_same_effect_from_the_project_as_from_its_flag(
+    cli: Cli, built: list[BuildConfig], name: str
+) -> None:
+    value = tomllib.loads(f"it = {IN_TOML[name]}")["it"]
+    values = value if isinstance(value, list) else [value]
+    words = [w for v in values for w in ((f"--{name}",) if v is True else (f"--{name}", v))]
+    assert cli("build", "m.pt", *words)[0] == 0
+    for key in (name, name.replace("-", "_")):
+        write_options(f"{key} = {IN_TOML[name]}")
+        assert cli("build", "m.pt")[0] == 0
+    flag, dashes, underscores = built
+    assert flag == dashes == underscores != BuildConfig()
 
 
 def test_trust_all_is_every_package(cli: Cli, built: list[BuildConfig]) -> None:

@@ -166,17 +166,66 @@ def _data_cases() -> dict[str, tuple[dict[str, object], tuple[str, ...]]]:
     }
 
 
+BOTH_FORMS = pytest.mark.parametrize("with_input", [True, False], ids=["--input", "data alone"])
+
+
+def _given(with_input: bool, shape: str) -> tuple[str, ...]:
+    return ("--input", shape) if with_input else ()
+
+
+@BOTH_FORMS
 @pytest.mark.parametrize("case", _data_cases())
-def test_data_that_cannot_be_used(cli: Cli, case: str) -> None:
+def test_data_that_cannot_be_used(cli: Cli, case: str, with_input: bool) -> None:
     arrays, words = _data_cases()[case]
     np.savez("data.npz", **arrays)  # type: ignore[arg-type]
     path = _save_linear()
-    _refused(cli, path, "--input", "1x4", "--data", "data.npz", words=("data.npz", *words))
+    shape = _given(with_input, "1x4")
+    _refused(cli, path, *shape, "--data", "data.npz", words=("data.npz", *words))
 
 
-def test_data_that_is_not_there_or_of_no_known_kind(cli: Cli, own: str) -> None:
+def test_data_that_the_model_fails_on_is_told_in_its_words(cli: Cli) -> None:
+    torch.save(nn.Sequential(nn.Conv2d(3, 2, 3)).eval(), "net.pt")
+    np.savez("last.npz", x=np.zeros((8, 9, 9, 3), np.float32))
+    said = (
+        "last.npz, read as x:Nx9x9x3:float32",
+        "expected input",
+        "to have 3 channels",
+        "float32",
+    )
+    _refused(cli, "net.pt", "--data", "last.npz", words=(*said, "transpose to [N, C, H, W]"))
+    np.savez("bytes.npz", x=np.zeros((8, 3, 9, 9), np.uint8))
+    said = ("bytes.npz, read as x:Nx3x9x9:uint8", "weights are float32", "scaled as in training")
+    _refused(cli, "net.pt", "--data", "bytes.npz", words=said)
+    torch.save(nn.Linear(4, 3).double(), "double.pt")
+    np.savez("double.npz", x=np.zeros((8, 4)))
+    said = ("double.npz, read as x:Nx4:float32", "weights are float64", "--input 1x4:float64")
+    _refused(cli, "double.pt", "--data", "double.npz", words=said)
+    np.savez("wide.npz", x=np.zeros((8, 3, 9, 9), np.uint16))
+    _refused(cli, "net.pt", "--data", "wide.npz", words=("wide.npz", "x is uint16", ".astype"))
+
+
+@BOTH_FORMS
+def test_an_output_for_labels_that_is_not_there_is_told_with_those_that_are(
+    cli: Cli, with_input: bool
+) -> None:
+    x = np.zeros((8, 4), np.float32)
+    np.savez("data.npz", x=x, y=np.arange(8) % 3)
+    options = (*_given(with_input, "1x4"), "--data", "data.npz", "--classes", "scores")
+    words = ("--classes 'scores'", "no such output", "output:batchx3:float32")
+    _refused(cli, _save_linear(), *options, words=words)
+
+
+def test_what_is_wrong_with_the_data_itself_is_told_before_what_the_model_says(cli: Cli) -> None:
+    x = np.zeros((8, 5), np.float32)
+    x[5, 2] = np.nan
+    np.savez("data.npz", x=x)
+    _refused(cli, _save_linear(), "--data", "data.npz", words=("data.npz", "NaN", "row 5"))
+
+
+@BOTH_FORMS
+def test_data_that_is_not_there_or_of_no_known_kind(cli: Cli, own: str, with_input: bool) -> None:
     path = _save_linear()
-    shape = ("--input", "1x4", "--data")
+    shape = (*_given(with_input, "1x4"), "--data")
     _refused(cli, path, *shape, "gone.npz", words=("gone.npz", "no such file"))
     Path("table.csv").write_text("1,2\n")
     _refused(cli, path, *shape, "table.csv", words=("table.csv", ".npz", "folder of images"))
@@ -185,19 +234,45 @@ def test_data_that_is_not_there_or_of_no_known_kind(cli: Cli, own: str) -> None:
     _refused(cli, path, *shape, f"{own}:batches", words=("the disk went away",))
 
 
-def test_an_image_that_cannot_be_read_is_named(cli: Cli) -> None:
+def _save_images(channels: int) -> None:
+    """Two classes of small images, and a network for images of so many channels."""
     for label in ("cat", "dog"):
         folder = Path("images") / label
         folder.mkdir(parents=True)
         for index in range(3):
             Image.new("RGB", (8, 8), (index, 0, 0)).save(folder / f"{index}.png")
+    layers = nn.Conv2d(channels, 2, 3), nn.Flatten(), nn.Linear(72, 2)
+    torch.save(nn.Sequential(*layers).eval(), "net.pt")
+
+
+@BOTH_FORMS
+def test_an_image_that_cannot_be_read_is_named(cli: Cli, with_input: bool) -> None:
+    _save_images(3)
     (Path("images") / "dog" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\ncut")
-    torch.save(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(72, 2)).eval(), "net.pt")
-    _refused(cli, "net.pt", "--input", "1x3x8x8", "--data", "images", words=("dog/1.png",))
+    shape = _given(with_input, "1x3x8x8")
+    _refused(cli, "net.pt", *shape, "--data", "images", words=("dog/1.png",))
 
 
-def test_data_of_one_input_for_a_model_of_two(cli: Cli) -> None:
+def test_an_image_that_cannot_be_read_is_named_though_the_model_takes_no_such_images(
+    cli: Cli,
+) -> None:
+    _save_images(1)
+    (Path("images") / "dog" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\ncut")
+    _refused(cli, "net.pt", "--data", "images", words=("dog/1.png",))
+
+
+def test_colour_images_for_a_network_of_one_channel_are_told_with_the_option(cli: Cli) -> None:
+    _save_images(1)
+    words = ("images", "read as RGB; pass --image-mode gray")
+    _refused(cli, "net.pt", "--data", "images", words=words)
+    shape = ("--input", "1x1x8x8", "--image-mode", "rgb")
+    _refused(cli, "net.pt", *shape, "--data", "images", words=words)
+
+
+@BOTH_FORMS
+def test_data_of_one_input_for_a_model_of_two(cli: Cli, with_input: bool) -> None:
     torch.save(nn.Bilinear(4, 4, 2).eval(), "two.pt")
     np.savez("data.npz", x=np.zeros((8, 4), np.float32))
-    shapes = ("--input", "input1:1x4", "--input", "input2:1x4")
-    _refused(cli, "two.pt", *shapes, "--data", "data.npz", words=("input1", "input2"))
+    shapes = ("--input", "input1:1x4", "--input", "input2:1x4") if with_input else ()
+    words = ("data.npz", "input2") if not with_input else ("input1", "input2")
+    _refused(cli, "two.pt", *shapes, "--data", "data.npz", words=words)

@@ -39,7 +39,8 @@ def test_unknown_option_lists_every_known_one(key: str) -> None:
     message = str(raised.value)
     assert message.startswith(f"pyproject.toml: unknown option {key!r}")
     for field in dataclasses.fields(BuildConfig):
-        assert field.name.replace("_", "-") in message
+        assert field.name.replace("_", "-").replace("inputs", "input") in message
+    assert "trust-all" in message
     assert raised.value.exit_code == 2
 
 
@@ -132,6 +133,7 @@ def test_a_config_made_in_python_is_held_to_the_same_types(name: str, value: Any
         ("opset", 26),
         ("observer", "entropie"),
         ("observer", ["minmax"]),
+        ("image_mode", "grey"),
     ],
 )
 def test_value_out_of_range_names_the_option_and_what_is_taken(name: str, value: Any) -> None:
@@ -162,7 +164,27 @@ def test_the_edge_of_each_range_is_taken(name: str, value: Any) -> None:
 
 def test_image_options_are_one_record() -> None:
     config = BuildConfig(image_resize=256, image_crop=224, image_mean=(0.5,), image_std=(0.2,))
-    assert dataclasses.astuple(config.images) == (256, 224, (0.5,), (0.2,))
+    assert dataclasses.astuple(config.images_for([])) == (256, 224, (0.5,), (0.2,), "rgb")
+
+
+@pytest.mark.parametrize(
+    ("mode", "shapes", "expected"),
+    [
+        (None, [], "rgb"),
+        (None, [(1, 3, 28, 28)], "rgb"),
+        (None, [(1, 1, 28, 28)], "gray"),
+        (None, [("batch", 1, 28, 28)], "gray"),
+        (None, [(1, 1, 28, 28), (1, 4)], "rgb"),
+        (None, [(1, 1)], "rgb"),
+        ("rgb", [(1, 1, 28, 28)], "rgb"),
+        ("gray", [(1, 3, 28, 28)], "gray"),
+        ("gray", [], "gray"),
+    ],
+)
+def test_images_are_gray_for_one_channel_unless_the_option_says_otherwise(
+    mode: Any, shapes: list[Any], expected: str
+) -> None:
+    assert BuildConfig(image_mode=mode).images_for(shapes).mode == expected
 
 
 def test_fields_are_listed_in_order() -> None:
@@ -173,7 +195,7 @@ def test_project_table_is_read(tmp_path: Path) -> None:
     options = read_project_options(
         project(tmp_path, '[tool.deploy]\nmax-drop = 0.02\nbatch = 8\ninputs = ["1x3", "1x4"]\n')
     )
-    assert options == {"max_drop": 0.02, "batch": 8, "inputs": ["1x3", "1x4"]}
+    assert options == {"max-drop": 0.02, "batch": 8, "inputs": ["1x3", "1x4"]}
     config = make_config(options, where="pyproject.toml")
     assert (config.batch, config.inputs) == (8, ("1x3", "1x4"))
 
@@ -219,10 +241,44 @@ def test_a_table_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
         read_project_options(project(tmp_path, text))
 
 
-def test_an_option_with_dashes_and_with_underscores_is_refused(tmp_path: Path) -> None:
-    text = "[tool.deploy]\nmax-drop = 0.01\nmax_drop = 0.5\n"
-    with pytest.raises(ConfigError, match="'max_drop' twice"):
-        read_project_options(project(tmp_path, text))
+@pytest.mark.parametrize(
+    ("text", "twice"),
+    [
+        ("max-drop = 0.01\nmax_drop = 0.5\n", "max_drop"),
+        ("inputs = '1x3'\ninput = '1x4'\n", "input"),
+        ("trust-all = true\ntrust_all = false\n", "trust_all"),
+    ],
+)
+def test_an_option_under_two_of_its_names_is_refused(tmp_path: Path, text: str, twice: str) -> None:
+    options = read_project_options(project(tmp_path, f"[tool.deploy]\n{text}"))
+    with pytest.raises(ConfigError, match=f"table: '{twice}' is there twice"):
+        make_config(options, where="table")
+
+
+def test_options_go_by_the_names_of_their_flags_too() -> None:
+    assert make_config({"input": ["1x3"]}, where="table") == BuildConfig(inputs=("1x3",))
+    assert make_config({"output": "out"}, where="table") == BuildConfig(output="out")
+
+
+@pytest.mark.parametrize("key", ["trust-all", "trust_all"])
+def test_trust_all_trusts_all_and_its_absence_takes_nothing_back(key: str) -> None:
+    assert make_config({key: True}, where="table").trust == ("*",)
+    assert make_config({key: True, "trust": ["timm"]}, where="table").trust == ("*",)
+    assert make_config({key: False, "trust": ["timm"]}, where="table").trust == ("timm",)
+    with pytest.raises(ConfigError, match=f"table: {key} must be bool"):
+        make_config({key: "yes"}, where="table")
+
+
+def test_what_is_given_goes_over_the_base_and_the_rest_is_kept() -> None:
+    base = make_config({"trust-all": True, "seed": 3, "batch": 2}, where="table")
+    config = make_config({"trust": ("timm",), "batch": 8}, where="flags", base=base)
+    assert config == BuildConfig(trust=("timm",), seed=3, batch=8)
+
+
+def test_an_unknown_option_is_told_in_the_users_own_spelling(tmp_path: Path) -> None:
+    options = read_project_options(project(tmp_path, "[tool.deploy]\nmax-dorp = 1\n"))
+    with pytest.raises(ConfigError, match=r"unknown option 'max-dorp'\. Did you mean max-drop\?"):
+        make_config(options, where="table")
 
 
 def test_unreadable_project_file_is_an_error_of_ours(

@@ -1,13 +1,12 @@
 """Data is split without overlap, and every row and label is held against the model."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from deploy.data import check_data, check_labels, find_class_output, split_data
+from deploy.data import check_data, split_data
 from export.artifacts import TensorSpec
 from tests.samples import IMAGE, floats, open_plain, refuse, save_image, save_npz
 
@@ -148,23 +147,3 @@ class TestChecks:
         spec = TensorSpec("x", ("batch", 2), "float32")
         refuse(lambda: check_data(dataset.select([2, 3]), [spec]), "label -5", "row 3")
         check_data(dataset.select([0, 2]), [spec])
-
-    def test_labels_must_be_classes_of_the_model(self, tmp_path: Path) -> None:
-        labels = np.array([0, 9, 10, 11])
-        dataset = open_plain(save_npz(tmp_path / "d.npz", x=floats(4, 2), y=labels))
-        check_labels(dataset.select([0, 1]), 10)
-        refuse(lambda: check_labels(dataset, 10), "d.npz", "label 10", "row 2", "0..9", "2 of 4")
-        refuse(lambda: check_labels(dataset.select([1, 3]), 10), "label 11", "row 3")
-
-    def test_the_output_that_labels_are_classes_of_is_the_first_of_rank_two(
-        self, tmp_path: Path
-    ) -> None:
-        labels = np.array([0, 1, 2, 1])
-        dataset = open_plain(save_npz(tmp_path / "d.npz", x=floats(4, 2), y=labels))
-        maps = TensorSpec("maps", ("batch", 3, 8, 8), "float32")
-        logits = TensorSpec("logits", ("batch", 3), "float32")
-        assert find_class_output(dataset, [maps, logits]) == "logits"
-        assert find_class_output(dataset, [maps]) is None
-        assert find_class_output(replace(dataset, labels=None), [logits]) is None
-        narrow = TensorSpec("narrow", ("batch", 2), "float32")
-        refuse(lambda: find_class_output(dataset, [narrow, logits]), "label 2", "row 2")

@@ -73,6 +73,21 @@ class TestImages:
         assert batch.shape == (3, 3, 4, 4)
         np.testing.assert_allclose(batch * 255, 100, atol=3)
 
+    def test_gray_images_have_one_channel_whatever_the_files_hold(self, tmp_path: Path) -> None:
+        pixels = np.random.default_rng(RNG_SEED).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        save_image(tmp_path / "colour.png", pixels)
+        save_image(tmp_path / "gray.png", pixels[:, :, 0])
+        gray = Image.fromarray(pixels[:, :, 0])
+        gray.convert("RGB").convert("P").save(tmp_path / "palette.png")
+        images = ImageConfig(mean=(0.25,), std=(0.5,), mode="gray")
+        dataset = open_data(str(tmp_path), images=images, input_names=None)
+        batch = dataset.batch([0, 1, 2])["x"]
+        assert batch.shape == (3, 1, 6, 8)
+        wide = pixels.astype(np.float64)
+        luma = wide @ [0.299, 0.587, 0.114]  # ITU-R BT.601
+        np.testing.assert_allclose((batch[0, 0] * 0.5 + 0.25) * 255, luma, atol=1)
+        np.testing.assert_allclose((batch[1, 0] * 0.5 + 0.25) * 255, wide[:, :, 0], atol=1e-3)
+
     def test_orientation_of_the_camera_is_undone(self, tmp_path: Path) -> None:
         pixels = np.zeros((8, 16, 3), np.uint8)
         pixels[:, :8] = 255
@@ -131,6 +146,7 @@ class TestImages:
             (ImageConfig(resize=0), "--image-resize"),
             (ImageConfig(crop=-1), "--image-crop"),
             (ImageConfig(mean=(0.5, 0.5)), "--image-mean"),
+            (ImageConfig(mean=(0.5, 0.5, 0.5), mode="gray"), "--image-mean"),
             (ImageConfig(mean=(float("nan"),)), "--image-mean"),
             (ImageConfig(std=(1.0, 0.0, 1.0)), "--image-std"),
         ],

@@ -242,13 +242,31 @@ def test_accuracy_is_what_counts_where_there_are_labels_whatever_the_sqnr() -> N
     assert judge(parity, "int8", "labelled").passed
 
 
-def test_accuracy_gate_cannot_see_zeros_where_the_reference_is_no_better_than_chance() -> None:
+def test_labels_that_the_reference_knows_no_better_than_chance_do_not_certify_zeros() -> None:
     values = logits(1000, seed=7)
     labels = np.arange(1000) % 10
     parity = report(values, np.zeros_like(values), labels=labels)
     assert parity.accuracy is not None
     assert abs(parity.accuracy.reference - 0.1) < 0.03
-    assert judge(parity, "int8", "labelled", max_drop=0.03).passed
+    verdict = judge(parity, "int8", "labelled", max_drop=0.03)
+    assert not verdict.passed
+    assert "SQNR" in str(verdict.reason)
+    assert "the labels judge nothing: eager's own accuracy is not above chance" in verdict.gate
+    exact = judge(report(values, values, labels=labels), "int8", "labelled")
+    assert exact.passed
+    assert "top-1 agreement" in exact.gate
+    assert "the labels judge nothing" in exact.gate
+
+
+def test_few_labels_still_say_which_output_has_the_classes_that_must_agree() -> None:
+    values, labels = labelled(200)
+    values = values + np.float32(100)
+    accumulator = ParityAccumulator(("embedding", "logits"), "logits")
+    ours = {"embedding": logits(200, 16), "logits": values}
+    accumulator.update(ours, {**ours, "logits": np.roll(values, 1, 1)}, rows=200, labels=labels)
+    verdict = judge(accumulator.result(), "int8", "labelled")
+    assert not verdict.passed
+    assert "top-1 agrees" in str(verdict.reason)
 
 
 @pytest.mark.parametrize("rows", [MIN_LABELLED - 1, MIN_LABELLED])

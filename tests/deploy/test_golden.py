@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from test_parity import WRONG, logits, wrong
 
-from deploy.golden import TOLERANCE, Golden, find_mismatch, read_golden
+from deploy.golden import (
+    MAX_BYTES,
+    TOLERANCE,
+    Golden,
+    choose_samples,
+    find_mismatch,
+    read_golden,
+)
 from export.errors import BundleError
 
 Array = np.ndarray[Any, Any]
@@ -43,6 +50,18 @@ def test_one_percent_of_scale_is_within_the_tolerance_of_fewer_bits(precision: s
     scaled = ANSWERS["logits"] * np.float32(1.01)
     assert mismatch(scaled, precision) is None
     assert mismatch(ANSWERS["logits"] * np.float32(1.1), precision) is not None
+
+
+@pytest.mark.parametrize(
+    ("mebibytes", "engines", "samples"),
+    [(1, 1, 4), (1, 7, 4), (2, 7, 2), (3, 7, 1), (4, 1, 4), (4, 3, 2), (16, 2, 1), (64, 7, 1)],
+)
+def test_golden_samples_stay_within_32_mib_or_are_one(
+    mebibytes: int, engines: int, samples: int
+) -> None:
+    sample = {"x": np.zeros((1, mebibytes * 2**18), np.float32)}
+    assert choose_samples(sample, sample, engines=engines) == samples
+    assert samples == 1 or samples * (1 + engines) * mebibytes * 2**20 <= MAX_BYTES
 
 
 def test_missing_output_and_wrong_shape_are_told() -> None:

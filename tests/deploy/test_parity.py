@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import optimize, spatial, stats
+from scipy import spatial
 
 from deploy.parity import (
     OutputAccumulator,
@@ -14,9 +14,7 @@ from deploy.parity import (
     ParityAccumulator,
     ParityReport,
     decibels,
-    paired_drop_interval,
     same_nonfinite,
-    wilson_interval,
 )
 
 Array = np.ndarray[Any, Any]
@@ -295,48 +293,3 @@ def test_labels_without_an_output_of_classes_give_no_accuracy() -> None:
 )
 def test_decibels(signal: float, error: float, expected: float) -> None:
     assert decibels(signal, error) == expected
-
-
-@pytest.mark.parametrize(("hits", "samples"), [(0, 10), (10, 10), (3, 10), (288, 300), (999, 1000)])
-def test_wilson_interval_is_that_of_scipy(hits: int, samples: int) -> None:
-    expected = stats.binomtest(hits, samples).proportion_ci(0.95, method="wilson")
-    low, high = wilson_interval(hits, samples)
-    assert low == pytest.approx(expected.low, abs=1e-5)
-    assert high == pytest.approx(expected.high, abs=1e-5)
-
-
-def test_wilson_limits_are_where_the_score_test_turns() -> None:
-    low, high = wilson_interval(30, 40)
-
-    def score(share: float) -> float:
-        return (0.75 - share) ** 2 - 1.96**2 * share * (1 - share) / 40
-
-    assert low == pytest.approx(optimize.brentq(score, 0.1, 0.75), abs=1e-9)
-    assert high == pytest.approx(optimize.brentq(score, 0.75, 0.999), abs=1e-9)
-
-
-def test_paired_interval_is_that_of_the_paper() -> None:
-    low, high = paired_drop_interval(14, 2, 30)  # Bonett & Price 2012: Laplace-adjusted Wald
-    mean, variance = 12 / 32, (15 / 32 + 3 / 32) - (12 / 32) ** 2
-    assert (low + high) / 2 == pytest.approx(mean)
-    assert (high - low) / 2 == pytest.approx(1.96 * math.sqrt(variance / 32))
-
-
-def test_paired_interval_stays_within_one() -> None:
-    assert paired_drop_interval(5, 0, 5)[1] <= 1
-    assert paired_drop_interval(0, 5, 5)[0] >= -1
-
-
-@pytest.mark.parametrize(
-    ("lost", "gained", "samples"), [(0.03, 0.02, 1000), (0.05, 0.05, 300), (0.1, 0.04, 500)]
-)
-def test_paired_interval_covers_the_true_drop_in_95_of_100(
-    lost: float, gained: float, samples: int
-) -> None:
-    rng = np.random.default_rng(1)
-    counts = rng.multinomial(samples, [lost, gained, 1 - lost - gained], size=4000)
-    covered = 0
-    for a, b, _ in counts:
-        low, high = paired_drop_interval(int(a), int(b), samples)
-        covered += low <= lost - gained <= high
-    assert covered / 4000 == pytest.approx(0.95, abs=0.02)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from deploy.reference import Reference, to_numpy
-from export.signature import describe_call
+from export.artifacts import TensorSpec
+from export.signature import CallSignature, describe_call
 
 
 class HardFloat(nn.Module):
@@ -278,3 +279,26 @@ def test_bfloat16_becomes_float32_and_other_dtypes_stay() -> None:
     for dtype in (torch.float16, torch.float64, torch.int64, torch.bool):
         assert str(to_numpy(values.to(dtype)).dtype) == str(dtype).removeprefix("torch.")
     assert to_numpy(values.requires_grad_()).tolist() == [1.0, 2.5]
+
+
+class Columns(nn.Module):
+    """Each sample's answer in a column; noisy in its last bits by the place in the batch."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if x.dtype is not torch.float32:
+            raise TypeError("float32 only")
+        return x.T, x @ x.T
+
+
+def test_a_rerun_puts_samples_back_on_whichever_axis_they_lie() -> None:
+    outputs = (
+        TensorSpec("columns", (6, "batch"), "float32"),
+        TensorSpec("pairs", ("batch", "batch"), "float32"),
+    )
+    inputs = (TensorSpec("x", ("batch", 6), "float32"),)
+    judge = Reference(Columns(), CallSignature(inputs, outputs, False, ""), threads=2)
+    x = samples()
+    eager = judge({"x": x})
+    _, again = judge.floor({"x": x}, eager)
+    np.testing.assert_array_equal(again["columns"], x.T)
+    np.testing.assert_allclose(again["pairs"], x @ x.T, rtol=0, atol=1e-5)

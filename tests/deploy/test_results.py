@@ -37,7 +37,7 @@ OUTPUT = OutputParity(
     noise_float64=1e-7,
     finite=True,
 )
-ACCURACY = Accuracy(500, 0.9, 0.89, 0.01, (0.0, 0.02), (0.87, 0.92), (0.86, 0.91))
+ACCURACY = Accuracy(500, 0.9, 0.89, 0.01, (0.0, 0.02), (0.87, 0.92), (0.86, 0.91), 0.1)
 PARITY = ParityReport((OUTPUT,), ACCURACY, 500, (1, 2, 3, 32), 60.0, "y")
 LATENCY = EngineLatency(
     samples=2000,
@@ -113,6 +113,12 @@ def test_only_identical_outputs_have_no_sqnr(decibels: float, written: float | N
 def test_what_is_no_number_is_null(name: str, value: float) -> None:
     parity = replace(PARITY, outputs=(replace(OUTPUT, **{name: value}),))
     assert row(replace(RESULT, parity=parity))["parity"]["outputs"][0][name] is None
+
+
+def test_an_accuracy_that_judges_nothing_is_null() -> None:
+    parity = replace(PARITY, accuracy=replace(ACCURACY, chance=0.88))  # within reference_ci95
+    assert row(replace(RESULT, parity=parity))["parity"]["accuracy"] is None
+    assert row(RESULT)["parity"]["accuracy"]["reference"] == 0.9
 
 
 def test_missing_facts_are_null() -> None:

@@ -17,7 +17,7 @@ from deploy.config import BuildConfig
 from deploy.golden import Golden, read_golden
 from deploy.manifest import BundledEngine, _make_manifest
 from deploy.verification import verify
-from export.errors import BundleError, DataError
+from export.errors import BundleError, ConfigError, DataError
 
 
 def spoil(path: Path, factor: float) -> None:
@@ -169,3 +169,42 @@ def test_the_bundle_is_not_changed_by_verifying(bundle_path: Path) -> None:
         if file.is_file():
             assert (bundle_path / file.relative_to(before)).read_bytes() == file.read_bytes()
     assert read_bundle(bundle_path)
+
+
+def test_labels_that_the_float_model_does_not_know_judge_nothing(
+    pristine: Path, tmp_path: Path
+) -> None:
+    x = draw(600, seed=9)
+    labels = np.random.default_rng(0).permutation(answer(x).argmax(axis=1))
+    np.savez(tmp_path / "data.npz", x=x, y=labels)
+    results = {r.name: r for r in verify(read_bundle(pristine), data=str(tmp_path / "data.npz"))}
+    verdict = results["onnxruntime-int8"].verdict
+    assert verdict is not None
+    assert verdict.passed
+    assert "SQNR" in verdict.gate
+    assert "the labels judge nothing" in verdict.gate
+
+
+def test_the_output_of_the_labels_can_be_named_and_must_be_there(
+    pristine: Path, data: Path
+) -> None:
+    bundle = read_bundle(pristine)
+    found = verify(bundle, data=str(data), config=BuildConfig(classes="logits"))
+    assert all(result.verdict and "classes" not in result.verdict.gate for result in found)
+    with pytest.raises(ConfigError, match=r"--classes 'scores'.*It has: logits:batchx3:float32"):
+        verify(bundle, data=str(data), config=BuildConfig(classes="scores"))
+
+
+def test_samples_are_drawn_from_all_over_data_that_is_sorted_by_class(
+    pristine: Path, tmp_path: Path
+) -> None:
+    x = draw(900, seed=9)
+    labels = answer(x).argmax(axis=1)
+    order = np.argsort(labels)
+    np.savez(tmp_path / "sorted.npz", x=x[order], y=labels[order])
+    config = BuildConfig(evaluation_samples=300)
+    results = verify(read_bundle(pristine), data=str(tmp_path / "sorted.npz"), config=config)
+    accuracy = results[0].parity.accuracy if results[0].parity else None
+    assert accuracy is not None
+    assert accuracy.samples == 300
+    assert accuracy.above_chance  # of one class alone nothing could be told

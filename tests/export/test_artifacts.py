@@ -53,3 +53,21 @@ def test_records_are_frozen_and_equal_by_value(record: object) -> None:
         setattr(record, name, None)
     assert dataclasses.replace(record) == record  # type: ignore[type-var]
     assert hash(record) == hash(dataclasses.replace(record))  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((BATCH, 3), 0),
+        ((1, BATCH, 16), 1),
+        ((3, 4, BATCH), 2),
+        ((2, 3), None),
+        ((), None),
+        ((BATCH, BATCH), None),  # each answer belongs to two samples
+        (("2*batch", 3), None),
+    ],
+)
+def test_the_axis_of_the_samples_is_the_only_one_of_the_batch(
+    shape: tuple[int | str, ...], axis: int | None
+) -> None:
+    assert TensorSpec("x", shape, "float32").batch_axis == axis

@@ -1,7 +1,7 @@
 """Any call becomes named flat tensors and back; what cannot be named says so."""
 
 import functools
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict, defaultdict, namedtuple
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from export.artifacts import BATCH, TensorSpec
 from export.errors import ConfigError, ExportError, InputError
-from export.signature import CallSignature, describe_call, flatten_outputs, name_inputs
+from export.signature import (
+    CallSignature,
+    describe_call,
+    describe_structure,
+    flatten_outputs,
+    name_inputs,
+)
 
 A, B, C = torch.zeros(2, 3), torch.ones(2, 4), torch.full((2,), 2.0)
 Pair = namedtuple("Pair", ["mean", "scale"])
@@ -99,13 +105,29 @@ def test_outputs_are_named_by_their_path(result: Any, names: list[str]) -> None:
     [
         (A, "tensor"),
         ((A, B), "tuple(tensor, tensor)"),
-        ({"a": A, "b": [B, C]}, "dict(tensor, list(tensor, tensor))"),
-        (Pair(A, B), "namedtuple(tensor, tensor)"),
-        (Registered(A, B), "Registered(tensor, tensor)"),
+        ({"a": A, "b": [B, C]}, "dict(a: tensor, b: list(tensor, tensor))"),
+        ({"b": A, "a": B}, "dict(b: tensor, a: tensor)"),
+        (OrderedDict(z=A, a={"x": B}), "OrderedDict(z: tensor, a: dict(x: tensor))"),
+        (defaultdict(list, a=A), "defaultdict(a: tensor)"),
+        (Pair(A, B), "namedtuple(mean: tensor, scale: tensor)"),
+        (Registered(A, B), "Registered(logits: tensor, features: tensor)"),
+        ((A, (B, C)), "tuple(tensor, tuple(tensor, tensor))"),
+        ((A, None, 3, {}, ()), "tuple(tensor, None, int, dict(), tuple())"),
     ],
 )
-def test_structure_is_kept_in_words(result: Any, structure: str) -> None:
+def test_structure_is_kept_with_its_keys(result: Any, structure: str) -> None:
     assert outputs(result)[1] == structure
+
+
+def test_keys_that_are_no_identifiers_are_quoted_so_that_the_nesting_can_be_told() -> None:
+    flat, nested = {"a.b": A, "c": B}, {"a": {"b": A}, "c": B}
+    assert list(outputs(flat)[0]) == list(outputs(nested)[0]) == ["a.b", "c"]
+    assert outputs(flat)[1] == 'dict("a.b": tensor, c: tensor)'
+    assert outputs(nested)[1] == "dict(a: dict(b: tensor), c: tensor)"
+    odd = {0: A, "0": B, 'say "x", (y): z': C}
+    assert describe_structure(odd) == (
+        'dict(0: tensor, "0": tensor, "say \\"x\\", (y): z": tensor)'
+    )
 
 
 @pytest.mark.parametrize("result", [None, 3, "text", (), {}, [None, (1, {})]])

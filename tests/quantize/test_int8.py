@@ -10,7 +10,7 @@ from onnx import TensorProto, numpy_helper
 from test_nets import Net, classifier, run, sqnr
 
 from export.artifacts import OnnxModel
-from export.errors import QuantizeError
+from export.errors import NothingToQuantizeError, QuantizeError
 from quantize.calibrate import Ranges, calibrate
 from quantize.int8 import Int8Result, activation_parameters, quantize_int8, weight_scales
 from quantize.placement import ActivationUse
@@ -284,7 +284,9 @@ def test_opset_below_13_is_refused(tmp_path: Path) -> None:
 def test_nothing_quantizable_says_why(tmp_path: Path) -> None:
     net = Net(4, 4)
     model = net.save(tmp_path / "m.onnx", net.op("MatMul", "x", "x", name="attention"))
-    with pytest.raises(QuantizeError, match=r"nothing to quantize.*attention: its weights are not"):
+    with pytest.raises(
+        NothingToQuantizeError, match=r"nothing to quantize.*attention: its weights are not"
+    ):
         quantize_int8(model, Ranges("minmax", 1, {}), PRESETS["x86"], tmp_path / "q.onnx")
     assert not (tmp_path / "q.onnx").exists()
 

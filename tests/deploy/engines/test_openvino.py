@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tiny import answer, draw
 
 from deploy.engines import EngineSpec, open_engine
 from deploy.engines import openvino as backend
+from export.artifacts import TensorSpec
 from export.errors import EngineError
 
 
@@ -33,6 +35,22 @@ def test_the_signature_is_read_from_the_file(tiny_onnx: Path) -> None:
     with open_engine(spec(tiny_onnx)) as engine:
         assert [str(each) for each in engine.inputs] == ["x:batchx4:float32"]
         assert [str(each) for each in engine.outputs] == ["logits:batchx3:float32"]
+
+
+def test_axes_of_outputs_go_by_the_names_of_the_signature_where_that_is_given(
+    tiny_onnx: Path,
+) -> None:
+    turned = onnx.load(tiny_onnx)
+    turned.graph.node.append(helper.make_node("Transpose", ["logits"], ["columns"], perm=[1, 0]))
+    columns = helper.make_tensor_value_info("columns", TensorProto.FLOAT, [3, "batch"])
+    turned.graph.output.append(columns)
+    path = tiny_onnx.with_name("turned.onnx")
+    onnx.save(turned, path)
+    given = (TensorSpec("columns", (3, "batch"), "float32"),)
+    with open_engine(replace(spec(path), outputs=given)) as engine:
+        assert [each.shape for each in engine.outputs] == [("batch", 3), (3, "batch")]
+        answered = engine({"x": draw(5)})
+    np.testing.assert_array_equal(answered["columns"], answered["logits"].T)
 
 
 def test_outputs_belong_to_the_caller(tiny_onnx: Path) -> None:

@@ -158,6 +158,7 @@ def _frame() -> Report:
             "calibration_samples": 256,
             "evaluation_samples": 1000,
             "observer": "minmax",
+            "classes_of": "logits",
         },
         "gates": {
             "max_drop": 0.01,
@@ -254,6 +255,7 @@ def no_data_report() -> Report:
         "calibration_samples": 0,
         "evaluation_samples": 0,
         "observer": "minmax",
+        "classes_of": None,
     }
 
     def measured(sqnr: float | None, gate: str) -> Report:
@@ -345,6 +347,7 @@ def hostile_report() -> Report:
     report["machine"].update(cpu=HOSTILE, os=HOSTILE, features=[HOSTILE])
     report["machine"]["versions"] = {HOSTILE: HOSTILE}
     report["data"]["source"] = HOSTILE
+    report["data"]["classes_of"] = HOSTILE
     report["candidates"][1].update(name=HOSTILE, reason=HOSTILE)
     report["candidates"][1]["parity"].update(gate=HOSTILE)
     report["candidates"][1]["parity"]["outputs"][0]["name"] = HOSTILE

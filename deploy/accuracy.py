@@ -1,0 +1,104 @@
+"""Top-1 accuracy of two models on the same labelled samples, with intervals, and against chance."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from deploy.engines.base import Array
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 accuracy of both on the same labelled samples, with paired 95% interval of the drop.
+
+    Attributes:
+        chance: what the reference would come to if its answers had nothing to do with the labels;
+            see `chance_agreement`.
+    """
+
+    samples: int
+    reference: float
+    candidate: float
+    drop: float
+    drop_ci95: tuple[float, float]
+    reference_ci95: tuple[float, float]
+    candidate_ci95: tuple[float, float]
+    chance: float
+
+    @property
+    def above_chance(self) -> bool:
+        """Whether the reference knows the labels at all; if not, they judge nothing."""
+        return self.reference_ci95[0] > self.chance
+
+
+@dataclass
+class AccuracyAccumulator:
+    """Classes that both answered, and the labels, over batches."""
+
+    reference: list[Array] = field(default_factory=list)
+    candidate: list[Array] = field(default_factory=list)
+    labels: list[Array] = field(default_factory=list)
+
+    def update(self, reference: Array, candidate: Array, labels: Array) -> None:
+        """Add one batch: outputs of both, (rows, classes), and class indices, (rows,)."""
+        self.reference.append(reference.argmax(axis=1))
+        self.candidate.append(candidate.argmax(axis=1))
+        self.labels.append(labels)
+
+    def result(self) -> Accuracy | None:
+        """The accuracy on all that was added; None without labels."""
+        if not self.labels:
+            return None
+        labels, answers = np.concatenate(self.labels), np.concatenate(self.reference)
+        ours, theirs = answers == labels, np.concatenate(self.candidate) == labels
+        samples = len(ours)
+        lost, gained = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+        return Accuracy(
+            samples=samples,
+            reference=float(ours.mean()),
+            candidate=float(theirs.mean()),
+            drop=(lost - gained) / samples,
+            drop_ci95=paired_drop_interval(lost, gained, samples),
+            reference_ci95=wilson_interval(int(ours.sum()), samples),
+            candidate_ci95=wilson_interval(int(theirs.sum()), samples),
+            chance=chance_agreement(answers, labels),
+        )
+
+
+def chance_agreement(answers: Array, labels: Array) -> float:
+    """How often `answers` would hit `labels` if they were drawn without looking, as often as now.
+
+    The sum over classes of the share of the answers times the share of the labels: the chance of
+    Cohen 1960 (kappa). One class answered throughout comes to exactly its share of the labels.
+    """
+    classes = np.union1d(answers, labels)
+    shares = [np.searchsorted(np.sort(values), classes, "right") for values in (answers, labels)]
+    first, second = (np.diff(counts, prepend=0) / len(labels) for counts in shares)
+    return float(first @ second)
+
+
+def wilson_interval(hits: int, samples: int, z: float = 1.96) -> tuple[float, float]:
+    """95% score interval of a share (Wilson 1927)."""
+    share = hits / samples
+    scale = 1 + z * z / samples
+    centre = (share + z * z / (2 * samples)) / scale
+    half = z * math.sqrt(share * (1 - share) / samples + z * z / (4 * samples**2)) / scale
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def paired_drop_interval(
+    lost: int, gained: int, samples: int, z: float = 1.96
+) -> tuple[float, float]:
+    """95% interval of the drop in accuracy on the same samples (Bonett & Price 2012).
+
+    Args:
+        lost: samples that the reference has right and the candidate wrong.
+        gained: the other way round.
+        samples: all samples.
+        z: normal quantile.
+    """
+    p_lost, p_gained = (lost + 1) / (samples + 2), (gained + 1) / (samples + 2)
+    drop = p_lost - p_gained
+    half = z * math.sqrt((p_lost + p_gained - drop**2) / (samples + 2))
+    return max(-1.0, drop - half), min(1.0, drop + half)

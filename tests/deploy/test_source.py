@@ -1,0 +1,103 @@
+"""What a build is given is settled: data under the names of the model, labels with their output."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from deploy.config import BuildConfig
+from deploy.source import Problem, open_problem
+from export.errors import ConfigError, DataError
+
+
+class Embedding(nn.Module):
+    """An embedding before the classes that are made of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, 16)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        features = torch.tanh(self.body(x))
+        return {"emb": features, "logits": self.head(features)}
+
+
+@pytest.fixture
+def module() -> nn.Module:
+    return Embedding().eval()
+
+
+def save(folder: Path, module: nn.Module, *, shuffled: bool = False) -> str:
+    """Samples with the classes that `module` itself gives them, or with no such classes."""
+    x = np.random.default_rng(0).standard_normal((700, 6)).astype(np.float32)
+    with torch.no_grad():
+        labels = module(torch.from_numpy(x))["logits"].argmax(1).numpy()
+    if shuffled:
+        labels = np.random.default_rng(1).permutation(labels)
+    np.savez(folder / "data.npz", x=x, y=labels)
+    return str(folder / "data.npz")
+
+
+def open_labelled(folder: Path, module: nn.Module, data: str, **options: str) -> Problem:
+    return open_problem(module, BuildConfig(data=data, **options), folder)  # type: ignore[arg-type]
+
+
+def test_labels_are_held_against_the_output_that_they_are_of(
+    tmp_path: Path, module: nn.Module
+) -> None:
+    problem = open_labelled(tmp_path, module, save(tmp_path, module))
+    assert problem.classes_of == "logits"  # and not the embedding, which comes first
+    assert (problem.kind, problem.warnings) == ("labelled", ())
+
+
+def test_labels_of_nothing_that_the_model_returns_are_said_to_be(
+    tmp_path: Path, module: nn.Module
+) -> None:
+    problem = open_labelled(tmp_path, module, save(tmp_path, module, shuffled=True))
+    assert problem.classes_of is None
+    assert "The labels fit no output better than chance" in problem.warnings[0]
+
+
+def test_the_output_can_be_named_and_must_be_there(tmp_path: Path, module: nn.Module) -> None:
+    data = save(tmp_path, module)
+    assert open_labelled(tmp_path, module, data, classes="emb").classes_of == "emb"
+    with pytest.raises(ConfigError, match=r"no such output. It has: emb:batchx16:float32, logits"):
+        open_labelled(tmp_path, module, data, classes="scores")
+    with pytest.raises(ConfigError, match="no such output"):
+        open_problem(module, BuildConfig(inputs=("1x6",), classes="scores"), tmp_path)
+
+
+def test_a_sample_that_the_model_fails_on_while_outputs_are_compared_is_the_datas_error(
+    tmp_path: Path,
+) -> None:
+    class Ids(Embedding):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            if (x > 100).any():
+                raise IndexError("index out of range in self")
+            return super().forward(x)
+
+    module = Ids().eval()
+    x = np.zeros((600, 6), np.float32)
+    x[::7] = 1000.0
+    np.savez(tmp_path / "data.npz", x=x, y=np.arange(600) % 3)
+    with pytest.raises(DataError, match=r"data\.npz.*fails on this batch of .*index out of range"):
+        open_labelled(tmp_path, module, str(tmp_path / "data.npz"))
+
+
+def test_a_folder_of_images_is_gray_for_a_network_of_one_channel(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(4):
+        Image.new("RGB", (8, 8), (255, 0, 0)).save(folder / f"{index}.png")
+    module = nn.Conv2d(1, 2, 3).eval()
+    config = BuildConfig(inputs=("1x1x8x8",), data=str(folder))
+    problem = open_problem(module, config, tmp_path)
+    batch = problem.evaluation.batch([0])["input"]
+    assert batch.shape == (1, 1, 8, 8)
+    np.testing.assert_allclose(batch, 0.299, atol=1 / 255)  # the luma of red, ITU-R BT.601
+    alone = BuildConfig(data=str(folder), image_mode="gray")
+    assert open_problem(module, alone, tmp_path).signature.inputs[0].shape == ("batch", 1, 8, 8)
