@@ -116,12 +116,26 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
 
     Sequences, maps and optionals have the type `TensorProto.UNDEFINED`.
     """
-    graph = onnx.shape_inference.infer_shapes(_without_weights(model)).graph
-    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    for value in (*graph.value_info, *graph.input, *graph.output):
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    for value in _infer_values(model):
         if value.type.WhichOneof("value"):
             types[value.name] = value.type.tensor_type.elem_type
     return types
+
+
+def float_ranks(model: onnx.ModelProto) -> dict[str, int]:
+    """Rank of every top-level float activation tensor whose shape inference can find."""
+    return {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in _infer_values(model)
+        if value.type.tensor_type.elem_type in _FLOAT_TYPES
+        and value.type.tensor_type.HasField("shape")
+    }
+
+
+def _infer_values(model: onnx.ModelProto) -> tuple[onnx.ValueInfoProto, ...]:
+    graph = onnx.shape_inference.infer_shapes(_without_weights(model)).graph
+    return (*graph.value_info, *graph.input, *graph.output)
 
 
 def read_model(path: Path, *, weights: bool = True) -> onnx.ModelProto:
