@@ -1,9 +1,12 @@
 """Latency, interleaved, of the engines that a bundle or an ONNX file can be opened with."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from deploy.availability import find_obstacle
 from deploy.bundle import FALLBACK, GOLDEN, Bundle
 from deploy.engines import EngineSpec, Feeds
 from deploy.golden import read_golden
@@ -11,9 +14,25 @@ from deploy.inputs import synthetic_feeds
 from deploy.latency import LatencyReport, LatencySettings, measure
 from deploy.machine import usable_cores
 from deploy.process import EngineProcess
-from export.errors import BundleError, LoadError
+from export.errors import BundleError, DeployError, EngineError, LoadError, TrustError
+from export.execute import read_precision
 from export.optional import is_installed
 from export.progress import ProgressCallback, ignore_progress
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What was measured against what.
+
+    Attributes:
+        baseline: name of the engine that the speed-ups are over.
+        latency: of all engines that ran, and the reasons of those that failed.
+        not_run: those that cannot be run as asked, with the reason.
+    """
+
+    baseline: str
+    latency: LatencyReport
+    not_run: Mapping[str, DeployError]
 
 
 def bench_bundle(
@@ -24,28 +43,28 @@ def bench_bundle(
     threads: int = 0,
     trust: tuple[str, ...] = (),
     progress: ProgressCallback = ignore_progress,
-) -> tuple[str, LatencyReport]:
+) -> Bench:
     """Measure every engine of a bundle that can be opened here, on its golden inputs.
 
-    Returns:
-        The name of the baseline (eager torch where the bundle holds it and torch is installed, else
-        the float32 engine of ONNX Runtime) and the times.
+    The baseline is the first that can be run: eager torch where the bundle holds it, the float32
+    engine of ONNX Runtime, any other.
 
     Raises:
-        BundleError: the bundle has nothing that can be opened here.
+        BundleError: the bundle has nothing for this machine.
+        DeployError: nothing of it can be run; the error is that of the last engine tried.
     """
-    names = [name for name, entry in bundle.manifest.engines.items() if entry.not_run is None]
+    entries = bundle.manifest.engines
+    names = [name for name, entry in entries.items() if entry.not_run is None]
     if not names:
         raise BundleError(f"{bundle.path} has no engine that can be run on this machine.")
-    preferred = ("torch", FALLBACK) if is_installed("torch") else (FALLBACK,)
-    baseline = next((name for name in preferred if name in names), names[0])
-    specs = {name: bundle.spec(name, threads=threads, trust=trust) for name in names}
     golden = read_golden(bundle.path / GOLDEN).inputs
     static = bundle.manifest.inputs[0].shape[0]
     size = static if isinstance(static, int) else batch
     feeds = {name: array[np.arange(size) % len(array)] for name, array in golden.items()}
-    others = [spec for name, spec in specs.items() if name != baseline]
-    return baseline, measure(specs[baseline], others, feeds, settings, progress)
+    preferred = ("torch", FALLBACK)
+    order = sorted(names, key=lambda name: (name not in preferred, name != "torch"))
+    specs = [bundle.spec(name, threads=threads, trust=trust) for name in order]
+    return _measure(specs, feeds, settings, progress)
 
 
 def bench_onnx(
@@ -55,20 +74,54 @@ def bench_onnx(
     batch: int = 1,
     threads: int = 0,
     progress: ProgressCallback = ignore_progress,
-) -> tuple[str, LatencyReport]:
+) -> Bench:
     """Measure an ONNX file in ONNX Runtime and, where installed, OpenVINO, on synthetic inputs.
 
+    Both run it in the precision of its graph; a float32 graph runs in OpenVINO in bf16 as well.
+
     Raises:
-        LoadError: there is no such file.
+        LoadError: there is no such file, or it is no ONNX model.
         EngineError: ONNX Runtime cannot open it.
     """
     if not path.is_file():
         raise LoadError(f"{path}: no such file. Pass a bundle or an ONNX file.")
     threads = threads or usable_cores()
-    baseline = EngineSpec("onnxruntime", "fp32", str(path), threads)
+    precision = read_precision(path)
+    baseline = EngineSpec("onnxruntime", precision, str(path), threads)
     others = []
     if is_installed("openvino"):
-        others = [EngineSpec("openvino", p, str(path), threads) for p in ("fp32", "bf16")]
+        precisions = ("fp32", "bf16") if precision == "fp32" else (precision,)
+        others = [EngineSpec("openvino", p, str(path), threads) for p in precisions]
     with EngineProcess(baseline) as process:
         feeds: Feeds = synthetic_feeds(process.inputs, batch, seed=settings.seed)
-    return baseline.name, measure(baseline, others, feeds, settings, progress)
+    return _measure([baseline, *others], feeds, settings, progress)
+
+
+def _measure(
+    specs: Sequence[EngineSpec],
+    feeds: Feeds,
+    settings: LatencySettings,
+    progress: ProgressCallback,
+) -> Bench:
+    """Measure all that this machine can run; the first that does is the baseline."""
+    not_run: dict[str, DeployError] = {}
+    for spec in specs:
+        if (reason := find_obstacle(spec.engine, spec.precision)) is not None:
+            not_run[spec.name] = EngineError(reason)
+    waiting = [spec for spec in specs if spec.name not in not_run]
+    failed: dict[str, str] = {}
+    while waiting:
+        baseline, *waiting = waiting
+        try:
+            report = measure(baseline, waiting, feeds, settings, progress)
+        except DeployError as error:
+            if not waiting:
+                raise
+            if isinstance(error, TrustError):
+                not_run[baseline.name] = error
+            else:
+                failed[baseline.name] = str(error)
+            continue
+        latency = replace(report, failed={**failed, **report.failed})
+        return Bench(baseline.name, latency, not_run)
+    raise EngineError("; ".join(f"{name}: {error}" for name, error in not_run.items()))

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from deploy.availability import find_obstacle
 from deploy.engines.base import EngineSpec
 from deploy.process import call_in_child
 from export.artifacts import OnnxModel
 from export.errors import DeployError, EngineError, NothingToQuantizeError
-from export.optional import DISTRIBUTION, is_installed
 from export.progress import Progress, ProgressCallback, ignore_progress
 from quantize.calibrate import Ranges
 from quantize.fp16 import convert_fp16
@@ -45,7 +45,6 @@ PLANS = (
     Plan("tensorrt_rtx", "int8", "int8-tensorrt"),
 )
 
-_EXTRAS = {"openvino": "openvino", "tensorrt_rtx": "rtx", "onnxruntime": ""}
 _AHEAD_OF_TIME = ("tensorrt_rtx",)
 
 
@@ -140,9 +139,9 @@ def build_candidates(
     candidates = []
     for index, plan in enumerate(PLANS):
         progress(Progress("build candidates", index, len(PLANS), plan.name))
-        missing = _find_missing(plan)
-        if missing is not None:
-            candidates.append(Candidate(plan, "not_run", missing))
+        obstacle = find_obstacle(plan.engine, plan.precision)
+        if obstacle is not None:
+            candidates.append(Candidate(plan, "not_run", obstacle))
             continue
         if plan.graph not in graphs:
             graphs[plan.graph] = _make_graph(plan.graph, sources)
@@ -178,13 +177,3 @@ def _build(plan: Plan, graph: OnnxModel | DeployError, stage: Path, gpu: str | N
         else f"this version builds TensorRT engines and does not run them yet (GPU: {gpu})"
     )
     return Candidate(plan, "not_run", reason, path)
-
-
-def _find_missing(plan: Plan) -> str | None:
-    """Why this machine cannot build or run the plan at all, with the fix where there is one."""
-    if not is_installed(plan.engine):
-        extra = _EXTRAS[plan.engine]
-        return f"{plan.engine} is not installed: pip install '{DISTRIBUTION}[{extra}]'"
-    if plan.precision == "bf16" and not call_in_child("deploy.engines.openvino:cpu_has_bf16"):
-        return "this CPU has no bf16 instructions"
-    return None

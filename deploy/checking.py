@@ -49,7 +49,7 @@ class Reference(Protocol):
         """Its outputs."""
 
     def floor(self, feeds: Feeds, eager: Outputs) -> tuple[Outputs, Outputs] | None:
-        """The exact outputs and its own to hold against them as noise; None where not known."""
+        """The exact outputs, and its own farthest from them as noise; None where not known."""
 
 
 def check_candidates(

@@ -6,7 +6,7 @@ Heavy modules are imported inside the commands, so that --help answers at once.
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,9 @@ def main() -> None:
     try:
         cli(standalone_mode=False, prog_name="deploy")
     except DeployError as error:
-        from deploy.report.wording import clean
+        from deploy.commands import explain_error
 
-        lines = [clean(line) for line in str(error).splitlines()]  # names come from files
-        click.echo("Error: " + "\n".join(lines), err=True)
+        click.echo(f"Error: {explain_error(error, sys.argv[1:])}", err=True)
         sys.exit(error.exit_code)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
@@ -176,6 +175,7 @@ def bench(target: Path, **flags: Any) -> None:
     """Measure latency, interleaved, of every engine that can be opened."""
     from deploy.bench import bench_bundle, bench_onnx
     from deploy.bundle import read_bundle
+    from deploy.commands import explain_error
     from deploy.latency import LatencySettings
     from deploy.report.progress import ProgressDisplay
     from deploy.report.tables import print_latency
@@ -185,13 +185,13 @@ def bench(target: Path, **flags: Any) -> None:
     sizes = {"batch": config.batch, "threads": config.threads}
     with ProgressDisplay(_console(stderr=True)) as progress:
         if target.suffix == ".onnx":
-            baseline, report = bench_onnx(target, settings, **sizes, progress=progress)
+            found = bench_onnx(target, settings, **sizes, progress=progress)
         else:
             bundle = read_bundle(target)
-            baseline, report = bench_bundle(
-                bundle, settings, **sizes, trust=config.trust, progress=progress
-            )
-    print_latency(baseline, report, _console())
+            found = bench_bundle(bundle, settings, **sizes, trust=config.trust, progress=progress)
+    print_latency(found, _console())
+    for name, error in found.not_run.items():
+        click.echo(f"{name}: not run: {explain_error(error, sys.argv[1:])}")
 
 
 @cli.command(epilog=_EPILOG)
@@ -217,7 +217,7 @@ def verify(bundle: Path, **flags: Any) -> None:
             progress=progress,
         )
     print_verification(results, _console())
-    sys.exit(0 if all(result.holds for result in results) else 1)
+    _exit_verified(results)
 
 
 @cli.command()
@@ -242,7 +242,16 @@ def doctor(bundle: Path | None, **flags: Any) -> None:
 
     diagnosis = diagnose(bundle, trust=_config(flags).trust)
     print_diagnosis(diagnosis, _console())
-    sys.exit(0 if diagnosis.sound else 1)
+    _exit_verified(diagnosis.bundle)
+
+
+def _exit_verified(results: Sequence[Any]) -> None:
+    """1 where an engine fails; else 2, with what was lacking, where one was not opened; else 0."""
+    if not all(result.holds for result in results):
+        sys.exit(1)
+    for result in results:
+        if result.untrusted is not None:
+            raise result.untrusted
 
 
 def _config(flags: dict[str, Any]) -> Any:

@@ -40,7 +40,7 @@ class Diagnosis:
 
     @property
     def sound(self) -> bool:
-        """Every engine of the bundle repeats its recorded answers here."""
+        """Every engine of the bundle that was opened repeats its recorded answers here."""
         return all(verification.holds for verification in self.bundle)
 
 

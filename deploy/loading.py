@@ -8,7 +8,6 @@ programs, which are code. What was read is checked tensor by tensor (`deploy.ten
 """
 
 import pickle
-import shlex
 import warnings as python_warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -32,7 +31,7 @@ from deploy.trust import (
     resolve_globals,
 )
 from export.copying import deep_copy
-from export.errors import ConfigError, DeployError, LoadError
+from export.errors import ConfigError, DeployError, LoadError, Remedy
 from export.optional import require
 
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "net", "module", "weights")
@@ -90,7 +89,7 @@ def load_model(
             if kind == "safetensors":
                 content = _read_safetensors(path)
             else:
-                content = _read_pickle(file, path, trust, factory, legacy=kind == "legacy")
+                content = _read_pickle(file, path, trust, legacy=kind == "legacy")
     except FileNotFoundError as error:
         raise LoadError(f"There is no file {path}. Check the path.") from error
     except OSError as error:
@@ -125,9 +124,7 @@ def prepare_module(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     return clone, notes
 
 
-def _read_pickle(
-    file: BinaryIO, path: Path, trust: tuple[str, ...], factory: str | None, *, legacy: bool
-) -> Any:
+def _read_pickle(file: BinaryIO, path: Path, trust: tuple[str, ...], *, legacy: bool) -> Any:
     """The object in the file, read with ``weights_only=True`` unless everything is trusted."""
     invariants: Any = torch.sparse.check_sparse_tensor_invariants
     if TRUST_ALL in trust:
@@ -139,7 +136,7 @@ def _read_pickle(
     file.seek(0)
     with isolated_globals(), _reading(path):
         names = [] if legacy else torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    allowed = resolve_globals(names, path, trust, factory)
+    allowed = resolve_globals(names, path, trust)
     with isolated_globals():
         torch.serialization.add_safe_globals(allowed)
         file.seek(0)
@@ -203,10 +200,9 @@ def _make_model(content: Any, path: Path, factory: str | None, form: str | None)
         module, was_training, more = _finish_module(found.to("cpu"))
         return LoadedModel(module, "module", was_training, path, (*notes, *more))
     if factory is None:
-        raise LoadError(
-            f"{path} holds weights and no module. Say what makes the module: "
-            f"deploy build {shlex.quote(str(path))} --model package.module:factory"
-        )
+        example = "package.module:factory"
+        remedy = Remedy("Say what makes it:", (("--model", example),), f'model="{example}"')
+        raise LoadError(f"{path} holds weights and no module.", remedy)
     module = _call_factory(factory)
     _fill_weights(module, found, path, factory)
     module, _, more = _finish_module(module)

@@ -31,7 +31,7 @@ class OutputParity:
         top1_agreement: share of rows with the same argmax; None unless it is (rows, classes).
         error_eager: max |candidate - eager| / max |eager|.
         error_float64: max |candidate - exact| / max |exact|; None where no floor was taken.
-        noise_float64: the same of eager itself.
+        noise_float64: the same of eager itself, over several runs; see `deploy.reference`.
         finite: NaN and Inf stand where the reference has the same, and nowhere else. The other
             metrics are of the finite values.
     """
@@ -112,7 +112,7 @@ class OutputAccumulator:
         Args:
             reference: eager's output.
             candidate: the engine's output.
-            floor: the exact output, and eager's output to hold against it as noise.
+            floor: the exact output, and eager's own that is farthest from it, as noise.
 
         Raises:
             ValueError: the shapes differ.

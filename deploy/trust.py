@@ -2,12 +2,11 @@
 
 A name is judged before anything of it is imported, and once more after by where the object is
 defined: a trusted package does not lend its trust to what it imports. A refusal lists the names and
-shows the command that would trust them.
+says what would trust them.
 """
 
 import importlib
 import os
-import shlex
 import sys
 import types
 from collections.abc import Iterator
@@ -19,25 +18,22 @@ import torch
 from torch import nn
 
 from deploy.references import is_dotted, is_within, search_working_directory
-from export.errors import LoadError, TrustError
+from export.errors import LoadError, Remedy, TrustError
 
 TRUST_ALL = "*"
 _BLOCKED = frozenset({"os", "posix", "nt", "sys", "builtins"})
-"""Modules that no ``--trust`` opens; torch itself refuses the first four."""
+"""Modules that no ``--trust`` opens; torch itself refuses the first four. See `_is_blocked`."""
 
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
-def resolve_globals(
-    names: list[str], path: Path, trust: tuple[str, ...], factory: str | None
-) -> list[Any]:
+def resolve_globals(names: list[str], path: Path, trust: tuple[str, ...]) -> list[Any]:
     """``(object, name)`` of all `names` that a pickle holds, as torch's safe globals take them.
 
     Args:
         names: in full, with their modules.
         path: the file, for messages.
         trust: packages whose code the file may name.
-        factory: what ``--model`` names, for the command in the message.
 
     Raises:
         TrustError: some are not trusted; nothing of them was imported.
@@ -56,7 +52,7 @@ def resolve_globals(
         else:
             untrusted.append(name)
     if untrusted:  # before anything is imported
-        raise _refuse(untrusted, path, trust, factory)
+        raise _refuse(untrusted, path, trust)
     for name in wanted:
         found = _import_global(name, path)
         home = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', '')}"
@@ -64,7 +60,7 @@ def resolve_globals(
         if isinstance(found, types.ModuleType) or not callable(found):
             raise LoadError(f"{path} names {name}, which is neither class nor function.")
         if not _is_trusted(home, trust) and _find_torch_module(home) is not found:
-            raise _refuse([home], path, trust, factory)
+            raise _refuse([home], path, trust)
         allowed.append((found, name))
     return allowed
 
@@ -97,7 +93,9 @@ def forced_weights_only() -> Iterator[None]:
 
 def refuse_code(path: Path, label: str) -> TrustError:
     """The error for a file that is a program as a whole; `label` says of which form."""
-    return TrustError(f"{path} is {label}, which is code. {_explain_trust_all(path)}")
+    lead = "To let it run any code as you, so only if you made this file:"
+    remedy = Remedy(lead, (("--trust-all",),), f'trust=("{TRUST_ALL}",)')
+    return TrustError(f"{path} is {label}, which is code.", remedy)
 
 
 def refuse_legacy(path: Path, reason: str) -> TrustError:
@@ -145,40 +143,46 @@ def _import_global(name: str, path: Path) -> Any:
 
 
 def _is_trusted(name: str, trust: tuple[str, ...]) -> bool:
-    return name.partition(".")[0] not in _BLOCKED and any(is_within(name, t) for t in trust)
+    return not _is_blocked(name) and any(is_within(name, t) for t in trust)
 
 
-def _refuse(
-    names: list[str], path: Path, trust: tuple[str, ...], factory: str | None
-) -> TrustError:
-    """The error that lists `names` and shows the command that would trust them."""
+def _is_blocked(name: str) -> bool:
+    """Whether no ``--trust`` opens it: it can run anything, or is no layer of torch's.
+
+    Layers hold functions of ``torch.nn`` (an activation) and modules of other parts of torch, such
+    as ``torch.ao``; the rest of torch starts processes and compiles code.
+    """
+    module_name, _, attribute = name.rpartition(".")
+    if name.partition(".")[0] in _BLOCKED:
+        return True
+    if not is_within(name, "torch") or is_within(name, "torch.nn"):
+        return False
+    found = getattr(sys.modules.get(module_name), attribute, None)
+    return not isinstance(found, type) or not issubclass(found, nn.Module)
+
+
+def _refuse(names: list[str], path: Path, trust: tuple[str, ...]) -> TrustError:
+    """The error that lists `names` and says what would trust them."""
     text = f"{path} needs code that is not trusted: {', '.join(names)}. Nothing of it was run."
-    if blocked := [name for name in names if name.partition(".")[0] in _BLOCKED]:
+    if blocked := [name for name in names if _is_blocked(name)]:
         return TrustError(
-            f"{text} {blocked[0]} can run anything and is not opened by --trust. Honest models "
-            f"do not need it; {_explain_trust_all(path)}"
+            f"{text} {blocked[0]} can run anything and is not opened by --trust: honest models do "
+            "not name it. If it is really meant, only --trust-all runs it, and whatever else the "
+            "file asks for."
         )
     if any(name.startswith("__main__.") for name in names):
         text += (
             " Classes of __main__ were defined in the script that saved the model: move them to a "
             "module that can be imported, and save the model again from there."
         )
-    packages = [
+    packages = {
         name.rpartition(".")[0] if name.startswith("torch.") else name.partition(".")[0]
         for name in names
         if not name.startswith("__main__.")
-    ]
+    }
     if not packages:
         return TrustError(text)
-    flags = [f"--trust {package}" for package in sorted({*trust, *packages})]
-    if factory is not None:
-        flags.append(f"--model {shlex.quote(factory)}")
-    command = f"deploy build {shlex.quote(str(path))} {' '.join(flags)}"
-    return TrustError(f"{text} If you know who made this file: {command}")
-
-
-def _explain_trust_all(path: Path) -> str:
-    return (
-        "--trust-all would let the file run any code as you, so only for a file that you made: "
-        f"deploy build {shlex.quote(str(path))} --trust-all"
-    )
+    wanted = tuple(sorted({*trust, *packages}))
+    flags = tuple(("--trust", package) for package in wanted)
+    quoted = ", ".join(f'"{package}"' for package in wanted) + "," * (len(wanted) == 1)
+    return TrustError(text, Remedy("If you know who made it:", flags, f"trust=({quoted})"))

@@ -15,7 +15,7 @@ from deploy.labels import choose_class_output, find_class_outputs
 from deploy.parity import ParityReport
 from deploy.process import EngineProcess
 from export.artifacts import TensorSpec
-from export.errors import BundleError, DeployError, MissingExtraError
+from export.errors import BundleError, DeployError, MissingExtraError, TrustError
 from export.progress import ProgressCallback, ignore_progress
 
 
@@ -27,6 +27,7 @@ class Verification:
         golden: None when it repeats its recorded answers, else what differs.
         missing: how to install its backend, where that is not installed and not needed: the bundle
             is then served by another engine.
+        untrusted: why it was not opened, where its file needs code that is not trusted.
         parity: against the bundle's float32 model, where data was given.
         verdict: of the parity gate on that data.
     """
@@ -34,13 +35,19 @@ class Verification:
     name: str
     golden: str | None
     missing: str | None = None
+    untrusted: TrustError | None = None
     parity: ParityReport | None = None
     verdict: Verdict | None = None
 
     @property
     def holds(self) -> bool:
-        """Golden answers repeated, and the gate holds where data was given."""
+        """What was compared holds: the golden answers, and the gate where data was given."""
         return self.golden is None and (self.verdict is None or self.verdict.passed)
+
+    @property
+    def was_run(self) -> bool:
+        """Whether it was opened at all."""
+        return self.missing is None and self.untrusted is None
 
 
 class FloatReference:
@@ -90,7 +97,7 @@ def verify(
     if FALLBACK not in specs:
         raise BundleError(f"{bundle.path} holds no float32 model to compare with on other data.")
     dataset = _open_evaluation(bundle, data, config)
-    here = {result.name: specs[result.name] for result in replayed if result.missing is None}
+    here = {result.name: specs[result.name] for result in replayed if result.was_run}
     with EngineProcess(specs[FALLBACK]) as process:
         reference = FloatReference(process, bundle.manifest.outputs)
         plan = _plan(bundle, reference, dataset, config)
@@ -117,6 +124,8 @@ def _replay(bundle: Bundle, spec: EngineSpec, golden: Golden) -> Verification:
         if spec.name != needed:
             return Verification(spec.name, None, missing=str(error))
         return Verification(spec.name, str(error))
+    except TrustError as error:
+        return Verification(spec.name, None, untrusted=error)
     except DeployError as error:
         return Verification(spec.name, str(error))
     tolerance = bundle.manifest.engines[spec.name].golden_tolerance

@@ -18,6 +18,8 @@ A message says what is wrong, where, and what to do about it. Anything outside t
 and keeps its traceback.
 """
 
+from dataclasses import dataclass
+
 
 class DeployError(Exception):
     """Base of every error that a user can act on. The message says what, where and the fix."""
@@ -35,8 +37,31 @@ class ConfigError(InputError):
     """An option has a value that cannot be used, or is not known."""
 
 
+@dataclass(frozen=True)
+class Remedy:
+    """What a call lacked, in the words of both its callers.
+
+    Attributes:
+        lead: the words before it.
+        flags: of the command line, each with its value: ``("--trust", "nets")``.
+        python: the same for a caller in Python: ``trust=("nets",)``.
+    """
+
+    lead: str
+    flags: tuple[tuple[str, ...], ...]
+    python: str
+
+
 class LoadError(InputError):
-    """The model file cannot be read as a model."""
+    """The model file cannot be read as a model; `remedy` is what would mend the call, if known.
+
+    `message` is the text without the remedy, for whoever says that in another way.
+    """
+
+    def __init__(self, message: str, remedy: Remedy | None = None) -> None:
+        super().__init__(message if remedy is None else f"{message} {remedy.lead} {remedy.python}")
+        self.message = message
+        self.remedy = remedy
 
 
 class TrustError(LoadError):

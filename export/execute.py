@@ -24,6 +24,7 @@ PROTOBUF_LIMIT = 2**31 - 1
 """Bytes that one protobuf message can hold; a larger model has its weights in a file beside it."""
 
 _FLOAT_TYPES = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE})
+_INTEGER_OPERATORS = frozenset({"ConvInteger", "MatMulInteger", "QGemm"})
 ORT_ERRORS = (
     ort_state.Fail,
     ort_state.InvalidArgument,
@@ -116,12 +117,43 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
 
     Sequences, maps and optionals have the type `TensorProto.UNDEFINED`.
     """
-    graph = onnx.shape_inference.infer_shapes(_without_weights(model)).graph
-    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    for value in (*graph.value_info, *graph.input, *graph.output):
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    for value in _infer_values(model):
         if value.type.WhichOneof("value"):
             types[value.name] = value.type.tensor_type.elem_type
     return types
+
+
+def float_ranks(model: onnx.ModelProto) -> dict[str, int]:
+    """Rank of every top-level float activation tensor whose shape inference can find."""
+    return {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in _infer_values(model)
+        if value.type.tensor_type.elem_type in _FLOAT_TYPES
+        and value.type.tensor_type.HasField("shape")
+    }
+
+
+def read_precision(path: Path) -> str:
+    """The fewest bits that the graph of a file computes in: int8, fp16, bf16 or fp32.
+
+    Raises:
+        LoadError: the file is not ONNX.
+    """
+    model = read_model(path, weights=False)
+    operators = {node.op_type for node in model.graph.node}
+    if any("QuantizeLinear" in kind or kind in _INTEGER_OPERATORS for kind in operators):
+        return "int8"
+    if any(kind.startswith("QLinear") for kind in operators):
+        return "int8"
+    found = set(element_types(model).values())
+    halves = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+    return next((name for kind, name in halves.items() if kind in found), "fp32")
+
+
+def _infer_values(model: onnx.ModelProto) -> tuple[onnx.ValueInfoProto, ...]:
+    graph = onnx.shape_inference.infer_shapes(_without_weights(model)).graph
+    return (*graph.value_info, *graph.input, *graph.output)
 
 
 def read_model(path: Path, *, weights: bool = True) -> onnx.ModelProto:

@@ -14,7 +14,7 @@ from export.artifacts import BATCH, OnnxModel, TensorSpec
 from export.capture import condense_error, contain_noise
 from export.errors import ExportError
 from export.fusion.draft import Draft
-from export.onnx_cleanup import name_batch_axis, use_global_pooling
+from export.onnx_cleanup import name_batch_axis
 from export.signature import flatten_outputs
 
 INLINE_LIMIT = 2_000_000_000
@@ -191,7 +191,6 @@ def _finish(
         )
     graph.inputs[:] = [found[name] for name in wanted]
     name_batch_axis(graph)
-    use_global_pooling(graph)
     write_onnx(model, path)
     return OnnxModel(
         path=path,

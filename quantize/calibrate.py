@@ -14,6 +14,7 @@ from export.execute import ExposedModel, read_model
 from export.progress import Progress, ProgressCallback, ignore_progress
 from quantize.observers import OBSERVERS
 from quantize.placement import GraphIndex, tensors_to_calibrate
+from quantize.pooling import use_global_pooling
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,10 @@ def calibrate(
     if observer not in OBSERVERS:
         raise ConfigError(f"observer {observer!r} is not known; use one of {', '.join(OBSERVERS)}.")
     if tensors is None:
-        tensors = tensors_to_calibrate(GraphIndex(read_model(model.path)))
+        proto = read_model(model.path)
+        twins = use_global_pooling(proto)  # as the int8 graphs will be
+        names = tensors_to_calibrate(GraphIndex(proto))
+        tensors = tuple(dict.fromkeys(twins.get(name, name) for name in names))
     if not tensors:
         raise NothingToQuantizeError(
             f"{model.path.name} has nothing to quantize: no Conv, Gemm or MatMul with constant "

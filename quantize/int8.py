@@ -18,6 +18,7 @@ from export.errors import NothingToQuantizeError, QuantizeError
 from export.execute import read_model, write_model
 from quantize.calibrate import Ranges
 from quantize.placement import ActivationUse, GraphIndex, Placement, WeightUse, node_label, place
+from quantize.pooling import use_global_pooling
 from quantize.scheme import QuantScheme
 
 MIN_OPSET = 13
@@ -66,6 +67,7 @@ def quantize_int8(model: OnnxModel, ranges: Ranges, scheme: QuantScheme, path: P
         raise QuantizeError(
             f"opset {opset} cannot hold per-channel Q/DQ; export with opset {MIN_OPSET} or later"
         )
+    twins = use_global_pooling(proto)
     graph = GraphIndex(proto)
     placement = place(graph, scheme)
     if not placement.weights:
@@ -74,7 +76,9 @@ def quantize_int8(model: OnnxModel, ranges: Ranges, scheme: QuantScheme, path: P
             f"{model.path.name} has nothing to quantize for {scheme.name}: "
             + (reasons or "no operator with weights that runs in int8 there")
         )
-    _Rewriter(proto, graph, placement, scheme).rewrite(ranges.ranges)
+    known = dict(ranges.ranges)
+    known |= {new: known[old] for new, old in twins.items() if old in known}
+    _Rewriter(proto, graph, placement, scheme).rewrite(known)
     write_model(proto, path)
     names = (graph.nodes[number] for number in sorted(placement.int8))
     return Int8Result(

@@ -12,7 +12,8 @@ from export.artifacts import BATCH, TensorSpec
 from export.errors import EngineError
 from export.optional import require
 
-_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+_HINTS = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32"}
+"""By precision of the file what is not int8 is computed in; CPUs compute float16 in float32."""
 _COMPILED_BATCHES = 4
 """How many batch sizes keep a program compiled for their static shape."""
 

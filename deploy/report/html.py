@@ -232,7 +232,8 @@ def _machine_facts(report: Report) -> Markup:
 def _parity_note() -> Markup:
     return _quiet(
         "SQNR: power of the output over the power of the error, higher is closer. To float64: "
-        "relative error against a float64 run; what eager itself loses there is the noise floor."
+        "relative error against a float64 run. Eager to float64: the same of eager itself, the "
+        "largest of several runs; it is the noise floor."
     )
 
 

@@ -8,16 +8,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from deploy.bench import Bench
 from deploy.bundle import FALLBACK
 from deploy.doctor import Diagnosis
 from deploy.gates import LABELS_JUDGE_NOTHING
-from deploy.latency import EngineLatency, LatencyReport
+from deploy.latency import EngineLatency
 from deploy.report.wording import clean
 from deploy.verification import Verification
 
 
-def print_latency(baseline: str, report: LatencyReport, console: Console) -> None:
+def print_latency(found: Bench, console: Console) -> None:
     """One row an engine: median with its interval, p90, p99, ratio to the baseline."""
+    baseline, report = found.baseline, found.latency
     table = _make_table("engine", "p50 ms\n95%", "p90 ms", "p99 ms", "speed-up\n95%")
     rows = sorted(report.engines.items(), key=lambda item: item[1].p50)
     for name, latency in rows:
@@ -68,7 +70,10 @@ def _sqnr_cell(result: Verification) -> str:
 def _verification_sentence(results: Sequence[Verification]) -> str:
     """The answer in one line, and what the data was held against."""
     failing = [result.name for result in results if not result.holds]
+    closed = [result.name for result in results if result.untrusted]
     answer = "Verified: every engine that was run repeats its recorded answers"
+    if closed:
+        answer = f"Not verified: {', '.join(closed)}. Every other engine repeats its answers"
     if any(result.verdict is not None for result in results):
         answer += f" and holds its gate on the data, against {FALLBACK} of the bundle"
     return f"Not verified: {', '.join(failing)}." if failing else f"{answer}."
@@ -114,6 +119,8 @@ def _add_row(table: Table, *cells: str) -> None:
 def _golden_cell(result: Verification) -> str:
     if result.missing:
         return "not installed"
+    if result.untrusted:
+        return "not trusted"
     return "same" if result.golden is None else "DIFFERS"
 
 

@@ -13,10 +13,14 @@ def clean(text: object) -> str:
     Names and reasons come from files of others: an escape sequence must not reach a terminal, nor a
     change of writing direction a page.
     """
-    joined = " ".join(str(text).split())
+    return escape(" ".join(str(text).split()))
+
+
+def escape(text: str) -> str:
+    """`text` with control and formatting characters spelled out, its spaces as they are."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
-        for char in joined
+        for char in text
     )
 
 

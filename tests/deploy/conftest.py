@@ -1,13 +1,16 @@
 """A small real bundle, the command line in this process, and Python without the extras."""
 
+import importlib
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tiny import ROOT, Cli, Lean, fill_stage, write_model
+import torch
+from tiny import FIRST, ROOT, SECOND, Cli, Lean, fill_stage, write_model
 
 from deploy.cli import main
 from deploy.staging import stage_bundle
@@ -31,6 +34,42 @@ def bundle_path(pristine: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("models") / "tiny.onnx")
+
+
+_TINY_PACKAGE = """
+from torch import nn
+
+class Tiny(nn.Module):
+    def __init__(self, first, second):
+        super().__init__()
+        self.first, self.second = nn.Parameter(first), nn.Parameter(second)
+
+    def forward(self, x):
+        return (x @ self.first).relu() @ self.second
+"""
+
+
+@pytest.fixture
+def tiny_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The tiny model as a module whose class is in a package of the user's, ``tinynets``."""
+    package = tmp_path / "packages" / "tinynets.py"
+    package.parent.mkdir()
+    package.write_text(_TINY_PACKAGE, encoding="utf-8")
+    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.delitem(sys.modules, "tinynets", raising=False)
+    module = importlib.import_module("tinynets").Tiny(torch.tensor(FIRST), torch.tensor(SECOND))
+    yield module.eval()
+    sys.modules.pop("tinynets", None)
+
+
+@pytest.fixture
+def torch_bundle(tiny_module: Any, tmp_path: Path) -> Path:
+    """A bundle whose winner is the user's own file, which needs trust in ``tinynets``."""
+    torch.save(tiny_module, tmp_path / "tiny.pt")
+    target = tmp_path / "my bundles" / "torch.deploy"
+    with stage_bundle(target) as stage:
+        fill_stage(stage, winner="torch", torch_file=tmp_path / "tiny.pt")
+    return target
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,23 +17,25 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import psutil
 import pytest
 import torch
 from rich.console import Console
 from samples import labelled_report
-from tiny import ROOT, Cli, Lean
+from tiny import ROOT, Cli, Lean, answer, draw
 from torch import nn
 
+import deploy
 import deploy.bench
 import deploy.cli
 import deploy.verification
+from deploy.bench import Bench
 from deploy.bundle import read_bundle
 from deploy.config import CONFIG_FIELDS, BuildConfig
-from deploy.latency import LatencyReport
 from deploy.report.progress import ProgressDisplay
 from deploy.verification import Verification
-from export.errors import EngineError, InputError
+from export.errors import EngineError, InputError, TrustError
 from export.progress import Progress
 
 COMMANDS = ("build", "bench", "verify", "compare", "doctor")
@@ -384,7 +387,7 @@ def test_an_engine_error_is_1_and_a_bug_keeps_its_traceback(
     cli: Cli, tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(error: Exception) -> Any:
-        def bench(*args: object, **options: object) -> tuple[str, LatencyReport]:
+        def bench(*args: object, **options: object) -> Bench:
             raise error
 
         return bench
@@ -399,6 +402,47 @@ def test_an_engine_error_is_1_and_a_bug_keeps_its_traceback(
     monkeypatch.setattr(deploy.bench, "bench_onnx", fail(ZeroDivisionError("a bug")))
     with pytest.raises(ZeroDivisionError, match="a bug"):
         cli("bench", tiny_onnx)
+
+
+@pytest.mark.parametrize("command", ["verify", "doctor"])
+def test_an_engine_that_is_not_trusted_is_2_with_the_command_that_works(
+    cli: Cli, torch_bundle: Path, command: str
+) -> None:
+    code, out, err = cli(command, torch_bundle)
+    assert code == 2
+    assert "not trusted" in out
+    assert "DIFFERS" not in out
+    assert "Not verified: torch. Every other engine repeats its answers." in " ".join(out.split())
+    assert "tinynets.Tiny" in err
+    shown = shlex.split(err.splitlines()[-1])
+    assert shown == ["deploy", command, str(torch_bundle), "--trust", "tinynets"]
+    code, out, err = cli(*shown[1:])
+    assert (code, err.count("Error")) == (0, 0)
+    assert "not trusted" not in out
+
+
+def test_bench_measures_the_engines_that_need_no_trust(cli: Cli, torch_bundle: Path) -> None:
+    code, out, _ = cli("bench", torch_bundle, "--measure-seconds", 0.3)
+    assert code == 0
+    table, _, reason = out.partition("torch: not run: ")
+    for name in ("onnxruntime-fp32", "onnxruntime-int8", "openvino-fp32"):
+        assert name in table
+    assert re.search(r"onnxruntime-fp32\s.*\n\s*baseline", table)
+    assert "tinynets.Tiny" in reason
+    shown = shlex.split(reason.splitlines()[1])
+    assert shown[-2:] == ["--trust", "tinynets"]
+    code, out, _ = cli(*shown[1:])
+    assert code == 0
+    assert "not run" not in out
+    assert re.search(r"torch\s.*\n\s*baseline", out)
+
+
+def test_load_of_an_untrusted_winner_says_how_python_gives_the_trust(torch_bundle: Path) -> None:
+    with pytest.raises(TrustError, match=r'tinynets\.Tiny.*trust=\("tinynets",\)'):
+        deploy.load(torch_bundle)
+    with deploy.load(torch_bundle, trust=("tinynets",)) as engine:
+        x = draw(2)
+        np.testing.assert_allclose(engine({"x": x})["logits"], answer(x), atol=1e-5)
 
 
 def test_doctor_is_0_without_a_bundle(cli: Cli) -> None:
@@ -435,7 +479,7 @@ def test_bench_needs_no_torch_and_is_plain_in_a_pipe(lean: Lean, pristine: Path)
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.split())
     assert re.search(r"onnxruntime-fp32 .* baseline", text)
-    assert "openvino-fp32: failed: This needs 'openvino'" in text
+    assert "openvino-fp32: not run: openvino is not installed: pip install" in text
     assert "A/A control" in text
     assert "\x1b" not in done.stdout + done.stderr
     assert "measure latency" in done.stderr

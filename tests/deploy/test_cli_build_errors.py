@@ -1,6 +1,7 @@
 """Every way to hand `deploy build` something that it cannot use: message and exit code."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -87,21 +88,40 @@ def test_a_file_that_is_no_model(cli: Cli, content: bytes, words: tuple[str, ...
     _refused(cli, "model.pt", "--input", "1x4", words=words)
 
 
-def test_a_class_that_is_not_trusted_is_named_with_the_command(cli: Cli, own: str) -> None:
-    module = __import__(own)
-    torch.save(module.Own(), "own.pt")
-    _refused(
-        cli,
-        "own.pt",
-        "--input",
-        "1x4",
-        words=(f"{own}.Own", f"deploy build own.pt --trust {own}"),
+def test_a_class_that_is_not_trusted_is_named_with_the_command_that_works(
+    cli: Cli, own: str
+) -> None:
+    torch.save(__import__(own).Own(), "my own.pt")
+    np.savez("my data.npz", x=np.zeros((8, 4), np.float32))
+    given = ("my own.pt", "--data", "my data.npz", "-o", "my out.deploy", "--measure-seconds", 0.1)
+    code, out, error = cli("build", *given)
+    assert (code, out) == (2, "")
+    assert f"{own}.Own. Nothing of it was run" in error
+    command = shlex.split(error.splitlines()[-1])
+    assert command == ["deploy", "build", *map(str, given), "--trust", own]
+    assert cli(*command[1:])[0] == 0
+    assert Path("my out.deploy", "manifest.json").is_file()
+
+
+def test_weights_alone_are_told_with_the_command_that_was_given(cli: Cli, own: str) -> None:
+    torch.save(__import__(own).Own().state_dict(), "weights.pt")
+    _, _, error = cli("build", "weights.pt", "--input", "1x4", "--static-batch")
+    assert error.splitlines()[-1].strip() == (
+        "deploy build weights.pt --input 1x4 --static-batch --model package.module:factory"
     )
 
 
 def test_a_function_is_not_safe_because_torch_owns_it(cli: Cli) -> None:
     torch.save(Runs(), "evil.pt")
-    _refused(cli, "evil.pt", "--input", "1x4", words=("torch.utils.collect_env.run", "--trust"))
+    _refused(
+        cli,
+        "evil.pt",
+        "--input",
+        "1x4",
+        words=("torch.utils.collect_env.run", "honest models do not name it", "only --trust-all"),
+    )
+    _refused(cli, "evil.pt", "--trust", "torch.utils", words=("is not opened by --trust",))
+    _refused(cli, "evil.pt", "--trust", "torch", words=("is not opened by --trust",))
     assert not Path("ran").exists()
 
 

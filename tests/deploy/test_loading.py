@@ -95,7 +95,7 @@ class TestModule:
     def test_function_of_torch_in_a_module_needs_trust(self, tmp_path: Path) -> None:
         load_model(save(nn.LSTM(8, 2), tmp_path / "lstm.pt"))
         path = save(nn.TransformerEncoderLayer(8, 2), tmp_path / "m.pt")
-        refused(path, "--trust torch.nn.functional", kind=TrustError)
+        refused(path, 'trust=("torch.nn.functional",)', kind=TrustError)
         load_model(path, trust=("torch.nn.functional",))
 
     def test_training_mode_is_told_and_left(self, tmp_path: Path) -> None:
@@ -106,12 +106,12 @@ class TestModule:
         assert "training mode" in loaded.warnings[0]
         assert_same(loaded.module, plain_net(), 2, 1, 5, 5)
 
-    def test_own_class_needs_trust_and_the_error_shows_the_command(
+    def test_own_class_needs_trust_and_the_error_says_how_python_gives_it(
         self, tmp_path: Path, net: nn.Module, package: str
     ) -> None:
         path = save(net, tmp_path / "my model.pt")
-        command = f"deploy build '{path}' --trust {package}"
-        refused(path, f"{package}.nets.Net", command, kind=TrustError)
+        refused(path, f"{package}.nets.Net", f'trust=("{package}",)', kind=TrustError)
+        refused(path, f'trust=("a", "{package}")', kind=TrustError, trust=("a",))
         refused(path, package, kind=TrustError, trust=(package[:-1],))
 
     @pytest.mark.parametrize("suffix", ["", ".nets", ".nets.Net"])
@@ -160,7 +160,7 @@ class TestModule:
         self, tmp_path: Path, net: nn.Module, package: str
     ) -> None:
         path = save({"model": net, "epoch": 3}, tmp_path / "m.pt")
-        refused(path, f"{package}.nets.Net", f"--trust {package}", kind=TrustError)
+        refused(path, f"{package}.nets.Net", f'trust=("{package}",)', kind=TrustError)
         assert_same(load_model(path, trust=(package,)).module, net, 2, 3)
 
     def test_data_parallel_is_taken_off(self, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ class TestWeights:
         loaded = load_model(path, factory=f"{package}.nets:make")
         assert loaded.form == "safetensors"
         assert_same(loaded.module, net, 2, 3)
-        refused(path, "--model package.module:factory")
+        refused(path, 'model="package.module:factory"')
 
     def test_truncated_safetensors(self, tmp_path: Path, net: nn.Module) -> None:
         path = tmp_path / "m.safetensors"
@@ -217,7 +217,7 @@ class TestWeights:
             refused(path, "cannot be read")
 
     def test_without_factory_says_the_flag(self, tmp_path: Path) -> None:
-        refused(save(plain_net().state_dict(), tmp_path / "m.pt"), "--model package.module:factory")
+        refused(save(plain_net().state_dict(), tmp_path / "m.pt"), 'model="package.module:factory"')
 
     def test_other_shapes_are_listed(self, tmp_path: Path, net: nn.Module, package: str) -> None:
         path = save(net.state_dict(), tmp_path / "m.pt")
@@ -257,7 +257,7 @@ class TestCode:
         return path
 
     def test_torchscript_needs_trust_all(self, script: Path) -> None:
-        refused(script, "TorchScript", "code", "--trust-all", kind=TrustError)
+        refused(script, "which is code", "TorchScript", 'trust=("*",)', kind=TrustError)
 
     def test_torchscript_loads(self, script: Path) -> None:
         loaded = load_model(script, trust=("*",))

@@ -84,7 +84,10 @@ def test_functions_of_torch_are_not_trusted_because_torch_owns_them(tmp_path: Pa
 
     sentinel = tmp_path / "ran"
     path = save(Call(collect_env.run, f"touch {sentinel}"), tmp_path / "m.pt")
-    refused(path, "torch.utils.collect_env.run", "--trust torch.utils.collect_env", kind=TrustError)
+    for trust in ((), ("torch.utils.collect_env",), ("torch",)):
+        text = refused(path, "torch.utils.collect_env.run", kind=TrustError, trust=trust)
+        assert "only --trust-all runs it" in text
+        assert "--trust torch" not in text
     assert not sentinel.exists()
 
 
@@ -146,8 +149,8 @@ class TestExportedProgram:
         torch.testing.assert_close(loaded.module(x), make_net()(x))
 
     def test_is_code_and_needs_trust_all(self, program: Path) -> None:
-        refused(program, "exported program", "code", "--trust-all", kind=TrustError)
-        refused(program, "--trust-all", kind=TrustError, trust=("torch",))
+        refused(program, "exported program", "code", 'trust=("*",)', kind=TrustError)
+        refused(program, 'trust=("*",)', kind=TrustError, trust=("torch",))
 
 
 class TestTensors:

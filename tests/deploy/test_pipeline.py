@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from nets import randomize_norms
 from onnx import numpy_helper
 from torch import nn
 
@@ -50,6 +51,29 @@ class Shift(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Half of every value from its neighbour, [N, L]."""
         return torch.lerp(x, x.roll(1, -1), 0.5)
+
+
+class Upsampler(nn.Module):
+    """Depthwise, grouped and transposed convolutions; the mean of 64x64; 8 channels of 16x16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.depthwise = nn.Conv2d(8, 16, 3, padding=1, groups=8)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.grouped = nn.Conv2d(16, 16, 3, padding=1, groups=4)
+        self.bn2 = nn.BatchNorm2d(16)
+        self.up = nn.ConvTranspose2d(16, 8, 4, stride=4)
+        self.bn3 = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 10)
+        self.bn4 = nn.BatchNorm1d(10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits, [N, 10]."""
+        x = torch.relu(self.bn1(self.depthwise(x)))
+        x = torch.relu(self.bn2(self.grouped(x)))
+        x = torch.relu(self.bn3(self.up(x)))
+        return self.bn4(self.head(x.mean((2, 3))))
 
 
 class TwoInputs(nn.Module):
@@ -224,6 +248,21 @@ def test_where_nothing_beats_eager_torch_wins_and_the_file_is_kept(
     with deploy.load(bundle.path, trust=("*",)) as engine:
         answer = engine({"x": x})["output"]
     np.testing.assert_allclose(answer, module(torch.from_numpy(x)).numpy(), rtol=0, atol=1e-6)
+
+
+def test_a_net_that_ends_in_the_mean_of_large_maps_is_not_refused(tmp_path: Path) -> None:
+    module = randomize_norms(Upsampler(), seed=2).eval()
+    module.bn3.bias.data += 2  # a mean far from 0: its sum is where float32 loses
+    bundle = deploy.build(
+        module,
+        BuildConfig(inputs=("1x8x16x16",), measure_seconds=QUICK),
+        output=tmp_path / "net.deploy",
+    )
+    rows = {row["name"]: row for row in bundle.report()["candidates"]}
+    parity = rows["onnxruntime-fp32"]["parity"]
+    assert parity["passed"], rows["onnxruntime-fp32"]["reason"]
+    assert parity["outputs"][0]["error_float64"] < 8e-7
+    assert bundle.winner in ("torch", *rows)
 
 
 def test_several_inputs_and_nested_outputs_keep_their_names(tmp_path: Path) -> None:

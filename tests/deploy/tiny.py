@@ -1,6 +1,7 @@
 """A tiny model with its answers in closed form, and a small real bundle of it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,8 +61,13 @@ def write_model(path: Path) -> Path:
     return path
 
 
-def fill_stage(stage: Path, *, winner: str = "onnxruntime-int8") -> None:
-    """All files of a bundle with three engines; one lies in a folder of its own."""
+def fill_stage(
+    stage: Path, *, winner: str = "onnxruntime-int8", torch_file: Path | None = None
+) -> None:
+    """All files of a bundle with three engines; one lies in a folder of its own.
+
+    With `torch_file`, a model file that gives the same answers, there is a fourth.
+    """
     write_model(stage / "model.onnx")
     write_model(stage / "onnx-int8" / "model.onnx")
     entries = {
@@ -69,6 +75,9 @@ def fill_stage(stage: Path, *, winner: str = "onnxruntime-int8") -> None:
         "onnxruntime-int8": BundledEngine("onnxruntime", "int8", "onnx-int8/model.onnx", 1e-4),
         "openvino-fp32": BundledEngine("openvino", "fp32", "model.onnx", 1e-4),
     }
+    if torch_file is not None:
+        shutil.copyfile(torch_file, stage / "model.pt")
+        entries = {"torch": BundledEngine("torch", "fp32", "model.pt", 1e-4), **entries}
     x = draw(4, seed=1)
     recorded = {"logits": answer(x).astype(np.float32)}
     Golden({"x": x}, dict.fromkeys(("reference", *entries), recorded)).save(stage / GOLDEN)

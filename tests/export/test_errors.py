@@ -55,3 +55,10 @@ def test_every_error_is_documented_and_crosses_processes(name: str) -> None:
     back = pickle.loads(pickle.dumps(CLASSES[name]("what, where and the fix")))
     assert type(back) is CLASSES[name]
     assert str(back) == "what, where and the fix"
+
+
+def test_a_remedy_crosses_processes_with_its_error() -> None:
+    remedy = errors.Remedy("Add:", (("--trust", "nets"),), 'trust=("nets",)')
+    back = pickle.loads(pickle.dumps(errors.TrustError("x is not trusted.", remedy)))
+    assert (back.message, back.remedy) == ("x is not trusted.", remedy)
+    assert str(back) == 'x is not trusted. Add: trust=("nets",)'

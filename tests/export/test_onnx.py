@@ -61,36 +61,11 @@ def test_file_is_single_and_keeps_the_users_module_paths(exported):
     assert "stages.1.0.conv1.weight" in {tensor.name for tensor in proto.graph.initializer}
 
 
-def test_mean_over_all_spatial_axes_becomes_global_pooling(exported):
+def test_the_float_model_keeps_the_mean_of_the_exporter(exported):
     operators = [node.op_type for node in onnx.load(exported[1].path).graph.node]
-    assert operators.count("GlobalAveragePool") == 1
-    assert "ReduceMean" not in operators
+    assert operators.count("ReduceMean") == 1
+    assert "GlobalAveragePool" not in operators
     assert "BatchNormalization" not in operators
-
-
-@pytest.mark.parametrize(
-    ("axes", "keep", "shape", "becomes"),
-    [
-        ((2, 3), True, (3, 5, 4), ["GlobalAveragePool"]),
-        ((-1, -2), False, (3, 5, 4), ["GlobalAveragePool", "Flatten"]),
-        ((2,), False, (3, 5), ["GlobalAveragePool", "Flatten"]),
-        ((2,), True, (3, 5, 4), ["ReduceMean"]),
-        ((1, 2, 3), True, (3, 5, 4), ["ReduceMean"]),
-        ((1,), True, (3,), ["ReduceMean"]),
-    ],
-)
-def test_only_a_mean_over_exactly_the_spatial_axes_is_rewritten(
-    tmp_path, axes, keep, shape, becomes
-):
-    class Mean(nn.Module):
-        def forward(self, x):
-            return x.mean(axes, keepdim=keep)
-
-    x = torch.randn(2, *shape)
-    model = export(Mean(), x, tmp_path)
-    assert [node.op_type for node in onnx.load(model.path).graph.node] == becomes
-    (found,) = run(model, {"image": x})
-    np.testing.assert_allclose(found, x.mean(axes, keepdim=keep).numpy(), atol=1e-6)
 
 
 def test_inputs_by_name_are_not_confused(tmp_path):
