@@ -109,7 +109,9 @@ def _find_merger(
         layers = frozenset(_layers_before(result, operators))
         if layers:
             return layers, Skip(find_path(survey.draft, result), "branches", stop)
-    for region in reversed(regions):
+    for smaller, region in reversed(list(zip([None, *regions], regions, strict=False))):
+        if smaller is not None and smaller.removable() == region.removable():
+            continue  # it would only read past a value that stays
         found = _consider(survey, region, options)
         if isinstance(found, _Merger):
             return found

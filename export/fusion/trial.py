@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from export.fusion.algebra import LinearMap
 from export.fusion.draft import Draft
-from export.fusion.evaluation import evaluate
+from export.fusion.evaluation import evaluate, hint
 from export.fusion.geometry import Axis
 
 NOISE_FACTOR = 4.0
@@ -121,7 +121,8 @@ def make_shape(source: fx.Node, map_: LinearMap, *, captured: bool) -> tuple[int
     """The shape of the random input of a region whose map is `map_`."""
     rank = source.meta["val"].ndim
     if map_.axes:
-        return (2, map_.inputs, *choose_sizes(map_.axes, captured=captured))
+        batch = hint(source.meta["val"].shape[0]) if captured else 2
+        return (batch, map_.inputs, *choose_sizes(map_.axes, captured=captured))
     return (*([_ROWS] if rank == 2 else [2] * (rank - 2) + [_ROWS]), map_.inputs)
 
 
