@@ -232,7 +232,7 @@ def test_every_flag_reaches_the_configuration(cli: Cli, built: list[BuildConfig]
         "--image-crop 6 --image-mean .1 --image-mean .2 --image-std .3 --image-mode gray "
         "--classes logits --max-drop .4 "
         "--min-sqnr 7 --min-agreement .5 --threads 8 --batch 9 --measure-seconds 10 --seed 11 "
-        "--static-batch --opset 21 --golden-from-data --output out.deploy"
+        "--static-batch --merge-always --opset 21 --golden-from-data --output out.deploy"
     )
     assert cli("build", "m.pt", *flags.split())[0] == 0
     assert built == [
@@ -242,6 +242,7 @@ def test_every_flag_reaches_the_configuration(cli: Cli, built: list[BuildConfig]
             model="nets:make",
             trust=("p", "q"),
             static_batch=True,
+            merge_always=True,
             calibration_samples=3,
             evaluation_samples=4,
             seed=11,
@@ -272,6 +273,7 @@ IN_TOML = {
     "trust": '["p", "q"]',
     "trust-all": "true",
     "static-batch": "true",
+    "merge-always": "true",
     "calibration-samples": "3",
     "evaluation-samples": "4",
     "seed": "11",
