@@ -104,6 +104,7 @@ def _find_merger(
     position = survey.mutations.position
     regions, stop = grow_regions(result, operators, position)
     finding: _Finding | None = None
+    found: _Merger | str | None
     joins = len(operators[result].inputs) > 1  # type: ignore[union-attr]
     if not regions and joins:
         layers = frozenset(_layers_before(result, operators))
@@ -111,8 +112,11 @@ def _find_merger(
             return layers, Skip(find_path(survey.draft, result), "branches", stop)
     for smaller, region in reversed(list(zip([None, *regions], regions, strict=False))):
         if smaller is not None and smaller.removable() == region.removable():
-            continue  # it would only read past a value that stays
-        found = _consider(survey, region, options)
+            found = None  # it would only read past a value that stays
+            if _counts(survey, region):
+                found = "a value between is used elsewhere as well"
+        else:
+            found = _consider(survey, region, options)
         if isinstance(found, _Merger):
             return found
         if found is not None:
@@ -132,11 +136,19 @@ def _explain_refusal(survey: Survey, node: fx.Node, operators: Operators) -> _Fi
 
 def _consider(survey: Survey, region: Region, options: FusionOptions) -> _Merger | str | None:
     """The layer that `region` is; why it is not to be merged; or None where that is no question."""
-    removed = region.removable()
-    costly = [node for node in region.nodes if count_macs(node)]
-    layers = region.layers()
-    if not layers or len(costly) < 2 or _is_layer_and_norm(survey, region, costly):
+    if _counts(survey, region):
+        return _weigh(survey, region, options)
+    if not region.layers() or len(region.moves()) < 2:
         return None
+    found = _weigh(survey, region, options)  # a layer and what only moves data, such as padding
+    if isinstance(found, str) or len(region.moves()) <= 1 + (found.layer.border is not None):
+        return None
+    return found
+
+
+def _weigh(survey: Survey, region: Region, options: FusionOptions) -> _Merger | str:
+    """The layer that `region` is, or why it is not to be merged."""
+    removed, layers = region.removable(), region.layers()
     saved = [node for node in removed if count_macs(node)]
     before, elements = sum(map(count_macs, saved)), count_elements(region.result)
     try:
@@ -151,7 +163,7 @@ def _consider(survey: Survey, region: Region, options: FusionOptions) -> _Merger
         return str(reason)
     layer = emit_layer(map_)
     after = elements * layer.macs_per_output
-    if not set(layers) & set(removed) or len(saved) < 2:
+    if not set(layers) & set(removed) or len(saved) < min(2, len(region.costly())):
         return "every layer of it is used elsewhere as well"
     if after > before and not options.merge_always:
         return _decline(before, after, region, removed)
@@ -160,6 +172,14 @@ def _consider(survey: Survey, region: Region, options: FusionOptions) -> _Merger
     ):
         return "the value that the branches read is changed in place between them"
     return _Merger(region, removed, map_, layer, before, after)
+
+
+def _counts(survey: Survey, region: Region) -> bool:
+    """Whether there is anything to merge, beyond what `conv_bn` folds."""
+    costly = region.costly()
+    if not region.layers() or len(costly) < 2:
+        return False
+    return not _is_layer_and_norm(survey, region, costly)
 
 
 def _decline(before: int, after: int, region: Region, removed: tuple[fx.Node, ...]) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import fx
 
 from export.fusion.algebra import LinearMap, make_identity
+from export.fusion.cost import count_macs
 from export.fusion.geometry import Inexact
 from export.fusion.operators import Frame, Layout, Operator, Operators
 
@@ -39,6 +40,14 @@ class Region:
     def may_shrink(self) -> bool:
         """Whether blocks of zeros may turn up in the merged kernel and fall away."""
         return any(self.operators[node].selects for node in self.nodes)
+
+    def costly(self) -> list[fx.Node]:
+        """The nodes that calculate."""
+        return [node for node in self.nodes if count_macs(node)]
+
+    def moves(self) -> list[fx.Node]:
+        """The nodes that do anything at all."""
+        return [node for node in self.nodes if self.operators[node].label != "{}"]
 
     def layers(self) -> tuple[fx.Node, ...]:
         """The nodes with a kernel."""
