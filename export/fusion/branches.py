@@ -138,7 +138,7 @@ def _consider(survey: Survey, region: Region, options: FusionOptions) -> _Merger
     """The layer that `region` is; why it is not to be merged; or None where that is no question."""
     if _counts(survey, region):
         return _weigh(survey, region, options)
-    if not region.layers() or len(region.moves()) < 2:
+    if not region.layers() or len(region.costly()) > 1 or len(region.moves()) < 2:
         return None
     found = _weigh(survey, region, options)  # a layer and what only moves data, such as padding
     if isinstance(found, str) or len(region.moves()) <= 1 + (found.layer.border is not None):
