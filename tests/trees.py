@@ -917,6 +917,8 @@ def _draw_cut(draw: st.DrawFn, place: Place, goal: Goal) -> Tree:
     start, rest = draw(st.integers(0, 2)), draw(st.integers(0, 2))
     wide = Goal(start + goal.channels + rest, goal.sizes, goal.strides)
     branch = _draw_branch(draw, _deeper(place), wide)
+    if wide.channels == goal.channels:
+        return branch
     return Sequence((branch, Slice(start, start + goal.channels)))
 
 
@@ -933,6 +935,8 @@ def _draw_slice(draw: st.DrawFn, place: Place, goal: Goal) -> Tree:
     start = draw(st.integers(0, place.shape[0] - 1))
     stop = draw(st.integers(start + 1, place.shape[0]))
     branch = _draw_branch(draw, _deeper(place, channels=stop - start), goal)
+    if stop - start == place.shape[0]:
+        return branch
     return Sequence((Slice(start, stop), branch))
 
 

@@ -86,15 +86,21 @@ class Draft:
         node = self.add(f"{prefix}.{argument}" if prefix else argument, value, beside=beside)
         _write_argument(user, argument, node)
 
-    def add(self, wanted: str, tensor: Tensor, *, beside: fx.Node) -> fx.Node:
-        """A new stored tensor, named `wanted` or the like, and its placeholder behind `beside`."""
+    def add(self, wanted: str, tensor: Tensor, *, beside: fx.Node | None) -> fx.Node:
+        """A new stored tensor, named `wanted` or the like, and its placeholder.
+
+        The placeholder comes right behind `beside`, another stored tensor; None: first of all.
+        """
         target = self._free_target(wanted)
-        with self.graph.inserting_after(beside):
+        first = next(iter(self.graph.nodes))
+        place = self.graph.inserting_after(beside) if beside else self.graph.inserting_before(first)
+        with place:
             node = self.graph.placeholder("p_" + target.replace(".", "_"))
         node.target = node.name
-        mode = getattr(beside.meta["val"], "fake_mode", None)
+        mode = _find_fake_mode(beside or first)
         node.meta["val"] = mode.from_tensor(tensor, static_shapes=True) if mode else tensor
-        position = [spec.arg.name for spec in self._inputs].index(beside.name) + 1
+        names = [spec.arg.name for spec in self._inputs]
+        position = names.index(beside.name) + 1 if beside else 0
         spec = InputSpec(InputKind.PARAMETER, TensorArgument(name=node.name), target)
         self._inputs.insert(position, spec)
         self._by_name[node.name] = spec
@@ -174,6 +180,13 @@ class Draft:
         taken = {spec.target for spec in self._inputs}
         names = (wanted, *(f"{wanted}_{index}" for index in range(1, len(taken) + 2)))
         return next(name for name in names if name not in taken)
+
+
+def _find_fake_mode(node: fx.Node) -> Any:
+    """The mode of the tensors without data that stand for the values of a graph."""
+    while getattr(node.meta.get("val"), "fake_mode", None) is None and node.op != "output":
+        node = node.next
+    return getattr(node.meta.get("val"), "fake_mode", None)
 
 
 def read_argument(node: fx.Node, name: str, default: Any = None) -> Any:

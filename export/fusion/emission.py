@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from export.fusion.algebra import LinearMap
+from export.fusion.algebra import LinearMap, regroup
 from export.fusion.geometry import Axis
 
 
@@ -49,7 +49,9 @@ class Layer:
 
 def emit_layer(map_: LinearMap) -> Layer:
     """The smallest layer that computes `map_`; on the meta device, one that is large enough."""
-    if not map_.kernel.is_meta:
+    if not map_.axes:
+        map_ = replace(map_, kernel=regroup(map_, 1), groups=1)  # linear layers have no groups
+    elif not map_.kernel.is_meta:
         map_ = _drop_zero_taps(_find_groups(map_))
     padded = [_pad(axis) for axis in map_.axes]
     border = None

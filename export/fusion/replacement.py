@@ -28,7 +28,7 @@ def replace_region(
     draft, removed = survey.draft, region.removable()
     read = list_stored(survey, region)
     trained = any(draft.requires_grad(node) for node in read)
-    beside = read[0] if read else _find_any_stored(draft)
+    beside = read[0] if read else None
     name = f"{prefix}.merged" if prefix else "merged"
     weight = draft.add(f"{name}.weight", nn.Parameter(stored[0], trained), beside=beside)
     bias = None
@@ -96,11 +96,6 @@ def _erase(draft: Draft, removed: tuple[fx.Node, ...]) -> None:
         sources = node.all_input_nodes
         draft.graph.erase_node(node)
         queue += [source for source in sources if source not in removed and is_dead(source)]
-
-
-def _find_any_stored(draft: Draft) -> fx.Node:
-    found: fx.Node = next(node for node in draft.graph.nodes if draft.stored(node) is not None)
-    return found
 
 
 def _list_pads(layer: Layer) -> list[int]:
