@@ -16,7 +16,7 @@ from typing import Any
 
 from deploy.engines import Engine, EngineSpec, open_engine
 from deploy.machine import usable_cores
-from deploy.manifest import Manifest, read_manifest
+from deploy.manifest import MANIFEST, Manifest, read_manifest
 from export.errors import BundleError
 from export.optional import is_installed
 
@@ -78,6 +78,19 @@ def read_bundle(path: Path | str) -> Bundle:
     """
     root = Path(path)
     return Bundle(root, read_manifest(root))
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The report of a bundle, whose files must match their hashes, or of a report file alone.
+
+    Raises:
+        BundleError: it is neither, or a byte of the bundle was changed.
+    """
+    if path.is_dir() and (path / MANIFEST).exists():
+        return read_bundle(path).report()
+    from deploy.report import read_report
+
+    return read_report(path)
 
 
 def load(

@@ -225,9 +225,10 @@ def verify(bundle: Path, **flags: Any) -> None:
 @click.argument("b", type=click.Path(path_type=Path))
 def compare(a: Path, b: Path) -> None:
     """Hold report B against report A; exit 1 if B is slower or less accurate."""
-    from deploy.report import compare_reports, print_comparison, read_report
+    from deploy.bundle import read_result
+    from deploy.report import compare_reports, print_comparison
 
-    comparison = compare_reports(read_report(a), read_report(b))
+    comparison = compare_reports(read_result(a), read_result(b))
     print_comparison(comparison, _console())
     sys.exit(1 if comparison.regressions else 0)
 

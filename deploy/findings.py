@@ -13,6 +13,7 @@ from deploy.latency import LatencyReport
 from deploy.machine import Machine
 from deploy.manifest import hash_file
 from deploy.report import SCHEMA_VERSION
+from deploy.report.facts import WIDE, is_noisy
 from deploy.report.fusion import warn_of_outliers
 from deploy.results import (
     CandidateResult,
@@ -24,8 +25,6 @@ from deploy.results import (
 from deploy.source import Problem
 from export.cost import ModelCost
 from export.ladder import Exported
-
-_NOISY_CONTROL = 0.05
 
 
 @dataclass(frozen=True)
@@ -125,6 +124,8 @@ def describe_verdict(findings: Findings) -> str:
         return "Nothing beats eager PyTorch with certainty; the bundle keeps the model as it is."
     low, high = winner.latency.speedup_ci95
     speed = f"{winner.name} is {winner.latency.speedup:.1f}x faster than eager PyTorch"
+    if high > WIDE * low:
+        speed = f"{winner.name} is at least {low:.1f}x faster than eager PyTorch"
     interval = f"95% interval {low:.1f} to {high:.1f}"
     accuracy = winner.parity.judged_accuracy
     if accuracy is not None:
@@ -196,10 +197,11 @@ def _warnings(findings: Findings) -> list[str]:
     if outliers is not None:
         warnings.append(outliers)
     control = findings.latency.control
-    if abs(control - 1) > _NOISY_CONTROL:
+    if is_noisy(control, findings.latency.control_ci95):
         warnings.append(
-            f"The A/A control is off by {abs(control - 1):.0%}: the machine was noisy while it was "
-            "measured. Measure again on a quiet machine."
+            f"The A/A control is off by {abs(control - 1):.0%} (95% interval "
+            "{:.2f} to {:.2f}): the machine was noisy while it was measured. Measure again on a "
+            "quiet machine.".format(*findings.latency.control_ci95)
         )
     return warnings
 

@@ -74,6 +74,17 @@ def write_failure(target: Path, report: dict[str, Any]) -> Path:
     return folder / bundles.REPORT_HTML
 
 
+def forget_failure(target: Path) -> None:
+    """Remove the report of an earlier build of `target` that shipped nothing; this one ships."""
+    folder = target.with_name(f"{target.stem}.failed")
+    reports = [folder / bundles.REPORT_JSON, folder / bundles.REPORT_HTML]
+    if not folder.is_dir() or folder.is_symlink() or set(folder.iterdir()) - {*reports}:
+        return  # somebody keeps something there
+    for report in reports:
+        report.unlink(missing_ok=True)
+    folder.rmdir()
+
+
 def record_golden(feeds: Feeds, reference: Reference, specs: dict[str, EngineSpec]) -> Golden:
     """Run the reference and every engine on the golden inputs."""
     outputs: dict[str, dict[str, Array]] = {"reference": reference(feeds)}

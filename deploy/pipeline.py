@@ -18,7 +18,7 @@ from deploy.findings import Findings, make_report
 from deploy.gates import NO_CALIBRATION_DATA, choose_winner, judge_parity, judge_speed
 from deploy.latency import LatencyReport, LatencySettings, measure
 from deploy.machine import describe_machine, usable_cores
-from deploy.packing import pack_bundle, write_failure
+from deploy.packing import forget_failure, pack_bundle, write_failure
 from deploy.parity import ParityReport
 from deploy.peaks import measure_peaks
 from deploy.reference import Reference
@@ -134,6 +134,7 @@ def build(
             )
         with clock.stage("pack"):
             pack_bundle(stage, findings, reference, config, clock.seconds)
+    forget_failure(target)
     return read_bundle(target)
 
 

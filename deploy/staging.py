@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +17,9 @@ from export.errors import BundleError
 def stage_bundle(target: Path) -> Iterator[Path]:
     """A folder beside `target` to build in; becomes `target` when the block ends well.
 
-    On any error or interrupt the folder is removed and what stood at `target` stays.
+    On any error or interrupt the folder is removed and what stood at `target` stays. What a
+    build that was killed left beside it is cleaned up by the next one: its unfinished folder is
+    removed, and a bundle that it had moved aside is put back.
 
     Raises:
         BundleError: something that is no bundle stands at `target`.
@@ -24,7 +28,9 @@ def stage_bundle(target: Path) -> Iterator[Path]:
     _refuse_other(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        _clean_up(target)
+        prefix = f".{target.name}.new-{_owner()}-"
+        stage = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     except OSError as error:
         raise BundleError(
             f"{target} cannot be written: {error.strerror}. Choose another --output."
@@ -51,7 +57,7 @@ def _refuse_other(target: Path) -> None:
 
 def _replace(stage: Path, target: Path) -> None:
     """Put `stage` where `target` is; a crash in between leaves the old bundle beside it."""
-    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    old = target.with_name(f".{target.name}.old-{_owner()}-")
     try:
         if target.exists():
             target.rename(old)
@@ -61,3 +67,32 @@ def _replace(stage: Path, target: Path) -> None:
             old.rename(target)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _clean_up(target: Path) -> None:
+    """Undo what builds of this machine left of `target` when they were killed."""
+    name = re.escape(target.name)
+    pattern = re.compile(rf"\.{name}\.(new|old)-{re.escape(platform.node())}-(\d+)-\w*")
+    for path in target.parent.iterdir():
+        match = pattern.fullmatch(path.name)
+        if match is None or path.is_symlink() or _is_alive(int(match[2])):
+            continue
+        if match[1] == "old" and not target.exists():
+            path.rename(target)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _owner() -> str:
+    """Machine and process: folders may be shared between machines."""
+    return f"{platform.node()}-{os.getpid()}"
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

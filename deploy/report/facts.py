@@ -9,6 +9,10 @@ from export.errors import BundleError
 Report = dict[str, Any]
 Candidate = dict[str, Any]
 
+NOISY_CONTROL = 0.05
+WIDE = 2.0
+"""Upper over lower end of an interval that says little."""
+
 _ORDER = ("baseline", "winner", "ok", "rejected", "failed", "not run")
 
 
@@ -24,6 +28,15 @@ class Accuracy:
     drop: float
     drop_ci95: tuple[float, float]
     samples: int
+
+
+def is_noisy(ratio: float, ci95: tuple[float, float]) -> bool:
+    """Whether an A/A control says that the times of a run cannot be trusted.
+
+    The baseline against itself is off by more than a twentieth, or anyone may guess by how much.
+    """
+    low, high = ci95
+    return abs(ratio - 1) > NOISY_CONTROL or low <= 0 or high / low > WIDE
 
 
 def winner_of(report: Report) -> Candidate:

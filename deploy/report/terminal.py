@@ -8,7 +8,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deploy.report.facts import Candidate, Report, accuracy_of, list_rows, sqnr_of, winner_of
+from deploy.report.facts import (
+    Candidate,
+    Report,
+    accuracy_of,
+    is_noisy,
+    list_rows,
+    sqnr_of,
+    winner_of,
+)
 from deploy.report.wording import (
     UNKNOWN,
     clean,
@@ -44,9 +52,12 @@ def control_sentence(report: Report) -> str:
     if control is None:
         return "A/A control: not run, so the noise of this measurement is not known."
     low, high = control["ci95"]
+    noisy = is_noisy(control["ratio"], (low, high))
     ratio = format_number(control["ratio"], 4)
     span = f"{format_number(low)} to {format_number(high)}"
     text = f"A/A control: the baseline against itself came out at {ratio}x (95% {span})"
+    if noisy:
+        return f"{text}. The machine was too noisy to trust these times; measure again later."
     if low <= 1 <= high:
         return f"{text}; the interval holds 1, as it should."
     return (

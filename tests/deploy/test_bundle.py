@@ -2,7 +2,11 @@
 
 import json
 import os
+import platform
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,7 @@ from tiny import Lean, answer, draw, fill_stage
 
 import deploy.bundle
 import deploy.manifest as manifests
-from deploy.bundle import load, read_bundle
+from deploy.bundle import load, read_bundle, read_result
 from deploy.staging import stage_bundle
 from export.errors import BundleError
 
@@ -410,3 +414,52 @@ def test_a_target_that_cannot_be_written_is_an_error_of_the_user(tmp_path: Path)
         stage_bundle(tmp_path / "file" / "model.deploy"),
     ):
         pytest.fail("there is nothing to build in")
+
+
+def test_what_a_killed_build_left_is_cleaned_up_by_the_next(tmp_path: Path) -> None:
+    target = tmp_path / "model.deploy"
+    script = (
+        "import os, pathlib, signal, sys\n"
+        "from deploy.staging import stage_bundle\n"
+        "with stage_bundle(pathlib.Path(sys.argv[1])) as stage:\n"
+        "    (stage / 'half').write_text('x')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    dead = subprocess.run([sys.executable, "-c", script, str(target)], check=False)
+    assert dead.returncode == -signal.SIGKILL
+    assert len(neighbours(target)) == 1
+    with stage_bundle(target) as stage:
+        fill_stage(stage)
+    assert neighbours(target) == ["model.deploy"]
+
+
+def test_a_bundle_that_a_killed_build_moved_aside_is_put_back(
+    bundle_path: Path,
+) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    aside = f".{bundle_path.name}.old-{platform.node()}-{gone.pid}-"
+    bundle_path.rename(bundle_path.with_name(aside))
+    with pytest.raises(RuntimeError, match="no"), stage_bundle(bundle_path):
+        raise RuntimeError("no")
+    assert read_bundle(bundle_path).winner
+    assert neighbours(bundle_path) == [bundle_path.name]
+
+
+def test_the_folders_of_a_build_that_still_runs_are_left_alone(tmp_path: Path) -> None:
+    target = tmp_path / "model.deploy"
+    with stage_bundle(target) as first:
+        fill_stage(first)
+        with stage_bundle(target) as second:
+            fill_stage(second)
+        assert first.is_dir()
+    assert neighbours(target) == ["model.deploy"]
+
+
+def test_a_changed_bundle_is_not_compared(bundle_path: Path) -> None:
+    assert read_result(bundle_path)["schema_version"] == 1
+    report = bundle_path / "report.json"
+    report.write_bytes(report.read_bytes() + b" ")
+    with pytest.raises(BundleError, match=r"report\.json"):
+        read_result(bundle_path)
+    assert read_result(report)["schema_version"] == 1

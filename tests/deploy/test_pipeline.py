@@ -19,6 +19,7 @@ from deploy.bundle import Bundle
 from deploy.config import BuildConfig
 from deploy.golden import read_golden
 from deploy.manifest import MANIFEST
+from deploy.packing import forget_failure
 from deploy.report import load_schema
 from export.errors import BundleError, ConfigError, GateError, InputError, TrustError
 from export.progress import Progress
@@ -354,6 +355,12 @@ def test_when_nothing_passes_its_gate_nothing_ships_and_the_report_says_why(
     reasons = {row["name"]: row["reason"] for row in report["candidates"]}
     assert "eager itself by" in reasons["onnxruntime-fp32"]
     assert "SQNR" in reasons["openvino-bf16"] or "bf16" in reasons["openvino-bf16"]
+    (tmp_path / "net.failed" / "mine.txt").touch()
+    forget_failure(tmp_path / "net.deploy")
+    assert (tmp_path / "net.failed" / "report.json").is_file()  # somebody keeps something there
+    (tmp_path / "net.failed" / "mine.txt").unlink()
+    forget_failure(tmp_path / "net.deploy")
+    assert not (tmp_path / "net.failed").exists()
 
 
 def _spoil_once(folder: Path) -> None:

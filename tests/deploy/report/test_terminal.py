@@ -90,7 +90,9 @@ def test_without_labels_the_sqnr_stands_in_place_of_accuracy() -> None:
 
 def test_control_says_whether_the_machine_was_quiet() -> None:
     assert "holds 1" in _print(labelled_report())
-    assert "leaves1out" in _joined(_print(torch_report())).replace(" ", "")
+    off = labelled_report()
+    off["control"] = {"ratio": 1.03, "ci95": [1.01, 1.05]}
+    assert "leaves1out" in _joined(_print(off))
     report = labelled_report() | {"control": None}
     assert "A/A control: not run" in _print(report)
 
@@ -101,3 +103,20 @@ def test_survives_a_stream_that_knows_only_ascii() -> None:
     print_report(labelled_report(), Console(file=stream, width=80))
     stream.flush()
     assert b"openvino-int8" in raw.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "ci95", "noisy"),
+    [
+        (1.01, [0.98, 1.04], False),
+        (0.60, [0.045, 1.0], True),
+        (1.08, [1.05, 1.1], True),
+        (1.0, [0.6, 1.3], True),
+    ],
+)
+def test_a_noisy_machine_is_not_called_calm(ratio: float, ci95: list[float], noisy: bool) -> None:
+    report = labelled_report()
+    report["control"] = {"ratio": ratio, "ci95": ci95}
+    text = " ".join(_print(report).split())
+    assert ("too noisy to trust these times" in text) == noisy
+    assert ("as it should" in text) == (not noisy)
