@@ -1,0 +1,129 @@
+"""What the proof of a merge rejects, and what it says of the whole model."""
+
+import json
+
+import pytest
+import torch
+from nets import randomize_norms
+from torch import Tensor, nn
+
+import export.fusion.branches as branches
+from export import fuse
+from export.capture import capture
+from export.fusion import fuse_program
+from export.fusion.emission import Layer
+from export.fusion.trial import Error, find_fault
+
+
+class Rep(nn.Module):
+    def __init__(self, channels: int = 6) -> None:
+        super().__init__()
+        self.conv3 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.identity = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.bn3(self.conv3(x)) + self.bn1(self.conv1(x)) + self.identity(x)).relu()
+
+
+def make_net() -> nn.Module:
+    torch.manual_seed(0)
+    return randomize_norms(nn.Sequential(Rep(), Rep())).eval()
+
+
+def spoil(layer: Layer, how: str) -> Layer:
+    weight, padding = layer.weight.clone(), layer.padding
+    if how == "scaled":
+        weight *= 1.01
+    elif how == "channels swapped":
+        weight = weight.roll(1, 0)
+    elif how == "one tap":
+        weight[0, 0, 0, 0] += 1e-3 * weight.abs().max()
+    elif how == "not a number":
+        weight[0, 0, 0, 0] = torch.nan
+    bias = layer.bias + 1e-3 if how == "bias" and layer.bias is not None else layer.bias
+    parts = (bias, layer.stride, padding, layer.dilation, layer.groups, layer.border)
+    return Layer(weight, *parts)
+
+
+@pytest.mark.parametrize("how", ["scaled", "channels swapped", "one tap", "not a number", "bias"])
+def test_wrong_merge_is_left_with_its_error(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    emit = branches.emit_layer
+    monkeypatch.setattr(
+        branches,
+        "emit_layer",
+        lambda map_: emit(map_) if map_.kernel.is_meta else spoil(emit(map_), how),
+    )
+    net, x = make_net(), torch.randn(3, 6, 7, 5)
+    result = fuse(net, x)
+    assert not [item for item in result.fused if item.kind == "branches"]
+    wanted = "does not fit" if how == "not a number" else "merged it"
+    assert [skip for skip in result.skipped if wanted in skip.reason and skip.where == "0"]
+    torch.testing.assert_close(result.module(x), net(x), rtol=1e-5, atol=1e-5)
+
+
+def test_what_eager_loses_sets_what_a_merge_may_lose() -> None:
+    assert find_fault(Error(1e-16, 3e-7, 1e-7), torch.float32) is None
+    assert find_fault(Error(1e-16, 5e-5, 2e-5), torch.float32) is None
+    assert "more than 4 times" in str(find_fault(Error(1e-16, 5e-5, 1e-6), torch.float32))
+    assert "even in float64" in str(find_fault(Error(1e-6, 1e-7, 1e-7), torch.float32))
+    assert find_fault(Error(float("nan"), 1e-7, 1e-7), torch.float32) is not None
+
+
+def test_certificate_counts_the_whole_model_and_is_json() -> None:
+    result = fuse(make_net(), torch.randn(2, 6, 7, 5))
+    model = result.certificate.model
+    assert (model.layers_before, model.layers_after) == (4, 2)
+    assert model.parameters_after == 2 * (6 * 6 * 9 + 6)
+    assert model.macs_after < model.macs_before
+    assert model.error_float32 < 4 * max(model.noise_float32, 1e-7)
+    plain = json.loads(json.dumps(result.certificate.as_dict(), allow_nan=False))
+    assert plain["fused"][0]["structure"] == "bn(conv3x3(x)) + bn(conv1x1(x)) + bn(x)"
+    assert [item["paths"][0] for item in plain["fused"]] == ["0.conv3", "1.conv3"]
+
+
+def test_outliers_of_merged_weights_are_seen() -> None:
+    net = nn.Sequential(Rep()).eval()
+    with torch.no_grad():
+        net[0].conv3.weight.mul_(0.01)
+        net[0].conv1.weight.mul_(0.01)
+    weights = fuse(net, torch.randn(2, 6, 7, 5)).fused[0].weights
+    assert weights is not None
+    assert weights.is_worse  # the identity branch is a hundred times the rest
+    assert weights.sqnr_db_before - weights.sqnr_db_after > 20
+    with torch.no_grad():
+        net[0].identity.weight.zero_()
+    calm = fuse(net, torch.randn(2, 6, 7, 5)).fused[0].weights
+    assert calm is not None
+    assert not calm.is_worse
+
+
+def test_sizes_that_are_not_known_before_run_time_merge_and_stay_open() -> None:
+    net = make_net()
+    dynamic = torch.export.Dim.DYNAMIC
+    program = torch.export.export(
+        net, (torch.randn(2, 6, 8, 9),), dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},)
+    )
+    fused = fuse_program(program)
+    assert [item.kind for item in fused.certificate.fused] == ["branches", "branches"]
+    for shape in ((1, 6, 8, 9), (3, 6, 5, 12), (2, 6, 4, 4)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(fused.program.module()(x), net(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_program_that_cannot_run_in_float64_says_so() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.register_buffer("scale", torch.ones(4, 1, 1, dtype=torch.float16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.ops.aten.mul.Tensor(self.conv(x).half(), self.scale).float()
+
+    program = capture(Half().eval(), {"x": torch.randn(2, 3, 6, 6)}, keyword=False,
+                      dynamic_batch=True)  # fmt: skip
+    model = fuse_program(program).certificate.model
+    assert model.error_float32 is not None or model.reason
