@@ -10,6 +10,7 @@ rounds. The time and memory of the fusion itself come first. Prints one JSON obj
 
 import datetime
 import json
+import os
 import platform
 import random
 import resource
@@ -40,7 +41,9 @@ from export.fusion.options import FusionOptions
 from export.onnx import to_onnx
 from quantize.calibrate import calibrate
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+TESTS = str(Path(__file__).parents[1] / "tests")
+sys.path.insert(0, TESTS)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (TESTS, os.environ.get("PYTHONPATH"))))
 
 ENGINES = ("torch-fp32", "openvino-fp32", "openvino-bf16", "openvino-int8", "onnxruntime-int8")
 SHAPE = (1, 3, 224, 224)
@@ -72,7 +75,7 @@ def measure_network(name: str) -> dict[str, Any]:
     from nets import randomize_norms
 
     torch.manual_seed(SEED)
-    net = randomize_norms(timm_zoo.timm.create_model(name)).eval()
+    net = randomize_norms(timm_zoo.Portable(timm_zoo.timm.create_model(name))).eval()
     x = torch.randn(SHAPE)
     with torch.no_grad():
         for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):

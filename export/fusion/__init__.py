@@ -145,5 +145,7 @@ def _make_module(program: ExportedProgram, made: list[Tensor]) -> fx.GraphModule
     """
     unlifted = program.module(check_guards=False)
     module = deep_copy(fx.GraphModule(unlifted, unlifted.graph), shared=made)
+    module.graph._tracer_cls = fx.Tracer  # that of torch.export cannot be made anew by pickle
+    module._tracer_cls = fx.Tracer
     module.eval()
     return module

@@ -1,4 +1,5 @@
 import copy
+import io
 import time
 import warnings
 
@@ -309,6 +310,13 @@ def test_fused_module_trains_copies_and_exports_again():
         warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
         twin = copy.deepcopy(module)
     assert torch.equal(twin(x).detach(), before)
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+        loaded = torch.load(file, weights_only=False)
+    assert torch.equal(loaded(x).detach(), before)
     again = fuse(module, x)
     assert again.fused == ()
     assert {skip.reason for skip in again.skipped} == {_NON_LINEAR}
