@@ -28,12 +28,14 @@ class LayerCost:
         op: ONNX operator.
         macs: multiply-accumulates of one run at the bound batch size.
         parameters: elements of its weight and bias.
+        node: the ONNX node's name, its first output where it has none.
     """
 
     name: str
     op: str
     macs: int
     parameters: int
+    node: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def _count_layer(
         macs = 0
     stored = {_find_source(name, producers) for name in node.input[:3]}
     parameters = sum(sizes.get(name, 0) for name in stored)
-    return LayerCost(_read_path(node), node.op_type, macs, parameters)
+    return LayerCost(read_path(node), node.op_type, macs, parameters, node.name or node.output[0])
 
 
 def _count_conv(node: onnx.NodeProto, shapes: Shapes) -> int:
@@ -180,7 +182,8 @@ def _count_bytes(tensor: onnx.TensorProto) -> int:
     return elements * itemsize
 
 
-def _read_path(node: onnx.NodeProto) -> str:
+def read_path(node: onnx.NodeProto) -> str:
+    """The user's module path where the exporter recorded it, else the node's name."""
     for entry in node.metadata_props:
         if entry.key == _SCOPES:
             scopes = ast.literal_eval(entry.value)[:-1]

@@ -24,6 +24,7 @@ PROTOBUF_LIMIT = 2**31 - 1
 """Bytes that one protobuf message can hold; a larger model has its weights in a file beside it."""
 
 _FLOAT_TYPES = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE})
+_FOUR_BITS = frozenset({TensorProto.INT4, TensorProto.UINT4})
 _INTEGER_OPERATORS = frozenset({"ConvInteger", "MatMulInteger", "QGemm"})
 ORT_ERRORS = (
     ort_state.Fail,
@@ -45,6 +46,7 @@ class ExposedModel:
             by ONNX Runtime itself, from beside the file.
         tensors: names of graph inputs, node outputs or graph outputs, in any order.
         threads: of one operator; 0 lets ONNX Runtime choose.
+        folder: where the external data of a model in memory lies; None: it has none.
 
     Raises:
         EngineError: a name is not a tensor of the model, or ONNX Runtime refuses the model.
@@ -53,7 +55,12 @@ class ExposedModel:
     """
 
     def __init__(
-        self, model: onnx.ModelProto | Path, tensors: Sequence[str], *, threads: int = 0
+        self,
+        model: onnx.ModelProto | Path,
+        tensors: Sequence[str],
+        *,
+        threads: int = 0,
+        folder: Path | None = None,
     ) -> None:
         proto = read_model(model, weights=False) if isinstance(model, Path) else _copy(model)
         inputs = {value.name for value in proto.graph.input}
@@ -63,7 +70,8 @@ class ExposedModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        folder = model.parent if isinstance(model, Path) else None
+        options.enable_mem_pattern = False  # reserves half as much again
+        folder = model.parent if isinstance(model, Path) else folder
         self._session: Any = _open_session(proto, options, folder)
 
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -126,8 +134,16 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
 
 def float_ranks(model: onnx.ModelProto) -> dict[str, int]:
     """Rank of every top-level float activation tensor whose shape inference can find."""
+    return {name: len(shape) for name, shape in float_shapes(model).items()}
+
+
+def float_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
+    """Shape of every top-level float activation tensor of known rank; None: an unknown size."""
     return {
-        value.name: len(value.type.tensor_type.shape.dim)
+        value.name: tuple(
+            dim.dim_value if dim.HasField("dim_value") else None
+            for dim in value.type.tensor_type.shape.dim
+        )
         for value in _infer_values(model)
         if value.type.tensor_type.elem_type in _FLOAT_TYPES
         and value.type.tensor_type.HasField("shape")
@@ -135,13 +151,17 @@ def float_ranks(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def read_precision(path: Path) -> str:
-    """The fewest bits that the graph of a file computes in: int8, fp16, bf16 or fp32.
+    """The fewest bits that the graph of a file computes in: int4, int8, fp16, bf16 or fp32.
+
+    Weights count where they are packed in fewer bits than what they are multiplied with.
 
     Raises:
         LoadError: the file is not ONNX.
     """
     model = read_model(path, weights=False)
     operators = {node.op_type for node in model.graph.node}
+    if (bits := _packed_bits(model)) is not None:
+        return f"int{bits}"
     if any("QuantizeLinear" in kind or kind in _INTEGER_OPERATORS for kind in operators):
         return "int8"
     if any(kind.startswith("QLinear") for kind in operators):
@@ -149,6 +169,20 @@ def read_precision(path: Path) -> str:
     found = set(element_types(model).values())
     halves = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
     return next((name for kind, name in halves.items() if kind in found), "fp32")
+
+
+def _packed_bits(model: onnx.ModelProto) -> int | None:
+    """Of the narrowest packed weights: those of MatMulNBits, or 4-bit constants."""
+    found = {
+        item.i
+        for node in model.graph.node
+        if node.op_type == "MatMulNBits"
+        for item in node.attribute
+        if item.name == "bits"
+    }
+    if any(tensor.data_type in _FOUR_BITS for tensor in model.graph.initializer):
+        found.add(4)
+    return min(found, default=None)
 
 
 def _infer_values(model: onnx.ModelProto) -> tuple[onnx.ValueInfoProto, ...]:

@@ -16,6 +16,7 @@ from export.errors import ExportError
 from export.fusion.draft import Draft
 from export.onnx_cleanup import name_batch_axis
 from export.signature import flatten_outputs
+from export.tokens import flatten_tokens
 
 INLINE_LIMIT = 2_000_000_000
 """Bytes of weights above which they go to a file of their own: protobuf holds 2 GiB."""
@@ -214,12 +215,19 @@ def write_onnx(model: ir.Model, path: Path, *, inline_limit: int = INLINE_LIMIT)
     external = f"{path.name}.data" if size > inline_limit else None
     path.parent.mkdir(parents=True, exist_ok=True)
     ir.save(model, path, external_data=external)
+    _flatten_file(path)
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(
             f"The exported model is not valid ONNX: {condense_error(error)}"
         ) from error
+
+
+def _flatten_file(path: Path) -> None:
+    proto = onnx.load(path, load_external_data=False)
+    if flatten_tokens(proto):
+        onnx.save_model(proto, path)  # external data stays where it is
 
 
 def _describe_value(value: ir.Value) -> TensorSpec:

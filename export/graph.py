@@ -1,0 +1,85 @@
+"""Producers, readers and constants of an ONNX graph, and what to call its nodes."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import onnx
+from onnx import AttributeProto, NodeProto, TensorProto
+
+
+class GraphIndex:
+    """Producers, readers and constants of the top-level graph of a model, by tensor name."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        graph = model.graph
+        self.nodes: list[NodeProto] = list(graph.node)
+        self.outputs = {value.name for value in graph.output}
+        self.inputs = {value.name for value in graph.input}
+        self.producer: dict[str, int] = {}
+        self.readers: dict[str, list[int]] = defaultdict(list)
+        self._tensors = {
+            tensor.name: tensor for tensor in graph.initializer if tensor.name not in self.inputs
+        }
+        self.captured: set[str] = set()
+        for number, node in enumerate(self.nodes):
+            for name in node.input:
+                self.readers[name].append(number)
+            self.captured.update(_captured_names(node))
+            self.producer.update((name, number) for name in node.output if name)
+            self._index_constant(node)
+
+    def constant(self, name: str) -> TensorProto | None:
+        """The constant tensor of that name, seen through Identity; None if it is computed."""
+        return self._tensors.get(name)
+
+    def only_reader(self, name: str) -> int | None:
+        """The node that alone reads tensor `name`; None for none, several, or a graph output."""
+        readers = self.readers[name]
+        alone = len(readers) == 1 and name not in self.outputs and name not in self.captured
+        return readers[0] if alone else None
+
+    def _index_constant(self, node: NodeProto) -> None:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            self._tensors[node.output[0]] = node.attribute[0].t
+        elif node.op_type == "Identity" and node.input[0] in self._tensors:
+            self._tensors[node.output[0]] = self._tensors[node.input[0]]
+
+
+def is_standard(node: NodeProto) -> bool:
+    """Whether its operator is one of ONNX's own."""
+    return node.domain in ("", "ai.onnx")
+
+
+def name_node(node: NodeProto) -> str:
+    """Its name, or its first output where it has none: what options and reports call it."""
+    return str(node.name or node.output[0])
+
+
+def node_label(node: NodeProto) -> str:
+    """What to call a node in a message: its name, and the module path the exporter left on it."""
+    name = name_node(node)
+    for item in node.metadata_props:
+        if item.key == "pkg.torch.onnx.name_scopes":
+            scopes = [part.strip(" '\"[]") for part in item.value.split(",")]
+            paths = [part for part in scopes[:-1] if part]
+            return f"{paths[-1]} ({name})" if paths else name
+    return name
+
+
+def attribute(node: NodeProto, name: str, default: Any) -> Any:
+    """Value of a node's attribute, or `default` where it is not set."""
+    for item in node.attribute:
+        if item.name == name:
+            return onnx.helper.get_attribute_value(item)
+    return default
+
+
+def _captured_names(node: NodeProto) -> Iterator[str]:
+    for item in node.attribute:
+        graphs = [item.g] if item.type == AttributeProto.GRAPH else list(item.graphs)
+        for graph in graphs:
+            yield from (value.name for value in graph.output)
+            for inner in graph.node:
+                yield from inner.input
+                yield from _captured_names(inner)
