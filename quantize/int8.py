@@ -5,9 +5,11 @@ Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CV
 are stored as int8 with a DequantizeLinear behind them, so the file shrinks as well.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,19 +18,23 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from export.artifacts import OnnxModel, Skip
 from export.errors import NothingToQuantizeError, QuantizeError
 from export.execute import read_model, write_model
-from quantize.calibrate import Ranges
-from quantize.placement import ActivationUse, GraphIndex, Placement, WeightUse, node_label, place
+from export.graph import GraphIndex, name_node, node_label
+from quantize.adjustments import Adjustments, LayerAdjustment
+from quantize.codes import (
+    activation_parameters,
+    has_unsigned_codes,
+    ranges_by_tensor,
+    smallest_scales,
+    weight_scales,
+)
+from quantize.matching import WeightUse
+from quantize.placement import Placement, place
 from quantize.pooling import use_global_pooling
+from quantize.ranges import Ranges
 from quantize.scheme import QuantScheme
 
 MIN_OPSET = 13
 """The first opset whose DequantizeLinear has an axis."""
-
-SMALLEST_SCALE = 2.0**-60
-"""Below it a range counts as 0; the product of two scales is still a normal float32."""
-
-_BIAS_LIMIT = 2.0**31 - 2.0**8
-_DEAD_CHANNEL_BIAS_CODE = 2.0**23
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,14 @@ class Int8Result:
     skipped: tuple[Skip, ...]
 
 
-def quantize_int8(model: OnnxModel, ranges: Ranges, scheme: QuantScheme, path: Path) -> Int8Result:
+def quantize_int8(
+    model: OnnxModel,
+    ranges: Ranges,
+    scheme: QuantScheme,
+    path: Path,
+    *,
+    adjustments: Adjustments | None = None,
+) -> Int8Result:
     """Write `model` with Q/DQ for the target of `scheme` to `path`.
 
     Args:
@@ -54,10 +67,13 @@ def quantize_int8(model: OnnxModel, ranges: Ranges, scheme: QuantScheme, path: P
         ranges: from `calibrate` on the same model.
         scheme: one of `quantize.scheme.PRESETS`, or one made from it.
         path: the file to write; not `model.path`.
+        adjustments: from `quantize.recover.recovery.recover` on the same model, ranges and scheme;
+            None rounds every weight to nearest. Those of layers that stay float are not used.
 
     Raises:
         NothingToQuantizeError: the model has nothing that runs in int8 on this target.
-        QuantizeError: the opset is below 13, a range is missing, or `path` is the model itself.
+        QuantizeError: the opset is below 13, a range is missing, `path` is the model itself, or
+            `adjustments` were made from another model.
     """
     if model.path.resolve() == path.resolve():
         raise QuantizeError(f"{path} is the float model itself; write the int8 one elsewhere.")
@@ -76,62 +92,26 @@ def quantize_int8(model: OnnxModel, ranges: Ranges, scheme: QuantScheme, path: P
             f"{model.path.name} has nothing to quantize for {scheme.name}: "
             + (reasons or "no operator with weights that runs in int8 there")
         )
-    known = dict(ranges.ranges)
-    known |= {new: known[old] for new, old in twins.items() if old in known}
-    _Rewriter(proto, graph, placement, scheme).rewrite(known)
+    known = ranges_by_tensor(ranges, twins, scheme)
+    adjustments = adjustments or Adjustments()
+    _refuse_foreign(adjustments, graph)
+    _Rewriter(proto, graph, placement, scheme).rewrite(known, adjustments)
     write_model(proto, path)
     names = (graph.nodes[number] for number in sorted(placement.int8))
     return Int8Result(
         replace(model, path=path),
-        tuple(node.name or node.output[0] for node in names),
+        tuple(name_node(node) for node in names),
         tuple(placement.skipped),
     )
 
 
-def activation_parameters(
-    low: float, high: float, scheme: QuantScheme, use: ActivationUse | None = None
-) -> tuple[np.float32, int]:
-    """(scale, zero point) of an activation whose values span `low` to `high`.
-
-    Zero is always representable. A tensor that is 0 throughout gets the scale of the range 0 to 1.
-    """
-    low, high = min(low, 0.0), max(high, 0.0)
-    if use is not None and use.from_zero:
-        low = 0.0
-    if use is not None and use.ceiling is not None:
-        high = min(high, use.ceiling)
-    if scheme.unsigned_activations:
-        scale = (high - low) / 255
-        if scale < SMALLEST_SCALE:
-            return np.float32(1 / 255), 0
-        rounded = np.float32(scale)
-        if use is not None and use.ceiling is not None and float(rounded) * 255 > use.ceiling:
-            rounded = np.nextafter(rounded, np.float32(0))  # the code 255 must not pass Clip's end
-        return rounded, int(np.clip(np.rint(-low / scale), 0, 255))
-    scale = max(-low, high) / 127
-    return np.float32(scale if scale >= SMALLEST_SCALE else 1 / 127), 0
-
-
-def weight_scales(
-    weight: np.ndarray, axis: int, bias: np.ndarray | None, activation_scale: float
-) -> np.ndarray:
-    """Symmetric int8 scales of the channels of `weight` along `axis`, float32, never 0.
-
-    With `bias` (one value a channel) the scales are raised where the int32 code of the bias, in
-    units of ``activation_scale * scale``, would overflow; a channel of zeros takes its scale from
-    its bias.
-    """
-    others = tuple(number for number in range(weight.ndim) if number != axis)
-    scales = np.abs(weight).max(axis=others).astype(np.float64) / 127
-    dead = scales < SMALLEST_SCALE
-    scales[dead] = 1 / 127
-    if bias is not None:
-        magnitude = np.abs(bias.astype(np.float64)) / activation_scale
-        from_bias = dead & (magnitude > 0)
-        scales[from_bias] = magnitude[from_bias] / _DEAD_CHANNEL_BIAS_CODE
-        scales = np.maximum(scales, magnitude / _BIAS_LIMIT)
-    result: np.ndarray = np.maximum(scales, SMALLEST_SCALE).astype(np.float32)
-    return result
+def _refuse_foreign(adjustments: Adjustments, graph: GraphIndex) -> None:
+    unknown = sorted(set(adjustments.layers) - {name_node(node) for node in graph.nodes})
+    if unknown:
+        raise QuantizeError(
+            f"The adjustments are for a node {unknown[0]!r} that this model has not; recover them "
+            "from this very model."
+        )
 
 
 class _Rewriter:
@@ -150,16 +130,21 @@ class _Rewriter:
         self._stored: dict[tuple[str, int, bytes], str] = {}
         self._head: list[NodeProto] = []
 
-    def rewrite(self, ranges: Mapping[str, tuple[float, float]]) -> None:
+    def rewrite(self, ranges: Mapping[str, tuple[float, float]], adjustments: Adjustments) -> None:
         """Change the model in place."""
         scales = {name: self._parameters(name, ranges) for name in self._placement.activations}
         originals = {
             number: node.input[0] for number, node in enumerate(self._graph.nodes) if node.input
         }
         for use in self._placement.weights:
-            self._store_weights(use, float(scales[originals[use.node]][0]))
+            layer = adjustments.layers.get(name_node(self._graph.nodes[use.node]))
+            self._store_weights(use, float(scales[originals[use.node]][0]), layer)
         produced = [list(node.output) for node in self._graph.nodes]
-        pairs = {name: self._pair(name, *scales[name]) for name in self._placement.activations}
+        pairs = {
+            name: self._pair(name, *scales[name])
+            for name, use in self._placement.activations.items()
+            if use.pair
+        }
         body = [node for name, pair in pairs.items() if name in self._graph.inputs for node in pair]
         for node, names in zip(self._graph.nodes, produced, strict=True):
             body.append(node)
@@ -170,22 +155,25 @@ class _Rewriter:
 
     def _parameters(
         self, name: str, ranges: Mapping[str, tuple[float, float]]
-    ) -> tuple[np.float32, int]:
+    ) -> tuple[np.float32, np.integer[Any]]:
+        """The scale, and the zero point in the type of the codes."""
         use = self._placement.activations[name]
         if use.like not in ranges:
             raise QuantizeError(
                 f"Tensor {use.like!r} has no calibrated range; calibrate this very model again."
             )
-        return activation_parameters(*ranges[use.like], self._scheme, use)
+        low, high = ranges[use.like]
+        scale, zero_point = activation_parameters(low, high, self._scheme, use)
+        kind = np.uint8 if has_unsigned_codes(low, self._scheme, use) else np.int8
+        return scale, kind(zero_point)
 
-    def _pair(self, name: str, scale: np.float32, zero_point: int) -> list[NodeProto]:
+    def _pair(self, name: str, scale: np.float32, zero_point: np.integer[Any]) -> list[NodeProto]:
         """Q and DQ for one activation; moves its readers to the dequantized tensor."""
-        kind = np.uint8 if self._scheme.unsigned_activations else np.int8
+        use = self._placement.activations[name]
         parameters = [
             self._initializer(f"{name}_scale", np.asarray(scale, np.float32)),
-            self._initializer(f"{name}_zero_point", np.asarray(zero_point, kind)),
+            self._initializer(f"{name}_zero_point", np.asarray(zero_point)),
         ]
-        use = self._placement.activations[name]
         source, result = name, self._fresh(f"{name}_dequantized")
         if use.read_by_all and name in self._graph.outputs:
             source, result = self._fresh(f"{name}_float"), name  # the output keeps its name
@@ -204,25 +192,62 @@ class _Rewriter:
             ),
         ]
 
-    def _store_weights(self, use: WeightUse, activation_scale: float) -> None:
+    def _store_weights(
+        self, use: WeightUse, activation_scale: float, layer: LayerAdjustment | None
+    ) -> None:
         node = self._graph.nodes[use.node]
         weight = self._array(use.weight)
-        bias = self._array(use.bias) if use.bias and self._scheme.integer_bias else None
         if not np.isfinite(weight).all():
             raise QuantizeError(f"The weights of {node_label(node)} hold NaN or infinity.")
-        scales = weight_scales(weight, use.axis, bias, activation_scale)
-        shape = [-1 if axis == use.axis else 1 for axis in range(weight.ndim)]
-        codes = np.clip(np.rint(weight / scales.reshape(shape)), -127, 127).astype(np.int8)
+        bias = self._array(use.bias) if use.bias and self._scheme.integer_bias else None
+        if layer is not None and layer.bias is not None:
+            bias = layer.bias
+        codes, scales = self._encode(weight, use, bias, activation_scale, layer)
         node.input[1] = self._dequantized(use.weight, codes, scales, use.axis)
-        if bias is not None and use.bias:
+        if bias is None:
+            return
+        name = use.bias or f"{use.weight}_bias"
+        if self._scheme.integer_bias:
             unit = (np.float32(activation_scale) * scales).astype(np.float32)
-            node.input[2] = self._dequantized(
-                use.bias, np.rint(bias / unit.astype(np.float64)).astype(np.int32), unit, 0
-            )
+            integers = np.rint(bias / unit.astype(np.float64)).astype(np.int32)
+            name = self._dequantized(name, integers, unit, 0)
+        else:
+            name = self._initializer(name, bias)
+        node.input[2:] = [name]
+
+    def _encode(
+        self,
+        weight: np.ndarray,
+        use: WeightUse,
+        bias: np.ndarray | None,
+        activation_scale: float,
+        layer: LayerAdjustment | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Codes and scales; the chosen ones, but where the bias would overflow its int32."""
+        limited = bias if self._scheme.integer_bias else None
+        scales = weight_scales(
+            weight,
+            use.axis,
+            limited,
+            activation_scale,
+            per_channel=self._scheme.per_channel_weights,
+        )
+        shape = [-1 if axis == use.axis else 1 for axis in range(weight.ndim)]
+        kept = None
+        if layer is not None and layer.codes is not None and layer.scales is not None:
+            kept = np.ones(scales.shape, bool)
+            if limited is not None:
+                kept = layer.scales >= smallest_scales(limited, activation_scale)
+            scales = np.where(kept, layer.scales, scales).astype(np.float32)
+        codes = np.clip(np.rint(weight / scales.reshape(shape)), -127, 127).astype(np.int8)
+        if kept is not None and layer is not None and layer.codes is not None:
+            codes = np.where(kept.reshape(shape), layer.codes, codes)
+        return codes, scales
 
     def _dequantized(self, name: str, codes: np.ndarray, scales: np.ndarray, axis: int) -> str:
         """Name of the dequantized constant; one copy for all who want the same codes."""
-        key = (name, axis, scales.tobytes())
+        digest = hashlib.sha256(codes.tobytes()).digest()
+        key = (name, axis, scales.tobytes() + digest)
         if key not in self._stored:
             inputs = [
                 self._initializer(f"{name}_quantized", codes),

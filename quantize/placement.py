@@ -1,67 +1,16 @@
-"""Where Q/DQ go: one rule table a target, and the walk that applies it.
+"""The walk that applies a rule table of `quantize.rules` to a graph: which tensors get Q/DQ."""
 
-ONNX Runtime on x86 runs an operator in int8 when it stands between DequantizeLinear and
-QuantizeLinear, so there the outputs are quantized as well and the tensors that an int8 operator
-made are read quantized by everybody. TensorRT wants Q/DQ on the inputs of its weighted operators,
-and on the one operand of a residual Add that the convolution does not produce itself.
-"""
-
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import onnx
-from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
+from onnx import NodeProto
 
 from export.artifacts import Skip
+from export.graph import GraphIndex, is_standard, name_node, node_label
+from quantize.matching import WeightUse, keeps_codes, match_weights, zero_based_ceiling
+from quantize.rules import RULES, OpRule
 from quantize.scheme import PRESETS, QuantScheme
-
-
-@dataclass(frozen=True)
-class OpRule:
-    """How one operator takes part.
-
-    Attributes:
-        role: ``weighted``: has constant weights, starts int8. ``join``: int8 when all its inputs
-            are. ``residual``: one operand is quantized when the other comes from a convolution.
-            ``average``: int8 when its input was made in int8. ``copy``: the same, and input and
-            output share scale and zero point.
-        output: whether a Q/DQ pair follows; ``if_read``: only where an int8 operator reads it.
-        folds: a Relu or Clip(0, c) that alone reads the output belongs to the operator.
-    """
-
-    role: Literal["weighted", "join", "residual", "average", "copy"]
-    output: Literal["always", "if_read", "never"] = "never"
-    folds: bool = False
-
-
-RULES: Mapping[str, Mapping[str, OpRule]] = {
-    "x86": {
-        "Conv": OpRule("weighted", output="always", folds=True),
-        "Gemm": OpRule("weighted", output="if_read", folds=True),
-        "MatMul": OpRule("weighted", output="if_read"),
-        "Add": OpRule("join", output="always", folds=True),
-        "Concat": OpRule("join", output="always"),
-        "GlobalAveragePool": OpRule("average", output="always"),
-        "AveragePool": OpRule("average", output="always"),
-        "MaxPool": OpRule("copy", output="always"),
-        "Flatten": OpRule("copy", output="always"),
-        "Reshape": OpRule("copy", output="always"),
-        "Transpose": OpRule("copy", output="always"),
-        "Squeeze": OpRule("copy", output="always"),
-        "Unsqueeze": OpRule("copy", output="always"),
-    },
-    "tensorrt": {
-        "Conv": OpRule("weighted"),
-        "ConvTranspose": OpRule("weighted"),
-        "Gemm": OpRule("weighted"),
-        "MatMul": OpRule("weighted"),
-        "Add": OpRule("residual"),
-    },
-}
-"""Rule table by `QuantScheme.placement`, rules by operator; operators not named stay float."""
 
 
 @dataclass(frozen=True)
@@ -73,22 +22,16 @@ class ActivationUse:
         ceiling: upper bound of its range (Clip(0, c)); None when there is none.
         from_zero: the range starts at 0, so an unsigned zero point is 0.
         read_by_all: every reader takes the dequantized tensor, not only the int8 operators.
+        pair: it has a Q/DQ pair of its own; else it holds what a pair before it left.
+        symmetric: zero point 0 whatever the scheme says: int8, or uint8 where nothing is below 0.
     """
 
     like: str
     ceiling: float | None = None
     from_zero: bool = False
     read_by_all: bool = False
-
-
-@dataclass(frozen=True)
-class WeightUse:
-    """The constant operands of one int8 operator: indices of the node and of its inputs."""
-
-    node: int
-    weight: str
-    axis: int
-    bias: str | None
+    pair: bool = True
+    symmetric: bool = False
 
 
 @dataclass
@@ -101,63 +44,12 @@ class Placement:
     skipped: list[Skip] = field(default_factory=list)
 
 
-class GraphIndex:
-    """Producers, readers and constants of the top-level graph of a model, by tensor name."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        graph = model.graph
-        self.nodes: list[NodeProto] = list(graph.node)
-        self.outputs = {value.name for value in graph.output}
-        self.inputs = {value.name for value in graph.input}
-        self.producer: dict[str, int] = {}
-        self.readers: dict[str, list[int]] = defaultdict(list)
-        self._tensors = {
-            tensor.name: tensor for tensor in graph.initializer if tensor.name not in self.inputs
-        }
-        self.captured: set[str] = set()
-        for number, node in enumerate(self.nodes):
-            for name in node.input:
-                self.readers[name].append(number)
-            self.captured.update(_captured_names(node))
-            self.producer.update((name, number) for name in node.output if name)
-            self._index_constant(node)
-
-    def constant(self, name: str) -> TensorProto | None:
-        """The constant tensor of that name, seen through Identity; None if it is computed."""
-        return self._tensors.get(name)
-
-    def only_reader(self, name: str) -> int | None:
-        """The node that alone reads tensor `name`; None for none, several, or a graph output."""
-        readers = self.readers[name]
-        alone = len(readers) == 1 and name not in self.outputs and name not in self.captured
-        return readers[0] if alone else None
-
-    def _index_constant(self, node: NodeProto) -> None:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            self._tensors[node.output[0]] = node.attribute[0].t
-        elif node.op_type == "Identity" and node.input[0] in self._tensors:
-            self._tensors[node.output[0]] = self._tensors[node.input[0]]
-
-
 def place(graph: GraphIndex, scheme: QuantScheme) -> Placement:
     """Apply the rule table of `scheme` to `graph`."""
-    rules = RULES[scheme.placement]
-    result = Placement()
-    for number, node in enumerate(graph.nodes):
-        rule = rules.get(node.op_type)
-        if rule is None or rule.role != "weighted" or node.domain not in ("", "ai.onnx"):
-            continue
-        use = _match_weights(graph, number, scheme)
-        if isinstance(use, str):
-            result.skipped.append(Skip(node_label(node), "int8", use))
-        else:
-            result.weights.append(use)
-            result.int8.add(number)
-            result.activations.setdefault(node.input[0], ActivationUse(node.input[0]))
-    for number in sorted(result.int8):
-        _place_output(graph, rules, number, result)
-    _spread(graph, rules, scheme, result)
-    return result
+    walk = _Walk(graph, scheme)
+    walk.start()
+    walk.spread()
+    return walk.result
 
 
 def tensors_to_calibrate(graph: GraphIndex) -> tuple[str, ...]:
@@ -178,138 +70,159 @@ def tensors_to_calibrate(graph: GraphIndex) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: graph.producer.get(name, -1)))
 
 
-def node_label(node: NodeProto) -> str:
-    """What to call a node in a message: its name, and the module path the exporter left on it."""
-    name = node.name or node.output[0]
-    for item in node.metadata_props:
-        if item.key == "pkg.torch.onnx.name_scopes":
-            scopes = [part.strip(" '\"[]") for part in item.value.split(",")]
-            paths = [part for part in scopes[:-1] if part]
-            return f"{paths[-1]} ({name})" if paths else name
-    return name
-
-
 _NO_RULE = OpRule("copy")
+_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+_PARTS = frozenset({"Slice", "Split"})
+"""What takes a tensor apart; its parts may differ in range unless one layer made them all."""
 
 
-def _match_weights(graph: GraphIndex, number: int, scheme: QuantScheme) -> WeightUse | str:
-    """The constant operands of a weighted operator, or the reason why it stays float."""
-    node = graph.nodes[number]
-    if (node.name or node.output[0]) in scheme.keep_float:
-        return "kept float as asked"
-    weight = graph.constant(node.input[1])
-    if weight is None:
-        return "its weights are not constant"
-    if weight.data_type != TensorProto.FLOAT:
-        return f"its weights are {TensorProto.DataType.Name(weight.data_type).lower()}, not float"
-    if graph.constant(node.input[0]) is not None:
-        return "its data input is constant"
-    axis = _channel_axis(node, len(weight.dims))
-    if axis is None:
-        return f"weights of rank {len(weight.dims)} have no channel axis"
-    bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
-    if node.op_type == "Gemm":
-        plain = attribute(node, "alpha", 1.0) == 1.0 and not attribute(node, "transA", 0)
-        if not plain or (bias and attribute(node, "beta", 1.0) != 1.0):
-            return "Gemm with alpha, beta or transA has no int8 kernel"
-    if bias and scheme.integer_bias:
-        constant = graph.constant(bias)
-        if constant is None:
-            return "its bias is not constant"
-        if list(constant.dims) != [weight.dims[axis]]:
-            return "its bias is not one value a channel"
-    return WeightUse(number, node.input[1], axis, bias)
+class _Walk:
+    """One application of a rule table; `result` is filled as it goes."""
 
+    def __init__(self, graph: GraphIndex, scheme: QuantScheme) -> None:
+        self._graph, self._scheme = graph, scheme
+        self._rules: Mapping[str, OpRule] = RULES[scheme.placement]
+        self.result = Placement()
 
-def _channel_axis(node: NodeProto, rank: int) -> int | None:
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "ConvTranspose":
-        return 1
-    if rank != 2:
-        return None
-    if node.op_type == "Gemm":
-        return 0 if attribute(node, "transB", 0) else 1
-    return 1
-
-
-def _place_output(
-    graph: GraphIndex, rules: Mapping[str, OpRule], number: int, result: Placement
-) -> None:
-    """Q/DQ behind an int8 operator, after the activation that belongs to it."""
-    rule = rules[graph.nodes[number].op_type]
-    if rule.output == "never":
-        return
-    name = graph.nodes[number].output[0]
-    folded = graph.only_reader(name) if rule.folds else None
-    ceiling = _zero_based_ceiling(graph, folded) if folded is not None else None
-    if folded is not None and ceiling is not None:
-        name = graph.nodes[folded].output[0]
-    if rule.output == "if_read" and name not in result.activations:
-        return
-    if folded is not None and ceiling is not None:
-        result.int8.add(folded)
-    bound = ceiling if ceiling is not None and np.isfinite(ceiling) else None
-    result.activations[name] = ActivationUse(name, bound, ceiling is not None, read_by_all=True)
-
-
-def _zero_based_ceiling(graph: GraphIndex, number: int) -> float | None:
-    """Upper end of a Relu (infinite) or of a Clip that starts at 0; None for anything else."""
-    node = graph.nodes[number]
-    if node.op_type == "Relu":
-        return float("inf")
-    if node.op_type != "Clip" or len(node.input) < 2:
-        return None
-    bounds = [graph.constant(name) for name in node.input[1:3] if name]
-    if any(bound is None for bound in bounds) or not node.input[1]:
-        return None
-    values = [float(numpy_helper.to_array(bound).reshape(())) for bound in bounds if bound]
-    if values[0] != 0:
-        return None
-    return values[1] if len(values) > 1 else float("inf")
-
-
-def _spread(
-    graph: GraphIndex, rules: Mapping[str, OpRule], scheme: QuantScheme, result: Placement
-) -> None:
-    """Take in the operators between the weighted ones, until nothing changes."""
-    changed = True
-    while changed:
-        before = len(result.int8)
-        for number, node in enumerate(graph.nodes):
-            rule = rules.get(node.op_type)
-            name = node.name or node.output[0]
-            if rule is None or rule.role == "weighted" or number in result.int8:
+    def start(self) -> None:
+        """The operators with weights, the tensors that they read and those that follow them."""
+        result = self.result
+        for number, node in enumerate(self._graph.nodes):
+            rule = self._rules.get(node.op_type)
+            if rule is None or rule.role != "weighted" or not is_standard(node):
                 continue
-            if name not in scheme.keep_float and node.domain in ("", "ai.onnx"):
-                _spread_to(graph, rules, number, result)
-        changed = len(result.int8) > before
+            if rule.products and self._is_product(node):
+                result.int8.add(number)
+                for name in node.input:
+                    known = result.activations.get(name, ActivationUse(name))
+                    result.activations[name] = replace(known, symmetric=True)
+                continue
+            use = match_weights(self._graph, number, self._scheme)
+            if isinstance(use, str):
+                result.skipped.append(Skip(node_label(node), "int8", use))
+            else:
+                result.weights.append(use)
+                result.int8.add(number)
+                result.activations.setdefault(node.input[0], ActivationUse(node.input[0]))
+        for use in result.weights:
+            self._place_output(use.node)
 
+    def _is_product(self, node: NodeProto) -> bool:
+        """Whether two computed tensors are multiplied, as in attention."""
+        computed = all(self._graph.constant(name) is None for name in node.input)
+        return computed and name_node(node) not in self._scheme.keep_float
 
-def _spread_to(
-    graph: GraphIndex, rules: Mapping[str, OpRule], number: int, result: Placement
-) -> None:
-    node = graph.nodes[number]
-    role = rules[node.op_type].role
-    if role == "residual":
-        operands = _residual_operands(graph, number, result)
-        if operands:
+    def spread(self) -> None:
+        """Take in the operators between the weighted ones, until nothing changes."""
+        changed = True
+        while changed:
+            before = len(self.result.int8)
+            for number, node in enumerate(self._graph.nodes):
+                rule = self._rules.get(node.op_type)
+                if rule is None or rule.role == "weighted" or number in self.result.int8:
+                    continue
+                if name_node(node) not in self._scheme.keep_float and is_standard(node):
+                    self._follow(number, rule)
+                    if rule.pulls and number not in self.result.int8:
+                        self._pull(number, rule)
+            for use in self.result.weights:
+                self._place_output(use.node)
+            changed = len(self.result.int8) > before
+
+    def _follow(self, number: int, rule: OpRule) -> None:
+        """Int8 because of what it reads."""
+        node, result = self._graph.nodes[number], self.result
+        if rule.role == "residual":
+            operands = _residual_operands(self._graph, number, result)
+            if operands:
+                result.int8.add(number)
+                result.activations.setdefault(operands[-1], ActivationUse(operands[-1]))
+        elif rule.role == "join":
+            if all(name in result.activations for name in node.input):
+                result.int8.add(number)
+                self._place_output(number)
+        else:
+            source = result.activations.get(node.input[0])
+            if source is None or not source.read_by_all or not keeps_codes(node):
+                return
             result.int8.add(number)
-            result.activations.setdefault(operands[-1], ActivationUse(operands[-1]))
-        return
-    if role == "join":
-        if all(name in result.activations for name in node.input):
-            result.int8.add(number)
-            _place_output(graph, rules, number, result)
-        return
-    source = result.activations.get(node.input[0])
-    if source is None or not source.read_by_all or any(node.output[1:]):
-        return
-    result.int8.add(number)
-    if role == "average":
-        _place_output(graph, rules, number, result)
-    else:
-        result.activations[node.output[0]] = source
+            if rule.role == "average":
+                self._place_output(number)
+            else:
+                self._share(number, source, rule)
+
+    def _pull(self, number: int, rule: OpRule) -> None:
+        """Int8 because of who reads it."""
+        graph, result, node = self._graph, self.result, self._graph.nodes[number]
+        name = self._result_of(number, rule)
+        wanted = [made for made in (name, *node.output[1:]) if made in result.activations]
+        if not wanted or not keeps_codes(node):
+            return
+        operands = list(node.input) if rule.role == "join" else [node.input[0]]
+        if any(graph.constant(operand) is not None for operand in operands):
+            return
+        if rule.role == "join" and not any(self._is_int8_made(operand) for operand in operands):
+            return
+        if rule.role == "average" and graph.only_reader(operands[0]) is None:
+            return
+        if node.op_type in _PARTS and not self._is_layer(operands[0]):
+            return
+        result.int8.add(number)
+        symmetric = rule.role == "copy" and any(result.activations[n].symmetric for n in wanted)
+        for operand in operands:
+            known = result.activations.get(operand, ActivationUse(operand))
+            symmetric = symmetric or known.symmetric
+            result.activations[operand] = replace(known, read_by_all=True, symmetric=symmetric)
+        if rule.role == "copy":
+            self._share(number, result.activations[operands[0]], rule)
+        else:
+            self._place_output(number)
+
+    def _share(self, number: int, source: ActivationUse, rule: OpRule) -> None:
+        """What an operator only moves keeps the parameters of its source."""
+        for name in self._graph.nodes[number].output:
+            if name:
+                self.result.activations[name] = replace(source, pair=rule.output != "never")
+
+    def _is_layer(self, tensor: str) -> bool:
+        """Whether an int8 operator made it, perhaps with an activation behind it."""
+        graph, number = self._graph, self._graph.producer.get(tensor, -1)
+        if number >= 0 and zero_based_ceiling(graph, number) is not None:
+            number = graph.producer.get(graph.nodes[number].input[0], -1)
+        return number in self.result.int8
+
+    def _is_int8_made(self, tensor: str) -> bool:
+        return tensor in self.result.activations or (
+            self._graph.producer.get(tensor, -1) in self.result.int8
+        )
+
+    def _result_of(self, number: int, rule: OpRule) -> str:
+        """The tensor that an operator leaves, behind the activation that belongs to it."""
+        name = self._graph.nodes[number].output[0]
+        folded = self._graph.only_reader(name) if rule.folds else None
+        if folded is not None and zero_based_ceiling(self._graph, folded) is not None:
+            return str(self._graph.nodes[folded].output[0])
+        return str(name)
+
+    def _place_output(self, number: int) -> None:
+        """Q/DQ behind an int8 operator, after the activation that belongs to it."""
+        graph, result = self._graph, self.result
+        rule = self._rules[graph.nodes[number].op_type]
+        if rule.output == "never":
+            return
+        name = self._result_of(number, rule)
+        if rule.output == "if_read" and name not in result.activations:
+            return
+        ceiling = None
+        if name != graph.nodes[number].output[0]:
+            folded = graph.producer[name]
+            ceiling = zero_based_ceiling(graph, folded)
+            result.int8.add(folded)
+        bound = ceiling if ceiling is not None and np.isfinite(ceiling) else None
+        symmetric = name in result.activations and result.activations[name].symmetric
+        result.activations[name] = ActivationUse(
+            name, bound, ceiling is not None, read_by_all=True, symmetric=symmetric
+        )
 
 
 def _residual_operands(graph: GraphIndex, number: int, result: Placement) -> list[str]:
@@ -323,24 +236,3 @@ def _residual_operands(graph: GraphIndex, number: int, result: Placement) -> lis
         convolution = producer in result.int8 and graph.nodes[producer].op_type in _CONVOLUTIONS
         (made if convolution and graph.only_reader(name) is not None else others).append(name)
     return made + others if made else []
-
-
-_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
-
-
-def _captured_names(node: NodeProto) -> Iterator[str]:
-    for item in node.attribute:
-        graphs = [item.g] if item.type == AttributeProto.GRAPH else list(item.graphs)
-        for graph in graphs:
-            yield from (value.name for value in graph.output)
-            for inner in graph.node:
-                yield from inner.input
-                yield from _captured_names(inner)
-
-
-def attribute(node: NodeProto, name: str, default: Any) -> Any:
-    """Value of a node's attribute, or `default` where it is not set."""
-    for item in node.attribute:
-        if item.name == name:
-            return onnx.helper.get_attribute_value(item)
-    return default

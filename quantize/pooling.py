@@ -10,7 +10,7 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 from export.execute import float_ranks
-from quantize.placement import GraphIndex, attribute
+from export.graph import GraphIndex, attribute
 
 
 def use_global_pooling(model: onnx.ModelProto) -> dict[str, str]:

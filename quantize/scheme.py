@@ -14,12 +14,14 @@ class QuantScheme:
 
     Attributes:
         name: of the target.
-        placement: the rule table in `quantize.placement` that says where Q/DQ go.
+        placement: the rule table in `quantize.rules` that says where Q/DQ go.
         unsigned_activations: uint8 activations with a free zero point; otherwise symmetric int8
             with zero point 0. One scale a tensor either way.
         integer_bias: biases become int32 with scale ``s_x * s_w``; otherwise they stay float.
         keep_float: names of nodes that stay float although they could be int8: what a search
             over layers varies, with `dataclasses.replace`.
+        per_channel_weights: one scale an output channel; otherwise all channels share the largest,
+            which is what plain per-tensor quantization does.
     """
 
     name: str
@@ -27,14 +29,20 @@ class QuantScheme:
     unsigned_activations: bool
     integer_bias: bool
     keep_float: frozenset[str] = frozenset()
+    per_channel_weights: bool = True
 
 
 PRESETS: Mapping[str, QuantScheme] = MappingProxyType(
     {
-        "x86": QuantScheme("x86", "x86", unsigned_activations=True, integer_bias=True),
+        "onnxruntime": QuantScheme(
+            "onnxruntime", "onnxruntime", unsigned_activations=True, integer_bias=True
+        ),
+        "openvino": QuantScheme(
+            "openvino", "openvino", unsigned_activations=True, integer_bias=False
+        ),
         "tensorrt": QuantScheme(
             "tensorrt", "tensorrt", unsigned_activations=False, integer_bias=False
         ),
     }
 )
-"""x86: ONNX Runtime and OpenVINO on x86 CPUs. tensorrt: TensorRT and TensorRT for RTX."""
+"""onnxruntime, openvino: on x86 CPUs. tensorrt: TensorRT and TensorRT for RTX."""

@@ -12,7 +12,8 @@ from test_nets import Net, classifier, run, sqnr
 from export.artifacts import OnnxModel
 from export.errors import NothingToQuantizeError, QuantizeError
 from quantize.calibrate import Ranges, calibrate
-from quantize.int8 import Int8Result, activation_parameters, quantize_int8, weight_scales
+from quantize.codes import activation_parameters, weight_scales
+from quantize.int8 import Int8Result, quantize_int8
 from quantize.placement import ActivationUse
 from quantize.scheme import PRESETS
 
@@ -46,7 +47,7 @@ def test_gemm_is_the_closed_form(tmp_path: Path, target: str, trans: int) -> Non
     w = w.T if trans else w
     scales = np.abs(w).max(axis=0) / 127
     low, high = x.min(), x.max()
-    if target == "x86":
+    if PRESETS[target].unsigned_activations:
         s = (high - low) / 255
         quantized = _fake(x, s, np.rint(-low / s), 0, 255)
     else:
@@ -74,14 +75,14 @@ def test_pointwise_conv_is_the_closed_form(tmp_path: Path, target: str, groups: 
         start = channel // (12 // groups) * (6 // groups)
         full[channel, start : start + 6 // groups] = w_q[channel]
     exact_ranges = (x.min(), x.max())
-    if target == "x86":
+    if PRESETS[target].unsigned_activations:
         s = (exact_ranges[1] - exact_ranges[0]) / 255
         x_q = _fake(x, s, np.rint(-exact_ranges[0] / s), 0, 255)
     else:
         x_q = _fake(x, np.abs(x).max() / 127, 0, -128, 127)
     y = np.einsum("oc,nchw->nohw", full, x_q) + arrays["c_b"][:, None, None]
     (got,) = run(_quantize(model, net, target).model, net.feed(32))
-    if target == "x86":  # its output is a graph output, quantized as well
+    if target == "onnxruntime":  # its output is a graph output, quantized as well
         step = (y.max() - y.min()) / 255
         assert np.abs(got - y).max() < 1.1 * step
         assert len(np.unique(got)) <= 256
@@ -118,8 +119,12 @@ def test_tensorrt_zero_points_are_all_zero_and_biases_float(tmp_path: Path) -> N
         ]
         kinds[name] = {str(zero.dtype) for zero in zeros}
         assert all((zero == 0).all() for zero in zeros) == (name == "tensorrt")
-        assert (arrays.get("stem_b") is not None) == (name == "tensorrt")
-    assert kinds == {"tensorrt": {"int8"}, "x86": {"uint8", "int8", "int32"}}
+        assert (arrays.get("stem_b") is None) == (name == "onnxruntime")
+    assert kinds == {
+        "tensorrt": {"int8"},
+        "openvino": {"uint8", "int8"},
+        "onnxruntime": {"uint8", "int8", "int32"},
+    }
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -182,7 +187,7 @@ def test_channels_of_zeros_keep_their_bias(tmp_path: Path, target: str) -> None:
     arrays = _arrays(result.model.path)
     assert arrays["c_w_scale"].min() > 0
     bias = numpy_helper.to_array(proto.graph.initializer[1])
-    if target == "x86":
+    if target == "onnxruntime":
         stored = arrays["c_b_quantized"] * arrays["c_b_scale"].astype(np.float64)
         assert stored[2] == pytest.approx(bias[2], rel=1e-6)
     (got,) = run(result.model, net.feed(4))
@@ -212,7 +217,7 @@ def test_a_bias_that_overflows_int32_raises_the_weight_scale(tmp_path: Path) -> 
     proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "c_w"))
     proto.graph.initializer[1].CopyFrom(numpy_helper.from_array(bias, "c_b"))
     onnx.save(proto, model.path)
-    result = _quantize(model, net, "x86")
+    result = _quantize(model, net, "onnxruntime")
     code = _arrays(result.model.path)["c_b_quantized"]
     assert code.dtype == np.int32
     assert 2**31 * 0.99 < code[1] < 2**31 - 1
@@ -221,7 +226,7 @@ def test_a_bias_that_overflows_int32_raises_the_weight_scale(tmp_path: Path) -> 
 
 
 def test_scale_arithmetic() -> None:
-    x86, trt = PRESETS["x86"], PRESETS["tensorrt"]
+    x86, trt = PRESETS["onnxruntime"], PRESETS["tensorrt"]
     assert activation_parameters(-1.0, 3.0, x86) == (np.float32(4 / 255), 64)
     assert activation_parameters(1.0, 3.0, x86) == (np.float32(3 / 255), 0)
     assert activation_parameters(-3.0, -1.0, x86) == (np.float32(3 / 255), 255)
@@ -251,15 +256,19 @@ def test_sqnr_meets_another_quantizer(tmp_path: Path) -> None:
     oracle = {}
     for target in TARGETS:
         path = tmp_path / f"{target}_oracle.onnx"
-        kind = quantization.QuantType.QUInt8 if target == "x86" else quantization.QuantType.QInt8
+        scheme = PRESETS[target]
+        kinds = (quantization.QuantType.QInt8, quantization.QuantType.QUInt8)
         quantization.quantize_static(
             str(model.path),
             str(path),
             Reader(),
             per_channel=True,
-            activation_type=kind,
+            activation_type=kinds[scheme.unsigned_activations],
             weight_type=quantization.QuantType.QInt8,
-            extra_options={"ActivationSymmetric": target != "x86", "QuantizeBias": target == "x86"},
+            extra_options={
+                "ActivationSymmetric": not scheme.unsigned_activations,
+                "QuantizeBias": scheme.integer_bias,
+            },
         )
         oracle[target] = path
     feeds = net.feed(256, seed=9)
@@ -275,7 +284,7 @@ def test_opset_below_13_is_refused(tmp_path: Path) -> None:
     net = Net(4, 6, 6, opset=11)
     model = net.save(tmp_path / "m.onnx", net.conv("x", 4, 4))
     with pytest.raises(QuantizeError) as error:
-        _quantize(model, net, "x86")
+        _quantize(model, net, "onnxruntime")
     assert str(error.value) == (
         "opset 11 cannot hold per-channel Q/DQ; export with opset 13 or later"
     )
@@ -287,20 +296,20 @@ def test_nothing_quantizable_says_why(tmp_path: Path) -> None:
     with pytest.raises(
         NothingToQuantizeError, match=r"nothing to quantize.*attention: its weights are not"
     ):
-        quantize_int8(model, Ranges("minmax", 1, {}), PRESETS["x86"], tmp_path / "q.onnx")
+        quantize_int8(model, Ranges("minmax", 1, {}), PRESETS["onnxruntime"], tmp_path / "q.onnx")
     assert not (tmp_path / "q.onnx").exists()
 
 
 def test_ranges_of_another_model_are_refused(tmp_path: Path) -> None:
     _, model = classifier(tmp_path)
     with pytest.raises(QuantizeError, match="'x' has no calibrated range"):
-        quantize_int8(model, Ranges("minmax", 1, {}), PRESETS["x86"], tmp_path / "q.onnx")
+        quantize_int8(model, Ranges("minmax", 1, {}), PRESETS["onnxruntime"], tmp_path / "q.onnx")
 
 
 def test_the_float_model_is_never_overwritten(tmp_path: Path) -> None:
     _, model = classifier(tmp_path)
     with pytest.raises(QuantizeError, match="is the float model itself"):
-        quantize_int8(model, Ranges("minmax", 1, {}), PRESETS["x86"], model.path)
+        quantize_int8(model, Ranges("minmax", 1, {}), PRESETS["onnxruntime"], model.path)
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
@@ -313,7 +322,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "gemm_w"))
     onnx.save(proto, model.path)
     with pytest.raises(QuantizeError, match="weights of gemm hold NaN"):
-        quantize_int8(model, ranges, PRESETS["x86"], tmp_path / "q.onnx")
+        quantize_int8(model, ranges, PRESETS["onnxruntime"], tmp_path / "q.onnx")
 
 
 def test_no_torch_is_needed() -> None:

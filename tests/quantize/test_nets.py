@@ -126,6 +126,40 @@ def classifier(folder: Path, *, opset: int = 20) -> tuple[Net, OnnxModel]:
     return net, net.save(folder / f"classifier{opset}.onnx", net.gemm(x, 16, 10, name="head"))
 
 
+def attention(net: Net, width: int = 32, heads: int = 2, tokens: int = 6) -> str:
+    """A pre-norm transformer block with an attention of `heads`, as torch exports it."""
+
+    def linear(x: str, inside: int, outside: int, name: str) -> str:
+        weight = net.random.normal(0, inside**-0.5, (inside, outside)).astype(np.float32)
+        bias = net.random.normal(0, 0.1, outside).astype(np.float32)
+        product = net.op("MatMul", x, net.constant(f"{name}_w", weight), name=name)
+        return net.op("Add", product, net.constant(f"{name}_b", bias))
+
+    def norm(x: str, name: str) -> str:
+        ones = net.constant(f"{name}_w", np.ones(width, np.float32))
+        zeros = net.constant(f"{name}_b", np.zeros(width, np.float32))
+        return net.op("LayerNormalization", x, ones, zeros, name=name)
+
+    split = net.constant("split", np.array([0, tokens, heads, width // heads]))
+    merge = net.constant("merge", np.array([0, tokens, width]))
+    scale = net.constant("scale", np.float32((width // heads) ** -0.25).reshape(()))
+    normed = norm("x", "norm1")
+    orders = {"query": [0, 2, 1, 3], "key": [0, 2, 3, 1], "value": [0, 2, 1, 3]}
+    parts = {
+        name: net.op(
+            "Transpose", net.op("Reshape", linear(normed, width, width, name), split), perm=order
+        )
+        for name, order in orders.items()
+    }
+    query, key = (net.op("Mul", parts[name], scale) for name in ("query", "key"))
+    weights = net.op("Softmax", net.op("MatMul", query, key, name="scores"), axis=-1)
+    mixed = net.op("MatMul", weights, parts["value"], name="mixed")
+    mixed = net.op("Reshape", net.op("Transpose", mixed, perm=[0, 2, 1, 3]), merge)
+    x = net.op("Add", "x", linear(mixed, width, width, "proj"))
+    hidden = net.op("Gelu", linear(norm(x, "norm2"), width, 2 * width, "fc1"))
+    return net.op("Add", x, linear(hidden, 2 * width, width, "fc2"))
+
+
 def run(model: OnnxModel | Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     """ONNX Runtime's own outputs, graph optimizations on."""
     path = model.path if isinstance(model, OnnxModel) else model

@@ -9,7 +9,9 @@ import pytest
 from onnx import helper
 from test_nets import Net, classifier
 
-from quantize.placement import RULES, GraphIndex, Placement, node_label, place
+from export.graph import GraphIndex, node_label
+from quantize.placement import Placement, place
+from quantize.rules import RULES
 from quantize.scheme import PRESETS
 
 
@@ -27,7 +29,7 @@ def test_every_preset_has_a_rule_table() -> None:
 def test_x86_takes_outputs_and_tensorrt_takes_inputs(tmp_path: Path) -> None:
     _, model = classifier(tmp_path)
     graph = GraphIndex(onnx.load(model.path))
-    x86 = place(graph, PRESETS["x86"]).activations
+    x86 = place(graph, PRESETS["onnxruntime"]).activations
     tensorrt = place(graph, PRESETS["tensorrt"]).activations
     assert "block_b_out" in x86  # an operand of the Add, and the other one
     assert "stem_relu_out" in x86
@@ -42,7 +44,7 @@ def test_x86_takes_outputs_and_tensorrt_takes_inputs(tmp_path: Path) -> None:
 
 def test_pool_and_flatten_share_the_parameters_of_their_source(tmp_path: Path) -> None:
     _, model = classifier(tmp_path)
-    uses = place(GraphIndex(onnx.load(model.path)), PRESETS["x86"]).activations
+    uses = place(GraphIndex(onnx.load(model.path)), PRESETS["onnxruntime"]).activations
     assert uses["pool_out"].like == "relu6_out"
     assert uses["flatten15_out"].like == "gap_out"
     assert uses["gap_out"].like == "gap_out"
@@ -55,7 +57,7 @@ def test_x86_leaves_other_activations_float(tmp_path: Path, kind: str) -> None:
     net = Net(4, 8, 8)
     x = net.conv("x", 4, 4, name="c1")
     x = net.op(kind, *([x, x] if kind == "Mul" else [x]), name="activation")
-    _, names = _place(net, tmp_path, "x86", net.conv(x, 4, 4, name="c2"))
+    _, names = _place(net, tmp_path, "onnxruntime", net.conv(x, 4, 4, name="c2"))
     assert names == ["c1", "c2"]
 
 
@@ -64,7 +66,7 @@ def test_relu_is_not_folded_when_the_conv_has_another_reader(tmp_path: Path) -> 
     c = net.conv("x", 4, 4, name="c1")
     r = net.op("Relu", c, name="relu")
     s = net.op("Sigmoid", c)
-    placement, names = _place(net, tmp_path, "x86", net.conv(r, 4, 4, name="c2"), s)
+    placement, names = _place(net, tmp_path, "onnxruntime", net.conv(r, 4, 4, name="c2"), s)
     assert names == ["c1", "c2"]
     assert {"c1_out", "relu_out"} <= set(placement.activations)
     assert not placement.activations["c1_out"].from_zero
@@ -75,7 +77,7 @@ def test_clip_is_folded_only_from_zero(tmp_path: Path, low: float, folds: bool) 
     net = Net(4, 8, 8)
     bounds = [net.constant("low", np.float32(low)), net.constant("high", np.float32(1))]
     x = net.op("Clip", net.conv("x", 4, 4, name="c1"), *bounds, name="clip")
-    placement, _ = _place(net, tmp_path, "x86", net.conv(x, 4, 4))
+    placement, _ = _place(net, tmp_path, "onnxruntime", net.conv(x, 4, 4))
     assert ("c1_out" not in placement.activations) == folds
 
 
@@ -84,7 +86,7 @@ def test_add_of_a_float_tensor_stays_float(tmp_path: Path) -> None:
     x = net.op("Add", net.conv("x", 4, 4), net.op("Sigmoid", "x", name="gate"), name="add")
     model = net.save(tmp_path / "m.onnx", net.op("Tanh", x))
     graph = GraphIndex(onnx.load(model.path))
-    for target, takes in (("x86", False), ("tensorrt", True)):
+    for target, takes in (("onnxruntime", False), ("tensorrt", True)):
         placement = place(graph, PRESETS[target])
         names = {graph.nodes[number].name for number in placement.int8}
         assert ("add" in names, "gate_out" in placement.activations) == (takes, takes)
@@ -103,7 +105,7 @@ def test_reasons_name_what_stays_float(tmp_path: Path) -> None:
     )
     attention = net.op("MatMul", "x", net.op("Transpose", "x", perm=[0, 2, 1]), name="attention")
     y = net.op("MatMul", attention, square, name="linear")
-    placement, names = _place(net, tmp_path, "x86", y, scaled)
+    placement, names = _place(net, tmp_path, "onnxruntime", y, scaled)
     reasons = {skip.where: skip.reason for skip in placement.skipped}
     assert names == ["linear"]
     assert reasons["attention"] == "its weights are not constant"
@@ -113,7 +115,7 @@ def test_reasons_name_what_stays_float(tmp_path: Path) -> None:
 def test_keep_float_takes_a_node_out(tmp_path: Path) -> None:
     _, model = classifier(tmp_path)
     graph = GraphIndex(onnx.load(model.path))
-    scheme = replace(PRESETS["x86"], keep_float=frozenset({"block_b", "down"}))
+    scheme = replace(PRESETS["onnxruntime"], keep_float=frozenset({"block_b", "down"}))
     placement = place(graph, scheme)
     names = {graph.nodes[number].name for number in placement.int8}
     assert "main" in names
@@ -128,7 +130,7 @@ def test_weights_that_are_graph_inputs_are_not_constant(tmp_path: Path) -> None:
     model = net.save(tmp_path / "m.onnx", net.conv("x", 4, 4, name="c1"))
     proto = onnx.load(model.path)
     proto.graph.input.append(helper.make_tensor_value_info("c1_w", 1, [4, 4, 3, 3]))
-    placement = place(GraphIndex(proto), PRESETS["x86"])
+    placement = place(GraphIndex(proto), PRESETS["onnxruntime"])
     assert not placement.weights
     assert placement.skipped[0].reason == "its weights are not constant"
 
@@ -140,3 +142,64 @@ def test_a_label_names_the_users_module() -> None:
         key="pkg.torch.onnx.name_scopes", value="['', 'layer1', 'layer1.0.conv1', 'conv2d_3']"
     )
     assert node_label(node) == "layer1.0.conv1 (node_conv2d_3)"
+
+
+def test_openvino_quantizes_behind_the_activation_only(tmp_path: Path) -> None:
+    net = Net(4, 8, 8)
+    x = net.op("HardSwish", net.conv("x", 4, 4, name="c1"), name="activation")
+    placement, names = _place(net, tmp_path, "openvino", net.conv(x, 4, 4, name="c2"))
+    assert names == ["c1", "c2"]
+    assert set(placement.activations) == {"x", "activation_out"}
+
+
+def test_openvino_pulls_a_residual_only_where_int8_reads_it(tmp_path: Path) -> None:
+    net = Net(4, 8, 8)
+    x = net.conv("x", 4, 4, name="c1")
+    x = net.op("Add", net.conv(x, 4, 4, name="c2"), x, name="read")
+    y = net.op("Add", net.conv(x, 4, 4, name="c3"), x, name="unread")
+    placement, names = _place(net, tmp_path, "openvino", net.op("Tanh", y))
+    assert names == ["c1", "c2", "read", "c3"]
+    assert {"c2_out", "c1_out", "read_out"} <= set(placement.activations)
+    assert not {"c3_out", "unread_out"} & set(placement.activations)
+
+
+def test_openvino_does_not_pull_what_a_gate_scales(tmp_path: Path) -> None:
+    net = Net(4, 8, 8)
+    x = net.op("Relu", net.conv("x", 4, 4, name="c1"), name="wide")
+    gate = net.conv(net.op("GlobalAveragePool", x, name="gap"), 4, 4, kernel=1, name="c2")
+    y = net.conv(net.op("Mul", x, gate, name="scale"), 4, 4, name="c3")
+    placement, names = _place(net, tmp_path, "openvino", y)
+    assert names == ["c1", "c2", "c3"]
+    assert not {"wide_out", "c2_out"} & set(placement.activations)
+
+
+def test_what_moves_values_shares_the_pair_before_it(tmp_path: Path) -> None:
+    net = Net(4, 8, 8)
+    x = net.op("Relu", net.conv("x", 4, 4, name="c1"), name="relu")
+    x = net.op("Transpose", x, perm=[0, 1, 3, 2], name="turn")
+    placement, names = _place(net, tmp_path, "openvino", net.conv(x, 4, 4, name="c2"))
+    assert names == ["c1", "relu", "turn", "c2"]
+    source, moved = placement.activations["relu_out"], placement.activations["turn_out"]
+    assert (source.pair, moved.pair, moved.like) == (True, False, "relu_out")
+
+
+def test_parts_of_what_no_single_layer_made_keep_ranges_of_their_own(tmp_path: Path) -> None:
+    net = Net(4, 8, 8)
+    x = net.op("Transpose", net.conv("x", 4, 4, name="c1"), perm=[0, 1, 3, 2])
+    ends = [net.constant(f"end{end}", np.array([end])) for end in (0, 2, 4)]
+    axis = net.constant("axis", np.array([1]))
+    parts = [net.op("Slice", x, ends[i], ends[i + 1], axis, name=f"part{i}") for i in (0, 1)]
+    results = [net.conv(part, 2, 4) for part in parts]
+    placement, names = _place(net, tmp_path, "openvino", *results)
+    assert not {"part0", "part1"} & set(names)
+    assert {"part0_out", "part1_out"} <= set(placement.activations)
+
+
+@pytest.mark.parametrize(("mode", "moves"), [("nearest", True), ("linear", False)])
+def test_only_a_nearest_resize_moves_codes(tmp_path: Path, mode: str, moves: bool) -> None:
+    net = Net(4, 8, 8)
+    x = net.op("Relu", net.conv("x", 4, 4, name="c1"))
+    scales = net.constant("scales", np.array([1, 1, 2, 2], np.float32))
+    x = net.op("Resize", x, "", scales, mode=mode, name="resize")
+    _, names = _place(net, tmp_path, "openvino", net.conv(x, 4, 4, name="c2"))
+    assert ("resize" in names) == moves

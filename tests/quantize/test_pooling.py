@@ -115,7 +115,7 @@ def test_onnxruntime_pools_in_int8_with_ranges_found_under_the_names_of_the_floa
     tensors = float_tensors(model.path) if everything else None
     ranges = calibrate(model, [net.feed(32)], tensors=tensors)
     assert "mean_out" in ranges.ranges
-    quantized = quantize_int8(model, ranges, PRESETS["x86"], tmp_path / "int8.onnx").model
+    quantized = quantize_int8(model, ranges, PRESETS["onnxruntime"], tmp_path / "int8.onnx").model
     operators = _run_by_onnxruntime(quantized)
     assert operators["QLinearGlobalAveragePool"] == 1
     assert operators["QLinearConv"] == 2
@@ -141,7 +141,7 @@ def test_the_float_model_is_left_as_it_is(tmp_path: Path) -> None:
     net, model = _pooled_classifier(tmp_path, keep=False)
     before = model.path.read_bytes()
     ranges = calibrate(model, [net.feed(4)])
-    quantize_int8(model, ranges, PRESETS["x86"], tmp_path / "int8.onnx")
+    quantize_int8(model, ranges, PRESETS["onnxruntime"], tmp_path / "int8.onnx")
     assert model.path.read_bytes() == before
     assert _operators(onnx.load(model.path)).count("ReduceMean") == 1
     kept = {node.name for node in onnx.load(tmp_path / "int8.onnx").graph.node}
