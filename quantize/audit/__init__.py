@@ -1,0 +1,68 @@
+"""Is the data fit to calibrate on: warnings in plain words, each with its number and its advice.
+
+What is looked at: the inputs of both splits, the ranges, and how the tensors of the model behave on
+samples that were not calibrated on. Nothing here changes a range.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from export.artifacts import OnnxModel
+from export.execute import read_model
+from export.graph import GraphIndex, node_label
+from quantize.audit.finding import Finding
+from quantize.audit.inputs import Splits, check_inputs, check_samples
+from quantize.audit.profile import InputProfile
+from quantize.audit.tensors import Observed, check_tensors
+from quantize.layers import channel_axes
+from quantize.observers.statistic import TensorStatistic
+from quantize.ranges import Ranges
+from quantize.summaries import SummarizedModel, Wanted
+
+__all__ = ["AUDITED_SAMPLES", "Finding", "InputProfile", "audit_data"]
+
+AUDITED_SAMPLES = 64
+"""Evaluation samples that say enough; pass that many, spread over all of them."""
+
+
+def audit_data(
+    model: OnnxModel,
+    ranges: Ranges,
+    calibration: InputProfile,
+    evaluation: Iterable[Mapping[str, np.ndarray]],
+    *,
+    threads: int = 0,
+) -> tuple[Finding, ...]:
+    """All findings: of the samples, of the inputs, of the tensors.
+
+    Args:
+        model: the float model.
+        ranges: of its calibration.
+        calibration: of its inputs: ``profile.watch(batches)`` around what `calibrate` is given.
+        evaluation: held-out batches, about `AUDITED_SAMPLES` in all; the model is run on each once.
+        threads: of ONNX Runtime; 0 lets it choose.
+
+    Raises:
+        EngineError: ONNX Runtime refuses the model or a batch.
+    """
+    graph = GraphIndex(read_model(model.path))
+    wanted = Wanted(ranges.quantizable, channel_axes(graph), frozenset(ranges.quantizable))
+    statistics = {name: TensorStatistic(name) for name in wanted.tensors}
+    profile = InputProfile()
+    with SummarizedModel(model.path, wanted, threads=threads) as summarized:
+        for batch in profile.watch(evaluation):
+            for name, summary in summarized(batch).items():
+                statistics[name].update(summary)
+    splits = Splits(calibration, profile)
+    observed = Observed(
+        ranges, statistics if profile.samples else {}, lambda name: label_tensor(graph, name)
+    )
+    return (*check_samples(splits), *check_inputs(splits), *check_tensors(observed))
+
+
+def label_tensor(graph: GraphIndex, tensor: str) -> str:
+    """The module path of the node that makes a tensor, or the node's name; an input's own name."""
+    if tensor not in graph.producer:
+        return tensor
+    return node_label(graph.nodes[graph.producer[tensor]]).partition(" (")[0]

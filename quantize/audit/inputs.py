@@ -1,0 +1,141 @@
+"""The samples themselves: how many, how different, and whether both splits are of one kind."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from quantize.audit.finding import Finding, count_more
+from quantize.audit.profile import InputProfile, InputStatistic
+
+FEW_SAMPLES = 32
+"""Below it the ranges depend on which samples they were."""
+
+REPEATED_SHARE = 0.02
+"""Of the samples; a few doubles are in many data sets."""
+
+SCALE_FACTOR = 10.0
+"""Between the spreads of calibration and evaluation, beyond which a unit differs, not the data."""
+
+DRIFT = 0.5
+"""Standard deviations between the means of a channel, that must also be 4 standard errors."""
+
+SPREAD_FACTOR = 2.0
+"""Between the standard deviations of a channel."""
+
+ENOUGH_FOR_DRIFT = 8
+"""Samples of either split."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What the inputs of both splits look like.
+
+    Attributes:
+        calibration: of the samples that the ranges come from.
+        evaluation: of samples that they do not come from.
+    """
+
+    calibration: InputProfile
+    evaluation: InputProfile
+
+
+def check_samples(splits: Splits) -> Iterator[Finding]:
+    """Too few samples, constant ones, repeated ones, ones that both splits have."""
+    count = splits.calibration.samples
+    if count < FEW_SAMPLES:
+        some = "one sample" if count == 1 else f"{count} samples"
+        yield Finding(
+            "few samples",
+            "",
+            f"The ranges of int8 come from {some}: what they did not show is clipped. Pass more "
+            f"data, or raise --calibration-samples; {FEW_SAMPLES} are the least, 256 are usual.",
+        )
+    for name, profile in vars(splits).items():
+        if profile.constant:
+            yield Finding(
+                "constant samples",
+                "",
+                f"{profile.constant} of the {profile.samples} {name} samples hold one value "
+                "throughout, as black images do. Take them out, or mend how they are read.",
+            )
+        if profile.repeated > REPEATED_SHARE * profile.samples:
+            yield Finding(
+                "repeated samples",
+                "",
+                f"{profile.repeated} of the {profile.samples} {name} samples repeat others, byte "
+                "for byte, and tell nothing new. Take them out, or pass other samples.",
+            )
+    shared = splits.calibration.digests.keys() & splits.evaluation.digests.keys()
+    if shared:
+        yield Finding(
+            "shared samples",
+            "",
+            f"{len(shared)} of the {splits.evaluation.samples} evaluation samples looked at are "
+            "calibration samples as well, so they do not show what held-out data would. Keep the "
+            "two apart.",
+        )
+
+
+def check_inputs(splits: Splits) -> Iterator[Finding]:
+    """Another unit, unscaled pixels, dead channels and drift, input by input."""
+    for name, known in splits.calibration.inputs.items():
+        other = splits.evaluation.inputs.get(name)
+        if other is None or other.low.shape != known.low.shape:
+            continue
+        spreads = [float(np.sqrt(np.mean(item.deviation**2))) for item in (known, other)]
+        low, high = sorted(spreads)
+        if high > SCALE_FACTOR * low and low > 0:
+            yield Finding(
+                "input scale",
+                name,
+                f"Input {name!r} spans {_span(known)} in calibration and {_span(other)} in "
+                f"evaluation, {high / low:.0f} times as much or as little. Scale both as in "
+                "training (0 to 255 or 0 to 1, the same mean and deviation).",
+            )
+            continue
+        if known.whole and known.low.min() >= 0 and 128 < known.high.max() <= 255:
+            yield Finding(
+                "input scale",
+                name,
+                f"Input {name!r} holds whole numbers from {_span(known)}, as pixels that were not "
+                "scaled. If the model was trained on 0 to 1, or on normalized images, divide by "
+                "255 and normalize.",
+            )
+        yield from _check_input_channels(name, splits)
+
+
+def _check_input_channels(name: str, splits: Splits) -> Iterator[Finding]:
+    known, other = splits.calibration.inputs[name], splits.evaluation.inputs[name]
+    dead = np.flatnonzero(known.low == known.high)
+    if 0 < dead.size < known.low.size:
+        more = count_more(dead.size - 1, "channel")
+        yield Finding(
+            "dead channels",
+            name,
+            f"Channel {dead[0]} of input {name!r} is {known.low[dead[0]]:g} in every calibration "
+            f"sample{more}. Mend how the data is read, if it should not be.",
+        )
+    if min(known.samples, other.samples) < ENOUGH_FOR_DRIFT:
+        return
+    deviation = np.maximum(known.deviation, 1e-12 + 1e-6 * np.abs(known.mean))
+    shift = np.abs(other.mean - known.mean)
+    sure = shift > 4 * np.hypot(known.error_of_mean, other.error_of_mean)
+    ratio = np.maximum(other.deviation, 1e-30) / deviation
+    drifted = (sure & (shift > DRIFT * deviation)) | (np.abs(np.log(ratio)) > np.log(SPREAD_FACTOR))
+    drifted[dead] = False
+    if drifted.any():
+        more = count_more(int(drifted.sum()) - 1, "channel")
+        worst = int(np.argmax(np.where(drifted, shift / deviation + np.abs(np.log(ratio)), -1)))
+        yield Finding(
+            "drift",
+            name,
+            f"Channel {worst} of input {name!r} has mean {known.mean[worst]:.3g} and deviation "
+            f"{known.deviation[worst]:.3g} in calibration, {other.mean[worst]:.3g} and "
+            f"{other.deviation[worst]:.3g} in evaluation{more}. Calibrate on samples like those "
+            "that the model will see, prepared alike.",
+        )
+
+
+def _span(statistic: InputStatistic) -> str:
+    return f"{statistic.low.min():.3g} to {statistic.high.max():.3g}"

@@ -1,0 +1,138 @@
+"""What a stream of model inputs looks like, sample by sample and channel by channel."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+Feeds = Mapping[str, np.ndarray]
+
+
+@dataclass
+class InputStatistic:
+    """One float input; channels are its second axis, arrays are [channels], float64.
+
+    Attributes:
+        samples: how many were seen.
+        low, high: of each channel.
+        total, squares: sums over the samples of each channel's mean and mean square.
+        mean_squares: sum over the samples of the square of each channel's mean.
+        whole: all values were whole numbers.
+    """
+
+    samples: int
+    low: np.ndarray
+    high: np.ndarray
+    total: np.ndarray
+    squares: np.ndarray
+    mean_squares: np.ndarray
+    whole: bool
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Of each channel."""
+        result: np.ndarray = self.total / self.samples
+        return result
+
+    @property
+    def deviation(self) -> np.ndarray:
+        """Standard deviation of the values of each channel."""
+        result: np.ndarray = np.sqrt(np.maximum(self.squares / self.samples - self.mean**2, 0))
+        return result
+
+    @property
+    def error_of_mean(self) -> np.ndarray:
+        """Standard error of `mean`, from how the means of single samples differ."""
+        variance = np.maximum(self.mean_squares / self.samples - self.mean**2, 0)
+        result: np.ndarray = np.sqrt(variance / max(1, self.samples - 1))
+        return result
+
+    def merge(self, other: "InputStatistic") -> None:
+        """Add what another saw of the same input."""
+        self.samples += other.samples
+        self.low = np.minimum(self.low, other.low)
+        self.high = np.maximum(self.high, other.high)
+        self.total = self.total + other.total
+        self.squares = self.squares + other.squares
+        self.mean_squares = self.mean_squares + other.mean_squares
+        self.whole = self.whole and other.whole
+
+
+class InputProfile:
+    """Accumulates over batches; a sample costs 16 bytes.
+
+    Attributes:
+        samples: how many were seen.
+        inputs: float inputs by name; one whose channels change in number is left out.
+        constant: samples that have a float input of one value only.
+        digests: of the samples, all inputs together → how many are the same.
+    """
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.inputs: dict[str, InputStatistic] = {}
+        self.constant = 0
+        self.digests: dict[bytes, int] = {}
+        self._dropped: set[str] = set()
+
+    @property
+    def repeated(self) -> int:
+        """Samples that have been seen before."""
+        return self.samples - len(self.digests)
+
+    def watch(self, batches: Iterable[Feeds]) -> Iterator[Feeds]:
+        """The same batches, noted as they pass."""
+        for batch in batches:
+            self.take(batch)
+            yield batch
+
+    def take(self, batch: Feeds) -> None:
+        """Note a batch; its inputs share a leading axis, others are passed over."""
+        size = max((len(array) for array in batch.values() if array.ndim), default=0)
+        rows = {name: array for name, array in batch.items() if array.ndim and len(array) == size}
+        if not size:
+            return
+        self.samples += size
+        constant = np.zeros(size, bool)
+        for name, array in sorted(rows.items()):
+            if array.dtype.kind == "f" and array.size:
+                with np.errstate(all="ignore"):  # NaN is for calibration to name
+                    constant |= self._take_floats(name, array)
+        self.constant += int(constant.sum())
+        for row in range(size):
+            digest = hashlib.blake2b(digest_size=16)
+            for name, array in sorted(rows.items()):
+                digest.update(name.encode())
+                digest.update(np.ascontiguousarray(array[row]).tobytes())
+            key = digest.digest()
+            self.digests[key] = self.digests.get(key, 0) + 1
+
+    def _take_floats(self, name: str, array: np.ndarray) -> np.ndarray:
+        """Note one input; tells which of its samples are constant."""
+        size = len(array)
+        channels = array.shape[1] if array.ndim > 1 else 1
+        values = array.reshape(size, channels, -1)
+        lows, highs = values.min(axis=2), values.max(axis=2)
+        means = values.mean(axis=2, dtype=np.float64)
+        known = self.inputs.get(name)
+        new = InputStatistic(
+            samples=size,
+            low=lows.min(axis=0).astype(np.float64),
+            high=highs.max(axis=0).astype(np.float64),
+            total=means.sum(axis=0),
+            squares=np.square(values, dtype=np.float64).mean(axis=2).sum(axis=0),
+            mean_squares=(means**2).sum(axis=0),
+            whole=(known is None or known.whole) and bool((values == np.rint(values)).all()),
+        )
+        if name in self._dropped or (known and known.low.shape != new.low.shape):
+            self._dropped.add(name)
+            self.inputs.pop(name, None)
+        elif known:
+            known.merge(new)
+        else:
+            self.inputs[name] = new
+        if values[0].size == 1:
+            return np.zeros(size, bool)
+        alike: np.ndarray = lows.min(axis=1) == highs.max(axis=1)
+        return alike
