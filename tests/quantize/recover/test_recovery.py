@@ -1,0 +1,238 @@
+"""The driver: what it streams, what it leaves alone, and that the output gains."""
+
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from test_nets import Net, classifier, run, sqnr
+
+from export.artifacts import OnnxModel
+from export.errors import ConfigError, QuantizeError
+from export.progress import Progress
+from quantize.adjustments import Adjustments
+from quantize.calibrate import Ranges, calibrate
+from quantize.int8 import quantize_int8
+from quantize.recover.recovery import RecoverySettings, recover
+from quantize.scheme import PRESETS, QuantScheme
+
+TARGETS = sorted(PRESETS)
+ORT = PRESETS["onnxruntime"]
+NOTHING = RecoverySettings(bias_correction=False, rounding=False, clipping=False)
+
+
+class Batches:
+    """Gives the same batches at every call and counts what was drawn."""
+
+    def __init__(self, net: Net, count: int, size: int = 16) -> None:
+        self.net, self.count, self.size = net, count, size
+        self.calls, self.drawn = 0, 0
+
+    def __call__(self) -> Iterator[dict[str, np.ndarray]]:
+        self.calls += 1
+        for seed in range(self.count):
+            self.drawn += 1
+            yield self.net.feed(self.size, seed=seed + 1)
+
+
+def _sqnr(model: OnnxModel, ranges: Ranges, scheme: QuantScheme, chosen: Adjustments) -> float:
+    path = model.path.with_name("q.onnx")
+    quantize_int8(model, ranges, scheme, path, adjustments=chosen)
+    onnx.checker.check_model(str(path), full_check=True)
+    feeds = {
+        name: np.random.default_rng(99).normal(0, 1, (256, *shape)).astype(np.float32)
+        for name, shape in ((spec.name, spec.shape[1:]) for spec in model.inputs)
+    }
+    return sqnr(run(model, feeds)[0], run(path, feeds)[0])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_output_gains_on_samples_that_were_not_seen(
+    tmp_path: Path, target: str, bits: int
+) -> None:
+    net, model = classifier(tmp_path)
+    ranges = calibrate(model, [net.feed(64)])
+    scheme, batches = PRESETS[target], Batches(net, 8)
+    nearest = RecoverySettings(False, False, False, weight_bits=bits)
+    plain, gained = (
+        _sqnr(model, ranges, scheme, recover(model, ranges, scheme, batches, settings))
+        for settings in (nearest, RecoverySettings(weight_bits=bits))
+    )
+    assert gained > plain + (0.5 if bits == 8 else 5)
+
+
+def test_without_remedies_the_file_is_the_plain_one(tmp_path: Path) -> None:
+    net, model = classifier(tmp_path)
+    ranges = calibrate(model, [net.feed(16)])
+    scheme = ORT
+    chosen = recover(model, ranges, scheme, Batches(net, 1), NOTHING)
+    paths = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    quantize_int8(model, ranges, scheme, paths[0], adjustments=chosen)
+    quantize_int8(model, ranges, scheme, paths[1])
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_the_model_is_not_changed_and_the_choice_repeats(tmp_path: Path) -> None:
+    net, model = classifier(tmp_path)
+    before = model.path.read_bytes()
+    ranges = calibrate(model, [net.feed(16)])
+    first, second = (
+        recover(model, ranges, ORT, Batches(net, 3), RecoverySettings(weight_bits=4))
+        for _ in range(2)
+    )
+    assert model.path.read_bytes() == before
+    assert set(first.layers) == {"stem", "block_a", "block_b", "depthwise"} | {
+        "main",
+        "shortcut",
+        "head",
+    }
+    for name, layer in first.layers.items():
+        np.testing.assert_array_equal(layer.codes, second.layers[name].codes)
+        np.testing.assert_array_equal(layer.bias, second.layers[name].bias)
+        assert np.abs(layer.codes).max() <= 7
+        assert layer.codes.dtype == np.int8
+        assert layer.adjusted_db > layer.nearest_db
+
+
+def test_batches_are_streamed_once_a_group_until_there_are_samples_enough(tmp_path: Path) -> None:
+    net, model = classifier(tmp_path)
+    ranges = calibrate(model, [net.feed(16)])
+    told: list[Progress] = []
+    for memory, groups in ((2**29, 1), (1, 7)):
+        batches = Batches(net, 100)
+        settings = RecoverySettings(samples=40, memory_bytes=memory)
+        recover(model, ranges, ORT, batches, settings, progress=told.append)
+        assert (batches.calls, batches.drawn) == (groups, 3 * groups)
+    assert [item.done for item in told] == [*range(1, 8)] * 2
+    assert {item.total for item in told} == {7}
+    assert told[0] == Progress("recover", 1, 7, "stem")
+
+
+def test_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
+    net, model = classifier(tmp_path)
+    ranges = calibrate(model, [net.feed(16)])
+    peaks = []
+    for count in (2, 10):
+        tracemalloc.start()
+        settings = RecoverySettings(samples=10**6)
+        recover(model, ranges, ORT, Batches(net, count), settings)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0]
+
+
+def test_the_choice_for_a_layer_does_not_hang_on_what_else_is_int8(tmp_path: Path) -> None:
+    net, model = classifier(tmp_path)
+    ranges = calibrate(model, [net.feed(16)])
+    scheme = PRESETS["tensorrt"]
+    fewer = QuantScheme("trt", "tensorrt", False, False, keep_float=frozenset({"stem", "main"}))
+    everything = recover(model, ranges, scheme, Batches(net, 2)).layers
+    some = recover(model, ranges, fewer, Batches(net, 2)).layers
+    assert set(everything) - set(some) == {"stem", "main"}
+    for name, layer in some.items():
+        np.testing.assert_array_equal(layer.codes, everything[name].codes)
+        np.testing.assert_array_equal(layer.bias, everything[name].bias)
+
+
+def test_pooling_that_the_int8_graph_rewrites_is_seen_through(tmp_path: Path) -> None:
+    net = Net(3, 12, 12, opset=17)
+    x = net.op("Relu", net.conv("x", 3, 8, name="c"))
+    x = net.op("ReduceMean", x, axes=[2, 3], keepdims=0)
+    model = net.save(tmp_path / "m.onnx", net.gemm(x, 8, 5, name="head"))
+    ranges = calibrate(model, [net.feed(64)])
+    scheme = ORT
+    chosen = recover(model, ranges, scheme, Batches(net, 4))
+    assert set(chosen.layers) == {"c", "head"}
+    assert _sqnr(model, ranges, scheme, chosen) > _sqnr(model, ranges, scheme, Adjustments())
+
+
+def test_transposed_convolutions_are_left_with_the_reason(tmp_path: Path) -> None:
+    net = Net(4, 6, 6)
+    weight = net.constant("w", net.random.normal(0, 0.2, (4, 3, 2, 2)).astype(np.float32))
+    y = net.op("ConvTranspose", net.op("Relu", net.conv("x", 4, 4, name="c")), weight, name="up")
+    model = net.save(tmp_path / "m.onnx", y)
+    ranges = calibrate(model, [net.feed(16)])
+    chosen = recover(model, ranges, PRESETS["tensorrt"], Batches(net, 2))
+    assert set(chosen.layers) == {"c"}
+    (skip,) = chosen.skipped
+    assert (skip.where, skip.what) == ("up", "recover")
+    assert _sqnr(model, ranges, PRESETS["tensorrt"], chosen) > 25
+
+
+def test_dead_channels_and_dead_inputs_stay_finite(tmp_path: Path) -> None:
+    net = Net(4, 6, 6)
+    x = net.op("Relu", net.conv("x", 4, 8, name="a"))
+    model = net.save(tmp_path / "m.onnx", net.conv(x, 8, 5, name="b"))
+    proto = onnx.load(model.path)
+    for tensor in proto.graph.initializer:
+        array = numpy_helper.to_array(tensor).copy()
+        if tensor.name == "a_w":
+            array[2] = 0
+        if tensor.name == "a_b":
+            array[2], array[3] = -1, -50
+        if tensor.name == "b_w":
+            array[1] = 0
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    onnx.save(proto, model.path)
+    ranges = calibrate(model, [net.feed(32)])
+    for target in TARGETS:
+        chosen = recover(model, ranges, PRESETS[target], Batches(net, 2))
+        for layer in chosen.layers.values():
+            assert np.isfinite(layer.scales).all()
+            assert np.isfinite(layer.bias).all()
+            assert (layer.scales > 0).all()
+        assert _sqnr(model, ranges, PRESETS[target], chosen) > 30
+
+
+def test_layers_that_outliers_ruin_are_told_and_repaired(tmp_path: Path) -> None:
+    net = Net(8, 9, 9)
+    x = net.op("Relu", net.conv("x", 8, 8, name="sound"))
+    model = net.save(tmp_path / "m.onnx", net.conv(x, 8, 8, name="merged"))
+    proto = onnx.load(model.path)
+    for tensor in proto.graph.initializer:
+        array = numpy_helper.to_array(tensor).copy()
+        if tensor.name == "sound_w":
+            array[[1, 6]] *= 1e-3  # what a large tap then reads
+        if tensor.name == "sound_b":
+            array[[1, 6]] = 1e-3
+        if tensor.name == "merged_w":
+            array[range(8), [1, 6, 6, 1, 6, 1, 1, 6], 1, 1] = 40.0
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    onnx.save(proto, model.path)
+    ranges = calibrate(model, [net.feed(64)])
+    chosen = recover(model, ranges, ORT, Batches(net, 4))
+    sound, merged = (chosen.layers[name] for name in ("sound", "merged"))
+    assert merged.outliers.peak_ratio > 2 * sound.outliers.peak_ratio
+    assert merged.nearest_db < sound.nearest_db - 10
+    assert merged.adjusted_db > merged.nearest_db + 10
+    gain = _sqnr(model, ranges, ORT, chosen) - _sqnr(model, ranges, ORT, Adjustments())
+    assert gain > 6
+
+
+def test_one_scale_a_tensor_is_kept_when_clipped(tmp_path: Path) -> None:
+    net, model = classifier(tmp_path)
+    ranges = calibrate(model, [net.feed(16)])
+    scheme = QuantScheme("plain", "onnxruntime", True, True, per_channel_weights=False)
+    chosen = recover(model, ranges, scheme, Batches(net, 2), RecoverySettings(weight_bits=4))
+    for layer in chosen.layers.values():
+        assert len(np.unique(layer.scales)) == 1
+
+
+def test_wrong_use_says_so(tmp_path: Path) -> None:
+    net, model = classifier(tmp_path)
+    with pytest.raises(QuantizeError, match="'x' has no calibrated range"):
+        recover(model, Ranges("minmax", 1, {}), ORT, Batches(net, 1))
+    ranges = calibrate(model, [net.feed(4)])
+    with pytest.raises(QuantizeError, match="No calibration batches to recover with"):
+        recover(model, ranges, ORT, Batches(net, 0))
+    bad = {"x": np.full((4, 3, 16, 16), np.nan, np.float32)}
+    with pytest.raises(QuantizeError, match="'x' is NaN or infinite in a calibration batch"):
+        recover(model, ranges, ORT, lambda: [bad])
+    with pytest.raises(ConfigError, match="weight_bits 9 is not 2 to 8"):
+        RecoverySettings(weight_bits=9)
+    with pytest.raises(ConfigError, match="must be at least 1"):
+        RecoverySettings(samples=0)
