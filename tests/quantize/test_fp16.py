@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from encoder_net import encoder
 from onnx import TensorProto, helper, numpy_helper
 from test_nets import Net, classifier, run, run_exactly, sqnr
 
@@ -12,8 +13,9 @@ from export.artifacts import OnnxModel
 from export.errors import QuantizeError
 from export.execute import element_types, float_tensors
 from quantize.calibrate import Ranges, calibrate
-from quantize.fp16 import Fp16Result, convert_fp16
+from quantize.fp16 import Fp16Options, Fp16Result, convert_fp16
 from quantize.int8 import quantize_int8
+from quantize.losses import measure_rounding
 from quantize.scheme import PRESETS
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
@@ -24,9 +26,10 @@ def _convert(model: OnnxModel, **options) -> Fp16Result:
     result = convert_fp16(model, model.path.with_name("fp16.onnx"), **options)
     assert model.path.read_bytes() == before
     onnx.checker.check_model(str(result.model.path), full_check=True)
-    old, new = onnx.load(model.path).graph, onnx.load(result.model.path).graph
-    assert list(old.input) == list(new.input)
-    assert list(old.output) == list(new.output)
+    if options.get("options", Fp16Options()).keep_io_types:
+        old, new = onnx.load(model.path).graph, onnx.load(result.model.path).graph
+        assert list(old.input) == list(new.input)
+        assert list(old.output) == list(new.output)
     return result
 
 
@@ -91,11 +94,25 @@ def test_observed_overflow_keeps_its_nodes_in_float(tmp_path: Path) -> None:
     ranges = calibrate(model, [net.feed(64)], tensors=float_tensors(model.path))
     guarded, blind = _convert(model, ranges=ranges), convert_fp16(model, tmp_path / "blind.onnx")
     assert set(_reasons(guarded)) == {"big", "small"}
-    assert "'big_out' was observed beyond 65504" in _reasons(guarded)["big"]
+    assert "'big_out' was observed at 1.88e+05; float16 ends at 65504" in _reasons(guarded)["big"]
     assert blind.kept_fp32 == ()
     reference = run(model, net.feed(64))[0]
     assert sqnr(reference, run_exactly(guarded.model, net.feed(64))[0]) > 50
     assert not np.isfinite(run_exactly(blind.model, net.feed(64))[0]).all()
+
+
+def test_an_overflow_that_an_observer_clips_is_seen(tmp_path: Path) -> None:
+    net = Net(4, 4)
+    wide = net.op("Mul", "x", net.constant("k", np.float32(100).reshape(())), name="wide")
+    model = net.save(tmp_path / "m.onnx", net.gemm(net.flatten(wide), 16, 3))
+    feeds = net.feed(4096)
+    feeds["x"][7, 0, 0] = 5000
+    ranges = calibrate(
+        model, [feeds], tensors=float_tensors(model.path), observer="percentile-99.9"
+    )
+    flat = next(name for name in ranges.ranges if name.startswith("flatten"))
+    assert ranges.ranges[flat][1] < 65504 < ranges.extents[flat][1]
+    assert "wide" in _reasons(_convert(model, ranges=ranges))
 
 
 def test_a_mask_beyond_half_stays_float_to_its_softmax(tmp_path: Path) -> None:
@@ -261,3 +278,141 @@ def test_the_float_model_is_never_overwritten(tmp_path: Path) -> None:
     _, model = classifier(tmp_path)
     with pytest.raises(QuantizeError, match="is the float model itself"):
         convert_fp16(model, model.path, ranges=Ranges("minmax", 1, {}))
+
+
+def _scalar(net: Net, name: str, value: float) -> str:
+    return net.constant(name, np.float32(value).reshape(()))
+
+
+def test_casts_to_both_types_that_are_there_already_stay_valid(tmp_path: Path) -> None:
+    net = Net(4, 4)
+    half = net.op("Cast", net.op("Relu", "x", name="relu"), to=HALF, name="down")
+    half = net.op("Abs", half, name="abs")  # float16 in the model itself
+    back = net.op("Cast", half, to=FLOAT, name="up")
+    twice = net.op("Cast", net.op("Cast", back, to=FLOAT, name="same"), to=HALF, name="again")
+    like = net.op("CastLike", twice, back, name="like")
+    wide = net.op("Cast", back, to=TensorProto.DOUBLE, name="wide")
+    y = net.op("Add", like, net.op("Cast", wide, to=FLOAT, name="narrow"), name="sum")
+    model = net.save(tmp_path / "m.onnx", y, back)
+    for kept in ((), {"up"}, {"same", "sum"}, {"relu", "like"}):
+        result = _convert(model, keep_fp32=kept)
+        assert {skip.where for skip in result.kept_fp32} == set(kept)
+        feeds = net.feed(3)
+        for a, b in zip(run(model, feeds), run_exactly(result.model, feeds), strict=True):
+            assert a.dtype == b.dtype == np.float32
+            assert sqnr(a, b) > 55
+
+
+@pytest.mark.parametrize("public", ["hidden", "input"])
+def test_inputs_and_outputs_become_half_where_asked(tmp_path: Path, public: str) -> None:
+    net = Net(4, 8, 8)
+    hidden = net.op("Relu", net.conv("x", 4, 4, name="c1"), name="hidden")
+    y = net.conv(hidden, 4, 4, name="c2")
+    model = net.save(tmp_path / "m.onnx", y, *([hidden] if public == "hidden" else []))
+    options = Fp16Options(keep_io_types=False)
+    for kept in ((), {"c2"}, {"c1", "hidden"}):
+        result = _convert(model, keep_fp32=kept, options=options)
+        specs = (*result.model.inputs, *result.model.outputs)
+        assert {spec.dtype for spec in specs} == {"float16"}
+        assert [s.name for s in specs] == [s.name for s in (*model.inputs, *model.outputs)]
+        if not kept:
+            assert not _casts(result)
+        feeds = net.feed(2)
+        half = {"x": feeds["x"].astype(np.float16)}
+        for a, b in zip(run(model, feeds), run_exactly(result.model, half), strict=True):
+            assert b.dtype == np.float16
+            assert sqnr(a, b) > 45
+
+
+def test_an_output_beyond_half_cannot_become_it(tmp_path: Path) -> None:
+    net = Net(4)
+    model = net.save(tmp_path / "m.onnx", net.op("Mul", "x", _scalar(net, "k", 1e5)))
+    ranges = calibrate(model, [net.feed(32)], tensors=float_tensors(model.path))
+    with pytest.raises(
+        QuantizeError, match=r"'y' holds values up to .*, and float16 ends at 65504"
+    ):
+        _convert(model, ranges=ranges, options=Fp16Options(keep_io_types=False))
+
+
+def test_values_within_a_factor_of_two_of_the_end_stay_float(tmp_path: Path) -> None:
+    net = Net(4)
+    model = net.save(
+        tmp_path / "m.onnx",
+        net.op("Mul", net.op("Tanh", "x", name="tanh"), _scalar(net, "k", 40000), name="wide"),
+    )
+    ranges = calibrate(model, [net.feed(64)], tensors=float_tensors(model.path))
+    assert set(_reasons(_convert(model, ranges=ranges))) == {"wide"}
+
+
+def test_long_sums_and_squares_stay_float_and_short_ones_do_not(tmp_path: Path) -> None:
+    net = Net(3, 40, 40)
+    plane = net.constant("plane", np.array([2, 3], np.int64))
+    line = net.constant("line", np.array([-1], np.int64))
+    ends = [
+        net.op("GlobalAveragePool", "x", name="pool"),
+        net.op("ReduceMean", "x", plane, name="mean"),
+        net.op("ReduceMean", "x", line, name="short"),
+        net.op("ReduceL2", "x", line, name="length"),
+    ]
+    result = _convert(net.save(tmp_path / "m.onnx", *ends))
+    assert _reasons(result) == {
+        "pool": "it adds up 1,600 values",
+        "mean": "it adds up 1,600 values",
+        "length": "ReduceL2 adds up squares or powers, wider than its result",
+    }
+
+
+def test_the_insides_of_a_norm_stay_float(tmp_path: Path) -> None:
+    net, model = encoder(tmp_path, norms="parts")
+    result = _convert(model)
+    parts = ("square", "variance", "guard", "root", "unit")
+    assert set(_reasons(result)) == {f"norm{n}_{part}" for n in (1, 2) for part in parts}
+    assert _convert(encoder(tmp_path)[1]).kept_fp32 == ()  # the operator keeps them so itself
+    assert sqnr(run(model, net.feed(3))[0], run_exactly(result.model, net.feed(3))[0]) > 45
+
+
+def test_a_guard_that_would_be_zero_stays_float_to_its_division(tmp_path: Path) -> None:
+    net = Net(4, 8)
+    line = net.constant("line", np.array([-1], np.int64))
+    length = net.op("ReduceL1", "x", line, name="length")
+    safe = net.op("Max", length, _scalar(net, "eps", 1e-12), name="safe")
+    y = net.op("Div", "x", net.op("Expand", safe, net.op("Shape", "x"), name="wide"), name="unit")
+    model = net.save(tmp_path / "m.onnx", net.op("Neg", y, name="end"))
+    result = _convert(model)
+    assert set(_reasons(result)) == {"safe", "wide", "unit"}
+    assert "guard against 0 is 0 in float16" in _reasons(result)["safe"]
+    zeros = {"x": np.zeros((2, 4, 8), np.float32)}
+    assert not run_exactly(result.model, zeros)[0].any()  # 0 / 0 is NaN
+
+
+def test_nodes_measured_to_lose_much_stay_float(tmp_path: Path) -> None:
+    net = Net(64)
+    shifted = net.op("Add", "x", _scalar(net, "shift", 1000), name="shifted")
+    back = net.op("Sub", shifted, _scalar(net, "again", 999), name="back")
+    model = net.save(tmp_path / "m.onnx", net.op("Relu", net.op("Neg", back, name="neg"), name="r"))
+    losses = measure_rounding(model, [net.feed(16)])
+    result = _convert(model, options=Fp16Options(losses))
+    assert set(_reasons(result)) == {"shifted", "back"}
+    assert "below 40 dB" in _reasons(result)["back"]
+    reference, feeds = run(model, net.feed(16))[0], net.feed(16)
+    assert sqnr(reference, run_exactly(result.model, feeds)[0]) > 55
+    plain = convert_fp16(model, tmp_path / "plain.onnx").model
+    assert sqnr(reference, run_exactly(plain, feeds)[0]) < 20
+    other = measure_rounding(model, [net.feed(4)], half="bf16")
+    with pytest.raises(QuantizeError, match="measured for bf16, not fp16"):
+        _convert(model, options=Fp16Options(other))
+
+
+@pytest.mark.parametrize("norms", ["node", "parts", None])
+def test_strongly_typed_tensorrt_sees_no_stray_float(tmp_path: Path, norms: str | None) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+    from export.tensorrt import build_engine
+
+    net, model = encoder(tmp_path, norms=norms) if norms else classifier(tmp_path)
+    losses = measure_rounding(model, [net.feed(8)])
+    result = _convert(model, options=Fp16Options(losses))
+    floats = {name for name, kind in _types(result).items() if kind == FLOAT}
+    kept = {skip.where for skip in result.kept_fp32}
+    casts = {node.name for node in _casts(result)}
+    assert floats - casts == kept
+    build_engine(result.model, tmp_path / "e.engine", precision="fp16", targets=("SM89",))
