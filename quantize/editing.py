@@ -1,0 +1,74 @@
+"""Replaces nodes of an ONNX graph by others, with constants of their own."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from onnx import NodeProto, numpy_helper
+
+from export.graph import GraphIndex
+
+
+class GraphEdit:
+    """Gathers replacements for nodes of `proto`; `finish` makes them.
+
+    The graph's order stays as it is: a replacement stands where its node stood.
+    """
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self.graph = GraphIndex(proto)
+        self._proto = proto
+        self._taken = {name for node in self.graph.nodes for name in (*node.input, *node.output)}
+        self._taken |= {tensor.name for tensor in proto.graph.initializer}
+        self._taken |= self.graph.inputs | self.graph.captured
+        self._replacements: dict[int, Sequence[NodeProto]] = {}
+
+    def name(self, name: str) -> str:
+        """`name`, or the first of ``name_1``, ``name_2`` ... that no tensor has."""
+        candidate, number = name, 1
+        while candidate in self._taken:
+            candidate, number = f"{name}_{number}", number + 1
+        self._taken.add(candidate)
+        return candidate
+
+    def store(self, name: str, array: np.ndarray) -> str:
+        """A new initializer; returns its name."""
+        name = self.name(name)
+        self._proto.graph.initializer.append(numpy_helper.from_array(array, name))
+        return name
+
+    def replace(self, number: int, nodes: Sequence[NodeProto]) -> None:
+        """Put `nodes` where node `number` stands; its metadata goes to each of them."""
+        for node in nodes:
+            node.metadata_props.extend(self.graph.nodes[number].metadata_props)
+        self._replacements[number] = nodes
+
+    def import_domain(self, domain: str, version: int) -> None:
+        """Let the model use the operators of `domain`."""
+        if all(item.domain != domain for item in self._proto.opset_import):
+            self._proto.opset_import.append(onnx.helper.make_opsetid(domain, version))
+
+    def finish(self) -> None:
+        """Change the model in place; constants that nobody reads any more go."""
+        body: list[NodeProto] = []
+        for number, node in enumerate(self.graph.nodes):
+            body.extend(self._replacements.get(number, [node]))
+        body = self._drop_unread(body)
+        del self._proto.graph.node[:]
+        self._proto.graph.node.extend(body)
+
+    def _drop_unread(self, nodes: list[NodeProto]) -> list[NodeProto]:
+        kept: list[NodeProto] = []
+        read = self.graph.outputs | self.graph.captured
+        for node in reversed(nodes):
+            constant = node.op_type in ("Constant", "Identity") and self.graph.constant(
+                node.output[0]
+            )
+            if not constant or node.output[0] in read:
+                kept.append(node)
+                read.update(node.input)
+        stored = self._proto.graph.initializer
+        alive = [tensor for tensor in stored if tensor.name in read | self.graph.inputs]
+        del stored[:]
+        stored.extend(alive)
+        return kept[::-1]
