@@ -1,0 +1,93 @@
+"""What every engine ran in which precision: a table for the page, and sentences.
+
+Works on plain values, as ``report.json`` holds them; reports of before have no census.
+"""
+
+from typing import Any
+
+from deploy.report.facts import Candidate, Report, list_rows
+from deploy.report.markup import Markup, element, join, table
+from deploy.report.wording import UNKNOWN, format_count, format_number
+
+FLOAT_SHARE = 0.1
+"""Share of the time from which a float remainder is called out."""
+
+_HEADS = ("Candidate", "Precision", "Layers", "MACs", "Of MACs", "Time ms", "Of time")
+_REMAINDER_HEADS = ("Candidate", "Where", "Operators", "Precision", "Time ms", "Of time")
+_PLACES = 3
+
+
+def describe_census(report: Report) -> Markup | None:
+    """One row for each precision of each candidate, and what stays in more bits."""
+    rows: list[list[object]] = []
+    places: list[list[object]] = []
+    sentences = []
+    for candidate, _ in list_rows(report):
+        census = candidate.get("census")
+        if census is None:
+            continue
+        name = element("span", candidate["name"], class_="name")
+        if census["status"] != "ok":
+            sentences.append(element("p", f"{candidate['name']}: {_say_missing(census)}"))
+            continue
+        rows.extend(_rows(name, census))
+        places.extend([name, *_place(item)] for item in census["remainder"])
+        sentence = describe_float(candidate)
+        sentences += [] if sentence is None else [element("p", sentence)]
+    if not rows and not sentences:
+        return None
+    folded = element(
+        "details",
+        element("summary", f"What stays in more bits: {len(places)}"),
+        table(_REMAINDER_HEADS, places, texts=4),
+    )
+    return join(table(_HEADS, rows, texts=2), *sentences, folded if places else None)
+
+
+def describe_float(candidate: Candidate) -> str | None:
+    """A sentence on what stays in more bits; None where that is no large share of the time."""
+    census = candidate.get("census")
+    if census is None or census["status"] != "ok":
+        return None
+    share = sum(item["share_of_time"] for item in census["remainder"])
+    if share < FLOAT_SHARE:
+        return None
+    kinds = ", ".join(dict.fromkeys(item["precision"] for item in census["remainder"]))
+    worst = census["remainder"][:_PLACES]
+    where = ", ".join(f"{item['where']} {_percent(item['share_of_time'])}" for item in worst)
+    rest = len(census["remainder"]) - len(worst)
+    more = f" and {rest} more places" if rest > 0 else ""
+    return f"{candidate['name']} spends {_percent(share)} of its time in {kinds}: {where}{more}."
+
+
+def _rows(name: Markup, census: dict[str, Any]) -> list[list[object]]:
+    rows: list[list[object]] = [
+        [
+            name,
+            share["precision"],
+            share["layers"],
+            format_count(share["macs"]),
+            _percent(share["share_of_macs"]),
+            format_number(share["time_ms"]),
+            _percent(share["share_of_time"]),
+        ]
+        for share in census["precisions"]
+    ]
+    if census["reformats"]:
+        time, share = census["reformat_ms"], census["reformat_share_of_time"]
+        shown = (format_number(time), _percent(share))
+        rows.append([name, "reformats", census["reformats"], UNKNOWN, UNKNOWN, *shown])
+    return rows
+
+
+def _place(item: dict[str, Any]) -> list[object]:
+    time, share = format_number(item["time_ms"]), _percent(item["share_of_time"])
+    return [item["where"], ", ".join(item["operators"]), item["precision"], time, share]
+
+
+def _say_missing(census: dict[str, Any]) -> str:
+    return f"{census['status'].replace('_', ' ')}: {census['reason']}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%"
