@@ -6,7 +6,7 @@ model.deploy/
     report.html         the same for people
     golden.npz          inputs with the answers that the engines must repeat
     model.onnx          the fused model in float32
-    onnx-int8/          one folder for each further engine file
+    openvino-int8/      one folder for each further engine file
     ...
 """
 
@@ -28,10 +28,14 @@ FALLBACK = "onnxruntime-fp32"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk whose files match their hashes."""
+    """A bundle on disk whose files match their hashes.
+
+    `reused`: it stood there before, and nothing that it depends on has changed since.
+    """
 
     path: Path
     manifest: Manifest
+    reused: bool = False
 
     @property
     def winner(self) -> str:
@@ -66,7 +70,18 @@ class Bundle:
             keyword=entry.keyword,
             inputs=self.manifest.inputs,
             outputs=self.manifest.outputs,
+            variant=entry.variant,
         )
+
+
+def describe_reuse(bundle: Bundle) -> str:
+    """That nothing was built, and of when and where the times in its report are."""
+    manifest = bundle.manifest
+    return (
+        "Nothing has changed since this bundle was built, so it was kept. Its times were measured "
+        f"on {manifest.created} on {manifest.machine.get('cpu', 'an unknown CPU')}; --remeasure "
+        "takes them anew."
+    )
 
 
 def read_bundle(path: Path | str) -> Bundle:

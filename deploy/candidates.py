@@ -6,15 +6,20 @@ from pathlib import Path
 from typing import Literal
 
 from deploy.availability import find_obstacle
-from deploy.engines.base import EngineSpec
+from deploy.engines.base import EngineSpec, Feeds, name_candidate
 from deploy.process import call_in_child
 from export.artifacts import OnnxModel
 from export.errors import DeployError, EngineError, NothingToQuantizeError
 from export.progress import Progress, ProgressCallback, ignore_progress
+from quantize.bf16 import convert_bf16
 from quantize.calibrate import Ranges
-from quantize.fp16 import convert_fp16
+from quantize.dynamic import quantize_dynamic
+from quantize.fp16 import Fp16Options, convert_fp16
 from quantize.int8 import quantize_int8
+from quantize.losses import Losses, measure_rounding
+from quantize.matmuls import weight_share
 from quantize.scheme import PRESETS
+from quantize.weight_only import WEIGHT_PRESETS, quantize_weights
 
 
 @dataclass(frozen=True)
@@ -23,27 +28,43 @@ class Plan:
 
     Attributes:
         graph: the ONNX graph that it opens or is built from; see `GRAPHS`.
+        variant: see `EngineSpec`.
     """
 
     engine: str
     precision: str
     graph: str
+    variant: str = ""
 
     @property
     def name(self) -> str:
         """As reports call it."""
-        return f"{self.engine}-{self.precision}"
+        return name_candidate(self)
 
 
 PLANS = (
     Plan("onnxruntime", "fp32", "fp32"),
-    Plan("onnxruntime", "int8", "int8-x86"),
+    Plan("onnxruntime", "int8", "int8-onnxruntime"),
     Plan("openvino", "fp32", "fp32"),
     Plan("openvino", "bf16", "fp32"),
-    Plan("openvino", "int8", "int8-x86"),
+    Plan("openvino", "int8", "int8-openvino"),
     Plan("tensorrt_rtx", "fp16", "fp16-tensorrt"),
+    Plan("tensorrt_rtx", "bf16", "bf16-tensorrt"),
     Plan("tensorrt_rtx", "int8", "int8-tensorrt"),
 )
+
+PRODUCT_PLANS = (
+    Plan("onnxruntime", "int8", "int8-dynamic", "dynamic"),
+    Plan("onnxruntime", "int8", "int8-weights", "weights"),
+    Plan("onnxruntime", "int4", "int4-weights", "weights"),
+    Plan("openvino", "int8", "int8-weights", "weights"),
+    Plan("openvino", "int4", "int4-weights", "weights"),
+)
+"""For models whose work is to multiply by matrices, as transformers do; see `choose_plans`."""
+
+MIN_PRODUCT_SHARE = 0.5
+MIN_PRODUCT_WEIGHTS = 2**18
+"""A megabyte of float32: below it there is nothing to save."""
 
 _AHEAD_OF_TIME = ("tensorrt_rtx",)
 
@@ -69,7 +90,10 @@ class Candidate:
 
     def spec(self, threads: int) -> EngineSpec:
         """How to open it."""
-        return EngineSpec(self.plan.engine, self.plan.precision, str(self.file), threads)
+        plan = self.plan
+        return EngineSpec(
+            plan.engine, plan.precision, str(self.file), threads, variant=plan.variant
+        )
 
 
 @dataclass(frozen=True)
@@ -80,22 +104,34 @@ class _Sources:
     ranges: Ranges | DeployError
     stage: Path
     scratch: Path
+    samples: tuple[Feeds, ...] = ()
 
     def calibrated(self) -> Ranges:
         if isinstance(self.ranges, DeployError):
             raise self.ranges
         return self.ranges
 
+    def losses(self, half: str) -> Losses | None:
+        """What single nodes lose in a 16-bit float; None where nothing was given to tell it by."""
+        return measure_rounding(self.model, self.samples, half=half) if self.samples else None
 
-def _x86_int8(sources: _Sources) -> OnnxModel:
-    path = sources.stage / "onnx-int8" / "model.onnx"
-    path.parent.mkdir()
-    return quantize_int8(sources.model, sources.calibrated(), PRESETS["x86"], path).model
+
+def _int8_for(target: str) -> Callable[[_Sources], OnnxModel]:
+    """The maker of the Q/DQ file that `target` opens as it is."""
+
+    def make(sources: _Sources) -> OnnxModel:
+        path = sources.stage / f"{target}-int8" / "model.onnx"
+        path.parent.mkdir()
+        return quantize_int8(sources.model, sources.calibrated(), PRESETS[target], path).model
+
+    return make
 
 
 def _tensorrt_fp16(sources: _Sources) -> OnnxModel:
     ranges = None if isinstance(sources.ranges, DeployError) else sources.ranges
-    return convert_fp16(sources.model, sources.scratch / "fp16.onnx", ranges=ranges).model
+    options = Fp16Options(sources.losses("fp16"))
+    path = sources.scratch / "fp16.onnx"
+    return convert_fp16(sources.model, path, ranges=ranges, options=options).model
 
 
 def _tensorrt_int8(sources: _Sources) -> OnnxModel:
@@ -104,13 +140,39 @@ def _tensorrt_int8(sources: _Sources) -> OnnxModel:
     quantized = quantize_int8(
         sources.model, ranges, PRESETS["tensorrt"], scratch / "int8-fp32.onnx"
     )
-    return convert_fp16(quantized.model, scratch / "int8-fp16.onnx", ranges=ranges).model
+    options, path = Fp16Options(sources.losses("fp16")), scratch / "int8-fp16.onnx"
+    return convert_fp16(quantized.model, path, ranges=ranges, options=options).model
+
+
+def _tensorrt_bf16(sources: _Sources) -> OnnxModel:
+    losses = sources.losses("bf16")
+    return convert_bf16(sources.model, sources.scratch / "bf16.onnx", losses=losses).model
+
+
+def _dynamic(sources: _Sources) -> OnnxModel:
+    path = sources.stage / "onnx-int8-dynamic" / "model.onnx"
+    return quantize_dynamic(sources.model, path).model
+
+
+def _weights_in(precision: str) -> Callable[[_Sources], OnnxModel]:
+    """The maker of the file whose weights alone are in `precision`."""
+
+    def make(sources: _Sources) -> OnnxModel:
+        path = sources.stage / f"onnx-{precision}-weights" / "model.onnx"
+        return quantize_weights(sources.model, WEIGHT_PRESETS[precision], path).model
+
+    return make
 
 
 GRAPHS: Mapping[str, Callable[[_Sources], OnnxModel]] = {
     "fp32": lambda sources: sources.model,
-    "int8-x86": _x86_int8,
+    "int8-onnxruntime": _int8_for("onnxruntime"),
+    "int8-openvino": _int8_for("openvino"),
+    "int8-dynamic": _dynamic,
+    "int8-weights": _weights_in("int8"),
+    "int4-weights": _weights_in("int4"),
     "fp16-tensorrt": _tensorrt_fp16,
+    "bf16-tensorrt": _tensorrt_bf16,
     "int8-tensorrt": _tensorrt_int8,
 }
 
@@ -122,6 +184,7 @@ def build_candidates(
     stage: Path,
     scratch: Path,
     gpu: str | None,
+    samples: tuple[Feeds, ...] = (),
     progress: ProgressCallback = ignore_progress,
 ) -> tuple[Candidate, ...]:
     """Make the file of every plan; one that fails keeps its reason and the rest go on.
@@ -132,13 +195,15 @@ def build_candidates(
         stage: the staged bundle; files that an engine opens land here.
         scratch: for what nobody opens later.
         gpu: name of the NVIDIA GPU, if there is one.
+        samples: a few batches, to measure on what single nodes lose in 16 bits.
         progress: told after every plan.
     """
-    sources = _Sources(model, ranges, stage, scratch)
+    sources = _Sources(model, ranges, stage, scratch, samples)
     graphs: dict[str, OnnxModel | DeployError] = {}
     candidates = []
-    for index, plan in enumerate(PLANS):
-        progress(Progress("build candidates", index, len(PLANS), plan.name))
+    plans = choose_plans(model)
+    for index, plan in enumerate(plans):
+        progress(Progress("build candidates", index, len(plans), plan.name))
         obstacle = find_obstacle(plan.engine, plan.precision)
         if obstacle is not None:
             candidates.append(Candidate(plan, "not_run", obstacle))
@@ -146,8 +211,19 @@ def build_candidates(
         if plan.graph not in graphs:
             graphs[plan.graph] = _make_graph(plan.graph, sources)
         candidates.append(_build(plan, graphs[plan.graph], stage, gpu))
-    progress(Progress("build candidates", len(PLANS), len(PLANS)))
+    progress(Progress("build candidates", len(plans), len(plans)))
     return tuple(candidates)
+
+
+def choose_plans(model: OnnxModel) -> tuple[Plan, ...]:
+    """`PLANS`, and `PRODUCT_PLANS` where they are worth their time.
+
+    That is where at least half of the multiplications, and a quarter of a million weights, are
+    those of MatMul and Gemm with constant weights: transformers, and not convolutional networks.
+    """
+    share, weights = weight_share(model)
+    worth = share >= MIN_PRODUCT_SHARE and weights >= MIN_PRODUCT_WEIGHTS
+    return PLANS + PRODUCT_PLANS if worth else PLANS
 
 
 def _make_graph(name: str, sources: _Sources) -> OnnxModel | DeployError:

@@ -8,10 +8,11 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
+from deploy.config import Observer
 from export.errors import DeployError
 
 _EPILOG = "Every option can also stand in [tool.deploy] of the pyproject.toml where deploy is run."
@@ -96,6 +97,22 @@ _measure_options = _shared(
     click.option("--seed", type=int, help="Of splits, orders and synthetic inputs.  [0]"),
 )
 
+_search_options = _shared(
+    click.option(
+        "--effort",
+        type=click.Choice(["quick", "normal", "thorough"]),
+        help="Time for the search over precisions.  [normal]",
+    ),
+    click.option(
+        "--recover",
+        multiple=True,
+        type=click.Choice(["auto", "none", "bias", "rounding", "equalization", "fallback"]),
+        help="What to try where int8 fails; repeat.  [auto]",
+    ),
+    click.option("--remeasure", is_flag=True, help="Build again though nothing has changed."),
+    click.option("--no-cache", is_flag=True, help="Use nothing that earlier builds found out."),
+)
+
 
 @cli.command(epilog=_EPILOG)
 @click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
@@ -104,14 +121,17 @@ _measure_options = _shared(
 @_trust_options
 @_data_options
 @click.option("--calibration-samples", type=int, help="Samples to calibrate int8 on.  [256]")
-@click.option("--observer", type=click.Choice(["minmax", "percentile"]), help="Of ranges.")
+@click.option(
+    "--observer", type=click.Choice(get_args(Observer)), help="How int8 ranges are found.  [auto]"
+)
 @_measure_options
 @_fusion_options
+@_search_options
 @click.option("--opset", type=int, help="ONNX opset, 18 to 25.  [20]")
 @click.option("--golden-from-data", is_flag=True, help="Ship real samples as golden inputs.")
 def build(model_file: Path, **flags: Any) -> None:
     """Fuse, export, quantize, check, measure; write a verified bundle."""
-    from deploy.bundle import REPORT_HTML
+    from deploy.bundle import REPORT_HTML, describe_reuse
     from deploy.report import print_report
     from deploy.report.progress import ProgressDisplay
     from export.optional import require
@@ -123,6 +143,8 @@ def build(model_file: Path, **flags: Any) -> None:
     with ProgressDisplay(_console(stderr=True)) as progress:
         bundle = build_bundle(model_file, config, progress=progress)
     print_report(bundle.report(), _console())
+    if bundle.reused:
+        click.echo(f"\n{describe_reuse(bundle)}")
     click.echo(f"\nBundle: {bundle.path}\nReport: {bundle.path / REPORT_HTML}")
 
 

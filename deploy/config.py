@@ -13,8 +13,19 @@ from typing import Any, Literal
 
 from export.errors import ConfigError
 
-Observer = Literal["minmax", "percentile"]
+Observer = Literal[
+    "auto",
+    "minmax",
+    "moving-average",
+    "percentile-99.9",
+    "percentile",
+    "percentile-99.999",
+    "entropy",
+    "mse",
+]
 ImageMode = Literal["rgb", "gray"]
+EffortName = Literal["quick", "normal", "thorough"]
+Recovery = Literal["auto", "none", "bias", "rounding", "equalization", "fallback"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,8 @@ class BuildConfig:
         model: ``package.module:factory`` that makes the module a state_dict belongs to.
         trust: packages whose code the model file may run; ``("*",)`` is ``--trust-all``.
         static_batch: keep the batch size of `inputs` instead of a dynamic batch axis.
+        observer: how the ranges of int8 are found; ``auto``: the best for each tensor, by the error
+            that it causes in the layers behind it.
         classes: the output whose classes the labels are; None: the one that they fit best.
         max_drop: largest loss of accuracy, as a fraction, where there are labels.
         min_sqnr: smallest output SQNR in dB without labels; None: by precision.
@@ -51,6 +64,11 @@ class BuildConfig:
         threads: intra-op threads of every engine; 0: one for each usable core.
         measure_seconds: aim of the time spent on measuring latency.
         batch: batch size at which latency is measured.
+        effort: how long the search over precisions may take.
+        recover: what is tried where int8 fails its gate: ``auto`` for all, ``none``, or some of
+            ``bias``, ``rounding``, ``equalization``, ``fallback``.
+        remeasure: build and measure even where nothing has changed since the bundle was built.
+        no_cache: neither use nor keep what earlier builds found out.
         merge_always: merge branches wherever that is exact, even where it costs more.
         image_mode: channels of the images of a folder; None: gray where the model is known to take
             one channel, else rgb.
@@ -70,7 +88,7 @@ class BuildConfig:
     image_mean: tuple[float, ...] = ()
     image_std: tuple[float, ...] = ()
     image_mode: ImageMode | None = None
-    observer: Observer = "minmax"
+    observer: Observer = "auto"
     classes: str | None = None
     max_drop: float = 0.01
     min_sqnr: float | None = None
@@ -79,6 +97,10 @@ class BuildConfig:
     batch: int = 1
     measure_seconds: float = 20.0
     opset: int = 20
+    effort: EffortName = "normal"
+    recover: tuple[Recovery, ...] = ("auto",)
+    remeasure: bool = False
+    no_cache: bool = False
     merge_always: bool = False
     golden_from_data: bool = False
     output: str | None = None
@@ -114,6 +136,15 @@ class BuildConfig:
             self.observer,
             " or ".join(typing.get_args(Observer)),
         )
+        _check(
+            self.effort in typing.get_args(EffortName),
+            "effort",
+            self.effort,
+            " or ".join(typing.get_args(EffortName)),
+        )
+        for step in self.recover:
+            names = typing.get_args(Recovery)
+            _check(step in names, "recover", step, " or ".join(names))
         _check(
             self.image_mode in (None, *typing.get_args(ImageMode)),
             "image_mode",

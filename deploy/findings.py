@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from deploy.accuracy import Accuracy
+from deploy.calibration import choose_observer
 from deploy.config import BuildConfig
 from deploy.engines.base import EngineSpec
 from deploy.gates import MIN_LABELLED
@@ -13,6 +14,7 @@ from deploy.latency import LatencyReport
 from deploy.machine import Machine
 from deploy.manifest import hash_file
 from deploy.report import SCHEMA_VERSION
+from deploy.report.census import describe_float
 from deploy.report.facts import WIDE, is_noisy
 from deploy.report.fusion import warn_of_outliers
 from deploy.results import (
@@ -22,9 +24,11 @@ from deploy.results import (
     gates_json,
     spec_json,
 )
+from deploy.search import SearchReport
 from deploy.source import Problem
 from export.cost import ModelCost
 from export.ladder import Exported
+from quantize.audit import Finding
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Findings:
     Attributes:
         peaks: GMAC/s of this machine by precision.
         floor_reason: why there is no float64 noise floor; None when there is.
+        search: what the search over precisions did; None where there was none.
+        audit: what is wrong, or may be, with the data.
     """
 
     problem: Problem
@@ -46,6 +52,8 @@ class Findings:
     threads: int
     winner: str
     floor_reason: str | None
+    search: SearchReport | None = None
+    audit: tuple[Finding, ...] = ()
 
     def baseline(self) -> CandidateResult:
         """Eager torch as a row of the report."""
@@ -73,11 +81,6 @@ def make_report(
 ) -> dict[str, Any]:
     """The report as plain values, as ``schema.json`` has it."""
     problem = findings.problem
-    macs = findings.cost.macs
-
-    def row(result: CandidateResult) -> dict[str, Any]:
-        return candidate_json(result, kind=problem.kind, macs=macs, peaks=findings.peaks)
-
     latency = findings.latency
     return {
         "schema_version": SCHEMA_VERSION,
@@ -94,7 +97,7 @@ def make_report(
             "kind": problem.kind,
             "calibration_samples": len(problem.calibration),
             "evaluation_samples": len(problem.evaluation),
-            "observer": config.observer,
+            "observer": choose_observer(problem, config),
             "classes_of": problem.classes_of,
         },
         "gates": gates_json(config.max_drop, config.min_sqnr),
@@ -106,8 +109,9 @@ def make_report(
             "seconds": latency.seconds,
         },
         "control": control_json(latency),
-        "baseline": row(findings.baseline()),
-        "candidates": [row(result) for result in findings.results],
+        "baseline": _row(findings, findings.baseline()),
+        "candidates": [_row(findings, result) for result in findings.results],
+        "search": None if findings.search is None else _search_json(findings.search),
         "winner": findings.winner,
         "verdict": describe_verdict(findings),
         "warnings": _warnings(findings),
@@ -139,6 +143,11 @@ def describe_verdict(findings: Findings) -> str:
     return f"{speed} ({interval}), with {outputs} on {where}."
 
 
+def _row(findings: Findings, result: CandidateResult) -> dict[str, Any]:
+    kind, macs = findings.problem.kind, findings.cost.macs
+    return candidate_json(result, kind=kind, macs=macs, peaks=findings.peaks)
+
+
 def _model_json(findings: Findings) -> dict[str, Any]:
     problem, exported = findings.problem, findings.exported
     return {
@@ -153,6 +162,14 @@ def _model_json(findings: Findings) -> dict[str, Any]:
         "rung": exported.rung,
         "attempts": [asdict(attempt) for attempt in exported.attempts],
         **_fusion_json(exported),
+    }
+
+
+def _search_json(search: SearchReport) -> dict[str, Any]:
+    return {
+        **asdict(search),
+        "blocks": [asdict(block) for block in search.blocks],
+        "notes": list(search.notes),
     }
 
 
@@ -193,6 +210,11 @@ def _warnings(findings: Findings) -> list[str]:
             f"The model does not run in float64 ({findings.floor_reason}); its noise floor was "
             "taken from reruns with permuted batches and another number of threads."
         )
+    winner = findings.winning()
+    left = None if winner is None else describe_float(_row(findings, winner))
+    if left is not None:
+        warnings.append(left)
+    warnings.extend(finding.words for finding in findings.audit)
     outliers = warn_of_outliers(_fusion_json(findings.exported)["fused"])
     if outliers is not None:
         warnings.append(outliers)

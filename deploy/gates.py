@@ -17,6 +17,7 @@ MIN_SQNR_DB: Mapping[str, float] = {
     "bf16": 25.0,
     "int8": 20.0,
     "mixed": 20.0,
+    "int4": 20.0,
 }
 NOISE_FACTOR = 10.0
 """A float32 engine may lose this many times what eager itself loses against float64."""
@@ -27,7 +28,7 @@ NO_CALIBRATION_DATA = "no calibration data; pass --data with samples of what the
 LABELS_JUDGE_NOTHING = "the labels judge nothing: eager's own accuracy is not above chance"
 EXACT = ("fp32",)
 _NOT_FINITE = "output {!r} has NaN or Inf where the reference has none, or the reverse"
-_ORDER = ("fp32", "tf32", "fp16", "bf16", "mixed", "int8")
+_ORDER = ("fp32", "tf32", "fp16", "bf16", "mixed", "int8", "int4")
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ def judge_parity(
 
     Float32 is held to the noise of eager itself. Fewer bits are held to the accuracy where there
     are at least 300 labels which eager itself knows beyond chance, and outputs that have no labels
-    to the SQNR; else all to the SQNR and, on real data, to the top-1 agreement. int8 is never
-    passed on synthetic inputs.
+    to the SQNR; else all to the SQNR and, on real data, to the top-1 agreement. int8 and int4,
+    weights alone as well, are never passed on synthetic inputs.
     """
     if report.samples == 0:
         return Verdict(False, "samples to judge by", "no sample was compared")
@@ -75,7 +76,7 @@ def judge_parity(
         )
     if precision in EXACT:
         return _judge_exact(report, recorded_noise)
-    if precision in ("int8", "mixed") and kind == "synthetic":
+    if precision in ("int8", "int4", "mixed") and kind == "synthetic":
         return Verdict(False, "calibration data", NO_CALIBRATION_DATA)
     accuracy = report.judged_accuracy
     if accuracy is not None and accuracy.samples >= MIN_LABELLED:

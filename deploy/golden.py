@@ -27,6 +27,7 @@ TOLERANCE: Mapping[str, float] = {
     "bf16": 5e-2,
     "mixed": 5e-2,
     "int8": 5e-2,
+    "int4": 5e-2,
 }
 """How far an engine may be from its own recorded answers: max difference over largest value.
 

@@ -27,6 +27,7 @@ class BundledEngine:
         file: relative to the bundle.
         golden_tolerance: see `deploy.golden`.
         not_run: why it was not run where the bundle was built; None when it was.
+        variant: see `deploy.engines.base.EngineSpec`.
     """
 
     engine: str
@@ -36,11 +37,17 @@ class BundledEngine:
     not_run: str | None = None
     factory: str | None = None
     keyword: bool = False
+    variant: str = ""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` says. `files` maps every other file to its SHA-256."""
+    """What `manifest.json` says.
+
+    Attributes:
+        files: every other file with its SHA-256.
+        build_key: hash of all that the build depended on; None where that cannot be told.
+    """
 
     created: str
     model: str
@@ -51,6 +58,7 @@ class Manifest:
     structure: str
     machine: dict[str, Any]
     files: dict[str, str]
+    build_key: str | None = None
 
 
 def read_manifest(root: Path) -> Manifest:

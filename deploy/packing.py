@@ -29,6 +29,8 @@ def pack_bundle(
     reference: Reference,
     config: BuildConfig,
     stages: list[tuple[str, float]],
+    *,
+    build_key: str | None = None,
 ) -> None:
     """Keep in `stage` what may ship, and write golden samples, report and manifest.
 
@@ -57,6 +59,7 @@ def pack_bundle(
         outputs=problem.signature.outputs,
         structure=problem.signature.structure,
         machine=report["machine"],
+        build_key=build_key,
     )
 
 
@@ -118,6 +121,7 @@ def _entry(result: CandidateResult, stage: Path) -> BundledEngine:
         file=result.file.relative_to(stage).as_posix(),
         golden_tolerance=TOLERANCE[result.precision],
         not_run=result.reason if result.status == "not_run" else None,
+        variant=result.variant,
     )
 
 

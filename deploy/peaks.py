@@ -38,7 +38,7 @@ def measure_peaks(*, threads: int) -> dict[str, float | None]:
         model = _make_chain(Path(folder) / "chain.onnx")
         feeds = {"x": np.random.default_rng(0).random(_shape(), dtype=np.float32)}
         ranges = calibrate(model, [feeds], observer="minmax")
-        int8 = quantize_int8(model, ranges, PRESETS["x86"], Path(folder) / "int8.onnx").model
+        int8 = quantize_int8(model, ranges, PRESETS[engine], Path(folder) / "int8.onnx").model
         peaks: dict[str, float | None] = {}
         for precision, path in (("fp32", model.path), ("bf16", model.path), ("int8", int8.path)):
             if precision == "bf16" and engine == "onnxruntime":

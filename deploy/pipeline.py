@@ -1,6 +1,7 @@
 """`build`: a trained model in, a verified bundle out. Its stages stand there, top to bottom."""
 
 import contextlib
+import itertools
 import tempfile
 import time
 from collections.abc import Iterator
@@ -10,30 +11,36 @@ from pathlib import Path
 from torch import nn
 
 from deploy.bundle import Bundle, read_bundle
-from deploy.candidates import Candidate, build_candidates
+from deploy.cache import open_cache
+from deploy.calibration import Calibrator
+from deploy.candidates import build_candidates
 from deploy.checking import CheckPlan, check_candidates
 from deploy.config import BuildConfig
-from deploy.engines.base import Feeds
 from deploy.findings import Findings, make_report
-from deploy.gates import NO_CALIBRATION_DATA, choose_winner, judge_parity, judge_speed
-from deploy.latency import LatencyReport, LatencySettings, measure
+from deploy.judging import add_census, choose, judge_candidate, judge_latency
+from deploy.latency import LatencySettings, measure
 from deploy.machine import describe_machine, usable_cores
 from deploy.packing import forget_failure, pack_bundle, write_failure
-from deploy.parity import ParityReport
 from deploy.peaks import measure_peaks
+from deploy.recording import RecordedReference
 from deploy.reference import Reference
 from deploy.results import CandidateResult
+from deploy.reuse import build_key, find_built
+from deploy.search import SearchReport, search
+from deploy.search_sources import Sources
 from deploy.source import Problem, open_problem
 from deploy.staging import stage_bundle
+from export.artifacts import OnnxModel
 from export.cost import model_cost
 from export.errors import ConfigError, DeployError, GateError
-from export.execute import float_tensors
 from export.fusion.options import FusionOptions
 from export.ladder import Exported, export_model
 from export.progress import Progress, ProgressCallback, ignore_progress
-from quantize.calibrate import Ranges, calibrate
+from quantize.audit import Finding
+from quantize.ranges import Ranges
 
-_CALIBRATION_BATCH = 8
+_ROUNDING_BATCHES = 2
+"""Batches of calibration samples on which the losses of 16 bits are measured."""
 
 
 @dataclass
@@ -68,7 +75,8 @@ def build(
         progress: told what goes on.
 
     Returns:
-        The bundle. Its winner is ``torch`` where nothing beats eager.
+        The bundle. Its winner is ``torch`` where nothing beats eager. Where a sound one stands at
+        `output` already and nothing that it depends on has changed, it is that one, `reused`.
 
     Raises:
         InputError: the model, the options or the data cannot be used.
@@ -83,13 +91,19 @@ def build(
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deploy-")))
         with clock.stage("load"):
             problem = open_problem(model, config, scratch)
+        key = build_key(problem, config, machine)
+        if not config.remeasure and (unchanged := find_built(target, key)) is not None:
+            return unchanged
         stage = stack.enter_context(stage_bundle(target))
         threads = _choose_threads(config)
         reference = Reference(problem.module, problem.signature, threads=threads)
+        recorded = RecordedReference(reference)
+        cache = open_cache(enabled=not config.no_cache)
         with clock.stage("export"):
             exported, problem = _export(problem, config, stage, progress)
         with clock.stage("calibrate"):
-            ranges = _calibrate(problem, exported, config, threads, progress)
+            calibrator = Calibrator(problem, config, threads, cache, progress)
+            ranges = _calibrate(calibrator, exported.onnx)
         with clock.stage("build candidates"):
             built = build_candidates(
                 exported.onnx,
@@ -97,22 +111,42 @@ def build(
                 stage=stage,
                 scratch=scratch,
                 gpu=machine.gpu,
+                samples=tuple(itertools.islice(calibrator.batches(), _ROUNDING_BATCHES)),
                 progress=progress,
             )
         with clock.stage("check parity"):
             specs = {c.name: c.spec(threads) for c in built if c.status == "built"}
             plan = CheckPlan(problem.static_batch, problem.classes_of)
-            parity = check_candidates(reference, specs, problem.evaluation, plan, progress)
+            parity = check_candidates(recorded, specs, problem.evaluation, plan, progress)
         baseline = problem.baseline_spec(threads)
-        judged = [_judge(candidate, parity, threads, problem, config) for candidate in built]
+        judged: tuple[CandidateResult, ...] = tuple(
+            judge_candidate(candidate, parity, threads, problem, config) for candidate in built
+        )
+        audit: tuple[Finding, ...] = ()
+        searched: SearchReport | None = None
+        if problem.kind != "synthetic" and not isinstance(ranges, DeployError):
+            with clock.stage("audit data"):
+                audit = calibrator.audit(exported.onnx, ranges)
+            with clock.stage("search"):
+                sources = Sources(
+                    model=exported.onnx,
+                    ranges=ranges,
+                    calibrator=calibrator,
+                    reference=recorded,
+                    stage=stage,
+                    scratch=scratch,
+                )
+                judged, searched = search(judged, sources)
         with clock.stage("measure latency"):
             peaks = measure_peaks(threads=threads)
             feeds = problem.latency_feeds()
             timed = [result.spec for result in judged if result.spec and result.parity]
             settings = LatencySettings(seconds=config.measure_seconds, seed=config.seed)
             latency = measure(baseline, timed, feeds, settings, progress)
-        results = tuple(_judge_latency(result, latency) for result in judged)
-        winner = _choose(results, config.seed)
+        results = tuple(judge_latency(result, latency) for result in judged)
+        with clock.stage("census"):
+            results = tuple(add_census(result, feeds, progress) for result in results)
+        winner = choose(results, config.seed)
         findings = Findings(
             problem=problem,
             exported=exported,
@@ -124,6 +158,8 @@ def build(
             threads=threads,
             winner=winner,
             floor_reason=reference.floor_reason,
+            search=searched,
+            audit=audit,
         )
         if not any(result.parity_holds for result in results):
             where = write_failure(target, make_report(findings, config, clock.seconds))
@@ -133,7 +169,7 @@ def build(
                 f"{first.name}: {first.reason}. The report says more: {where}"
             )
         with clock.stage("pack"):
-            pack_bundle(stage, findings, reference, config, clock.seconds)
+            pack_bundle(stage, findings, reference, config, clock.seconds, build_key=key)
     forget_failure(target)
     return read_bundle(target)
 
@@ -181,94 +217,9 @@ def _export(
     return replace(again, attempts=(*exported.attempts, *again.attempts)), problem
 
 
-def _calibrate(
-    problem: Problem,
-    exported: Exported,
-    config: BuildConfig,
-    threads: int,
-    progress: ProgressCallback,
-) -> Ranges | DeployError:
+def _calibrate(calibrator: Calibrator, model: OnnxModel) -> Ranges | DeployError:
     """The ranges of all float tensors; a model without them still has float engines."""
-    data = problem.calibration
-    size = problem.static_batch or _CALIBRATION_BATCH
-    batches = (batch for batch in data.batches(size) if _full(batch, problem.static_batch))
     try:
-        return calibrate(
-            exported.onnx,
-            batches,
-            observer=config.observer,
-            tensors=float_tensors(exported.onnx.path),
-            total=len(data),
-            threads=threads,
-            progress=progress,
-        )
+        return calibrator(model)
     except DeployError as error:
         return error
-
-
-def _full(batch: Feeds, size: int | None) -> bool:
-    return size is None or len(next(iter(batch.values()))) == size
-
-
-def _judge(
-    candidate: Candidate,
-    parity: dict[str, ParityReport | str],
-    threads: int,
-    problem: Problem,
-    config: BuildConfig,
-) -> CandidateResult:
-    """What the parity gate says of one candidate."""
-    result = CandidateResult(
-        name=candidate.name,
-        engine=candidate.plan.engine,
-        precision=candidate.plan.precision,
-        status="not_run" if candidate.status == "not_run" else "failed",
-        reason=candidate.reason,
-        file=candidate.file,
-        size_bytes=_size(candidate.file),
-    )
-    if candidate.status != "built":
-        if result.precision == "int8" and result.file is not None and problem.kind == "synthetic":
-            return replace(result, status="rejected", reason=NO_CALIBRATION_DATA)
-        return result
-    report = parity[candidate.name]
-    if isinstance(report, str):
-        return replace(result, status="failed", reason=report)
-    verdict = judge_parity(report, result.precision, kind=problem.kind, config=config)
-    return replace(
-        result,
-        status="ok" if verdict.passed else "rejected",
-        reason=verdict.reason,
-        spec=candidate.spec(threads),
-        parity=report,
-        verdict=verdict,
-    )
-
-
-def _size(file: Path | None) -> int | None:
-    """Bytes of an engine's file with its external data."""
-    if file is None:
-        return None
-    return sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*"))
-
-
-def _judge_latency(result: CandidateResult, latency: LatencyReport) -> CandidateResult:
-    """Add the times; a candidate that holds its parity must also beat eager."""
-    if result.name in latency.failed:
-        return replace(result, status="failed", reason=latency.failed[result.name], verdict=None)
-    if result.name not in latency.engines:
-        return result
-    times = latency.engines[result.name]
-    verdict = judge_speed(times)
-    if result.status != "ok" or verdict.passed:
-        return replace(result, latency=times)
-    return replace(result, latency=times, status="rejected", reason=verdict.reason)
-
-
-def _choose(results: tuple[CandidateResult, ...], seed: int) -> str:
-    passed = {
-        result.name: (result.precision, result.latency)
-        for result in results
-        if result.status == "ok" and result.latency is not None
-    }
-    return choose_winner(passed, seed=seed) or "torch"

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deploy.accuracy import Accuracy
+from deploy.census import Census
 from deploy.engines.base import EngineSpec
 from deploy.gates import MIN_SQNR_DB, DataKind, Verdict
 from deploy.latency import EngineLatency, LatencyReport
 from deploy.parity import OutputParity, ParityReport
+from deploy.rungs import Rung
 from export.artifacts import TensorSpec
 
 Status = Literal["ok", "rejected", "failed", "not_run"]
@@ -18,7 +20,14 @@ Status = Literal["ok", "rejected", "failed", "not_run"]
 
 @dataclass(frozen=True)
 class CandidateResult:
-    """One candidate, judged. `reason` is there unless the status is ``ok``."""
+    """One candidate, judged. `reason` is there unless the status is ``ok``.
+
+    Attributes:
+        recovery: the rungs that were tried where plain int8 failed; empty where it did not.
+        kept_float: of a mix, the blocks that are not in int8.
+        census: what the engine ran in which precision; a text where there is none: why.
+        variant: see `deploy.engines.base.EngineSpec`.
+    """
 
     name: str
     engine: str
@@ -31,6 +40,10 @@ class CandidateResult:
     parity: ParityReport | None = None
     verdict: Verdict | None = None
     latency: EngineLatency | None = None
+    recovery: tuple[Rung, ...] = ()
+    kept_float: tuple[str, ...] = ()
+    census: Census | str | None = None
+    variant: str = ""
 
     @property
     def parity_holds(self) -> bool:
@@ -63,6 +76,9 @@ def candidate_json(
         "parity": _parity_json(result, kind),
         "latency": _latency_json(result, macs, peaks.get(result.precision)),
         "size_bytes": result.size_bytes,
+        "recovery": [_rung_json(rung) for rung in result.recovery],
+        "kept_float": list(result.kept_float),
+        "census": _census_json(result),
     }
 
 
@@ -134,6 +150,49 @@ def _latency_json(result: CandidateResult, macs: int, peak: float | None) -> dic
         "speedup_ci95": list(latency.speedup_ci95),
         "gmacs_per_s": rate,
         "peak_fraction": rate / peak if peak else None,
+    }
+
+
+def _rung_json(rung: Rung) -> dict[str, Any]:
+    values = asdict(rung)
+    return {**values, "sqnr_db": None if rung.sqnr_db is None else _decibels_json(rung.sqnr_db)}
+
+
+def _census_json(result: CandidateResult) -> dict[str, Any] | None:
+    """Null for a candidate that could not be built or run: its own reason says why."""
+    census = result.census
+    if result.status == "not_run":
+        return {"status": "not_run", "reason": result.reason}
+    if not isinstance(census, Census):
+        return None if census is None else {"status": "failed", "reason": census}
+    seconds, macs = census.seconds or 1.0, census.macs or 1
+    return {
+        "status": "ok",
+        "reason": None,
+        "precisions": [
+            {
+                "precision": share.precision,
+                "layers": share.layers,
+                "macs": share.macs,
+                "share_of_macs": share.macs / macs,
+                "time_ms": share.seconds * 1e3,
+                "share_of_time": share.seconds / seconds,
+            }
+            for share in census.precisions
+        ],
+        "reformats": census.reformats,
+        "reformat_ms": census.reformat_seconds * 1e3,
+        "reformat_share_of_time": census.reformat_seconds / seconds,
+        "remainder": [
+            {
+                "where": item.where,
+                "operators": list(item.operators),
+                "precision": item.precision,
+                "time_ms": item.seconds * 1e3,
+                "share_of_time": item.share,
+            }
+            for item in census.remainder
+        ],
     }
 
 

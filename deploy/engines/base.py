@@ -45,7 +45,7 @@ class EngineSpec:
 
     Attributes:
         engine: ``torch``, ``onnxruntime``, ``openvino``, ``tensorrt``, ``tensorrt_rtx``.
-        precision: ``fp32``, ``tf32``, ``bf16``, ``fp16``, ``int8``, ``mixed``.
+        precision: ``fp32``, ``tf32``, ``bf16``, ``fp16``, ``int8``, ``int4``, ``mixed``.
         path: the file that is opened.
         threads: intra-op threads.
         trust: packages whose code a torch model file may run; ``("*",)`` trusts all.
@@ -54,6 +54,9 @@ class EngineSpec:
         inputs: signature; needed by ``torch``. The others read it from the file, OpenVINO but for
             the names of axes of outputs.
         outputs: likewise.
+        variant: how int8 comes about without calibration: ``dynamic``, activations are quantized
+            as they come, a tensor at a time; ``weights``, weights are packed in blocks, and
+            activations quantized in blocks while they are multiplied. Empty: neither.
     """
 
     engine: str
@@ -65,11 +68,29 @@ class EngineSpec:
     keyword: bool = False
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
+    variant: str = ""
 
     @property
     def name(self) -> str:
         """The candidate's name in reports: ``onnxruntime-int8``; the baseline is ``torch``."""
-        return "torch" if self.engine == "torch" else f"{self.engine}-{self.precision}"
+        return "torch" if self.engine == "torch" else name_candidate(self)
+
+
+class _Candidate(Protocol):
+    @property
+    def engine(self) -> str: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    @property
+    def variant(self) -> str: ...
+
+
+def name_candidate(candidate: _Candidate) -> str:
+    """``onnxruntime-int8``, ``onnxruntime-int8-dynamic``: engine, precision and variant."""
+    parts = (candidate.engine, candidate.precision, candidate.variant)
+    return "-".join(part for part in parts if part)
 
 
 class BackendEngine:

@@ -19,13 +19,9 @@ class OnnxRuntimeEngine(BackendEngine):
     """An InferenceSession on the CPU provider, all graph optimizations on."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = spec.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(
-                spec.path, options, providers=["CPUExecutionProvider"]
+                spec.path, make_options(spec), providers=["CPUExecutionProvider"]
             )
         except ORT_ERRORS as error:
             raise EngineError(f"ONNX Runtime cannot open {spec.path}: {error}") from error
@@ -42,6 +38,15 @@ class OnnxRuntimeEngine(BackendEngine):
 
     def _release(self) -> None:
         del self._session
+
+
+def make_options(spec: EngineSpec) -> onnxruntime.SessionOptions:
+    """Options of a session for `spec`; all graph optimizations are on by default."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = spec.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return options
 
 
 def _spec(value: onnxruntime.NodeArg) -> TensorSpec:

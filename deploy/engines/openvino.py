@@ -12,8 +12,20 @@ from export.artifacts import BATCH, TensorSpec
 from export.errors import EngineError
 from export.optional import require
 
-_HINTS = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32"}
-"""By precision of the file what is not int8 is computed in; CPUs compute float16 in float32."""
+_HINTS = {
+    "fp32": "f32",
+    "fp16": "f32",
+    "bf16": "bf16",
+    "int8": "f32",
+    "int4": "f32",
+    "mixed": "bf16",
+}
+"""By precision of the file what is not int8 is computed in; CPUs compute float16 in float32.
+
+What is float in a mix is bf16, and float32 on a CPU that has none.
+"""
+_BLOCK = "32"
+"""Activations that share a scale where they meet packed weights, as many as weights do."""
 _COMPILED_BATCHES = 4
 """How many batch sizes keep a program compiled for their static shape."""
 
@@ -23,9 +35,13 @@ class OpenVinoEngine(BackendEngine):
 
     A program compiled for a static shape is faster than one for a dynamic batch; compiling takes
     tenths of a second, so the last few batch sizes are kept.
+
+    Args:
+        spec: what to open.
+        profile: count the time of every layer, which costs some time itself.
     """
 
-    def __init__(self, spec: EngineSpec) -> None:
+    def __init__(self, spec: EngineSpec, *, profile: bool = False) -> None:
         openvino = _import_openvino()
         if spec.precision not in _HINTS:
             raise EngineError(
@@ -34,11 +50,17 @@ class OpenVinoEngine(BackendEngine):
         self._core = openvino.Core()
         if spec.precision == "bf16" and not _supports_bf16(self._core):
             raise EngineError("This CPU has no bf16 instructions; OpenVINO would run fp32 instead.")
+        hint = _HINTS[spec.precision]
+        if hint == "bf16" and not _supports_bf16(self._core):
+            hint = "f32"
         self._options = {
-            "INFERENCE_PRECISION_HINT": _HINTS[spec.precision],
+            "INFERENCE_PRECISION_HINT": hint,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": spec.threads,
             "NUM_STREAMS": 1,
+            # unless told not to, OpenVINO quantizes whatever meets packed weights
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": _BLOCK if spec.variant == "weights" else "0",
+            "PERF_COUNT": profile,
         }
         try:
             self._model = self._core.read_model(spec.path)
@@ -48,6 +70,10 @@ class OpenVinoEngine(BackendEngine):
         known = {output.name: output.shape for output in spec.outputs}
         self.outputs = tuple(_spec(port, known) for port in self._model.outputs)
         self._requests: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
+
+    def request(self, feeds: Feeds) -> Any:
+        """OpenVINO's own request that runs inputs of these shapes."""
+        return self._request_for(tuple(feeds[spec.name].shape for spec in self.inputs))
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:
         arrays = [np.asarray(feeds[spec.name], order="C") for spec in self.inputs]

@@ -2,6 +2,7 @@
 
 from importlib import resources
 
+from deploy.report.census import describe_census
 from deploy.report.chart import draw_latency
 from deploy.report.facts import (
     Candidate,
@@ -13,6 +14,7 @@ from deploy.report.facts import (
     winner_of,
 )
 from deploy.report.markup import Markup, element, facts, join
+from deploy.report.search import join_search
 from deploy.report.sections import (
     describe_accuracy,
     describe_candidates,
@@ -65,6 +67,8 @@ def _sections(report: Report) -> tuple[Markup | None, ...]:
         _section("Accuracy", describe_accuracy(report)),
         _section("Parity with the eager model", describe_parity(report), _parity_note()),
         _section("Latency in detail", describe_latency(report), _latency_note()),
+        _section("Precision, block by block", join_search(report)),
+        _section("Precision census", describe_census(report), _census_note()),
         _section("Model", _model_facts(report), describe_graph(report)),
         element(
             "div",
@@ -234,6 +238,13 @@ def _parity_note() -> Markup:
         "SQNR: power of the output over the power of the error, higher is closer. To float64: "
         "relative error against a float64 run. Eager to float64: the same of eager itself, the "
         "largest of several runs; it is the noise floor."
+    )
+
+
+def _census_note() -> Markup:
+    return _quiet(
+        "What each engine really runs, by its own profiler, which costs some time itself. "
+        "Reformats only change layout or precision."
     )
 
 

@@ -17,6 +17,7 @@ from deploy.report.facts import (
     sqnr_of,
     winner_of,
 )
+from deploy.report.search import recovery_sentences
 from deploy.report.wording import (
     UNKNOWN,
     clean,
@@ -41,6 +42,8 @@ def print_report(report: Report, console: Console) -> None:
     console.print(_candidate_table(report, winner["name"]))
     _print_reasons(report, console)
     console.print()
+    for sentence in recovery_sentences(report):
+        _print(console, sentence, "")
     _print(console, control_sentence(report), "dim")
     for warning in report["warnings"]:
         _print(console, f"Warning: {warning}", "yellow")

@@ -291,6 +291,10 @@ IN_TOML = {
     "batch": "9",
     "measure-seconds": "10.5",
     "opset": "21",
+    "effort": '"quick"',
+    "recover": '["bias", "fallback"]',
+    "remeasure": "true",
+    "no-cache": "true",
     "golden-from-data": "true",
     "output": '"out.deploy"',
 }

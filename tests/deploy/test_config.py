@@ -3,12 +3,13 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from deploy.config import CONFIG_FIELDS, BuildConfig, make_config, read_project_options
+from deploy.config import CONFIG_FIELDS, BuildConfig, Observer, make_config, read_project_options
 from export.errors import ConfigError
+from quantize.observers import AUTO, OBSERVERS
 
 
 def project(folder: Path, text: str) -> Path:
@@ -20,6 +21,11 @@ def test_defaults_are_the_gates_of_the_design() -> None:
     config = BuildConfig()
     assert (config.max_drop, config.min_agreement, config.min_sqnr) == (0.01, 0.98, None)
     assert make_config({}, where="flags") == config
+
+
+def test_observers_are_those_that_calibration_knows() -> None:
+    assert get_args(Observer) == (AUTO, *OBSERVERS)
+    assert BuildConfig().observer == AUTO
 
 
 def test_config_is_frozen() -> None:

@@ -22,7 +22,7 @@ from deploy.parity import ParityAccumulator, ParityReport
 
 Array = np.ndarray[Any, Any]
 CONFIG = BuildConfig()
-FEWER_BITS = ("fp16", "bf16", "int8", "mixed")
+FEWER_BITS = ("fp16", "bf16", "int8", "int4", "mixed")
 
 
 def linear(order: slice = slice(None), dtype: type = np.float32) -> Array:
@@ -139,7 +139,7 @@ def test_rounding_of_its_own_precision_passes(precision: str) -> None:
     assert judge(report(EAGER, candidate), precision).passed
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8", "mixed"])
+@pytest.mark.parametrize("precision", ["bf16", "int8", "int4", "mixed"])
 @pytest.mark.parametrize("name", wrong("scaled by 1.01"))
 def test_sqnr_gates_reject_wrong_outputs(name: str, precision: str) -> None:
     assert not judge(report(EAGER, WRONG[name](EAGER)), precision).passed
@@ -155,7 +155,7 @@ def test_fp16_gate_has_its_edge_at_one_percent_of_scale() -> None:
     assert judge(report(EAGER, EAGER * 1.0099), "fp16").passed
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8", "mixed"])
+@pytest.mark.parametrize("precision", ["bf16", "int8", "int4", "mixed"])
 def test_below_fp16_no_gate_sees_one_percent_of_scale_since_no_class_changes(
     precision: str,
 ) -> None:
@@ -311,7 +311,7 @@ def test_labels_of_one_output_do_not_excuse_another(name: str) -> None:
     assert "'boxes'" in str(verdict(candidate).reason)
 
 
-@pytest.mark.parametrize("precision", ["int8", "mixed"])
+@pytest.mark.parametrize("precision", ["int8", "int4", "mixed"])
 def test_integers_never_pass_on_synthetic_data(precision: str) -> None:
     verdict = judge(report(EAGER, EAGER, exact=EXACT), precision, "synthetic")
     assert not verdict.passed

@@ -45,7 +45,7 @@ def test_one_percent_of_scale_is_told_at_fp32() -> None:
     assert "off by 0.01 of its largest value" in str(mismatch(scaled, "fp32"))
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "mixed", "int8"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "mixed", "int8", "int4"])
 def test_one_percent_of_scale_is_within_the_tolerance_of_fewer_bits(precision: str) -> None:
     scaled = ANSWERS["logits"] * np.float32(1.01)
     assert mismatch(scaled, precision) is None

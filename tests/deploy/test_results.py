@@ -168,7 +168,8 @@ def test_an_unjudged_file_ships_only_where_it_awaits_its_hardware(
 def test_gates_are_those_that_were_applied() -> None:
     assert gates_json(0.01, None) == {
         "max_drop": 0.01,
-        "min_sqnr_db": {"tf32": 40.0, "fp16": 40.0, "bf16": 25.0, "int8": 20.0, "mixed": 20.0},
+        "min_sqnr_db": {"tf32": 40.0, "fp16": 40.0, "bf16": 25.0}
+        | dict.fromkeys(("int8", "int4", "mixed"), 20.0),
     }
     assert set(gates_json(0.02, 33.0)["min_sqnr_db"].values()) == {33.0}
 

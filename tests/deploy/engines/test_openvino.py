@@ -121,7 +121,7 @@ def test_bf16_is_close_and_is_not_fp32(tiny_onnx: Path) -> None:
     assert 1e-5 < error < 3e-2
 
 
-@pytest.mark.parametrize("precision", ["tf32", "mixed", ""])
+@pytest.mark.parametrize("precision", ["tf32", ""])
 def test_a_precision_that_it_has_not_is_refused(tiny_onnx: Path, precision: str) -> None:
     with pytest.raises(EngineError, match=r"no precision .*; choose fp32, fp16, bf16, int8"):
         open_engine(spec(tiny_onnx, precision))

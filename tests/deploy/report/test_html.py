@@ -12,7 +12,7 @@ from samples import HOSTILE, SAMPLES, hostile_report, labelled_report, no_data_r
 
 from deploy.report import render_html
 
-VOID = {"meta", "line", "path"}
+VOID = {"meta", "line", "path", "rect"}
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )

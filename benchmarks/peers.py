@@ -1,0 +1,334 @@
+"""The product's answer beside what a user would pick instead, in one run.
+
+    pip install 'deploykit[peers]'
+    python benchmarks/peers.py [-o peers.json] [timm network ...]
+
+For each network (random weights, BN statistics of a few training batches, all cores, batch 1,
+224x224): `deploy build` with generated images, then its winner and every peer of `peer_engines.py`,
+each in a process of its own, interleaved in short blocks in random order. Ratios are of medians,
+with a 95% interval from resampling rounds. SQNR is against eager in float32 on held-out images.
+Writes JSON after every network and prints the table of docs/benchmarks.md.
+"""
+
+import argparse
+import datetime
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploy.bootstrap import estimate_ratio
+from deploy.bundle import read_bundle
+from deploy.machine import describe_machine, usable_cores
+from deploy.parity import decibels
+from deploy.peaks import measure_peaks
+from deploy.process import ChildProcess, EngineProcess
+from export.errors import DeployError
+
+HERE = Path(__file__).parent
+FOLDERS = (str(HERE), str(HERE.parent), str(HERE.parent / "tests"))
+"""The root comes before the tests, whose folder `deploy` would stand for the package alone."""
+NETWORKS = (
+    "resnet18",
+    "resnet50",
+    "mobilenetv2_100",
+    "mobilenetv3_large_100",
+    "efficientnet_b0",
+    "repvgg_a0",
+    "mobileone_s1",
+    "convnext_tiny",
+    "vit_small_patch16_224",
+)
+MERGED = ("repvgg_a0", "mobileone_s1")
+TRANSFORMERS = ("vit_small_patch16_224",)
+PEERS = {
+    "eager": "net.pt",
+    "eager channels_last": "net.pt",
+    "eager bf16": "net.pt",
+    "torch.compile, frozen": "net.pt",
+    "onnxruntime fp32": "plain.onnx",
+    "onnxruntime quantize_static": "static.onnx",
+    "openvino fp32": "plain.onnx",
+    "openvino bf16": "plain.onnx",
+    "openvino nncf int8": "nncf.xml",
+}
+CALIBRATION, EVALUATION = 64, 64
+ROUNDS, BLOCKS, BLOCK_SECONDS = 12, 2, 0.12
+SEED = 0
+OURS = "deploy"
+
+
+@dataclass
+class Runner:
+    """One engine of the run, ours or a peer's, with the same three questions."""
+
+    name: str
+    process: ChildProcess
+    ours: bool
+
+    def prepare(self, feeds: dict[str, np.ndarray]) -> None:
+        """Hand over the feeds that are timed."""
+        if self.ours:
+            self.process.request("prepare", feeds)
+        else:
+            self._call("time_peer", feeds=feeds, calls=1, warmup=2)
+
+    def time(self, calls: int, warmup: int = 1) -> np.ndarray:
+        """Seconds of each call."""
+        if self.ours:
+            return self.process.request("time", calls, warmup)
+        return self._call("time_peer", feeds=None, calls=calls, warmup=warmup)
+
+    def run(self, feeds: dict[str, np.ndarray]) -> np.ndarray:
+        """The first output."""
+        outputs = (
+            self.process.request("run", feeds) if self.ours else self._call("run_peer", feeds=feeds)
+        )
+        return next(iter(outputs.values()))
+
+    def _call(self, name: str, **kwargs: Any) -> Any:
+        return self.process.request("call", f"peer_engines:{name}", kwargs, timeout=900)
+
+
+def main() -> None:
+    """One entry a network."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("networks", nargs="*", default=NETWORKS)
+    parser.add_argument("-o", "--output", type=Path, default=Path("peers.json"))
+    parser.add_argument("--effort", default="normal")
+    options = parser.parse_args()
+    sys.path[:0] = FOLDERS
+    os.environ["PYTHONPATH"] = os.pathsep.join((*FOLDERS, os.environ.get("PYTHONPATH", "")))
+    machine = describe_machine()
+    result: dict[str, Any] = {
+        "machine": machine.cpu,
+        "features": machine.features,
+        "threads": usable_cores(),
+        "peaks_gmacs": measure_peaks(threads=usable_cores()),
+        "versions": {
+            name: version(name)
+            for name in ("torch", "onnxruntime", "openvino", "nncf", "timm", "onnx")
+        },
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "networks": {},
+    }
+    for name in options.networks:
+        with tempfile.TemporaryDirectory(prefix="peers-") as folder:
+            result["networks"][name] = measure_network(name, Path(folder), options.effort)
+        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    print(make_table(result))
+
+
+def measure_network(name: str, folder: Path, effort: str) -> dict[str, Any]:
+    """Files of all, then their answers, then their times."""
+    print(f"{name}: making the files", file=sys.stderr, flush=True)
+    in_child("peers:make_network", name=name, folder=str(folder))
+    with np.load(folder / "data.npz") as arrays:
+        calibration, evaluation = arrays["calibration_x"], arrays["x"]
+    build = build_ours(folder, effort)
+    reasons: dict[str, str] = {}
+    static = {"source": str(folder / "plain.onnx"), "samples": calibration}
+    recipes = {
+        "quantize_static": {"target": str(folder / "static.onnx")},
+        "quantize_nncf": {
+            "target": str(folder / "nncf.xml"),
+            "transformer": name in TRANSFORMERS,
+        },
+    }
+    for recipe, more in recipes.items():
+        try:
+            in_child(f"peer_engines:{recipe}", **static, **more)
+        except DeployError as error:
+            reasons[recipe] = str(error)
+    runners = open_all(folder, reasons)
+    try:
+        expected = answers(runners["eager"], evaluation)
+        quality = {
+            name: round(sqnr(expected, answers(runner, evaluation)), 1)
+            for name, runner in runners.items()
+            if name != "eager"
+        }
+        times = measure_all(runners, evaluation[:1])
+    finally:
+        for runner in runners.values():
+            runner.process.close()
+    return {**summarize(times), "sqnr_db": quality, "failed": reasons, "build": build}
+
+
+def make_network(name: str, folder: str) -> None:
+    """In a child: the network with BN statistics, its plain ONNX file, and generated images."""
+    import timm_zoo
+    import torch
+
+    torch.manual_seed(SEED)
+    net = timm_zoo.Portable(timm_zoo.timm.create_model(name))
+    images = make_images(CALIBRATION + EVALUATION)
+    with torch.no_grad():
+        net.train()
+        for start in range(0, 32, 8):
+            net(torch.from_numpy(images[start : start + 8]))
+    net.eval()
+    torch.save(net, Path(folder) / "net.pt")
+    np.savez(Path(folder) / "data.npz", calibration_x=images[:CALIBRATION], x=images[CALIBRATION:])
+    torch.onnx.export(
+        net,
+        (torch.from_numpy(images[:2]),),
+        Path(folder) / "plain.onnx",
+        dynamo=True,
+        input_names=["x"],
+        output_names=["y"],
+        dynamic_shapes={"x": {0: torch.export.Dim.DYNAMIC}},
+        external_data=False,
+        verbose=False,
+    )
+
+
+def make_images(count: int) -> np.ndarray:
+    """Smooth random images with noise, normalized as ImageNet's are: [count, 3, 224, 224]."""
+    rng = np.random.default_rng(SEED)
+    images = np.zeros((count, 3, 224, 224), np.float32)
+    for cells in (2, 4, 7, 14, 28, 56):
+        coarse = rng.standard_normal((count, 3, cells, cells), dtype=np.float32)
+        images += coarse.repeat(224 // cells, axis=2).repeat(224 // cells, axis=3)
+    images += 0.3 * rng.standard_normal(images.shape, dtype=np.float32)
+    return images / images.std()
+
+
+def build_ours(folder: Path, effort: str) -> dict[str, Any]:
+    """`deploy build`, as a user runs it; what it says of itself."""
+    command = [sys.executable, "-m", "deploy", "build", "net.pt", "--trust-all"]
+    command += ["--data", "data.npz", "--min-agreement", "0", "--effort", effort]
+    command += ["--calibration-samples", str(CALIBRATION)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"deploy build failed:\n{done.stdout}\n{done.stderr}")
+    report = json.loads((folder / "net.deploy" / "report.json").read_text())
+    winner = next(row for row in report["candidates"] if row["name"] == report["winner"])
+    return {
+        "winner": report["winner"],
+        "seconds": round(sum(stage["seconds"] for stage in report["stages"])),
+        "macs": report["model"]["macs"],
+        "census": winner.get("census"),
+        "candidates": {
+            row["name"]: row["latency"] and round(row["latency"]["p50_ms"], 3)
+            for row in report["candidates"]
+        },
+    }
+
+
+def open_all(folder: Path, reasons: dict[str, str]) -> dict[str, Runner]:
+    """Ours, and every peer that can be opened; `reasons` takes those that cannot."""
+    bundle = read_bundle(folder / "net.deploy")
+    spec = bundle.spec(bundle.winner, trust=("*",))
+    runners = {OURS: Runner(OURS, EngineProcess(spec), ours=True)}
+    for name, file in PEERS.items():
+        if not (folder / file).is_file():
+            continue
+        process = ChildProcess(threads=usable_cores())
+        try:
+            arguments = {"kind": name, "path": str(folder / file), "threads": usable_cores()}
+            process.request("call", "peer_engines:open_peer", arguments, timeout=900)
+        except DeployError as error:
+            reasons[name] = str(error)
+            process.close()
+            continue
+        runners[name] = Runner(name, process, ours=False)
+    return runners
+
+
+def answers(runner: Runner, images: np.ndarray) -> np.ndarray:
+    """The outputs of all images, one at a time."""
+    return np.concatenate([runner.run({"x": image[None]}) for image in images])
+
+
+def sqnr(expected: np.ndarray, ours: np.ndarray) -> float:
+    """Signal to noise in dB."""
+    exact = expected.astype(np.float64)
+    return decibels(float(np.square(exact).sum()), float(np.square(ours - exact).sum()))
+
+
+def measure_all(runners: dict[str, Runner], x: np.ndarray) -> dict[str, np.ndarray]:
+    """Block medians in seconds, [rounds, blocks], of all, in turns of random order."""
+    order = random.Random(SEED)
+    calls: dict[str, int] = {}
+    for name, runner in runners.items():
+        runner.prepare({"x": x})
+        usual = float(np.median(runner.time(5, warmup=5)))
+        calls[name] = max(3, math.ceil(BLOCK_SECONDS / usual))
+    times = {name: np.empty((ROUNDS, BLOCKS)) for name in runners}
+    for turn in range(ROUNDS):
+        blocks = [(name, block) for name in runners for block in range(BLOCKS)]
+        order.shuffle(blocks)
+        for name, block in blocks:
+            times[name][turn, block] = np.median(runners[name].time(calls[name], warmup=2))
+    return times
+
+
+def summarize(times: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Medians in ms, and ours against eager and against the best peer."""
+    medians = {name: float(np.median(blocks)) for name, blocks in times.items()}
+    best = min((name for name in medians if name != OURS), key=medians.__getitem__)
+    ratio, interval = estimate_ratio(times[OURS], times[best], seed=SEED)
+    speedup, bounds = estimate_ratio(times["eager"], times[OURS], seed=SEED)
+    return {
+        "p50_ms": {name: round(value * 1e3, 3) for name, value in medians.items()},
+        "best_peer": best,
+        "ratio": round(ratio, 3),
+        "ratio_ci95": [round(end, 3) for end in interval],
+        "speedup": round(speedup, 2),
+        "speedup_ci95": [round(end, 2) for end in bounds],
+    }
+
+
+def make_table(result: dict[str, Any]) -> str:
+    """Markdown: a row a network, times in ms, ours last."""
+    columns = [*PEERS, OURS]
+    heads = ["network", *columns, "winner", "against the best peer", "against eager", "of the peak"]
+    rows = [heads, ["---"] * len(heads)]
+    for name, entry in result["networks"].items():
+        times, build = entry["p50_ms"], entry["build"]
+        precision = "int8" if build["winner"].split("-")[1] in ("int8", "mixed") else None
+        peak = result["peaks_gmacs"].get(precision or build["winner"].split("-")[1])
+        rate = build["macs"] / times[OURS] / 1e6
+        rows.append(
+            [
+                name,
+                *(f"{times[peer]:.2f}" if peer in times else "-" for peer in columns),
+                build["winner"],
+                "{:.2f} ({:.2f} to {:.2f}), {}".format(
+                    entry["ratio"], *entry["ratio_ci95"], entry["best_peer"]
+                ),
+                "{:.1f}x ({:.1f} to {:.1f})".format(entry["speedup"], *entry["speedup_ci95"]),
+                f"{100 * rate / peak:.0f}%" if peak else "-",
+            ]
+        )
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    for label, names in (
+        ("merged", MERGED),
+        ("the rest", [n for n in result["networks"] if n not in MERGED]),
+        ("all", list(result["networks"])),
+    ):
+        ratios = [result["networks"][n]["ratio"] for n in names if n in result["networks"]]
+        if ratios:
+            mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+            lines.append(f"\nGeometric mean of the ratio to the best peer, {label}: {mean:.3f}")
+    return "\n".join(lines)
+
+
+def in_child(target: str, **kwargs: Any) -> Any:
+    """Call a function in a process of its own, with all its memory."""
+    with ChildProcess(threads=usable_cores()) as child:
+        return child.request("call", target, kwargs, timeout=1800)
+
+
+if __name__ == "__main__":
+    main()

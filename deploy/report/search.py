@@ -1,0 +1,131 @@
+"""The chart of what int8 costs and saves, block by block, and the rungs of recovery in words."""
+
+from typing import Any
+
+from deploy.report.facts import Report
+from deploy.report.markup import Markup, element, join, table
+from deploy.report.wording import (
+    UNKNOWN,
+    format_decibel,
+    format_number,
+    format_percent,
+    format_seconds,
+)
+
+_RUNG_HEADS = ("Candidate", "Tried", "Gate", "SQNR", "Accuracy", "Why it did not hold")
+
+
+def describe_blocks(report: Report) -> Markup | None:
+    """A row for each block: what int8 does to the outputs and what it saves; None without any."""
+    found = report.get("search")
+    if not found or not found["blocks"]:
+        return None
+    blocks = found["blocks"]
+    noise = [_noise(block["sqnr_db"]) for block in blocks]
+    savings = [_saving(block) for block in blocks]
+    most_noise = max(noise) or 1.0
+    most_saving = max((abs(saving) for saving in savings if saving is not None), default=0.0)
+    rows = [
+        _row(block, level / most_noise, saving, most_saving)
+        for block, level, saving in zip(blocks, noise, savings, strict=True)
+    ]
+    caption = (
+        "Upper bar: the share that a block in int8, alone, has in the noise of the outputs. "
+        "Lower bar: the time that it saves"
+    )
+    if found["engine"]:
+        caption += f" in {found['engine']} against {found['float_precision']}"
+    caption += ", crossed out where int8 is slower. Figures: SQNR of the outputs, and microseconds."
+    return element(
+        "figure", element("div", *rows, class_="chart blocks"), element("figcaption", caption)
+    )
+
+
+def describe_recovery(report: Report) -> Markup | None:
+    """How far recovery had to go, candidate by candidate; None where none was needed."""
+    rows: list[list[object]] = []
+    for candidate in report["candidates"]:
+        for rung in candidate.get("recovery") or ():
+            rows.append(
+                [
+                    candidate["name"],
+                    rung["words"],
+                    "holds" if rung["passed"] else "does not hold",
+                    format_decibel(rung["sqnr_db"]),
+                    format_percent(rung["accuracy"]),
+                    rung["reason"] or UNKNOWN,
+                ]
+            )
+    return table(_RUNG_HEADS, rows, texts=3) if rows else None
+
+
+def recovery_sentences(report: Report) -> list[str]:
+    """How far recovery had to go where it helped, and what mixes keep out of int8."""
+    sentences = []
+    for candidate in report["candidates"]:
+        rungs = candidate.get("recovery") or ()
+        if rungs and rungs[-1]["passed"]:
+            first, last = rungs[0], rungs[-1]
+            before, after = (format_decibel(rung["sqnr_db"]) for rung in (first, last))
+            sentences.append(
+                f"{candidate['name']}: plain int8 did not hold the gate (SQNR {before}); "
+                f"with {last['words']} it does ({after})."
+            )
+        if kept := candidate.get("kept_float"):
+            sentences.append(f"{candidate['name']} keeps {', '.join(kept)} out of int8.")
+    return sentences
+
+
+def describe_search(report: Report) -> Markup | None:
+    """What the search spent, and what it left out; None where there was none."""
+    found = report.get("search")
+    if not found:
+        return None
+    said = f"Effort {found['effort']}, {format_seconds(found['seconds'])}."
+    words = [said, *recovery_sentences(report), *found["notes"]]
+    return element("p", " ".join(words), class_="quiet")
+
+
+def _row(block: dict[str, Any], noise: float, saving: float | None, most_saving: float) -> Markup:
+    share = abs(saving) / most_saving if saving is not None and most_saving else 0.0
+    slower = saving is not None and saving < 0
+    label = f"{block['name']}: {format_decibel(block['sqnr_db'])} alone in int8"
+    plot = element(
+        "svg",
+        element("title", label),
+        element("rect", x="2%", y=8, width=f"{95 * noise:.2f}%", height=6, class_="noise"),
+        element(
+            "rect",
+            x="2%",
+            y=19,
+            width=f"{95 * share:.2f}%",
+            height=6,
+            class_="saving slower" if slower else "saving",
+        ),
+        class_="plot",
+        height=34,
+        role="img",
+        aria_label=label,
+    )
+    layers = "1 layer" if block["layers"] == 1 else f"{block['layers']} layers"
+    name = element("div", element("b", block["name"]), " ", element("small", layers), class_="who")
+    saved = UNKNOWN if saving is None else f"{format_number(saving * 1e6)} µs"
+    shown = "unchanged" if block["sqnr_db"] is None else format_decibel(block["sqnr_db"])
+    value = element("div", shown, element("b", saved), class_="value")
+    return element("div", name, plot, value, class_="row")
+
+
+def _noise(sqnr_db: float | None) -> float:
+    return 0.0 if sqnr_db is None else float(10 ** (-sqnr_db / 10))
+
+
+def _saving(block: dict[str, Any]) -> float | None:
+    if block["int8_seconds"] is None or block["float_seconds"] is None:
+        return None
+    return float(block["float_seconds"] - block["int8_seconds"])
+
+
+def join_search(report: Report) -> Markup | None:
+    """Everything about the search, or None."""
+    parts = [describe_blocks(report), describe_recovery(report), describe_search(report)]
+    return join(*parts) if any(part is not None for part in parts) else None

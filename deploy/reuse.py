@@ -1,0 +1,92 @@
+"""Whether a bundle that stands there already is what a build would make again.
+
+Its key is a hash of all that the build depends on: the model file, the code of its classes, the
+data, the options, the versions of the engines and the machine. What cannot be told from its
+content, such as a callable that yields data or a class of a script, is never taken for unchanged.
+"""
+
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import ModuleType
+
+from torch import nn
+
+from deploy.bundle import Bundle, read_bundle
+from deploy.cache import hash_parts, package_versions
+from deploy.config import BuildConfig
+from deploy.machine import Machine
+from deploy.source import Problem
+from export.errors import BundleError
+
+_NOT_OF_THE_ANSWER = ("output", "remeasure", "no_cache")
+
+
+def build_key(problem: Problem, config: BuildConfig, machine: Machine) -> str | None:
+    """The key of a build; None where something that it depends on cannot be told."""
+    data = data_key(config)
+    code = _code_key(problem.module, problem.factory)
+    if data is None or code is None:
+        return None
+    options = {k: v for k, v in asdict(config).items() if k not in _NOT_OF_THE_ANSWER}
+    hardware = [machine.cpu, machine.cores, machine.features, machine.gpu]
+    return hash_parts(problem.file, code, data, options, package_versions(), hardware)
+
+
+def data_key(config: BuildConfig) -> str | None:
+    """The key of the data and of how they are split; None for a callable.
+
+    Of a folder it takes the names, sizes and times of change of the files.
+    """
+    split = [config.seed, config.calibration_samples, config.evaluation_samples]
+    images = [config.image_resize, config.image_crop, config.image_mean, config.image_std]
+    shapes = [config.inputs, config.image_mode]
+    if config.data is None:
+        return hash_parts("synthetic", split, shapes)
+    path = Path(config.data)
+    if path.is_file():
+        return hash_parts(path, split, images, shapes)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        found = [
+            [str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns]
+            for file in files
+        ]
+        return hash_parts(found, split, images, shapes)
+    return None
+
+
+def find_built(target: Path, key: str | None) -> Bundle | None:
+    """The sound bundle at `target` that was built under `key`; None where there is none."""
+    if key is None or not target.is_dir():
+        return None
+    try:
+        bundle = read_bundle(target)
+    except BundleError:
+        return None  # damaged, or something else: it will be replaced, or the build says why not
+    return replace(bundle, reused=True) if bundle.manifest.build_key == key else None
+
+
+def _code_key(module: nn.Module, factory: str | None) -> str | None:
+    """Hash of the sources of every package that the module's classes come from."""
+    names = {type(child).__module__.partition(".")[0] for child in module.modules()}
+    if factory is not None:
+        names.add(factory.partition(":")[0].partition(".")[0])
+    sources: list[object] = []
+    for name in sorted(names - {"torch"}):
+        files = _source_files(sys.modules.get(name))
+        if not files:
+            return None
+        sources += [name, *files]
+    return hash_parts(*sources)
+
+
+def _source_files(module: ModuleType | None) -> list[Path]:
+    """All Python files of a package, or the one of a module; none of what has no file."""
+    if module is None or module.__name__ == "__main__":
+        return []
+    folders = [Path(folder) for folder in getattr(module, "__path__", ())]
+    if folders:
+        return [file for folder in folders for file in sorted(folder.rglob("*.py"))]
+    file = getattr(module, "__file__", None)
+    return [Path(file)] if file else []

@@ -1,0 +1,21 @@
+"""One step on the ladder of recovery, as the report has it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One rung that was tried.
+
+    Attributes:
+        step: one of `STEPS`, or ``plain``.
+        words: what was done, for people.
+        reason: why the gate did not hold; None where it did.
+    """
+
+    step: str
+    words: str
+    passed: bool
+    reason: str | None
+    sqnr_db: float | None
+    accuracy: float | None

@@ -1,0 +1,119 @@
+"""Which candidates are tried for which model, and that each opens its own file."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from deploy.candidates import PLANS, PRODUCT_PLANS, build_candidates, choose_plans
+from deploy.engines import EngineSpec, open_engine
+from export.artifacts import OnnxModel, TensorSpec
+from export.errors import QuantizeError
+from export.execute import read_precision
+from quantize.weight_only import WEIGHT_PRESETS, quantize_weights
+
+WIDTH = 512
+
+
+def perceptron(path: Path, width: int = WIDTH, *, planes: int = 0) -> OnnxModel:
+    """Two products of `width` by `width`; with `planes`, a convolution of as many before them."""
+    rng = np.random.default_rng(0)
+    shape = (planes, 16, 16) if planes else (7, width)
+    nodes, stored, x = [], [], "x"
+    if planes:
+        kernel = rng.normal(0, 0.1, (planes, planes, 3, 3)).astype(np.float32)
+        stored.append(numpy_helper.from_array(kernel, "kernel"))
+        nodes.append(helper.make_node("Conv", [x, "kernel"], ["c"], pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("GlobalMaxPool", ["c"], ["p"]))
+        nodes.append(helper.make_node("Flatten", ["p"], ["f"]))
+        x = "f"
+    for number, inside in enumerate((planes or width, width)):
+        weight = rng.normal(0, inside**-0.5, (inside, width)).astype(np.float32)
+        stored.append(numpy_helper.from_array(weight, f"w{number}"))
+        result = "y" if number else "h"
+        nodes.append(helper.make_node("MatMul", [x, f"w{number}"], [result], name=f"m{number}"))
+        x = result
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *shape])
+    end = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "net", [value], [end], stored)
+    opset = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    specs = (TensorSpec("x", ("batch", *shape), "float32"),)
+    outputs = (TensorSpec("y", ("batch", WIDTH), "float32"),)
+    return OnnxModel(path, specs, outputs, 20)
+
+
+def test_products_are_tried_only_where_they_are_the_work(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    assert choose_plans(perceptron(path)) == PLANS + PRODUCT_PLANS
+    assert choose_plans(perceptron(path, 64)) == PLANS  # too few weights
+    assert choose_plans(perceptron(path, planes=64)) == PLANS  # a convolution does the work
+
+
+def test_names_say_the_variant_and_are_unique() -> None:
+    names = [plan.name for plan in PLANS + PRODUCT_PLANS]
+    assert len(set(names)) == len(names)
+    assert {"onnxruntime-int8", "onnxruntime-int8-dynamic", "openvino-int4-weights"} <= set(names)
+
+
+def test_every_candidate_without_calibration_is_built_and_answers(tmp_path: Path) -> None:
+    stage, scratch = tmp_path / "stage", tmp_path / "scratch"
+    stage.mkdir(), scratch.mkdir()
+    model = perceptron(stage / "model.onnx")
+    refused = QuantizeError("no data")
+    built = build_candidates(model, refused, stage=stage, scratch=scratch, gpu=None)
+    found = {candidate.name: candidate for candidate in built}
+    assert set(found) == {plan.name for plan in PLANS + PRODUCT_PLANS}
+    feeds = {"x": np.random.default_rng(1).normal(0, 1, (3, 7, WIDTH)).astype(np.float32)}
+    with open_engine(found["onnxruntime-fp32"].spec(1)) as engine:
+        reference = engine(feeds)["y"].astype(np.float64)
+    for plan in PRODUCT_PLANS:
+        candidate = found[plan.name]
+        if candidate.status == "not_run":
+            pytest.skip(str(candidate.reason))
+        assert read_precision(candidate.file) == plan.precision
+        assert candidate.spec(1).name == plan.name
+        with open_engine(candidate.spec(1)) as engine:
+            got = engine(feeds)["y"]
+        noise = ((reference - got) ** 2).sum() / (reference**2).sum()
+        assert (1e-4 if plan.precision == "int4" else 1e-6) < noise  # not float in disguise
+        assert noise < (2e-2 if plan.precision == "int4" else 1e-3)
+
+
+def test_16_bit_engines_are_built_from_measured_losses(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+    stage, scratch = tmp_path / "stage", tmp_path / "scratch"
+    stage.mkdir()
+    model = perceptron(stage / "model.onnx", 64)
+    large = {"x": np.full((2, 7, 64), 1e5, np.float32)}  # beyond float16
+    options = {"stage": stage, "scratch": scratch, "gpu": None, "samples": (large,)}
+    built = build_candidates(model, QuantizeError("no data"), **options)
+    found = {candidate.name: candidate for candidate in built}
+    halves = {}
+    for precision in ("fp16", "bf16"):
+        assert found[f"tensorrt_rtx-{precision}"].file.stat().st_size > 1000
+        graph = onnx.load(scratch / f"{precision}.onnx").graph
+        halves[precision] = {tensor.data_type for tensor in graph.initializer}
+    assert halves == {"fp16": {TensorProto.FLOAT}, "bf16": {TensorProto.BFLOAT16}}
+
+
+def test_openvino_keeps_activations_float_unless_the_variant_says_otherwise(tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="needs OpenVINO")
+    model = perceptron(tmp_path / "m.onnx")
+    path = quantize_weights(model, WEIGHT_PRESETS["int8"], tmp_path / "w.onnx").model.path
+    graph = onnx.load(path).graph
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    feeds = {"x": np.random.default_rng(2).normal(0, 1, (2, 7, WIDTH)).astype(np.float32)}
+    expected = feeds["x"].astype(np.float64)
+    for node in graph.node:
+        codes, scales = (stored[name] for name in node.input[1:3])
+        dense = (codes.astype(np.float64) - 128) * scales[..., None]
+        expected = expected @ dense.reshape(len(codes), -1).T
+    errors = []
+    for variant in ("", "weights"):
+        with open_engine(EngineSpec("openvino", "int8", str(path), 1, variant=variant)) as engine:
+            errors.append(np.abs(engine(feeds)["y"] - expected).max() / np.abs(expected).max())
+    assert errors[0] < 1e-5
+    assert errors[1] > 1e-3
