@@ -26,7 +26,7 @@ demo: setup
 	cd $(DEMO) && $(BIN)/deploy build model.pt
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 3 --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

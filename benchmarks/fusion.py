@@ -41,9 +41,10 @@ from export.fusion.options import FusionOptions
 from export.onnx import to_onnx
 from quantize.calibrate import calibrate
 
-TESTS = str(Path(__file__).parents[1] / "tests")
-sys.path.insert(0, TESTS)
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (TESTS, os.environ.get("PYTHONPATH"))))
+ROOT = Path(__file__).parents[1]
+FOLDERS = (str(ROOT), str(ROOT / "tests"))  # tests/deploy alone would stand for deploy
+sys.path[:0] = FOLDERS
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (*FOLDERS, os.environ.get("PYTHONPATH"))))
 
 ENGINES = ("torch-fp32", "openvino-fp32", "openvino-bf16", "openvino-int8", "onnxruntime-int8")
 SHAPE = (1, 3, 224, 224)

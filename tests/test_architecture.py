@@ -27,6 +27,7 @@ NEED_TORCH = {
     "deploy/pipeline.py",
     "deploy/reference.py",
     "deploy/signatures.py",
+    "deploy/reuse.py",
     "deploy/source.py",
     "deploy/tensors.py",
     "deploy/trust.py",

@@ -218,7 +218,13 @@ def test_timm_network_has_as_many_convolutions_as_timm_leaves(name):
     assert not any("batch_norm" in operator for operator in counts)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+SLOW_NETWORKS = ("fastvit_t8", "repghostnet_050", "mobileone_s1")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW_NETWORKS else []) for n in NETWORKS],
+)
 def test_timm_network_is_as_exact_as_eager(name):
     """A hundred layers lose more than a block does; eager's own loss is the measure."""
     model, result = fuse_network(name)
