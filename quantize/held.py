@@ -6,7 +6,7 @@ import numpy as np
 
 from export.artifacts import OnnxModel
 
-HELD_SAMPLES = 8
+HELD_SAMPLES = 16
 """The most that are kept; half as many or more of a longer stream."""
 
 Feeds = Mapping[str, np.ndarray]
