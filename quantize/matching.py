@@ -1,5 +1,6 @@
 """What a node is to a rule: its constant weights, its activation, whether it only moves values."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from onnx import NodeProto, TensorProto, numpy_helper
@@ -18,10 +19,11 @@ class WeightUse:
     bias: str | None
 
 
-def match_weights(graph: GraphIndex, number: int, scheme: QuantScheme) -> WeightUse | str:
-    """The constant operands of a weighted operator, or the reason why it stays float."""
-    node = graph.nodes[number]
-    if name_node(node) in scheme.keep_float:
+def read_constant_weight(
+    graph: GraphIndex, node: NodeProto, keep_float: Collection[str]
+) -> TensorProto | str:
+    """The float32 weights of an operator whose data is computed, or why it stays float."""
+    if name_node(node) in keep_float:
         return "kept float as asked"
     weight = graph.constant(node.input[1])
     if weight is None:
@@ -30,6 +32,15 @@ def match_weights(graph: GraphIndex, number: int, scheme: QuantScheme) -> Weight
         return f"its weights are {TensorProto.DataType.Name(weight.data_type).lower()}, not float"
     if graph.constant(node.input[0]) is not None:
         return "its data input is constant"
+    return weight
+
+
+def match_weights(graph: GraphIndex, number: int, scheme: QuantScheme) -> WeightUse | str:
+    """The constant operands of a weighted operator, or the reason why it stays float."""
+    node = graph.nodes[number]
+    weight = read_constant_weight(graph, node, scheme.keep_float)
+    if isinstance(weight, str):
+        return weight
     axis = _channel_axis(node, len(weight.dims))
     if axis is None:
         return f"weights of rank {len(weight.dims)} have no channel axis"

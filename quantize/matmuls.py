@@ -8,12 +8,13 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import NodeProto, TensorProto, numpy_helper
+from onnx import NodeProto, numpy_helper
 
 from export.artifacts import OnnxModel, Skip
 from export.cost import model_cost
 from export.errors import NothingToQuantizeError, QuantizeError
 from export.graph import GraphIndex, attribute, node_label
+from quantize.matching import read_constant_weight
 
 MIN_WEIGHTS = 4096
 """Elements below which a matrix stays float: it is little work, and its scales cost some."""
@@ -106,15 +107,9 @@ def weight_share(model: OnnxModel) -> tuple[float, int]:
 
 def _match(graph: GraphIndex, number: int, keep_float: Collection[str]) -> ConstantMatMul | str:
     node = graph.nodes[number]
-    if (node.name or node.output[0]) in keep_float:
-        return "kept float as asked"
-    tensor = graph.constant(node.input[1])
-    if tensor is None:
-        return "its weights are not constant"
-    if tensor.data_type != TensorProto.FLOAT:
-        return f"its weights are {TensorProto.DataType.Name(tensor.data_type).lower()}, not float"
-    if graph.constant(node.input[0]) is not None:
-        return "its data input is constant"
+    tensor = read_constant_weight(graph, node, keep_float)
+    if isinstance(tensor, str):
+        return tensor
     if len(tensor.dims) != 2:
         return f"its weights have rank {len(tensor.dims)}, not 2"
     if tensor.dims[0] * tensor.dims[1] < MIN_WEIGHTS:
