@@ -10,7 +10,7 @@ import numpy as np
 from deploy.data import Dataset
 from deploy.engines.base import Array, EngineSpec, Feeds
 from deploy.parity import ParityAccumulator, ParityReport
-from deploy.process import EngineProcess
+from deploy.process import EngineProcess, open_processes
 from export.artifacts import TensorSpec
 from export.errors import DataError, DeployError
 from export.progress import Progress, ProgressCallback, ignore_progress
@@ -79,11 +79,9 @@ def check_candidates(
     results: dict[str, ParityReport | str] = {}
     with contextlib.ExitStack() as stack:
         running: dict[str, _Comparison] = {}
-        for name, spec in specs.items():
-            try:
-                process = stack.enter_context(EngineProcess(spec))
-            except DeployError as error:
-                results[name] = str(error)
+        for name, process in zip(specs, open_processes(specs.values(), stack), strict=True):
+            if isinstance(process, DeployError):
+                results[name] = str(process)
                 continue
             axes = sample_axes(reference, plan)
             parity = ParityAccumulator(tuple(axes), plan.classes_of, axes)

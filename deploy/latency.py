@@ -16,7 +16,7 @@ import numpy as np
 
 from deploy.bootstrap import Floats, Interval, estimate_quantiles, estimate_ratio
 from deploy.engines.base import EngineSpec, Feeds
-from deploy.process import EngineProcess
+from deploy.process import EngineProcess, open_processes
 from export.errors import DeployError
 from export.progress import Progress, ProgressCallback, ignore_progress
 
@@ -103,26 +103,26 @@ def measure(
     failed: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         block = _block_seconds(settings, engines=2 + len(candidates))
-        runners = [
-            _start(stack, "baseline", baseline, feeds, block),
-            _start(stack, "control", baseline, feeds, block),
-        ]
-        for spec in candidates:
+        specs = (baseline, baseline, *candidates)
+        runners = []
+        labels = ("baseline", "control", *names[1:])
+        for label, process in zip(labels, open_processes(specs, stack), strict=True):
             try:
-                runners.append(_start(stack, spec.name, spec, feeds, block))
+                runners.append(_start(label, process, feeds, block))
             except DeployError as error:
-                failed[spec.name] = str(error)
+                if label in ("baseline", "control"):
+                    raise
+                failed[label] = str(error)
         started = time.perf_counter()
         times, failed_later = _run_rounds(runners, settings, progress)
         seconds = time.perf_counter() - started
     return _summarize(runners, times, {**failed, **failed_later}, seconds, settings)
 
 
-def _start(
-    stack: contextlib.ExitStack, name: str, spec: EngineSpec, feeds: Feeds, block: float
-) -> _Runner:
-    """Open one engine, make its first call, and warm it up to a stable median."""
-    process = stack.enter_context(EngineProcess(spec))
+def _start(name: str, process: EngineProcess | DeployError, feeds: Feeds, block: float) -> _Runner:
+    """Make an engine's first call, and warm it up to a stable median."""
+    if isinstance(process, DeployError):
+        raise process
     first = process.prepare(feeds)
     median = float(process.time(1)[0])
     for _ in range(_WARM_BLOCKS):

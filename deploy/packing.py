@@ -1,5 +1,6 @@
 """Turns the findings of a build into the files of a bundle."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -13,11 +14,11 @@ from deploy.engines.base import Array, EngineSpec, Feeds
 from deploy.findings import Findings, make_report
 from deploy.golden import TOLERANCE, Golden, choose_samples
 from deploy.manifest import BundledEngine, write_manifest
-from deploy.process import EngineProcess
+from deploy.process import open_processes
 from deploy.reference import Reference
 from deploy.report import render_html
 from deploy.results import CandidateResult
-from export.errors import BundleError
+from export.errors import BundleError, DeployError
 from export.source_traces import remove_source_traces
 
 _GOLDEN_SEED = 20_240_229
@@ -91,8 +92,10 @@ def forget_failure(target: Path) -> None:
 def record_golden(feeds: Feeds, reference: Reference, specs: dict[str, EngineSpec]) -> Golden:
     """Run the reference and every engine on the golden inputs."""
     outputs: dict[str, dict[str, Array]] = {"reference": reference(feeds)}
-    for name, spec in specs.items():
-        with EngineProcess(spec) as process:
+    with contextlib.ExitStack() as stack:
+        for name, process in zip(specs, open_processes(specs.values(), stack), strict=True):
+            if isinstance(process, DeployError):
+                raise process
             outputs[name] = process(feeds)
     return Golden(dict(feeds), outputs)
 

@@ -1,10 +1,12 @@
 """The parent's end of a child process that holds one engine. See `deploy.worker`."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from multiprocessing import Pipe
 from types import TracebackType
 from typing import Any, Self
@@ -49,16 +51,31 @@ class ChildProcess:
         return self._process.pid
 
     def request(self, method: str, *arguments: Any, timeout: float = _TIMEOUT_S) -> Any:
-        """Send one request and wait for its answer.
+        """Send one request and wait for its answer; see `send` and `receive`."""
+        self.send(method, *arguments)
+        return self.receive(timeout=timeout)
+
+    def send(self, method: str, *arguments: Any) -> None:
+        """Send one request, whose answer `receive` waits for.
 
         Raises:
-            DeployError: what the child raised; EngineError when it failed otherwise, died (the
-                message has the signal and its last words) or did not answer in `timeout` seconds.
+            EngineError: the child has died or was ended.
         """
         if self._connection.closed:
             raise EngineError("The engine's process was ended before; open the engine again.")
         try:
             self._connection.send((method, arguments))
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise EngineError(self._describe_death()) from error
+
+    def receive(self, *, timeout: float = _TIMEOUT_S) -> Any:
+        """The answer to the request that was sent.
+
+        Raises:
+            DeployError: what the child raised; EngineError when it failed otherwise, died (the
+                message has the signal and its last words) or did not answer in `timeout` seconds.
+        """
+        try:
             if not self._connection.poll(timeout):
                 self.close()
                 raise EngineError(f"The engine did not answer within {timeout:.0f} s; ended it.")
@@ -109,16 +126,34 @@ class ChildProcess:
 
 
 class EngineProcess(ChildProcess):
-    """An engine in a process of its own, with the same call as an `Engine`."""
+    """An engine in a process of its own, with the same call as an `Engine`.
+
+    Args:
+        spec: what to open.
+        wait: until it is open; otherwise `wait_until_open` is to be called before anything else.
+
+    Raises:
+        DeployError: it cannot be opened.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    def __init__(self, spec: EngineSpec) -> None:
+    def __init__(self, spec: EngineSpec, *, wait: bool = True) -> None:
         super().__init__(threads=spec.threads)
         self.spec = spec
         try:
-            self.inputs, self.outputs = self.request("open", spec)
+            self.send("open", spec)
+        except BaseException:
+            self.close()
+            raise
+        if wait:
+            self.wait_until_open()
+
+    def wait_until_open(self) -> None:
+        """Wait for the engine; the process is ended where it cannot be opened, which is raised."""
+        try:
+            self.inputs, self.outputs = self.receive()
         except BaseException:
             self.close()
             raise
@@ -136,6 +171,29 @@ class EngineProcess(ChildProcess):
         """Seconds of each of `calls` consecutive calls after `warmup` untimed ones."""
         seconds: np.ndarray[Any, np.dtype[np.float64]] = self.request("time", calls, warmup)
         return seconds
+
+
+def open_processes(
+    specs: Iterable[EngineSpec], stack: contextlib.ExitStack
+) -> list[EngineProcess | DeployError]:
+    """Open all engines at the same time, each in a process that ends with `stack`.
+
+    Returns:
+        In the order of `specs` the process, or why its engine cannot be opened.
+    """
+    processes: list[EngineProcess | DeployError] = []
+    for spec in specs:
+        try:
+            processes.append(stack.enter_context(EngineProcess(spec, wait=False)))
+        except DeployError as error:
+            processes.append(error)
+    for index, process in enumerate(processes):
+        if isinstance(process, EngineProcess):
+            try:
+                process.wait_until_open()
+            except DeployError as error:
+                processes[index] = error
+    return processes
 
 
 def call_in_child(target: str, *, threads: int = 1, **kwargs: Any) -> Any:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import deploy.checking
+import deploy.process
 from deploy.checking import CheckPlan, check_candidates
 from deploy.config import BuildConfig
 from deploy.data import ArrayRows, Dataset
@@ -300,7 +300,7 @@ class DyingProcess(EngineProcess):
 def test_a_crash_takes_only_its_own_candidate_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deploy.checking, "EngineProcess", DyingProcess)
+    monkeypatch.setattr(deploy.process, "EngineProcess", DyingProcess)
     specs = {name: write(tmp_path, name, []) for name in ("first", "dying", "last")}
     results = check_candidates(NumpyReference(), specs, dataset(), CheckPlan())
     assert "SIGKILL" in str(results["dying"])

@@ -38,6 +38,8 @@ from deploy.verification import Verification
 from export.errors import EngineError, InputError, TrustError
 from export.progress import Progress
 
+pytestmark = pytest.mark.long
+
 COMMANDS = ("build", "bench", "verify", "compare", "doctor")
 HEAVY = ("torch", "onnxruntime", "onnx", "numpy", "openvino", "rich", "deploy.pipeline")
 

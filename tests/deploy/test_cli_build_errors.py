@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 from tiny import Cli
 from torch import nn
 
+pytestmark = pytest.mark.long
+
 FACTORY = """
 import torch
 from torch import nn

@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import deploy.latency
+import deploy.process
 from deploy.engines import EngineSpec
 from deploy.latency import LatencyReport, LatencySettings, measure, widen_interval
 from export.errors import EngineError
@@ -34,11 +35,16 @@ class FakeProcess:
     log: ClassVar[list[str]] = []
     live = 0
 
-    def __init__(self, spec: EngineSpec) -> None:
-        if spec.path == "does not open":
-            raise EngineError("no such file")
+    def __init__(self, spec: EngineSpec, *, wait: bool) -> None:
+        assert not wait
+        if spec.path == "does not start":
+            raise EngineError("no process")
         self.spec, self.blocks, self.calls = spec, 0, 0
         FakeProcess.live += 1
+
+    def wait_until_open(self) -> None:
+        if self.spec.path == "does not open":
+            raise EngineError("no such file")
 
     def prepare(self, feeds: object) -> float:
         if self.spec.path == "does not run":
@@ -66,7 +72,7 @@ class FakeProcess:
 
 @pytest.fixture
 def faked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(deploy.latency, "EngineProcess", FakeProcess)
+    monkeypatch.setattr(deploy.process, "EngineProcess", FakeProcess)
     monkeypatch.setattr(deploy.latency, "_SETTLE_S", 0.0)
     monkeypatch.setattr(FakeProcess, "log", [])
     monkeypatch.setattr(FakeProcess, "live", 0)
@@ -129,6 +135,7 @@ def test_the_order_is_the_same_for_a_seed_and_another_for_another() -> None:
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
+        ("does not start", "no process"),
         ("does not open", "no such file"),
         ("does not run", "wrong input"),
         ("dies 1e-2", "signal SIGSEGV"),

@@ -14,6 +14,8 @@ from deploy.bundle import Bundle
 from deploy.config import BuildConfig
 from deploy.recovery import STEPS
 
+pytestmark = pytest.mark.long
+
 QUICK = 0.5
 
 

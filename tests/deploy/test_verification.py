@@ -19,6 +19,8 @@ from deploy.manifest import BundledEngine, _make_manifest
 from deploy.verification import verify
 from export.errors import BundleError, ConfigError, DataError
 
+pytestmark = pytest.mark.long
+
 
 def spoil(path: Path, factor: float) -> None:
     """Multiply the model's answers by `factor`."""

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from export import fuse
 from export.fusion import FusionResult
 
+pytestmark = pytest.mark.long
+
 LIMIT = 1e-5
 NOISE_FACTOR = 4
 NOISE_FLOOR = 1e-6
@@ -207,7 +209,14 @@ def fuse_network(name: str) -> tuple[nn.Module, FusionResult]:
     return model, fuse(model, torch.randn(2, 3, SIZE, SIZE))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+SLOW_NETWORKS = ("fastvit_t8", "repghostnet_050", "mobileone_s1")
+TIMM_NETWORKS = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in SLOW_NETWORKS else [])
+    for name in NETWORKS
+]
+
+
+@pytest.mark.parametrize("name", TIMM_NETWORKS)
 def test_timm_network_has_as_many_convolutions_as_timm_leaves(name):
     model, result = fuse_network(name)
     x = torch.randn(2, 3, SIZE, SIZE)
@@ -218,13 +227,7 @@ def test_timm_network_has_as_many_convolutions_as_timm_leaves(name):
     assert not any("batch_norm" in operator for operator in counts)
 
 
-SLOW_NETWORKS = ("fastvit_t8", "repghostnet_050", "mobileone_s1")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW_NETWORKS else []) for n in NETWORKS],
-)
+@pytest.mark.parametrize("name", TIMM_NETWORKS)
 def test_timm_network_is_as_exact_as_eager(name):
     """A hundred layers lose more than a block does; eager's own loss is the measure."""
     model, result = fuse_network(name)

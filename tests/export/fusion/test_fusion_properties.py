@@ -43,6 +43,8 @@ from trees import (
 from export import fuse
 from export.capture import capture
 
+pytestmark = pytest.mark.long
+
 TOLERANCE = 1e-10
 LAYERS = {"conv1d", "conv2d", "conv3d", "convolution", "linear"}
 BORDERS = {"pad", "constant_pad_nd"}

@@ -1,0 +1,171 @@
+"""`build` where something goes wrong: interrupts, engines that fail, gates, what cannot be used."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import onnx
+import pytest
+import torch
+from built_nets import QUICK, Net, TwoInputs, status
+from onnx import numpy_helper
+
+import deploy
+from deploy.config import BuildConfig
+from deploy.manifest import MANIFEST
+from deploy.packing import forget_failure
+from deploy.report import load_schema
+from export.errors import BundleError, ConfigError, GateError, InputError
+from export.progress import Progress
+
+pytestmark = pytest.mark.long
+
+
+class _Fault:
+    """A progress callback that does something when a stage begins."""
+
+    def __init__(self, stage: str, action: Callable[[], None]) -> None:
+        self._stage, self._action = stage, action
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.stage == self._stage:
+            self._action()
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "stage",
+    ["load", "export", "calibrate", "build candidates", "check parity", "measure latency", "pack"],
+)
+def test_an_interrupt_leaves_the_old_bundle_and_nothing_else(tmp_path: Path, stage: str) -> None:
+    target = tmp_path / "net.deploy"
+    target.mkdir()
+    (target / MANIFEST).write_text('{"manifest_sha256": "the old bundle"}')
+    config = BuildConfig(inputs=("1x3x16x16",), measure_seconds=QUICK)
+    with pytest.raises(KeyboardInterrupt):
+        deploy.build(Net().eval(), config, output=target, progress=_Fault(stage, _interrupt))
+    assert [path.name for path in tmp_path.iterdir()] == ["net.deploy"]
+    assert (target / MANIFEST).read_text() == '{"manifest_sha256": "the old bundle"}'
+
+
+def _spoil_weights(folder: Path) -> None:
+    """Scale every float initializer of the staged float model, as a wrong exporter might."""
+    path = next(folder.glob(".net.deploy.*/model.onnx"))
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            values = numpy_helper.to_array(tensor) * np.float32(1.01)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, path)
+
+
+def test_when_nothing_passes_its_gate_nothing_ships_and_the_report_says_why(
+    tmp_path: Path,
+) -> None:
+    config = BuildConfig(inputs=("1x3x16x16",), min_sqnr=60.0, measure_seconds=QUICK)
+    fault = _Fault("check parity", lambda: _spoil_once(tmp_path))
+    with pytest.raises(GateError, match="No candidate gives the model's answers") as caught:
+        deploy.build(Net().eval(), config, output=tmp_path / "net.deploy", progress=fault)
+    assert caught.value.exit_code == 1
+    assert not (tmp_path / "net.deploy").exists()
+    report = json.loads((tmp_path / "net.failed" / "report.json").read_text())
+    jsonschema.validate(report, load_schema())
+    reasons = {row["name"]: row["reason"] for row in report["candidates"]}
+    assert "eager itself by" in reasons["onnxruntime-fp32"]
+    assert "SQNR" in reasons["openvino-bf16"] or "bf16" in reasons["openvino-bf16"]
+    (tmp_path / "net.failed" / "mine.txt").touch()
+    forget_failure(tmp_path / "net.deploy")
+    assert (tmp_path / "net.failed" / "report.json").is_file()  # somebody keeps something there
+    (tmp_path / "net.failed" / "mine.txt").unlink()
+    forget_failure(tmp_path / "net.deploy")
+    assert not (tmp_path / "net.failed").exists()
+
+
+def _spoil_once(folder: Path) -> None:
+    marker = folder / "spoilt"
+    if not marker.exists():
+        marker.touch()
+        _spoil_weights(folder)
+
+
+def test_an_engine_that_fails_is_named_and_the_rest_go_on(tmp_path: Path) -> None:
+    def truncate() -> None:
+        for path in tmp_path.glob(".net.deploy.*/onnxruntime-int8/model.onnx"):
+            path.write_bytes(b"no model")
+
+    bundle = deploy.build(
+        Net().eval(),
+        BuildConfig(inputs=("1x3x16x16",), measure_seconds=QUICK),
+        output=tmp_path / "net.deploy",
+        progress=_Fault("check parity", truncate),
+    )
+    what, reason = status(bundle.report(), "onnxruntime-int8")
+    assert what == "failed"
+    assert "ONNX Runtime cannot open" in str(reason)
+    assert status(bundle.report(), "onnxruntime-fp32")[0] in ("ok", "rejected")
+
+
+def test_neither_inputs_nor_data_is_an_error_that_names_both(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--input 1x3x224x224, or --data"):
+        deploy.build(Net().eval(), BuildConfig(), output=tmp_path / "net.deploy")
+
+
+def test_inputs_that_the_model_cannot_take_are_refused_in_its_words(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"fails on the given inputs \(x \(1, 5, 16, 16\)\)"):
+        deploy.build(
+            Net().eval(), BuildConfig(inputs=("1x5x16x16",)), output=tmp_path / "net.deploy"
+        )
+    with pytest.raises(ConfigError, match="no parameter 'images'"):
+        deploy.build(
+            Net().eval(), BuildConfig(inputs=("images:1x3x16x16",)), output=tmp_path / "n.deploy"
+        )
+
+
+def test_a_target_that_is_no_bundle_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    with pytest.raises(BundleError, match="is no bundle; it is left alone"):
+        deploy.build(Net().eval(), BuildConfig(inputs=("1x3x16x16",)), output=tmp_path / "thesis")
+    assert list((tmp_path / "thesis").iterdir()) == []
+
+
+def test_a_model_that_returns_nan_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    net = Net().eval()
+    with torch.no_grad():
+        net.head.weight[1, 0] = float("nan")
+    config = BuildConfig(inputs=("1x3x16x16",), measure_seconds=QUICK)
+    with pytest.raises(InputError, match="the model itself returns NaN in output 'output'"):
+        deploy.build(net, config, output=tmp_path / "net.deploy")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_the_model_fails_on_is_named(tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(0, 50, (40, 7))
+    ids[33, 2] = 5000
+    data = tmp_path / "ids.npz"
+    np.savez(data, ids=ids, mask=np.ones((40, 7), np.float32))
+    config = BuildConfig(data=str(data), calibration_samples=1, measure_seconds=QUICK)
+    with pytest.raises(InputError, match=r"ids\.npz.*(fails on this batch|IndexError)"):
+        deploy.build(TwoInputs().eval(), config, output=tmp_path / "two.deploy")
+    assert [path.name for path in tmp_path.iterdir()] == ["ids.npz"]
+
+
+def test_more_threads_than_cores_and_batches_that_differ_are_refused(tmp_path: Path) -> None:
+    output = tmp_path / "net.deploy"
+    with pytest.raises(ConfigError, match="usable cores"):
+        deploy.build(Net().eval(), BuildConfig(inputs=("1x3x16x16",), threads=4096), output=output)
+    with pytest.raises(ConfigError, match="leading sizes are 1, 2"):
+        deploy.build(
+            TwoInputs().eval(), BuildConfig(inputs=("ids:1x7:int64", "mask:2x7")), output=output
+        )
+
+
+def test_arrays_under_wrong_names_are_explained_by_the_data(tmp_path: Path) -> None:
+    data = tmp_path / "data.npz"
+    np.savez(data, images=np.zeros((8, 3, 16, 16), np.float32), labels=np.zeros(8, np.int64))
+    with pytest.raises(InputError, match=r"data\.npz: the names of its arrays .* y for the labels"):
+        deploy.build(Net().eval(), BuildConfig(data=str(data)), output=tmp_path / "net.deploy")
