@@ -215,7 +215,7 @@ def build_ours(folder: Path, effort: str) -> dict[str, Any]:
     winner = next(row for row in report["candidates"] if row["name"] == report["winner"])
     return {
         "winner": report["winner"],
-        "seconds": round(sum(stage["seconds"] for stage in report["stages"])),
+        "seconds": {stage["name"]: round(stage["seconds"], 1) for stage in report["stages"]},
         "macs": report["model"]["macs"],
         "census": winner.get("census"),
         "candidates": {
@@ -324,10 +324,10 @@ def make_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def in_child(target: str, **kwargs: Any) -> Any:
+def in_child(function: str, /, **kwargs: Any) -> Any:
     """Call a function in a process of its own, with all its memory."""
     with ChildProcess(threads=usable_cores()) as child:
-        return child.request("call", target, kwargs, timeout=1800)
+        return child.request("call", function, kwargs, timeout=1800)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from deploy.process import call_in_child
 from export.artifacts import OnnxModel
 from export.errors import DeployError, EngineError, NothingToQuantizeError
 from export.progress import Progress, ProgressCallback, ignore_progress
+from quantize.adjustments import Adjustments
 from quantize.bf16 import convert_bf16
 from quantize.calibrate import Ranges
 from quantize.dynamic import quantize_dynamic
@@ -96,6 +97,10 @@ class Candidate:
         )
 
 
+def correct_nothing(target: str) -> None:
+    """For int8 models whose biases stay as they are."""
+
+
 @dataclass(frozen=True)
 class _Sources:
     """What graphs are made from."""
@@ -105,11 +110,22 @@ class _Sources:
     stage: Path
     scratch: Path
     samples: tuple[Feeds, ...] = ()
+    corrections: Callable[[str], Adjustments | None] = correct_nothing
 
     def calibrated(self) -> Ranges:
         if isinstance(self.ranges, DeployError):
             raise self.ranges
         return self.ranges
+
+    def quantize(self, target: str, path: Path) -> OnnxModel:
+        """The int8 model for a key of `PRESETS`."""
+        return quantize_int8(
+            self.model,
+            self.calibrated(),
+            PRESETS[target],
+            path,
+            adjustments=self.corrections(target),
+        ).model
 
     def losses(self, half: str) -> Losses | None:
         """What single nodes lose in a 16-bit float; None where nothing was given to tell it by."""
@@ -122,7 +138,7 @@ def _int8_for(target: str) -> Callable[[_Sources], OnnxModel]:
     def make(sources: _Sources) -> OnnxModel:
         path = sources.stage / f"{target}-int8" / "model.onnx"
         path.parent.mkdir()
-        return quantize_int8(sources.model, sources.calibrated(), PRESETS[target], path).model
+        return sources.quantize(target, path)
 
     return make
 
@@ -137,11 +153,9 @@ def _tensorrt_fp16(sources: _Sources) -> OnnxModel:
 def _tensorrt_int8(sources: _Sources) -> OnnxModel:
     """int8 by Q/DQ, and the float remainder in fp16: fp32 there would cost more than int8 gains."""
     ranges, scratch = sources.calibrated(), sources.scratch
-    quantized = quantize_int8(
-        sources.model, ranges, PRESETS["tensorrt"], scratch / "int8-fp32.onnx"
-    )
+    quantized = sources.quantize("tensorrt", scratch / "int8-fp32.onnx")
     options, path = Fp16Options(sources.losses("fp16")), scratch / "int8-fp16.onnx"
-    return convert_fp16(quantized.model, path, ranges=ranges, options=options).model
+    return convert_fp16(quantized, path, ranges=ranges, options=options).model
 
 
 def _tensorrt_bf16(sources: _Sources) -> OnnxModel:
@@ -185,6 +199,7 @@ def build_candidates(
     scratch: Path,
     gpu: str | None,
     samples: tuple[Feeds, ...] = (),
+    corrections: Callable[[str], Adjustments | None] = correct_nothing,
     progress: ProgressCallback = ignore_progress,
 ) -> tuple[Candidate, ...]:
     """Make the file of every plan; one that fails keeps its reason and the rest go on.
@@ -196,9 +211,10 @@ def build_candidates(
         scratch: for what nobody opens later.
         gpu: name of the NVIDIA GPU, if there is one.
         samples: a few batches, to measure on what single nodes lose in 16 bits.
+        corrections: of the biases of the int8 model for a key of `PRESETS`.
         progress: told after every plan.
     """
-    sources = _Sources(model, ranges, stage, scratch, samples)
+    sources = _Sources(model, ranges, stage, scratch, samples, corrections)
     graphs: dict[str, OnnxModel | DeployError] = {}
     candidates = []
     plans = choose_plans(model)

@@ -16,6 +16,7 @@ from deploy.calibration import Calibrator
 from deploy.candidates import build_candidates
 from deploy.checking import CheckPlan, check_candidates
 from deploy.config import BuildConfig
+from deploy.corrections import Corrections
 from deploy.findings import Findings, make_report
 from deploy.judging import add_census, choose, judge_candidate, judge_latency
 from deploy.latency import LatencySettings, measure
@@ -104,6 +105,7 @@ def build(
         with clock.stage("calibrate"):
             calibrator = Calibrator(problem, config, threads, cache, progress)
             ranges = _calibrate(calibrator, exported.onnx)
+            corrections = Corrections(calibrator, exported.onnx, ranges)
         with clock.stage("build candidates"):
             built = build_candidates(
                 exported.onnx,
@@ -112,6 +114,7 @@ def build(
                 scratch=scratch,
                 gpu=machine.gpu,
                 samples=tuple(itertools.islice(calibrator.batches(), _ROUNDING_BATCHES)),
+                corrections=corrections,
                 progress=progress,
             )
         with clock.stage("check parity"):
@@ -131,6 +134,7 @@ def build(
                 sources = Sources(
                     model=exported.onnx,
                     ranges=ranges,
+                    corrections=corrections,
                     calibrator=calibrator,
                     reference=recorded,
                     stage=stage,

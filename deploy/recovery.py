@@ -27,6 +27,7 @@ from quantize.sensitivity import Quantizer
 Step = Literal["bias", "rounding", "equalization", "fallback"]
 STEPS: tuple[Step, ...] = ("bias", "rounding", "equalization", "fallback")
 
+_CORRECTED = "calibrated ranges, nearest rounding, corrected biases"
 _WORDS = {
     "bias": "bias correction",
     "rounding": "clipping and adaptive rounding",
@@ -97,11 +98,16 @@ class Tools:
 def climb(quantizer: Quantizer, plain: Judged, tools: Tools) -> Climb:
     """Climb from a plain int8 model that fails its gate until one passes, or the ladder ends.
 
+    Where that has adjustments, its biases are corrected already, and that rung is left out.
+
     Where none passes, the rung with the least noise is what `best` holds.
     """
     rungs = [make_rung("plain", plain)]
+    if quantizer.adjustments is not None:
+        rungs = [replace(rungs[0], words=_CORRECTED)]
     best, best_quantizer = plain, quantizer
-    for number, step in enumerate(step for step in STEPS if step in tools.steps):
+    done = () if quantizer.adjustments is None else ("bias",)
+    for number, step in enumerate(s for s in STEPS if s in tools.steps and s not in done):
         tools.progress(Progress("recover", number, len(tools.steps), _WORDS[step]))
         if step == "fallback":
             try:

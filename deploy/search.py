@@ -26,7 +26,6 @@ from export.errors import DeployError, EngineError
 from export.progress import Progress
 from quantize.blocks import Block
 from quantize.fallback import BlockTrade, orders_of_leaving
-from quantize.scheme import PRESETS
 from quantize.sensitivity import Quantizer
 
 ENGINES = ("onnxruntime", "openvino")
@@ -111,7 +110,7 @@ class _Search:
     def improve(self, engine: str) -> None:
         """Recover the int8 of one engine where it fails, then look for a faster mix."""
         int8 = self.found[f"{engine}-int8"]
-        quantizer = Quantizer(self.sources.model, self.sources.ranges, PRESETS[engine])
+        quantizer = self.sources.quantizer(engine)
         if int8.status == "rejected":
             quantizer = self._recover(int8, quantizer)
         if self._effort.mixes and self.found[int8.name].status == "ok":

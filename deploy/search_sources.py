@@ -6,11 +6,14 @@ from pathlib import Path
 from deploy.calibration import Calibrator
 from deploy.checking import Reference
 from deploy.config import BuildConfig
+from deploy.corrections import Corrections
 from deploy.engines.base import EngineSpec
 from deploy.source import Problem
 from export.artifacts import OnnxModel
 from export.progress import ProgressCallback
 from quantize.ranges import Ranges
+from quantize.scheme import PRESETS
+from quantize.sensitivity import Quantizer
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Sources:
     Attributes:
         model: the fused float32 model.
         ranges: of its tensors.
+        corrections: of the biases of its int8 models.
         calibrator: of the problem, for other float models.
         reference: eager, with its answers recorded.
         stage: the staged bundle; files that ship land here.
@@ -27,6 +31,7 @@ class Sources:
 
     model: OnnxModel
     ranges: Ranges
+    corrections: Corrections
     calibrator: Calibrator
     reference: Reference
     stage: Path
@@ -51,6 +56,10 @@ class Sources:
     def progress(self) -> ProgressCallback:
         """Told what goes on."""
         return self.calibrator.progress
+
+    def quantizer(self, engine: str) -> Quantizer:
+        """How the model becomes the int8 of one engine."""
+        return Quantizer(self.model, self.ranges, PRESETS[engine], self.corrections(engine))
 
     def spec(self, engine: str, precision: str, file: Path) -> EngineSpec:
         """How a file is opened."""

@@ -54,6 +54,7 @@ def test_product_of_two_activations_has_no_parameters(tmp_path):
     assert cost.parameters == 0
 
 
+@pytest.mark.slow
 def test_resnet50_sized_net_has_its_published_cost(tmp_path):
     net = bottleneck_net((3, 4, 6, 3), 64, 1000)
     cost = model_cost(export(net, torch.randn(2, 3, 224, 224), tmp_path))
