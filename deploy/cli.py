@@ -49,6 +49,7 @@ def cli() -> None:
       deploy fuse model.pt -o fused.pt2         only the merged model and its proof
       deploy compare A.deploy B.deploy          exit 1 on a regression
       deploy verify model.deploy --data DIR     parity again, on other data
+      deploy debug precision model.deploy --precision int8     which layers are wrong
     """
 
 
@@ -266,6 +267,49 @@ def doctor(bundle: Path | None, **flags: Any) -> None:
     diagnosis = diagnose(bundle, trust=_config(flags).trust)
     print_diagnosis(diagnosis, _console())
     _exit_verified(diagnosis.bundle)
+
+
+@cli.group()
+def debug() -> None:
+    """Find out why an engine is wrong."""
+
+
+@debug.command(epilog=_EPILOG)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--precision", required=True, type=click.Choice(["int8", "fp16"]), help="To look at.")
+@click.option(
+    "--engine",
+    default="onnxruntime",
+    show_default=True,
+    type=click.Choice(["onnxruntime", "openvino"]),
+    help="That runs it.",
+)
+@click.option("--builds", type=int, default=100, show_default=True, help="Mixes to try, at most.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON to write as well.")
+@_data_options
+@click.option("--threads", type=int, help="Threads of the engine.  [all cores]")
+def precision(
+    bundle: Path, precision: str, engine: str, builds: int, output: Path | None, **flags: Any
+) -> None:
+    """Name the fewest layers that must stay float for a precision to hold its gate."""
+    from deploy.bundle import read_bundle
+    from deploy.precision_debug import debug_precision
+    from deploy.report.precision import print_precision, write_precision
+    from deploy.report.progress import ProgressDisplay
+
+    with ProgressDisplay(_console(stderr=True)) as progress:
+        found = debug_precision(
+            read_bundle(bundle),
+            precision=precision,
+            engine=engine,
+            config=_config(flags),
+            builds=builds,
+            progress=progress,
+        )
+    print_precision(found, _console())
+    if output is not None:
+        write_precision(found, output)
+    sys.exit(0 if found.complete else 1)
 
 
 def _exit_verified(results: Sequence[Any]) -> None:

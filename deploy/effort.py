@@ -9,7 +9,7 @@ class Effort:
     """How much a search may do.
 
     Attributes:
-        seconds: after which no further mix for speed is begun; recovery is not cut short by it.
+        seconds: shared by the engines, after which nothing further is begun; what runs is finished.
         blocks: how finely precision is chosen.
         tries: how many mixes the fallback may hold against the gate.
         mixes: how many mixes of each engine may be measured for speed.

@@ -83,6 +83,7 @@ class Tools:
         orders: in which blocks may leave int8, the preferred one first; asked for once, if at all.
         steps: those that are allowed, of `STEPS`.
         tries: how many times the fallback may ask the gate.
+        expired: whether the time is over, after which nothing more is tried.
     """
 
     judge: Callable[[Path, str], Judged]
@@ -92,6 +93,7 @@ class Tools:
     folder: Path
     steps: tuple[Step, ...] = STEPS
     tries: int = 6
+    expired: Callable[[], bool] = lambda: False
     progress: ProgressCallback = ignore_progress
 
 
@@ -108,6 +110,9 @@ def climb(quantizer: Quantizer, plain: Judged, tools: Tools) -> Climb:
     best, best_quantizer = plain, quantizer
     done = () if quantizer.adjustments is None else ("bias",)
     for number, step in enumerate(s for s in STEPS if s in tools.steps and s not in done):
+        if tools.expired():
+            rungs.append(_missed(step, "not tried: the time of the search was over"))
+            break
         tools.progress(Progress("recover", number, len(tools.steps), _WORDS[step]))
         if step == "fallback":
             try:
@@ -176,6 +181,8 @@ def _fall_back(quantizer: Quantizer, tools: Tools) -> tuple[Judged, frozenset[st
     found: dict[frozenset[str], Judged] = {}
 
     def passes(nodes: frozenset[str]) -> bool:
+        if tools.expired():
+            return False  # ends the bisection with the best that was found
         path = tools.folder / f"fallback-{len(found)}.onnx"
         found[nodes] = tools.judge(quantizer.write(path, keep_float=nodes).path, "mixed")
         return found[nodes].verdict.passed

@@ -68,9 +68,10 @@ def search(
     """
     found = {result.name: result for result in results}
     run = _Search(sources, found)
-    for engine in ENGINES:
+    for number, engine in enumerate(ENGINES, start=1):
         int8 = found.get(f"{engine}-int8")
         if int8 is not None and int8.verdict is not None:
+            run.give_until(number / len(ENGINES))
             try:
                 run.improve(engine)
             except DeployError as error:
@@ -95,6 +96,7 @@ class _Search:
     def __post_init__(self) -> None:
         self._effort = EFFORTS[self.sources.config.effort]
         self._started = time.monotonic()
+        self.give_until(1.0)
         self._trader = Trader(self.sources, self.notes)
 
     def report(self) -> SearchReport:
@@ -106,6 +108,10 @@ class _Search:
         return SearchReport(
             effort, seconds, best.engine, best.float_precision, best.blocks, tuple(self.notes)
         )
+
+    def give_until(self, share: float) -> None:
+        """What is begun from now on may last until that share of the time of the effort."""
+        self._deadline = self._started + share * self._effort.seconds
 
     def improve(self, engine: str) -> None:
         """Recover the int8 of one engine where it fails, then look for a faster mix."""
@@ -133,6 +139,7 @@ class _Search:
             folder=folder,
             steps=steps,
             tries=self._effort.tries,
+            expired=lambda: self._out_of_time(f"recovery of {plain.name}"),
             progress=self.sources.progress,
         )
         climbed = climb(quantizer, Judged(plain.file, plain.parity, plain.verdict), tools)
@@ -230,11 +237,13 @@ class _Search:
         self.found[result.name] = _with_judgement(result, judged, self.sources)
 
     def _out_of_time(self, what: str) -> bool:
-        if time.monotonic() - self._started < self._effort.seconds:
+        if time.monotonic() < self._deadline:
             return False
         effort = self.sources.config.effort
         limit = f"{self._effort.seconds:.0f} s of --effort {effort}"
-        self.notes.append(f"{what}: not all tried, after {limit}")
+        note = f"{what}: not all tried within its share of the {limit}"
+        if note not in self.notes:
+            self.notes.append(note)
         return True
 
 

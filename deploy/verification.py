@@ -96,7 +96,7 @@ def verify(
         return replayed
     if FALLBACK not in specs:
         raise BundleError(f"{bundle.path} holds no float32 model to compare with on other data.")
-    dataset = _open_evaluation(bundle, data, config)
+    dataset = open_evaluation(bundle, data, config)
     here = {result.name: specs[result.name] for result in replayed if result.was_run}
     with EngineProcess(specs[FALLBACK]) as process:
         reference = FloatReference(process, bundle.manifest.outputs)
@@ -132,7 +132,7 @@ def _replay(bundle: Bundle, spec: EngineSpec, golden: Golden) -> Verification:
     return Verification(spec.name, find_mismatch(recorded, answered, tolerance=tolerance))
 
 
-def _open_evaluation(bundle: Bundle, data: str, config: BuildConfig) -> Dataset:
+def open_evaluation(bundle: Bundle, data: str, config: BuildConfig) -> Dataset:
     """Samples to judge on, drawn by the seed: folders of images are sorted by class."""
     inputs = bundle.manifest.inputs
     names = [spec.name for spec in inputs]

@@ -20,11 +20,11 @@ from deploy.verification import Verification
 def print_latency(found: Bench, console: Console) -> None:
     """One row an engine: median with its interval, p90, p99, ratio to the baseline."""
     baseline, report = found.baseline, found.latency
-    table = _make_table("engine", "p50 ms\n95%", "p90 ms", "p99 ms", "speed-up\n95%")
+    table = make_table("engine", "p50 ms\n95%", "p90 ms", "p99 ms", "speed-up\n95%")
     rows = sorted(report.engines.items(), key=lambda item: item[1].p50)
     for name, latency in rows:
         label = f"{name}\nbaseline" if name == baseline else name
-        _add_row(table, label, *_times(latency))
+        add_row(table, label, *_times(latency))
     console.print(table)
     for name, reason in report.failed.items():
         console.print(Text(clean(f"{name}: failed: {reason}")))
@@ -35,11 +35,11 @@ def print_latency(found: Bench, console: Console) -> None:
 
 def print_verification(results: Sequence[Verification], console: Console) -> None:
     """One row an engine: golden answers, and the gate on the data; reasons below."""
-    table = _make_table("engine", "golden", "SQNR dB", "accuracy", "gate")
+    table = make_table("engine", "golden", "SQNR dB", "accuracy", "gate")
     for result in results:
         parity, verdict = result.parity, result.verdict
         accuracy = parity.judged_accuracy if parity else None
-        _add_row(
+        add_row(
             table,
             result.name,
             _golden_cell(result),
@@ -90,16 +90,17 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
         ("system", f"{machine.os}, Python {machine.python}"),
     ):
         console.print(Text(f"{label:<9} {value}"))
-    table = _make_table("engine", "version", "usable", "note")
+    table = make_table("engine", "version", "usable", "note")
     for backend in diagnosis.backends:
         usable = "yes" if backend.usable else "no"
-        _add_row(table, backend.name, backend.version or "-", usable, backend.note)
+        add_row(table, backend.name, backend.version or "-", usable, backend.note)
     console.print(table)
     if diagnosis.bundle:
         print_verification(diagnosis.bundle, console)
 
 
-def _make_table(*columns: str) -> Table:
+def make_table(*columns: str) -> Table:
+    """An empty table; the first column and notes are words, the rest are figures."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(
@@ -111,7 +112,7 @@ def _make_table(*columns: str) -> Table:
     return table
 
 
-def _add_row(table: Table, *cells: str) -> None:
+def add_row(table: Table, *cells: str) -> None:
     """Cells as they are: names come from files, and ``[trt]`` is no markup."""
     table.add_row(*(Text("\n".join(map(clean, cell.split("\n")))) for cell in cells))
 

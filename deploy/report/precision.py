@@ -1,0 +1,55 @@
+"""What `deploy debug precision` found, for a terminal and as JSON."""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from deploy.precision_debug import PrecisionFinding
+from deploy.report.tables import add_row, make_table
+from deploy.report.wording import clean
+
+
+def print_precision(found: PrecisionFinding, console: Console) -> None:
+    """One row a layer that must stay float; then the answer in a sentence."""
+    if found.culprits:
+        table = make_table("must stay float", "operator", "node")
+        for culprit in found.culprits:
+            add_row(table, culprit.where, culprit.operator, culprit.node)
+        console.print(table)
+    console.print(Text(clean(describe_precision(found))))
+
+
+def describe_precision(found: PrecisionFinding) -> str:
+    """The answer in words."""
+    what = f"{found.precision} in {found.engine}"
+    before = f"{_decibels(found.before_db)} on {found.samples}"
+    if not found.culprits and found.complete:
+        return f"{what} holds {found.gate_db:.1f} dB as it is: {before}."
+    after = (
+        f"with {len(found.culprits)} of {found.nodes} nodes in float {_decibels(found.after_db)}; "
+        f"{found.builds} mixes were tried"
+    )
+    if found.complete:
+        return f"{what}: {before}; {after}. {found.gate_db:.1f} dB were asked for."
+    return (
+        f"{what}: {before}; {after}, and {found.gate_db:.1f} dB are not reached yet: there are "
+        "more such layers. Raise --builds, or lower --min-sqnr."
+    )
+
+
+def write_precision(found: PrecisionFinding, path: Path) -> None:
+    """The finding as JSON; an SQNR that is not finite is null."""
+    plain = asdict(found)
+    for key in ("before_db", "after_db"):
+        plain[key] = plain[key] if math.isfinite(plain[key]) else None
+    path.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _decibels(value: float) -> str:
+    if value == math.inf:
+        return "no error"
+    return f"{value:.1f} dB" if math.isfinite(value) else "outputs that are not finite"

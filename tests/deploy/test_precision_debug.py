@@ -1,0 +1,176 @@
+"""A bad layer planted in a net of fifty is found, exactly it, on every engine that can run it."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from tiny import Cli
+
+from deploy.bundle import GOLDEN, Bundle, read_bundle
+from deploy.config import BuildConfig
+from deploy.golden import Golden
+from deploy.manifest import BundledEngine, write_manifest
+from deploy.precision_debug import PrecisionFinding, debug_precision
+from deploy.report.precision import describe_precision
+from deploy.staging import stage_bundle
+from export.artifacts import TensorSpec
+from export.errors import ConfigError
+
+LAYERS, CHANNELS, SIZE = 50, 16, 6
+PLANTED = 23
+
+
+def make_weights() -> list[np.ndarray]:
+    """[16, 16, 3, 3] each; channel 0 is dead all the way, and layers keep the size of signals."""
+    rng = np.random.default_rng(0)
+    weights = []
+    for _ in range(LAYERS):
+        weight = rng.standard_normal((CHANNELS, CHANNELS, 3, 3)).astype(np.float32)
+        weight *= np.sqrt(2 / (9 * CHANNELS))
+        weight[0] = 0
+        weights.append(weight)
+    return weights
+
+
+def make_bundle(weights: list[np.ndarray], target: Path) -> Bundle:
+    """A chain of convolutions; activations are clipped as ReLU6 does."""
+    nodes, tensor = [], "x"
+    for number in range(LAYERS):
+        name = f"layer{number}"
+        nodes.append(
+            helper.make_node("Conv", [tensor, f"w{number}"], [f"c{number}"], name, pads=[1] * 4)
+        )
+        nodes.append(helper.make_node("Relu", [f"c{number}"], [f"r{number}"], f"relu{number}"))
+        tensor = f"r{number}"
+    shape = ["batch", CHANNELS, SIZE, SIZE]
+    graph = helper.make_graph(
+        nodes,
+        "chain",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(tensor, TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(weight, f"w{number}") for number, weight in enumerate(weights)],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    x = np.abs(np.random.default_rng(1).standard_normal((8, *shape[1:]))).astype(np.float32)
+    x[:, 0] = 0
+    with stage_bundle(target) as stage:
+        onnx.save(proto, stage / "model.onnx")
+        answers = np.zeros((8, *shape[1:]), np.float32)
+        Golden({"x": x}, {"reference": {tensor: answers}}).save(stage / GOLDEN)
+        for name in ("report.json", "report.html"):
+            (stage / name).write_text("{}", encoding="utf-8")
+        write_manifest(
+            stage,
+            created="2026-01-01T00:00:00Z",
+            model="chain.pt",
+            winner="onnxruntime-fp32",
+            engines={"onnxruntime-fp32": BundledEngine("onnxruntime", "fp32", "model.onnx", 1e-4)},
+            inputs=(TensorSpec("x", ("batch", CHANNELS, SIZE, SIZE), "float32"),),
+            outputs=(TensorSpec(tensor, ("batch", CHANNELS, SIZE, SIZE), "float32"),),
+            structure="tensor",
+            machine={},
+        )
+    return read_bundle(target)
+
+
+@pytest.fixture(scope="module")
+def outlier(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """One layer's weights for the dead channel are so large that int8 rounds the others away."""
+    weights = make_weights()
+    weights[PLANTED][:, 0] = 1e3
+    return make_bundle(weights, tmp_path_factory.mktemp("outlier") / "chain.deploy")
+
+
+@pytest.fixture(scope="module")
+def vanishing(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """One layer's weights are below what float16 can hold; its neighbours make up for it."""
+    weights = make_weights()
+    weights[PLANTED - 1] *= np.float32(1e3)
+    weights[PLANTED] *= np.float32(1e-8)
+    weights[PLANTED + 1] *= np.float32(1e5)
+    return make_bundle(weights, tmp_path_factory.mktemp("vanishing") / "chain.deploy")
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_the_layer_that_int8_ruins_is_named(outlier: Bundle, engine: str) -> None:
+    config = BuildConfig(min_sqnr=8.0)
+    found = debug_precision(outlier, precision="int8", engine=engine, config=config)
+    assert [culprit.where for culprit in found.culprits] == [f"layer{PLANTED}"]
+    assert found.complete
+    assert found.builds < 12
+    assert found.before_db < 2
+    assert found.after_db >= 8
+    assert found.nodes == LAYERS
+
+
+def test_the_layer_that_float16_ruins_is_named(vanishing: Bundle) -> None:
+    found = debug_precision(vanishing, precision="fp16")
+    assert [culprit.node for culprit in found.culprits] == [f"layer{PLANTED}"]
+    assert found.complete
+    assert found.builds < 12
+    assert found.before_db < 2
+    assert found.after_db >= found.gate_db == 40
+
+
+def test_what_holds_its_gate_has_no_culprit(outlier: Bundle) -> None:
+    found = debug_precision(outlier, precision="fp16")
+    assert found.culprits == ()
+    assert found.builds == 1
+    assert found.complete
+    assert "holds 40.0 dB as it is" in describe_precision(found)
+
+
+def test_mixes_that_run_out_are_said(outlier: Bundle) -> None:
+    config = BuildConfig(min_sqnr=8.0)
+    found = debug_precision(outlier, precision="int8", config=config, builds=3)
+    assert not found.complete
+    assert found.builds == 3
+    assert "there are more such layers. Raise --builds" in describe_precision(found)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precision": "fp8"}, "choose int8 or fp16"),
+        ({"precision": "int8", "engine": "tvm"}, "choose onnxruntime or openvino"),
+        ({"precision": "fp16", "engine": "openvino"}, "would find nothing wrong"),
+        ({"precision": "int8", "builds": 0}, "at least 1"),
+    ],
+)
+def test_what_cannot_be_looked_at_is_refused(
+    outlier: Bundle, options: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        debug_precision(outlier, **options)  # type: ignore[arg-type]
+
+
+def test_the_command_names_it_and_writes_it_down(outlier: Bundle, cli: Cli, tmp_path: Path) -> None:
+    given = ("debug", "precision", outlier.path, "--precision", "int8", "--min-sqnr", "8")
+    code, out, _ = cli(*given, "-o", tmp_path / "found.json")
+    assert code == 0
+    assert f"layer{PLANTED}" in out
+    assert "8.0 dB were asked for" in out
+    written = json.loads((tmp_path / "found.json").read_text())
+    assert [culprit["where"] for culprit in written["culprits"]] == [f"layer{PLANTED}"]
+    code, out, _ = cli(*given, "--builds", "2")
+    assert code == 1
+    assert "not reached yet" in out
+
+
+def test_data_of_the_user_is_compared_on(outlier: Bundle, tmp_path: Path) -> None:
+    images = np.abs(np.random.default_rng(5).standard_normal((12, CHANNELS, SIZE, SIZE)))
+    images[:, 0] = 0
+    np.savez(tmp_path / "data.npz", x=images.astype(np.float32))
+    config = BuildConfig(min_sqnr=4.0, data=str(tmp_path / "data.npz"))
+    found = debug_precision(outlier, precision="int8", config=config)
+    assert found.samples.startswith("12 samples of ")
+    assert [culprit.where for culprit in found.culprits] == [f"layer{PLANTED}"]
+
+
+def test_outputs_that_are_not_finite_are_said() -> None:
+    found = PrecisionFinding("a", "fp16", "b", 40.0, -math.inf, 50.0, 9, (), 3, complete=False)
+    assert "outputs that are not finite on b" in describe_precision(found)
