@@ -1,6 +1,6 @@
 """Biases of a build's int8 models, corrected for the mean error that int8 makes on its data."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from quantize.ranges import Ranges
 from quantize.recover.recovery import RecoverySettings, recover
 from quantize.scheme import PRESETS
 
+STAGE = "correct biases"
 SAMPLES = 64
 """Calibration samples that the means are taken over."""
 
@@ -61,7 +62,7 @@ class Corrections:
                     scheme,
                     calibrator.batches,
                     settings,
-                    progress=calibrator.progress,
+                    progress=lambda seen: calibrator.progress(replace(seen, stage=STAGE)),
                 )
             )
 

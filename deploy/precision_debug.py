@@ -183,7 +183,9 @@ def _open_samples(bundle: Bundle, config: BuildConfig) -> tuple[list[Feeds], str
     rows = min(_SAMPLES, len(dataset))
     size = static if isinstance(static, int) else _BATCH
     chosen = dataset.select(np.arange(rows))
-    full = [batch for batch in chosen.batches(size) if _rows(batch) == size or static != size]
+    full: list[Feeds] = [
+        batch for batch in chosen.batches(size) if _rows(batch) == size or static != size
+    ]
     return full, f"{sum(map(_rows, full))} samples of {dataset.source}"
 
 

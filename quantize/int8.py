@@ -6,7 +6,7 @@ are stored as int8 with a DequantizeLinear behind them, so the file shrinks as w
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from export.artifacts import OnnxModel, Skip
 from export.errors import NothingToQuantizeError, QuantizeError
 from export.execute import read_model, write_model
-from export.graph import GraphIndex, name_node, node_label
+from export.graph import GraphIndex, attribute, name_node, node_label
 from quantize.adjustments import Adjustments, LayerAdjustment
 from quantize.codes import (
     activation_parameters,
@@ -33,6 +33,8 @@ from quantize.pooling import use_global_pooling
 from quantize.ranges import Ranges
 from quantize.scheme import QuantScheme
 
+_QUANTIZED_BY_THE_TARGET = frozenset({"Conv", "ConvTranspose", "Gemm"})
+"""See `QuantScheme.guards_float_layers`."""
 MIN_OPSET = 13
 """The first opset whose DequantizeLinear has an axis."""
 
@@ -145,6 +147,9 @@ class _Rewriter:
             for name, use in self._placement.activations.items()
             if use.pair
         }
+        if self._scheme.guards_float_layers:
+            for pair in pairs.values():
+                pair.extend(self._guard_float_layers(*pair))
         body = [node for name, pair in pairs.items() if name in self._graph.inputs for node in pair]
         for node, names in zip(self._graph.nodes, produced, strict=True):
             body.append(node)
@@ -191,6 +196,44 @@ class _Rewriter:
                 "DequantizeLinear", [code, *parameters], [result], name=f"{name}_DequantizeLinear"
             ),
         ]
+
+    def _guard_float_layers(
+        self, quantize: NodeProto, dequantize: NodeProto
+    ) -> Iterator[NodeProto]:
+        """For layers in float that read a pair: a DequantizeLinear whose scale is a channel's own.
+
+        ONNX Runtime (weight_bias_quantization.cc) would put their weights into int8 as well, all
+        channels with one scale. A tensor of one channel cannot be told apart from one with one
+        scale; its float layers read it as it was before it was quantized.
+        """
+        (result,) = dequantize.output
+        guards: dict[int, str] = {}
+        for number, node in enumerate(self._graph.nodes):
+            if number in self._placement.int8 or node.op_type not in _QUANTIZED_BY_THE_TARGET:
+                continue
+            weight = self._graph.constant(node.input[1])
+            if node.input[0] != result or weight is None:
+                continue
+            channels = _input_channels(node, weight)
+            if channels == 1:
+                node.input[0] = quantize.input[0]
+                continue
+            if channels not in guards:
+                guards[channels] = self._fresh(f"{quantize.input[0]}_dequantized_by_channel")
+                yield self._dequantize_by_channel(dequantize, channels, guards[channels])
+            node.input[0] = guards[channels]
+
+    def _dequantize_by_channel(
+        self, dequantize: NodeProto, channels: int, result: str
+    ) -> NodeProto:
+        code, *parameters = dequantize.input
+        inputs = [code]
+        for name in parameters:
+            (tensor,) = (item for item in self._proto.graph.initializer if item.name == name)
+            wide = np.full(channels, numpy_helper.to_array(tensor))
+            inputs.append(self._initializer(f"{name}_by_channel", wide))
+        name = f"{result}_DequantizeLinear"
+        return helper.make_node("DequantizeLinear", inputs, [result], name=name, axis=1)
 
     def _store_weights(
         self, use: WeightUse, activation_scale: float, layer: LayerAdjustment | None
@@ -282,6 +325,15 @@ class _Rewriter:
             candidate, number = f"{name}_{number}", number + 1
         self._taken.add(candidate)
         return candidate
+
+
+def _input_channels(node: NodeProto, weight: TensorProto) -> int:
+    """Size of axis 1 of the input of a Conv, ConvTranspose or Gemm."""
+    if node.op_type == "Gemm":
+        return int(weight.dims[1 if attribute(node, "transB", 0) else 0])
+    if node.op_type == "ConvTranspose":
+        return int(weight.dims[0])
+    return int(weight.dims[1] * attribute(node, "group", 1))
 
 
 def _rename(names: "TensorProto | list[str]", old: str, new: str) -> None:

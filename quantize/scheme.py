@@ -22,6 +22,9 @@ class QuantScheme:
             over layers varies, with `dataclasses.replace`.
         per_channel_weights: one scale an output channel; otherwise all channels share the largest,
             which is what plain per-tensor quantization does.
+        guards_float_layers: the target quantizes by itself, with one scale a tensor, the weights of
+            a float Conv, ConvTranspose or Gemm that reads a tensor dequantized with one scale; so
+            float layers read it with a scale a channel, all of them the same.
     """
 
     name: str
@@ -30,12 +33,17 @@ class QuantScheme:
     integer_bias: bool
     keep_float: frozenset[str] = frozenset()
     per_channel_weights: bool = True
+    guards_float_layers: bool = False
 
 
 PRESETS: Mapping[str, QuantScheme] = MappingProxyType(
     {
         "onnxruntime": QuantScheme(
-            "onnxruntime", "onnxruntime", unsigned_activations=True, integer_bias=True
+            "onnxruntime",
+            "onnxruntime",
+            unsigned_activations=True,
+            integer_bias=True,
+            guards_float_layers=True,
         ),
         "openvino": QuantScheme(
             "openvino", "openvino", unsigned_activations=True, integer_bias=False
