@@ -4,7 +4,8 @@ from pathlib import Path
 
 import onnx
 
-_TRACE = "pkg.torch.onnx.stack_trace"
+TRACE = "pkg.torch.onnx.stack_trace"
+"""Key of the metadata of a node: the stack at which torch met it, outermost frame first."""
 
 
 def remove_source_traces(path: Path) -> None:
@@ -17,7 +18,7 @@ def remove_source_traces(path: Path) -> None:
     model = onnx.load(path, load_external_data=False)
     for nodes in (model.graph.node, *(function.node for function in model.functions)):
         for node in nodes:
-            kept = [entry for entry in node.metadata_props if entry.key != _TRACE]
+            kept = [entry for entry in node.metadata_props if entry.key != TRACE]
             if len(kept) < len(node.metadata_props):
                 del node.metadata_props[:]
                 node.metadata_props.extend(kept)

@@ -11,7 +11,9 @@ from typing import Any
 from export.artifacts import BATCH, EngineFile, OnnxModel, TensorSpec
 from export.errors import EngineError
 from export.optional import require
+from export.tensorrt_messages import explain_parser
 
+PRODUCT = "TensorRT for RTX"
 DEFAULT_TARGETS = ("SM80", "SM89", "SM120")
 """Ampere (A100), Ada (L4, L40S, RTX 40), Blackwell (RTX 50)."""
 
@@ -52,7 +54,7 @@ def build_engine(
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(model.path)):
-        raise EngineError(f"TensorRT cannot parse {model.path.name}: {_parser_errors(parser)}")
+        raise EngineError(explain_parser(PRODUCT, parser, model.path))
     config = builder.create_builder_config()
     config.num_compute_capabilities = len(targets)
     for index, target in enumerate(targets):
@@ -63,7 +65,7 @@ def build_engine(
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         reason = "; ".join(logger.errors) or "no reason given"
-        raise EngineError(f"TensorRT cannot build {model.path.name}: {reason}")
+        raise EngineError(f"{PRODUCT} cannot build {model.path.name}: {reason}")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(bytes(plan))
     return EngineFile(path, "tensorrt_rtx", precision, ",".join(targets))
@@ -82,14 +84,6 @@ def _make_logger(trt: Any) -> Any:
                 self.errors.append(message.strip())
 
     return Logger()
-
-
-def _parser_errors(parser: Any) -> str:
-    lines = []
-    for index in range(parser.num_errors):
-        error = parser.get_error(index)
-        lines.append(f"node {error.node_name()!r} ({error.node_operator()}): {error.desc()}")
-    return "; ".join(dict.fromkeys(lines)) or "no reason given"
 
 
 def _compute_capability(trt: Any, target: str) -> Any:
