@@ -67,6 +67,8 @@ class OpenVinoEngine(BackendEngine):
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot open {spec.path}: {error}") from error
         self.inputs = tuple(_spec(port) for port in self._model.inputs)
+        self._names = [port.name for port in self.inputs]
+        self._tensor = openvino.Tensor
         known = {output.name: output.shape for output in spec.outputs}
         self.outputs = tuple(_spec(port, known) for port in self._model.outputs)
         self._requests: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
@@ -76,10 +78,12 @@ class OpenVinoEngine(BackendEngine):
         return self._request_for(tuple(feeds[spec.name].shape for spec in self.inputs))
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:
-        arrays = [np.asarray(feeds[spec.name], order="C") for spec in self.inputs]
-        request = self._request_for(tuple(array.shape for array in arrays))
+        arrays = [_shareable(feeds[name]) for name in self._names]
+        request = self._request_for(tuple([array.shape for array in arrays]))
         try:
-            request.infer(arrays, share_inputs=True, share_outputs=True)
+            for index, array in enumerate(arrays):  # as `infer` does, at a quarter of its cost
+                request.set_input_tensor(index, self._tensor(array, shared_memory=True))
+            request.infer(share_outputs=True)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed on this input: {error}") from error
         return {
@@ -106,6 +110,14 @@ class OpenVinoEngine(BackendEngine):
 
     def _release(self) -> None:
         self._requests.clear()
+
+
+def _shareable(array: Array) -> Array:
+    """The array, or a copy where OpenVINO cannot read its memory in place."""
+    flags = array.flags
+    if flags.c_contiguous and flags.writeable:
+        return array
+    return np.require(array, requirements=("C", "W"))
 
 
 def cpu_has_bf16() -> bool:

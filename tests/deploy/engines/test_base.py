@@ -108,3 +108,24 @@ def test_an_engine_that_was_closed_says_so_and_shows_what_it_takes() -> None:
         assert repr(engine) == "_Doubling(x:batch:float32 -> y:batch:float32)"
     with pytest.raises(EngineError, match="closed"):
         engine(feeds)
+
+
+def test_what_fitted_before_does_not_let_others_pass() -> None:
+    engine = _Doubling()
+    fits = np.zeros(2, np.float32)
+    for _ in range(2):
+        engine({"x": fits})
+    bad: tuple[Any, ...] = (
+        {"x": fits.astype(np.float64)},
+        {"x": fits.astype(">f4")},
+        {"x": fits.tolist()},
+        {"x": fits, "y": fits},
+        {"y": fits},
+        {"x": fits[None]},
+        {},
+        fits,
+    )
+    for feeds in bad:
+        with pytest.raises(EngineError):
+            engine(feeds)
+        engine({"x": fits})

@@ -153,3 +153,14 @@ def test_opening_it_reports_to_nobody(tiny_onnx: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] None"
+
+
+def test_arrays_that_cannot_be_read_in_place_are_copied(tiny_onnx: Path) -> None:
+    whole = draw(8)
+    frozen = draw(4, seed=3)
+    frozen.setflags(write=False)
+    with open_engine(spec(tiny_onnx)) as engine:
+        for x in (whole[::2], frozen, np.asfortranarray(draw(4, seed=5)), draw(4, seed=6)):
+            kept = x.copy()
+            np.testing.assert_allclose(engine({"x": x})["logits"], answer(x), rtol=1e-4, atol=1e-4)
+            np.testing.assert_array_equal(x, kept)
