@@ -33,12 +33,13 @@ class Net(nn.Module):
         return self.head(self.pool(x).flatten(1))
 
 
-class Shift(nn.Module):
-    """Nothing to fuse and nothing to quantize: eager is as good as it gets."""
+class Sorter(nn.Module):
+    """Nothing to fuse and nothing to quantize, and what eager does faster: it rolls and sorts."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Half of every value from its neighbour, [N, L]."""
-        return torch.lerp(x, x.roll(1, -1), 0.5)
+        """Half of every value from its neighbour, the first 5,000 of them in order, [N, L]."""
+        x = torch.lerp(x, x.roll(1, -1), 0.5)
+        return torch.cat([x[:, :5000].sort(-1).values, x[:, 5000:]], 1)
 
 
 class Upsampler(nn.Module):

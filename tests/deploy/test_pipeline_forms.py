@@ -64,6 +64,7 @@ def test_a_static_batch_is_kept(tmp_path: Path) -> None:
     assert report["candidates"][0]["parity"]["batches_checked"] == [5]
 
 
+@pytest.mark.slow
 def test_a_model_of_one_batch_size_is_built_for_it_with_a_warning(tmp_path: Path) -> None:
     bundle = deploy.build(
         OnlyOne(),

@@ -142,6 +142,7 @@ def test_what_was_recovered_runs_from_the_bundle(strict: tuple[Bundle, float]) -
         assert -10 * np.log10(error) > least - 6
 
 
+@pytest.mark.slow
 def test_a_gate_that_no_step_can_hold_leaves_float(build: Build) -> None:
     steps = ("bias", "rounding")
     report = build("impossible", min_sqnr=110.0, recover=steps, effort="quick").report()

@@ -209,7 +209,7 @@ def fuse_network(name: str) -> tuple[nn.Module, FusionResult]:
     return model, fuse(model, torch.randn(2, 3, SIZE, SIZE))
 
 
-SLOW_NETWORKS = ("fastvit_t8", "repghostnet_050", "mobileone_s1")
+SLOW_NETWORKS = ("fastvit_t8", "repghostnet_050", "repvit_m0_9", "mobileone_s1")
 TIMM_NETWORKS = [
     pytest.param(name, marks=[pytest.mark.slow] if name in SLOW_NETWORKS else [])
     for name in NETWORKS
