@@ -529,6 +529,11 @@ def test_progress_is_one_line_a_stage_elsewhere() -> None:
 # --- Ctrl-C
 
 
+def _heed_interrupts() -> None:
+    """A suite that a shell runs in the background is told to ignore them, and so are its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def running(tiny_onnx: Path, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     process = subprocess.Popen(
@@ -539,6 +544,7 @@ def running(tiny_onnx: Path, tmp_path: Path) -> Iterator["subprocess.Popen[str]"
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         start_new_session=True,
+        preexec_fn=_heed_interrupts,
     )
     try:
         yield process
