@@ -530,7 +530,7 @@ def test_progress_is_one_line_a_stage_elsewhere() -> None:
 
 
 def _heed_interrupts() -> None:
-    """A suite that a shell runs in the background is told to ignore them, and so are its children."""
+    """A suite that runs in the background may be told to ignore them, and its children with it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

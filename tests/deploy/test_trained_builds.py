@@ -61,4 +61,3 @@ def test_int8_comes_within_half_a_point(
         for row in held:
             accuracy = row["parity"]["accuracy"]
             assert accuracy["reference"] - accuracy["candidate"] <= HALF_A_POINT + 1e-9
-            print(engine, row["name"], accuracy, [rung["step"] for rung in row["recovery"]])
