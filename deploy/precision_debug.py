@@ -18,12 +18,19 @@ from deploy.config import BuildConfig
 from deploy.engines.base import Array, EngineSpec, Feeds
 from deploy.gates import MIN_SQNR_DB
 from deploy.golden import read_golden
+from deploy.machine import usable_cores
 from deploy.parity import decibels
 from deploy.process import EngineProcess
 from deploy.verification import open_evaluation
 from export.artifacts import OnnxModel
 from export.cost import read_path
-from export.errors import BundleError, ConfigError, EngineError, NothingToQuantizeError
+from export.errors import (
+    BundleError,
+    ConfigError,
+    DataError,
+    EngineError,
+    NothingToQuantizeError,
+)
 from export.execute import float_tensors, read_model
 from export.graph import name_node
 from export.progress import Progress, ProgressCallback, ignore_progress
@@ -123,7 +130,7 @@ def debug_precision(
                 engine,
                 "mixed" if kept and precision == "int8" else precision,
                 str(convert(path, kept).path),
-                config.threads or 1,
+                config.threads or usable_cores(),
                 inputs=bundle.manifest.inputs,
                 outputs=bundle.manifest.outputs,
             )
@@ -186,6 +193,11 @@ def _open_samples(bundle: Bundle, config: BuildConfig) -> tuple[list[Feeds], str
     full: list[Feeds] = [
         batch for batch in chosen.batches(size) if _rows(batch) == size or static != size
     ]
+    if not full:
+        raise DataError(
+            f"{dataset.source}: {rows} samples do not fill one batch of {size}, the only size that "
+            "the model takes. Pass more data."
+        )
     return full, f"{sum(map(_rows, full))} samples of {dataset.source}"
 
 

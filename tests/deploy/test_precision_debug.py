@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from deploy.precision_debug import PrecisionFinding, debug_precision
 from deploy.report.precision import describe_precision
 from deploy.staging import stage_bundle
 from export.artifacts import TensorSpec
-from export.errors import ConfigError
+from export.errors import ConfigError, DataError
 
 LAYERS, CHANNELS, SIZE = 50, 16, 6
 PLANTED = 23
@@ -169,6 +170,15 @@ def test_data_of_the_user_is_compared_on(outlier: Bundle, tmp_path: Path) -> Non
     found = debug_precision(outlier, precision="int8", config=config)
     assert found.samples.startswith("12 samples of ")
     assert [culprit.where for culprit in found.culprits] == [f"layer{PLANTED}"]
+
+
+def test_too_few_samples_for_a_fixed_batch_are_said(outlier: Bundle, tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=np.zeros((12, CHANNELS, SIZE, SIZE), np.float32))
+    fixed = (TensorSpec("x", (20, CHANNELS, SIZE, SIZE), "float32"),)
+    bundle = replace(outlier, manifest=replace(outlier.manifest, inputs=fixed))
+    config = BuildConfig(data=str(tmp_path / "data.npz"))
+    with pytest.raises(DataError, match="12 samples do not fill one batch of 20"):
+        debug_precision(bundle, precision="int8", config=config)
 
 
 def test_outputs_that_are_not_finite_are_said() -> None:

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from export.artifacts import BATCH, OnnxModel, TensorSpec
 from quantize.calibrate import calibrate
 from quantize.int8 import quantize_int8
-from quantize.scheme import PRESETS
+from quantize.scheme import PRESETS, QuantScheme
 
 OUTLIER = 1e3
 """Weight for an input channel that is always 0: int8 with one scale rounds all others away."""
@@ -94,26 +94,27 @@ def test_what_is_kept_float_keeps_its_weights(kind: str, target: str, tmp_path: 
     assert sqnr(expected, ours) > 25
 
 
-def test_float_layers_of_one_channel_read_what_was_before_the_pair(tmp_path: Path) -> None:
-    model = make_model("Conv", 1, tmp_path / "model.onnx")
-    x = np.random.default_rng(1).standard_normal((16, 1, 8, 8)).astype(np.float32)
+def onnxruntime_sqnr(channels: int, scheme: QuantScheme, folder: Path) -> float:
+    """Of the mix, against the float model, both in ONNX Runtime."""
+    model = make_model("Conv", channels, folder / "model.onnx")
+    x = np.random.default_rng(1).standard_normal((16, channels, 8, 8)).astype(np.float32)
     ranges = calibrate(model, [{"x": x}], observer="minmax")
+    mixed = quantize_int8(model, ranges, scheme, folder / "mixed.onnx").model
+    expected, ours = (
+        onnxruntime.InferenceSession(str(each.path)).run(None, {"x": x})[0]
+        for each in (model, mixed)
+    )
+    return sqnr(expected, ours)
+
+
+def test_float_layers_of_one_channel_read_what_was_before_the_pair(tmp_path: Path) -> None:
     scheme = replace(PRESETS["onnxruntime"], keep_float=frozenset({"first", "kept"}))
-    mixed = quantize_int8(model, ranges, scheme, tmp_path / "mixed.onnx").model
-    expected = onnxruntime.InferenceSession(str(model.path)).run(None, {"x": x})[0]
-    ours = onnxruntime.InferenceSession(str(mixed.path)).run(None, {"x": x})[0]
-    assert sqnr(expected, ours) > 25
+    assert onnxruntime_sqnr(1, scheme, tmp_path) > 25
 
 
 def test_without_the_guard_onnxruntime_ruins_the_layer(tmp_path: Path) -> None:
     """The oracle of the tests above: they would see it."""
-    model = make_model("Conv", 3, tmp_path / "model.onnx")
-    x = np.random.default_rng(1).standard_normal((16, 3, 8, 8)).astype(np.float32)
-    ranges = calibrate(model, [{"x": x}], observer="minmax")
     scheme = replace(
         PRESETS["onnxruntime"], keep_float=frozenset({"kept"}), guards_float_layers=False
     )
-    mixed = quantize_int8(model, ranges, scheme, tmp_path / "mixed.onnx").model
-    expected = onnxruntime.InferenceSession(str(model.path)).run(None, {"x": x})[0]
-    ours = onnxruntime.InferenceSession(str(mixed.path)).run(None, {"x": x})[0]
-    assert sqnr(expected, ours) < 5
+    assert onnxruntime_sqnr(3, scheme, tmp_path) < 5
