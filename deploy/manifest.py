@@ -14,6 +14,7 @@ from typing import Any
 
 from export.artifacts import TensorSpec
 from export.errors import BundleError
+from export.tensorrt.record import EngineRecord
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -28,6 +29,9 @@ class BundledEngine:
         golden_tolerance: see `deploy.golden`.
         not_run: why it was not run where the bundle was built; None when it was.
         variant: see `deploy.engines.base.EngineSpec`.
+        source: of an engine that was built ahead of time, the ONNX file that it was built from,
+            relative to the bundle.
+        record: of such an engine, what it needs and was made of.
     """
 
     engine: str
@@ -38,6 +42,8 @@ class BundledEngine:
     factory: str | None = None
     keyword: bool = False
     variant: str = ""
+    source: str | None = None
+    record: EngineRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -114,8 +120,8 @@ def _check_files(root: Path, manifest: Manifest) -> None:
                 "Build or copy the bundle again."
             )
     for name, engine in manifest.engines.items():
-        if engine.file not in manifest.files:
-            raise BundleError(f"{root}: the file of engine {name!r} is not in the manifest.")
+        if not {engine.file, engine.source or engine.file} <= manifest.files.keys():
+            raise BundleError(f"{root}: a file of engine {name!r} is not in the manifest.")
     extra = {_relative(entry, root) for entry in entries if not entry.is_dir()}
     extra -= {*manifest.files, MANIFEST}
     if extra:
@@ -156,13 +162,20 @@ def _parse_manifest(data: bytes, root: Path) -> Manifest:
 
 def _make_manifest(content: dict[str, Any]) -> Manifest:
     plain = {k: v for k, v in content.items() if k not in ("format_version", "manifest_sha256")}
-    engines = {name: BundledEngine(**entry) for name, entry in plain.pop("engines").items()}
+    engines = {name: _make_engine(entry) for name, entry in plain.pop("engines").items()}
     inputs, outputs = (
         tuple(TensorSpec(s["name"], tuple(s["shape"]), s["dtype"]) for s in plain.pop(key))
         for key in ("inputs", "outputs")
     )
     plain["files"] = dict(plain["files"].items())
     return Manifest(engines=engines, inputs=inputs, outputs=outputs, **plain)
+
+
+def _make_engine(entry: Mapping[str, Any]) -> BundledEngine:
+    record = entry.get("record")
+    return BundledEngine(
+        **{**entry, "record": None if record is None else EngineRecord.from_dict(record)}
+    )
 
 
 def _relative(file: Path, root: Path) -> str:

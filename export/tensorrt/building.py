@@ -11,11 +11,10 @@ from typing import Any
 from export.artifacts import BATCH, EngineFile, OnnxModel, TensorSpec
 from export.errors import EngineError
 from export.optional import require
-from export.tensorrt_messages import explain_parser
+from export.tensorrt.messages import explain_parser
+from export.tensorrt.options import DEFAULT_TARGETS
 
 PRODUCT = "TensorRT for RTX"
-DEFAULT_TARGETS = ("SM80", "SM89", "SM120")
-"""Ampere (A100), Ada (L4, L40S, RTX 40), Blackwell (RTX 50)."""
 
 
 @dataclass(frozen=True)
