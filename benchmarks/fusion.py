@@ -125,7 +125,7 @@ def make_specs(net: nn.Module, runs: nn.Module, folder: Path) -> dict[str, Engin
     tensors = float_tensors(onnx.path)
     ranges = calibrate(onnx, batches, observer="minmax", tensors=tensors, total=16)
     specs = {"torch-fp32": _eager_spec(runs, onnx, folder)}
-    for candidate in build_candidates(onnx, ranges, stage=folder, scratch=folder, gpu=None):
+    for candidate in build_candidates(onnx, ranges, stage=folder, scratch=folder):
         if candidate.status == "built":
             specs[candidate.name] = candidate.spec(usable_cores())
     return specs

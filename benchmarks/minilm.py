@@ -98,7 +98,7 @@ def make_specs(problem: Problem, folder: Path) -> tuple[list[EngineSpec], dict[s
     ranges = calibrate(
         exported.onnx, problem.calibration.batches(8), tensors=float_tensors(exported.onnx.path)
     )
-    built = build_candidates(exported.onnx, ranges, stage=folder, scratch=folder, gpu=None)
+    built = build_candidates(exported.onnx, ranges, stage=folder, scratch=folder)
     runs = [candidate for candidate in built if candidate.status == "built" and candidate.file]
     sizes = {c.name: round(c.file.stat().st_size / 1e6, 1) for c in runs if c.file}
     return [candidate.spec(usable_cores()) for candidate in runs], sizes

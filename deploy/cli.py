@@ -49,6 +49,7 @@ def cli() -> None:
       deploy fuse model.pt -o fused.pt2         only the merged model and its proof
       deploy compare A.deploy B.deploy          exit 1 on a regression
       deploy verify model.deploy --data DIR     parity again, on other data
+      deploy finish model.deploy                on the GPU machine: what waited for it
       deploy debug precision model.deploy --precision int8     which layers are wrong
     """
 
@@ -93,7 +94,9 @@ _data_options = _shared(
 )
 _measure_options = _shared(
     click.option("--threads", type=int, help="Threads of every engine.  [all cores]"),
-    click.option("--batch", type=int, help="Batch size to measure latency at.  [1]"),
+    click.option(
+        "--batch", metavar="N|MIN,OPT,MAX", help="Batch size to measure at, TensorRT's range.  [1]"
+    ),
     click.option("--measure-seconds", type=float, help="Time spent on measuring.  [20]"),
     click.option("--seed", type=int, help="Of splits, orders and synthetic inputs.  [0]"),
 )
@@ -113,6 +116,29 @@ _search_options = _shared(
     click.option("--remeasure", is_flag=True, help="Build again though nothing has changed."),
     click.option("--no-cache", is_flag=True, help="Use nothing that earlier builds found out."),
 )
+_tensorrt_options = _shared(
+    click.option(
+        "--target",
+        type=click.Choice(["auto", "cuda"]),
+        help="cuda: all but the engines of NVIDIA TensorRT, for deploy finish.  [auto]",
+    ),
+    click.option(
+        "--batches", multiple=True, metavar="MIN,OPT,MAX", help="A further profile; repeat."
+    ),
+    click.option(
+        "--compute-capability",
+        multiple=True,
+        metavar="SM",
+        help="That TensorRT for RTX builds for; repeat.  [SM80 SM89 SM120]",
+    ),
+    click.option("--workspace-mb", type=int, help="Scratch memory of a layer in TensorRT, MiB."),
+    click.option("--optimization-level", type=int, help="Of TensorRT's builder, 0 to 5.  [3]"),
+    click.option("--no-tf32", is_flag=True, help="No TensorFloat-32 in float32 engines."),
+    click.option("--refittable", is_flag=True, help="TensorRT engines that take new weights."),
+    click.option("--stripped", is_flag=True, help="TensorRT engines without their weights."),
+    click.option("--version-compatible", is_flag=True, help="For later versions of TensorRT too."),
+    click.option("--hardware-compatible", is_flag=True, help="For later GPUs too."),
+)
 
 
 @cli.command(epilog=_EPILOG)
@@ -128,6 +154,7 @@ _search_options = _shared(
 @_measure_options
 @_fusion_options
 @_search_options
+@_tensorrt_options
 @click.option("--opset", type=int, help="ONNX opset, 18 to 25.  [20]")
 @click.option("--golden-from-data", is_flag=True, help="Ship real samples as golden inputs.")
 def build(model_file: Path, **flags: Any) -> None:
@@ -241,6 +268,22 @@ def verify(bundle: Path, **flags: Any) -> None:
         )
     print_verification(results, _console())
     _exit_verified(results)
+
+
+@cli.command(epilog=_EPILOG)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@_trust_options
+@_data_options
+@_measure_options
+def finish(bundle: Path, **flags: Any) -> None:
+    """Build, check and measure here the engines that waited for a GPU."""
+    from deploy.finishing import finish as finish_bundle
+    from deploy.report.progress import ProgressDisplay
+    from deploy.report.tables import print_finish
+
+    with ProgressDisplay(_console(stderr=True)) as progress:
+        found = finish_bundle(bundle, _config(flags), progress=progress)
+    print_finish(found, _console())
 
 
 @cli.command()

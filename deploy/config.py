@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from export.errors import ConfigError
+from export.tensorrt.options import DEFAULT_BATCH, DEFAULT_TARGETS, BuildOptions, parse_sizes
 
 Observer = Literal[
     "auto",
@@ -25,6 +26,7 @@ Observer = Literal[
 ]
 ImageMode = Literal["rgb", "gray"]
 EffortName = Literal["quick", "normal", "thorough"]
+TargetName = Literal["auto", "cuda"]
 Recovery = Literal["auto", "none", "bias", "rounding", "equalization", "fallback"]
 
 
@@ -64,6 +66,17 @@ class BuildConfig:
         threads: intra-op threads of every engine; 0: one for each usable core.
         measure_seconds: aim of the time spent on measuring latency.
         batch: batch size at which latency is measured.
+        batches: ``least,best,most`` of the dynamic batch in engines of TensorRT; several: one
+            optimization profile for each. ``--batch 1,8,32`` says this, and that latency is
+            measured at the second.
+        target: ``cuda`` makes all that engines of NVIDIA TensorRT need, also where there is no GPU
+            to build them: ``deploy finish`` does that later. ``auto``: what this machine can build.
+        compute_capability: of the GPUs that TensorRT for RTX builds for.
+        workspace_mb: scratch memory of a layer in TensorRT, in MiB; None: no limit.
+        optimization_level: of TensorRT's builder, 0 to 5; None: its default.
+        no_tf32: no TensorFloat-32 in float32 engines of TensorRT.
+        refittable, stripped, version_compatible, hardware_compatible: of TensorRT's engines; see
+            `export.tensorrt.BuildOptions`.
         effort: how long the search over precisions may take.
         recover: what is tried where int8 fails its gate: ``auto`` for all, ``none``, or some of
             ``bias``, ``rounding``, ``equalization``, ``fallback``.
@@ -95,6 +108,16 @@ class BuildConfig:
     min_agreement: float = 0.98
     threads: int = 0
     batch: int = 1
+    batches: tuple[str, ...] = ()
+    target: TargetName = "auto"
+    compute_capability: tuple[str, ...] = DEFAULT_TARGETS
+    workspace_mb: int | None = None
+    optimization_level: int | None = None
+    no_tf32: bool = False
+    refittable: bool = False
+    stripped: bool = False
+    version_compatible: bool = False
+    hardware_compatible: bool = False
     measure_seconds: float = 20.0
     opset: int = 20
     effort: EffortName = "normal"
@@ -142,6 +165,13 @@ class BuildConfig:
             self.effort,
             " or ".join(typing.get_args(EffortName)),
         )
+        _check(
+            self.target in typing.get_args(TargetName),
+            "target",
+            self.target,
+            " or ".join(typing.get_args(TargetName)),
+        )
+        self.engine_options()
         for step in self.recover:
             names = typing.get_args(Recovery)
             _check(step in names, "recover", step, " or ".join(names))
@@ -150,6 +180,25 @@ class BuildConfig:
             "image_mode",
             self.image_mode,
             " or ".join(typing.get_args(ImageMode)),
+        )
+
+    def engine_options(self) -> BuildOptions:
+        """What the builders of TensorRT are told.
+
+        Raises:
+            ConfigError: a value that they have not.
+        """
+        workspace = self.workspace_mb
+        return BuildOptions(
+            batch=tuple(map(parse_sizes, self.batches)) or (DEFAULT_BATCH,),
+            targets=self.compute_capability,
+            workspace=None if workspace is None else workspace * 2**20,
+            level=self.optimization_level,
+            tf32=not self.no_tf32,
+            refittable=self.refittable,
+            stripped=self.stripped,
+            version_compatible=self.version_compatible,
+            hardware_compatible=self.hardware_compatible,
         )
 
     def images_for(self, shapes: Sequence[Sequence[int | str]]) -> ImageConfig:
@@ -181,7 +230,7 @@ def make_config(
     """
     hints = {**typing.get_type_hints(BuildConfig), _TRUST_ALL: bool}
     cleaned: dict[str, Any] = {}
-    for key, value in values.items():
+    for key, value in _split_batch(values, where).items():
         name = _FIELDS.get(key.replace("-", "_"), key.replace("-", "_"))
         if name not in hints:
             close = difflib.get_close_matches(key.replace("_", "-"), OPTIONS, n=1)
@@ -194,6 +243,27 @@ def make_config(
     if cleaned.pop(_TRUST_ALL, False):
         cleaned["trust"] = ("*",)
     return dataclasses.replace(base or BuildConfig(), **cleaned)
+
+
+def _split_batch(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """``batch``, where it is text: one size, or ``least,best,most``, which says `batches` too."""
+    split = dict(values)
+    batch = split.get("batch")
+    if not isinstance(batch, str):
+        return split
+    if batch.lstrip("-").isdigit():
+        return {**split, "batch": int(batch)}
+    try:
+        sizes = parse_sizes(batch)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: batch: {error}") from error
+    split["batch"] = sizes.best
+    split["batches"] = (batch, *_listed(split.get("batches", ())))
+    return split
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
 def read_project_options(directory: Path) -> dict[str, Any]:

@@ -165,15 +165,15 @@ def _judge_without_labels(
     return Verdict(True, gate)
 
 
-def judge_speed(latency: EngineLatency) -> Verdict:
-    """A candidate wins only if the 95% interval of its speed-up over eager lies above 1."""
+def judge_speed(latency: EngineLatency, *, over: str = "eager") -> Verdict:
+    """A candidate wins only if the 95% interval of its speed-up over the baseline lies above 1."""
     gate = "95% interval of the speed-up above 1"
     low, high = latency.speedup_ci95
     if low > 1:
         return Verdict(True, gate)
     how = "slower than" if high < 1 else "not faster than"
     return Verdict(
-        False, gate, f"{how} eager: {latency.speedup:.2f}x (95% interval {low:.2f} to {high:.2f})"
+        False, gate, f"{how} {over}: {latency.speedup:.2f}x (95% interval {low:.2f} to {high:.2f})"
     )
 
 

@@ -34,6 +34,8 @@ def judge_candidate(
         file=candidate.file,
         size_bytes=size_of(candidate.file),
         variant=candidate.plan.variant,
+        source=candidate.source,
+        record=candidate.record,
     )
     if candidate.status != "built":
         if result.precision == "int8" and result.file is not None and problem.kind == "synthetic":

@@ -1,16 +1,15 @@
 """Facts of this machine: what a figure was measured on."""
 
-import functools
 import importlib.metadata
 import math
 import os
 import platform
-import shutil
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from export.gpu import read_gpu
 
 _FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 _PACKAGES = (
@@ -72,19 +71,10 @@ def usable_cores() -> int:
     return max(1, min(len(_affinity()), _quota_cores(Path("/sys/fs/cgroup/cpu.max"))))
 
 
-@functools.cache
 def find_gpu() -> str | None:
-    """Name and driver of the first NVIDIA GPU, by the driver's own tool; None without one."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    query = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    lines = answer.stdout.strip().splitlines()
-    return lines[0] if answer.returncode == 0 and lines else None
+    """Name and driver of the first NVIDIA GPU; None without one."""
+    gpu = read_gpu()
+    return None if gpu is None else f"{gpu.name}, {gpu.driver}"
 
 
 def installed_versions() -> dict[str, str]:

@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from export.artifacts import TensorSpec
-from export.errors import BundleError
+from export.errors import BundleError, ConfigError
+from export.tensorrt.options import BuildOptions
 from export.tensorrt.record import EngineRecord
 
 FORMAT_VERSION = 1
@@ -31,7 +32,9 @@ class BundledEngine:
         variant: see `deploy.engines.base.EngineSpec`.
         source: of an engine that was built ahead of time, the ONNX file that it was built from,
             relative to the bundle.
-        record: of such an engine, what it needs and was made of.
+        record: of such an engine, what it needs and was made of; None where it is still to be
+            built, and `file` is the ONNX file.
+        recipe: how it is built.
     """
 
     engine: str
@@ -44,6 +47,7 @@ class BundledEngine:
     variant: str = ""
     source: str | None = None
     record: EngineRecord | None = None
+    recipe: BuildOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,9 @@ def read_manifest(root: Path) -> Manifest:
 
 
 def write_manifest(stage: Path, **fields: Any) -> Manifest:
-    """Hash every file of `stage` and write the manifest, last of all."""
+    """Hash every file of `stage` and write the manifest, last of all, in place of one there."""
     names = sorted(_relative(file, stage) for file in stage.rglob("*") if file.is_file())
-    files = {name: hash_file(stage / name) for name in names}
+    files = {name: hash_file(stage / name) for name in names if name != MANIFEST}
     manifest = Manifest(files=files, **fields)
     content = {"format_version": FORMAT_VERSION, **asdict(manifest)}
     content["manifest_sha256"] = _hash_content(content)
@@ -156,7 +160,7 @@ def _parse_manifest(data: bytes, root: Path) -> Manifest:
         raise BundleError(f"{damaged} (its SHA-256 differs).")
     try:
         return _make_manifest(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
         raise BundleError(f"{damaged} ({type(error).__name__}: {error}).") from error
 
 
@@ -172,9 +176,13 @@ def _make_manifest(content: dict[str, Any]) -> Manifest:
 
 
 def _make_engine(entry: Mapping[str, Any]) -> BundledEngine:
-    record = entry.get("record")
+    record, recipe = entry.get("record"), entry.get("recipe")
     return BundledEngine(
-        **{**entry, "record": None if record is None else EngineRecord.from_dict(record)}
+        **{
+            **entry,
+            "record": None if record is None else EngineRecord.from_dict(record),
+            "recipe": None if recipe is None else BuildOptions.from_dict(recipe),
+        }
     )
 
 

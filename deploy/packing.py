@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from deploy.report import render_html
 from deploy.results import CandidateResult
 from export.errors import BundleError, DeployError
 from export.source_traces import remove_source_traces
+from export.tensorrt.building import hash_onnx
+from export.tensorrt.options import BuildOptions
 
 _GOLDEN_SEED = 20_240_229
 
@@ -38,12 +41,16 @@ def pack_bundle(
     What fails its parity gate does not ship, nor does a file that no engine opens.
     """
     shipped = [result for result in findings.results if result.ships]
-    entries = {result.name: _entry(result, stage) for result in shipped}
-    if findings.winner == "torch":
-        entries["torch"] = _keep_model(findings, stage)
-    _remove_unused(stage, {entry.file for entry in entries.values()})
+    used = {file for r in shipped for file in (r.file, r.source) if file is not None}
     for file in stage.rglob("*.onnx"):
         remove_source_traces(file)
+    options = config.engine_options()
+    entries = {result.name: _entry(result, stage, options) for result in shipped}
+    kept = {file.relative_to(stage).as_posix() for file in used}
+    if findings.winner == "torch":
+        entries["torch"] = _keep_model(findings, stage)
+        kept.add(entries["torch"].file)
+    _remove_unused(stage, kept)
     specs = {result.name: result.spec for result in shipped if result.spec is not None}
     feeds = _golden_feeds(findings, reference, config, engines=1 + len(specs))
     record_golden(feeds, reference, specs).save(stage / bundles.GOLDEN)
@@ -116,8 +123,11 @@ def _golden_feeds(
     return take(choose_samples(one, reference(one), engines=engines))
 
 
-def _entry(result: CandidateResult, stage: Path) -> BundledEngine:
+def _entry(result: CandidateResult, stage: Path, options: BuildOptions) -> BundledEngine:
     assert result.file is not None  # what ships has a file
+    source, record = result.source, result.record
+    if source is not None and record is not None:  # without the traces that its parser was told of
+        record = replace(record, onnx_sha256=hash_onnx(source))
     return BundledEngine(
         engine=result.engine,
         precision=result.precision,
@@ -125,6 +135,9 @@ def _entry(result: CandidateResult, stage: Path) -> BundledEngine:
         golden_tolerance=TOLERANCE[result.precision],
         not_run=result.reason if result.status == "not_run" else None,
         variant=result.variant,
+        source=None if source is None else source.relative_to(stage).as_posix(),
+        record=record,
+        recipe=None if source is None else options,
     )
 
 

@@ -23,6 +23,7 @@ from deploy.latency import LatencySettings, measure
 from deploy.machine import describe_machine, usable_cores
 from deploy.packing import forget_failure, pack_bundle, write_failure
 from deploy.peaks import measure_peaks
+from deploy.plans import GpuTarget
 from deploy.recording import RecordedReference
 from deploy.reference import Reference
 from deploy.results import CandidateResult
@@ -35,6 +36,7 @@ from export.artifacts import OnnxModel
 from export.cost import model_cost
 from export.errors import ConfigError, DeployError, GateError
 from export.fusion.options import FusionOptions
+from export.gpu import read_gpu
 from export.ladder import Exported, export_model
 from export.progress import Progress, ProgressCallback, ignore_progress
 from quantize.audit import Finding
@@ -112,7 +114,7 @@ def build(
                 ranges,
                 stage=stage,
                 scratch=scratch,
-                gpu=machine.gpu,
+                target=GpuTarget(config.engine_options(), config.target == "cuda", read_gpu()),
                 samples=tuple(itertools.islice(calibrator.batches(), _ROUNDING_BATCHES)),
                 corrections=corrections,
                 progress=progress,

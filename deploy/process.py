@@ -16,6 +16,7 @@ import numpy as np
 from deploy.engines.base import Array, EngineSpec, Feeds
 from export.artifacts import TensorSpec
 from export.errors import DeployError, EngineError
+from export.progress import ProgressCallback, ignore_progress
 
 _TIMEOUT_S = 600.0
 
@@ -68,18 +69,20 @@ class ChildProcess:
         except (BrokenPipeError, ConnectionResetError) as error:
             raise EngineError(self._describe_death()) from error
 
-    def receive(self, *, timeout: float = _TIMEOUT_S) -> Any:
-        """The answer to the request that was sent.
+    def receive(
+        self, *, timeout: float = _TIMEOUT_S, progress: ProgressCallback = ignore_progress
+    ) -> Any:
+        """The answer to the request that was sent; `progress` is told what comes before it.
 
         Raises:
             DeployError: what the child raised; EngineError when it failed otherwise, died (the
-                message has the signal and its last words) or did not answer in `timeout` seconds.
+                message has the signal and its last words) or said nothing for `timeout` seconds.
         """
         try:
-            if not self._connection.poll(timeout):
-                self.close()
-                raise EngineError(f"The engine did not answer within {timeout:.0f} s; ended it.")
-            kind, value = self._connection.recv()
+            kind, value = self._next_message(timeout)
+            while kind == "progress":
+                progress(value)
+                kind, value = self._next_message(timeout)
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             raise EngineError(self._describe_death()) from error
         if kind == "ok":
@@ -87,6 +90,13 @@ class ChildProcess:
         if isinstance(value, DeployError):
             raise value
         raise EngineError(f"The engine failed: {value}")
+
+    def _next_message(self, timeout: float) -> tuple[str, Any]:
+        if not self._connection.poll(timeout):
+            self.close()
+            raise EngineError(f"The engine did not answer within {timeout:.0f} s; ended it.")
+        message: tuple[str, Any] = self._connection.recv()
+        return message
 
     def close(self) -> None:
         """End the child: ask, then terminate, then kill."""
@@ -196,7 +206,19 @@ def open_processes(
     return processes
 
 
-def call_in_child(target: str, *, threads: int = 1, **kwargs: Any) -> Any:
-    """Call ``package.module:function`` in a child of its own and return its result."""
+def call_in_child(
+    target: str, *, threads: int = 1, progress: ProgressCallback | None = None, **kwargs: Any
+) -> Any:
+    """Call ``package.module:function`` in a child of its own and return its result.
+
+    Args:
+        target: what to call, with `kwargs`.
+        threads: of its numerical libraries.
+        progress: where the function takes such a callback: told what it reports. What it raises
+            ends the child.
+    """
     with ChildProcess(threads=threads) as child:
-        return child.request("call", target, kwargs)
+        if progress is None:
+            return child.request("call", target, kwargs)
+        child.send("watch", target, kwargs)
+        return child.receive(progress=progress)

@@ -14,6 +14,7 @@ from deploy.latency import EngineLatency, LatencyReport
 from deploy.parity import OutputParity, ParityReport
 from deploy.rungs import Rung
 from export.artifacts import TensorSpec
+from export.tensorrt.record import EngineRecord
 
 Status = Literal["ok", "rejected", "failed", "not_run"]
 
@@ -27,6 +28,7 @@ class CandidateResult:
         kept_float: of a mix, the blocks that are not in int8.
         census: what the engine ran in which precision; a text where there is none: why.
         variant: see `deploy.engines.base.EngineSpec`.
+        source, record: see `deploy.candidates.Candidate`.
     """
 
     name: str
@@ -44,6 +46,8 @@ class CandidateResult:
     kept_float: tuple[str, ...] = ()
     census: Census | str | None = None
     variant: str = ""
+    source: Path | None = None
+    record: EngineRecord | None = None
 
     @property
     def parity_holds(self) -> bool:

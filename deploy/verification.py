@@ -100,7 +100,7 @@ def verify(
     here = {result.name: specs[result.name] for result in replayed if result.was_run}
     with EngineProcess(specs[FALLBACK]) as process:
         reference = FloatReference(process, bundle.manifest.outputs)
-        plan = _plan(bundle, reference, dataset, config)
+        plan = plan_check(bundle, reference, dataset, config)
         reports = check_candidates(reference, here, dataset, plan, progress)
     kind: DataKind = "unlabelled" if plan.classes_of is None else "labelled"
     return tuple(
@@ -144,7 +144,7 @@ def open_evaluation(bundle: Bundle, data: str, config: BuildConfig) -> Dataset:
     return evaluation
 
 
-def _plan(
+def plan_check(
     bundle: Bundle, reference: FloatReference, evaluation: Dataset, config: BuildConfig
 ) -> CheckPlan:
     """How engines are compared; the labels are held against the output that the build chose."""
@@ -165,12 +165,12 @@ def _judge(
     if isinstance(report, str):
         return replace(replayed, verdict=Verdict(False, "runs on the data", report))
     precision = bundle.manifest.engines[replayed.name].precision
-    noise = _recorded_noise(bundle)
+    noise = recorded_noise(bundle)
     verdict = judge_parity(report, precision, kind=kind, config=config, recorded_noise=noise)
     return replace(replayed, parity=report, verdict=verdict)
 
 
-def _recorded_noise(bundle: Bundle) -> dict[str, float]:
+def recorded_noise(bundle: Bundle) -> dict[str, float]:
     """Eager's float32 noise by output, from the report of the build."""
     report = bundle.report()
     return {

@@ -10,6 +10,7 @@ which only the parent that made it can reach.
 import contextlib
 import gc
 import importlib
+import math
 import os
 import select
 import signal
@@ -24,12 +25,16 @@ import numpy as np
 
 from deploy.engines import Engine, EngineSpec, Feeds, open_engine
 from export.errors import DeployError
+from export.progress import Progress, ProgressCallback, ignore_progress
+
+_REPORT_INTERVAL_S = 0.05
 
 
 class Worker:
     """The state of one child: at most one engine, and the feeds that it is timed on."""
 
-    def __init__(self) -> None:
+    def __init__(self, report: ProgressCallback = ignore_progress) -> None:
+        self._report = report
         self._stack = contextlib.ExitStack()
         self._engine: Engine | None = None
         self._feeds: Feeds = {}
@@ -72,15 +77,33 @@ class Worker:
         function: Callable[..., Any] = getattr(importlib.import_module(module), name)
         return function(**kwargs)
 
+    def watch(self, target: str, kwargs: dict[str, Any]) -> Any:
+        """Likewise, where the function reports its progress, which goes to the parent."""
+        return self.call(target, {**kwargs, "progress": self._report})
+
     def _opened(self) -> Engine:
         if self._engine is None:
             raise RuntimeError("no engine is open in this process")
         return self._engine
 
 
+class _Reporter:
+    """Sends progress to the parent, no more often than anybody could read it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._sent = -math.inf
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._sent >= _REPORT_INTERVAL_S or progress.done >= progress.total:
+            self._sent = now
+            self._connection.send(("progress", progress))
+
+
 def serve(connection: Connection) -> None:
     """Answer requests until the parent closes its end."""
-    worker = Worker()
+    worker = Worker(_Reporter(connection))
     while True:
         try:
             method, arguments = connection.recv()

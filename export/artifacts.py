@@ -53,16 +53,6 @@ class OnnxModel:
 
 
 @dataclass(frozen=True)
-class EngineFile:
-    """A file that an engine opens, built ahead of time."""
-
-    path: Path
-    engine: str
-    precision: str
-    target: str
-
-
-@dataclass(frozen=True)
 class Int8Weights:
     """What int8 costs the weights of a merged layer, beside the layers that it came from.
 

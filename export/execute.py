@@ -202,6 +202,32 @@ def read_model(path: Path, *, weights: bool = True) -> onnx.ModelProto:
         raise LoadError(f"{path} cannot be read as an ONNX model: {error}") from error
 
 
+def read_opset(path: Path) -> int:
+    """The version of ONNX's own operators that a file uses.
+
+    Raises:
+        LoadError: the file is not ONNX.
+    """
+    imports = read_model(path, weights=False).opset_import
+    return max((item.version for item in imports if item.domain in ("", "ai.onnx")), default=1)
+
+
+def external_files(path: Path) -> tuple[Path, ...]:
+    """The files beside `path` that hold its external data, by name.
+
+    Raises:
+        LoadError: the file is not ONNX, or names data outside its own folder.
+    """
+    names = set()
+    for tensor in read_model(path, weights=False).graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            names |= {item.value for item in tensor.external_data if item.key == "location"}
+    for name in names:
+        if Path(name).name != name:
+            raise LoadError(f"{path} names external data {name!r}, which is not beside it.")
+    return tuple(path.with_name(name) for name in sorted(names))
+
+
 def write_model(model: onnx.ModelProto, path: Path, *, limit: int = PROTOBUF_LIMIT) -> None:
     """Write `model`; above `limit` bytes its weights go to ``<name>.data`` beside it.
 

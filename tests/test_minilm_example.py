@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from deploy.candidates import PRODUCT_PLANS
 from deploy.config import BuildConfig
 from deploy.engines import EngineSpec, open_engine
+from deploy.plans import PRODUCT_PLANS
 from export.artifacts import OnnxModel
 from export.capture import capture
 from export.onnx import to_onnx
@@ -145,14 +145,14 @@ def test_packed_weights_keep_the_similarity(
 @pytest.mark.slow
 def test_sixteen_bits_are_built_by_tensorrt(model: OnnxModel, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
-    from export.tensorrt import build_engine
+    from export.tensorrt import BuildOptions, build_engine
 
     half = convert_fp16(model, tmp_path / "fp16.onnx")
     wide = convert_bf16(model, tmp_path / "bf16.onnx")
     for result, precision in ((half, "fp16"), (wide, "bf16")):
         assert len(result.kept_fp32) < 20  # the mean over tokens, its guard, and integers
         path = tmp_path / f"{precision}.engine"
-        build_engine(result.model, path, precision=precision, targets=("SM89",))
+        build_engine(result.model, path, options=BuildOptions(targets=("SM89",)))
         assert path.stat().st_size < 60e6
 
 

@@ -13,6 +13,7 @@ from deploy.report.facts import (
     top1_of,
     winner_of,
 )
+from deploy.report.finish import describe_finish
 from deploy.report.markup import Markup, element, facts, join
 from deploy.report.search import join_search
 from deploy.report.sections import (
@@ -64,6 +65,7 @@ def _sections(report: Report) -> tuple[Markup | None, ...]:
         _warnings(report),
         _section("Latency", draw_latency(report), _quiet(control_sentence(report))),
         _section("Candidates", describe_candidates(report)),
+        _section("Finished later", describe_finish(report)),
         _section("Accuracy", describe_accuracy(report)),
         _section("Parity with the eager model", describe_parity(report), _parity_note()),
         _section("Latency in detail", describe_latency(report), _latency_note()),

@@ -1,4 +1,4 @@
-"""Terminal tables of the commands other than build: bench, verify, doctor."""
+"""Terminal tables of the commands other than build: bench, verify, finish, doctor."""
 
 import math
 from collections.abc import Sequence
@@ -11,9 +11,18 @@ from rich.text import Text
 from deploy.bench import Bench
 from deploy.bundle import FALLBACK
 from deploy.doctor import Diagnosis
+from deploy.finished import Finish
 from deploy.gates import LABELS_JUDGE_NOTHING
 from deploy.latency import EngineLatency
-from deploy.report.wording import clean
+from deploy.report.wording import (
+    UNKNOWN,
+    clean,
+    format_decibel,
+    format_interval,
+    format_number,
+    format_ratio,
+)
+from deploy.results import CandidateResult
 from deploy.verification import Verification
 
 
@@ -99,6 +108,24 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
         print_verification(diagnosis.bundle, console)
 
 
+def print_finish(found: Finish, console: Console) -> None:
+    """One row an engine that waited, then the winner."""
+    shown = make_table("engine", "status", "p50 ms", "speed-up\n95%", "SQNR dB")
+    for result in found.results:
+        add_row(shown, result.name, result.status.replace("_", " "), *_finish_cells(result))
+    console.print(shown)
+    for result in found.results:
+        if result.reason is not None:
+            console.print(Text(clean(f"{result.name}: {result.reason}")))
+    if found.latency is not None:
+        low, high = found.latency.control_ci95
+        text = f"A/A control: {found.latency.control:.3f}x (95% {low:.3f} to {high:.3f})"
+        console.print(Text(text, style="dim"))
+    winner, before = found.bundle.winner, found.winner_before
+    kept = "as before" if winner == before else f"in place of {before}"
+    console.print(Text(clean(f"Winner: {winner}, {kept}.")))
+
+
 def make_table(*columns: str) -> Table:
     """An empty table; the first column and notes are words, the rest are figures."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
@@ -136,3 +163,13 @@ def _times(latency: EngineLatency) -> tuple[str, ...]:
 
 def _with_interval(value: str, interval: Sequence[float], digits: int) -> str:
     return f"{value}\n{interval[0]:.{digits}f}-{interval[1]:.{digits}f}"
+
+
+def _finish_cells(result: CandidateResult) -> tuple[str, str, str]:
+    times, parity = result.latency, result.parity
+    decibels = UNKNOWN if parity is None else format_decibel(parity.sqnr_db)
+    if times is None:
+        return UNKNOWN, UNKNOWN, decibels
+    interval = format_interval(times.speedup_ci95, format_ratio)
+    ratio = f"{format_ratio(times.speedup)}x\n{interval}"
+    return format_number(times.p50 * 1e3), ratio, decibels

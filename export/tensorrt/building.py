@@ -1,107 +1,208 @@
-"""OnnxModel → EngineFile with TensorRT for RTX, which parses and builds without a GPU.
+"""OnnxModel → engine file: parse, build, write whole or not at all."""
 
-Precision lives in the ONNX graph alone: TensorRT is strongly typed, so fp16 comes in as Casts and
-int8 as Q/DQ. What is built here is for the given compute capabilities; running it needs such a GPU.
-"""
-
-from dataclasses import dataclass
+import hashlib
+import os
+import platform
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from export.artifacts import BATCH, EngineFile, OnnxModel, TensorSpec
+from export.artifacts import OnnxModel
 from export.errors import EngineError
-from export.optional import require
+from export.execute import external_files
+from export.gpu import GpuFacts, read_gpu
+from export.progress import ProgressCallback, ignore_progress
+from export.tensorrt.contract import check_contract
 from export.tensorrt.messages import explain_parser
-from export.tensorrt.options import DEFAULT_TARGETS
+from export.tensorrt.monitor import BuildMonitor
+from export.tensorrt.options import BuildOptions, ShapeProfile, make_profiles
+from export.tensorrt.products import ErrorLog, Product, find_product, import_product
+from export.tensorrt.record import EngineFile, EngineRecord
 
-PRODUCT = "TensorRT for RTX"
-
-
-@dataclass(frozen=True)
-class BatchProfile:
-    """The batch sizes that one engine takes: least, the one it is tuned for, and most."""
-
-    least: int = 1
-    best: int = 8
-    most: int = 16
+TIMING_CACHE = "timing.cache"
+"""Beside the engine: what NVIDIA TensorRT measured of kernels, for the next build."""
 
 
 def build_engine(
     model: OnnxModel,
     path: Path,
     *,
-    precision: str,
-    profile: BatchProfile | None = None,
-    targets: tuple[str, ...] = DEFAULT_TARGETS,
+    engine: str = "tensorrt_rtx",
+    options: BuildOptions | None = None,
+    progress: ProgressCallback = ignore_progress,
 ) -> EngineFile:
     """Build `model` into a serialized engine at `path`.
 
     Args:
-        model: float32, fp16 by Casts, or int8 by Q/DQ with zero point 0 and float biases.
-        path: the file to write; written last, so a failure leaves none.
-        precision: what the graph holds, for the record.
-        profile: sizes of the dynamic batch axis; the default is 1, 8, 16.
-        targets: compute capabilities by TensorRT's names (``SM89``).
+        model: float32, fp16 or bf16 by Casts, or int8 by Q/DQ with zero point 0 and float biases.
+        path: the file to write; written last and at once, so that a build that fails, or is
+            interrupted, leaves none.
+        engine: ``tensorrt`` or ``tensorrt_rtx``.
+        options: shapes, limits and flags; the default is batch 1 to 16 for `DEFAULT_TARGETS`.
+        progress: told in percent, by TensorRT's own progress monitor. What it raises cancels the
+            build and is raised here.
+
+    Returns:
+        The file, and what is to be known of it before anybody opens it.
 
     Raises:
-        MissingExtraError: tensorrt_rtx is not installed.
-        EngineError: the parser or the builder refuses the model; the message has the nodes.
+        MissingExtraError: the product is not installed.
+        ConfigError: `options` do not fit the product or the model's inputs.
+        EngineError: the graph, the parser or the builder refuses; the message has every node with
+            its module path and source line.
     """
-    trt = require("tensorrt_rtx", extra="rtx")
-    logger = _make_logger(trt)
-    builder = trt.Builder(logger)
+    product, options = find_product(engine), options or BuildOptions()
+    options.check(product)
+    trt = import_product(product)
+    profiles = make_profiles(model.inputs, options)
+    check_contract(model.path, product.title)
+    gpu = _need_gpu(product, options)
+    log = ErrorLog(trt)
+    monitor = BuildMonitor(trt, f"build {path.parent.name or path.name}", progress)
+    builder = trt.Builder(log.logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
+    parser = trt.OnnxParser(network, log.logger)
     if not parser.parse_from_file(str(model.path)):
-        raise EngineError(explain_parser(PRODUCT, parser, model.path))
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = len(targets)
-    for index, target in enumerate(targets):
-        config.set_compute_capability(_compute_capability(trt, target), index)
-    dynamic = [spec for spec in model.inputs if _is_dynamic(spec)]
-    if dynamic:
-        config.add_optimization_profile(_make_profile(builder, dynamic, profile or BatchProfile()))
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        reason = "; ".join(logger.errors) or "no reason given"
-        raise EngineError(f"{PRODUCT} cannot build {model.path.name}: {reason}")
+        raise EngineError(explain_parser(product.title, parser, model.path))
+    config = _configure(trt, builder, options, product)
+    config.progress_monitor = monitor.native
+    for profile in profiles:
+        config.add_optimization_profile(_make_profile(builder, profile))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(bytes(plan))
-    return EngineFile(path, "tensorrt_rtx", precision, ",".join(targets))
+    cache = _open_timing_cache(config, path, options, product)
+    plan = builder.build_serialized_network(network, config)
+    monitor.raise_what_was_raised()
+    if plan is None:
+        raise EngineError(_explain_builder(product, model.path, log, options))
+    write_whole(path, plan)
+    if cache is not None:
+        write_whole(path.with_name(TIMING_CACHE), cache.serialize())
+    record = EngineRecord(
+        product=product.module,
+        version=str(trt.__version__),
+        targets=(gpu.target,) if gpu and not product.ahead_of_time else options.targets,
+        flags=_flag_names(options, product),
+        profiles=profiles,
+        onnx_sha256=hash_onnx(model.path),
+        engine_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        cuda=gpu.cuda if gpu else None,
+        driver=gpu.driver if gpu else None,
+        gpu=gpu.name if gpu else None,
+        system=f"{platform.system().lower()}-{platform.machine().lower()}",
+    )
+    return EngineFile(path, record)
 
 
-def _make_logger(trt: Any) -> Any:
-    """A logger that keeps errors for the message and prints nothing."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]  # the base class is known only at run time
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message.strip())
-
-    return Logger()
+def hash_onnx(path: Path) -> str:
+    """SHA-256 over an ONNX file and the files of its external data, in the order of their names."""
+    digest = hashlib.sha256()
+    for file in (path, *external_files(path)):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
-def _compute_capability(trt: Any, target: str) -> Any:
+def _need_gpu(product: Product, options: BuildOptions) -> GpuFacts | None:
+    """The GPU of this machine; None where there is none and none is needed.
+
+    Raises:
+        EngineError: one is needed, and there is none.
+    """
+    gpu = read_gpu()
+    if gpu is not None:
+        return gpu
+    if not product.ahead_of_time:
+        raise EngineError(
+            f"{product.title} builds for the GPU that it runs on, and there is no NVIDIA GPU here. "
+            "Build there, or take TensorRT for RTX, which builds ahead of time."
+        )
+    if options.refittable or options.stripped:
+        raise EngineError(
+            f"{product.title} compiles refittable and weight-stripped engines on a GPU alone, and "
+            "there is no NVIDIA GPU here. Build there, or leave these options out."
+        )
+    return None
+
+
+def _configure(trt: Any, builder: Any, options: BuildOptions, product: Product) -> Any:
+    config = builder.create_builder_config()
+    if product.ahead_of_time:
+        config.num_compute_capabilities = len(options.targets)
+        for index, target in enumerate(options.targets):
+            config.set_compute_capability(_compute_capability(trt, product, target), index)
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+    if options.level is not None:
+        config.builder_optimization_level = options.level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    config.clear_flag(trt.BuilderFlag.TF32)
+    for name in _flag_names(options, product):
+        config.set_flag(getattr(trt.BuilderFlag, name))
+    return config
+
+
+def _flag_names(options: BuildOptions, product: Product) -> tuple[str, ...]:
+    wanted = {
+        "TF32": options.tf32,
+        "REFIT": options.refittable,
+        "STRIP_PLAN": options.stripped,
+        "VERSION_COMPATIBLE": options.version_compatible,
+        "DISABLE_TIMING_CACHE": product.ahead_of_time or not options.timing_cache,
+    }
+    return tuple(name for name, on in wanted.items() if on)
+
+
+def _compute_capability(trt: Any, product: Product, target: str) -> Any:
     members = trt.ComputeCapability.__members__
     if target not in members:
         known = ", ".join(name for name in members if name.startswith("SM"))
-        raise EngineError(f"TensorRT for RTX has no target {target!r}; it has {known}.")
+        raise EngineError(f"{product.title} has no target {target!r}; it has {known}.")
     return members[target]
 
 
-def _is_dynamic(spec: TensorSpec) -> bool:
-    return any(isinstance(size, str) for size in spec.shape)
-
-
-def _make_profile(builder: Any, specs: list[TensorSpec], sizes: BatchProfile) -> Any:
+def _make_profile(builder: Any, shapes: ShapeProfile) -> Any:
     profile = builder.create_optimization_profile()
-    for spec in specs:
-        if any(isinstance(size, str) and size != BATCH for size in spec.shape):
-            raise EngineError(f"Input {spec} has a dynamic axis other than the batch.")
-        shapes = (spec.with_batch(size) for size in (sizes.least, sizes.best, sizes.most))
-        profile.set_shape(spec.name, *shapes)
+    for name, three in shapes.shapes.items():
+        profile.set_shape(name, *three)
     return profile
+
+
+def _open_timing_cache(
+    config: Any, path: Path, options: BuildOptions, product: Product
+) -> Any | None:
+    """The timing cache of the last build beside `path`, or a new one; None where none is kept.
+
+    One that another GPU or version has left is refused by TensorRT, which then begins anew.
+    """
+    if product.ahead_of_time or not options.timing_cache:
+        return None
+    file = path.with_name(TIMING_CACHE)
+    cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
+    if not config.set_timing_cache(cache, False):
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
+    return cache
+
+
+def _explain_builder(product: Product, model: Path, log: ErrorLog, options: BuildOptions) -> str:
+    reason = log.explain()
+    advice = ""
+    if "lean" in reason and options.version_compatible:
+        advice = " Version-compatible engines need the lean runtime; install it, or leave that out."
+    elif "workspace" in reason or "memory" in reason.lower():
+        advice = " Give it a smaller range of batch sizes, or more workspace."
+    return f"{product.title} cannot build {model.name}: {reason}.{advice}"
+
+
+def write_whole(path: Path, content: Any) -> None:
+    """Write bytes beside `path` and rename, so that what is there is whole."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(memoryview(content))
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -6,6 +6,7 @@ from typing import Any
 
 from export.artifacts import BATCH, TensorSpec
 from export.errors import ConfigError
+from export.tensorrt.products import Product
 
 DEFAULT_TARGETS = ("SM80", "SM89", "SM120")
 """Ampere (A100), Ada (L4, L40S, RTX 40), Blackwell (RTX 50)."""
@@ -113,6 +114,34 @@ class BuildOptions:
             raise ConfigError(f"Optimization level {self.level}: choose 0 to {LEVELS[-1]}.")
         if self.workspace is not None and self.workspace < 1:
             raise ConfigError(f"A workspace of {self.workspace} bytes: it must be 1 or more.")
+        if not self.targets:
+            raise ConfigError("At least one compute capability is needed, such as SM89.")
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> "BuildOptions":
+        """From plain values, as `dataclasses.asdict` gives them.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is not of that form; ConfigError: a value is not.
+        """
+        values = dict(plain)
+        values["batch"] = tuple(SizeRange(**sizes) for sizes in values["batch"])
+        if values.get("axes") is not None:
+            values["axes"] = {str(k): SizeRange(**sizes) for k, sizes in values["axes"].items()}
+        values["targets"] = tuple(str(target) for target in values["targets"])
+        return cls(**values)
+
+    def check(self, product: Product) -> None:
+        """Refuse what `product` has not.
+
+        Raises:
+            ConfigError: an option is the other product's alone.
+        """
+        if product.ahead_of_time and self.hardware_compatible:
+            raise ConfigError(
+                f"{product.title} has no hardware-compatible engines; name all compute "
+                "capabilities that it is to run on instead."
+            )
 
 
 def parse_sizes(text: str) -> SizeRange:

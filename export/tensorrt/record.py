@@ -6,6 +6,7 @@ held against the machine before a byte of it is deserialized.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from export.tensorrt.options import ShapeProfile
@@ -26,6 +27,7 @@ class EngineRecord:
         cuda: version of CUDA that the driver offered where it was built; None: built without a GPU.
         driver: version of the NVIDIA driver there; likewise.
         gpu: name of the GPU there; likewise.
+        system: operating system and processor there, such as ``linux-x86_64``.
         plugins: SHA-256 of every plugin library that it needs, by file name.
         calibration_sha256: of the ranges that its int8 follows from; None where it has no int8.
     """
@@ -40,6 +42,7 @@ class EngineRecord:
     cuda: str | None = None
     driver: str | None = None
     gpu: str | None = None
+    system: str | None = None
     plugins: Mapping[str, str] = field(default_factory=dict)
     calibration_sha256: str | None = None
 
@@ -56,3 +59,11 @@ class EngineRecord:
         values["profiles"] = tuple(ShapeProfile.from_dict(item) for item in values["profiles"])
         values["plugins"] = {str(k): str(v) for k, v in values.get("plugins", {}).items()}
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """An engine on disk, built ahead of time, and what is known of it."""
+
+    path: Path
+    record: EngineRecord

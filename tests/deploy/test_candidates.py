@@ -7,14 +7,21 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from deploy.candidates import PLANS, PRODUCT_PLANS, build_candidates, choose_plans
+from deploy.candidates import build_candidates
 from deploy.engines import EngineSpec, open_engine
+from deploy.machine import describe_machine
+from deploy.plans import PLANS, PRODUCT_PLANS, GpuTarget, Plan, choose_plans
 from export.artifacts import OnnxModel, TensorSpec
 from export.errors import QuantizeError
 from export.execute import read_precision
+from export.tensorrt import BuildOptions
 from quantize.weight_only import WEIGHT_PRESETS, quantize_weights
 
 WIDTH = 512
+RTX = tuple(
+    Plan("tensorrt_rtx", kind, "fp32" if kind == "tf32" else f"{kind}-tensorrt")
+    for kind in ("tf32", "fp16", "bf16", "int8")
+)
 
 
 def perceptron(path: Path, width: int = WIDTH, *, planes: int = 0) -> OnnxModel:
@@ -47,13 +54,46 @@ def perceptron(path: Path, width: int = WIDTH, *, planes: int = 0) -> OnnxModel:
 
 def test_products_are_tried_only_where_they_are_the_work(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
-    assert choose_plans(perceptron(path)) == PLANS + PRODUCT_PLANS
-    assert choose_plans(perceptron(path, 64)) == PLANS  # too few weights
-    assert choose_plans(perceptron(path, planes=64)) == PLANS  # a convolution does the work
+    assert choose(perceptron(path)) == PLANS + RTX + PRODUCT_PLANS
+    assert choose(perceptron(path, 64)) == PLANS + RTX  # too few weights
+    assert choose(perceptron(path, planes=64)) == PLANS + RTX  # a convolution does the work
+
+
+def choose(model: OnnxModel, **target: object) -> tuple[Plan, ...]:
+    return choose_plans(model, GpuTarget(**target))
+
+
+def test_nvidia_tensorrt_is_planned_where_it_is_asked_for(tmp_path: Path) -> None:
+    model = perceptron(tmp_path / "m.onnx", 64)
+    names = [plan.name for plan in choose(model, asked=True)]
+    assert names[-4:] == [f"tensorrt-{kind}" for kind in ("tf32", "fp16", "bf16", "int8")]
+    exact = [plan.name for plan in choose(model, options=BuildOptions(tf32=False))]
+    assert "tensorrt_rtx-fp32" in exact
+    assert "tensorrt_rtx-tf32" not in exact
+
+
+def test_what_only_a_gpu_machine_can_build_keeps_the_file_to_build_it_from(tmp_path: Path) -> None:
+    stage, scratch = tmp_path / "stage", tmp_path / "scratch"
+    stage.mkdir()
+    model = perceptron(stage / "model.onnx", 64)
+    target = GpuTarget(asked=True)
+    refused = QuantizeError("no data")
+    built = build_candidates(model, refused, stage=stage, scratch=scratch, target=target)
+    found = {candidate.name: candidate for candidate in built}
+    waiting = found["tensorrt-fp16"]
+    assert (waiting.status, waiting.record) == ("not_run", None)
+    assert waiting.reason == "no NVIDIA GPU; deploy finish builds it where there is one"
+    assert waiting.file == waiting.source == stage / "tensorrt-fp16" / "model.onnx"
+    assert found["tensorrt-tf32"].source == model.path
+    ahead = found["tensorrt_rtx-fp16"]
+    if ahead.record is None:
+        pytest.skip(str(ahead.reason))
+    assert ahead.source == waiting.source
+    assert ahead.file == stage / "tensorrt_rtx-fp16" / "model.engine"
 
 
 def test_names_say_the_variant_and_are_unique() -> None:
-    names = [plan.name for plan in PLANS + PRODUCT_PLANS]
+    names = [plan.name for plan in PLANS + RTX + PRODUCT_PLANS]
     assert len(set(names)) == len(names)
     assert {"onnxruntime-int8", "onnxruntime-int8-dynamic", "openvino-int4-weights"} <= set(names)
 
@@ -63,9 +103,9 @@ def test_every_candidate_without_calibration_is_built_and_answers(tmp_path: Path
     stage.mkdir(), scratch.mkdir()
     model = perceptron(stage / "model.onnx")
     refused = QuantizeError("no data")
-    built = build_candidates(model, refused, stage=stage, scratch=scratch, gpu=None)
+    built = build_candidates(model, refused, stage=stage, scratch=scratch)
     found = {candidate.name: candidate for candidate in built}
-    assert set(found) == {plan.name for plan in PLANS + PRODUCT_PLANS}
+    assert set(found) == {plan.name for plan in PLANS + RTX + PRODUCT_PLANS}
     feeds = {"x": np.random.default_rng(1).normal(0, 1, (3, 7, WIDTH)).astype(np.float32)}
     with open_engine(found["onnxruntime-fp32"].spec(1)) as engine:
         reference = engine(feeds)["y"].astype(np.float64)
@@ -88,13 +128,13 @@ def test_16_bit_engines_are_built_from_measured_losses(tmp_path: Path) -> None:
     stage.mkdir()
     model = perceptron(stage / "model.onnx", 64)
     large = {"x": np.full((2, 7, 64), 1e5, np.float32)}  # beyond float16
-    options = {"stage": stage, "scratch": scratch, "gpu": None, "samples": (large,)}
+    options = {"stage": stage, "scratch": scratch, "samples": (large,)}
     built = build_candidates(model, QuantizeError("no data"), **options)
     found = {candidate.name: candidate for candidate in built}
     halves = {}
     for precision in ("fp16", "bf16"):
         assert found[f"tensorrt_rtx-{precision}"].file.stat().st_size > 1000
-        graph = onnx.load(scratch / f"{precision}.onnx").graph
+        graph = onnx.load(stage / f"tensorrt-{precision}" / "model.onnx").graph
         halves[precision] = {tensor.data_type for tensor in graph.initializer}
     assert halves == {"fp16": {TensorProto.FLOAT}, "bf16": {TensorProto.BFLOAT16}}
 
@@ -116,4 +156,6 @@ def test_openvino_keeps_activations_float_unless_the_variant_says_otherwise(tmp_
         with open_engine(EngineSpec("openvino", "int8", str(path), 1, variant=variant)) as engine:
             errors.append(np.abs(engine(feeds)["y"] - expected).max() / np.abs(expected).max())
     assert errors[0] < 1e-5
+    if not any("vnni" in feature for feature in describe_machine().features):
+        pytest.skip("OpenVINO quantizes activations by itself only on CPUs with VNNI")
     assert errors[1] > 1e-3

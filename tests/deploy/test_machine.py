@@ -4,24 +4,15 @@ import importlib.metadata
 import json
 import os
 import platform
-import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 import deploy.machine
-from deploy.machine import describe_machine, find_gpu, installed_versions, usable_cores
-
-
-@pytest.fixture(autouse=True)
-def _no_memory() -> Iterator[None]:
-    find_gpu.cache_clear()
-    yield
-    find_gpu.cache_clear()
+from deploy.machine import describe_machine, installed_versions, usable_cores
 
 
 def test_facts_agree_with_psutil() -> None:
@@ -55,36 +46,6 @@ def test_cores_are_those_this_process_may_use() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"
     assert usable_cores() >= 1
-
-
-@pytest.mark.parametrize(
-    ("script", "gpu"),
-    [
-        ("echo 'NVIDIA L4, 570.1'; echo 'NVIDIA L4, 570.1'", "NVIDIA L4, 570.1"),
-        ("echo 'NVIDIA-SMI has failed'; exit 9", None),
-        ("true", None),
-        (None, None),
-    ],
-)
-def test_the_gpu_is_what_the_drivers_tool_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, gpu: str | None
-) -> None:
-    if script is not None:
-        tool = tmp_path / "nvidia-smi"
-        tool.write_text(f"#!/bin/sh\n{script}\n")
-        tool.chmod(tool.stat().st_mode | stat.S_IEXEC)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert find_gpu() == gpu
-
-
-def test_a_tool_that_is_no_program_is_no_gpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tool = tmp_path / "nvidia-smi"
-    tool.write_bytes(b"\x7fELF broken")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert find_gpu() is None
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from export.artifacts import BATCH, EngineFile, Fused, OnnxModel, Skip, TensorSpec
+from export.artifacts import BATCH, Fused, OnnxModel, Skip, TensorSpec
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,6 @@ def test_spec_reads_as_the_user_writes_it() -> None:
     [
         TensorSpec("x", (1,), "float32"),
         OnnxModel(Path("m.onnx"), (), (), 20),
-        EngineFile(Path("e"), "tensorrt_rtx", "fp16", "sm_90"),
         Fused(("conv", "bn"), "conv-bn", "bn(conv3x3(x))", 9, 9, 81, 81, 1e-16, 1e-7, 1e-7),
         Skip("stem", "conv-bn", "shared weight"),
     ],

@@ -113,10 +113,10 @@ def test_operators_that_changed_are_refused() -> None:
 @pytest.mark.parametrize("make", [classifier, encoder])
 def test_tensorrt_builds_it(tmp_path: Path, make) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
-    from export.tensorrt import build_engine
+    from export.tensorrt import BuildOptions, build_engine
 
     _, model = make(tmp_path)
     result = _convert(model)
     path = tmp_path / "bf16.engine"
-    build_engine(result.model, path, precision="bf16", targets=("SM89",))
+    build_engine(result.model, path, options=BuildOptions(targets=("SM89",)))
     assert path.stat().st_size > 1000

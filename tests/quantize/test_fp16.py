@@ -406,7 +406,7 @@ def test_nodes_measured_to_lose_much_stay_float(tmp_path: Path) -> None:
 @pytest.mark.parametrize("norms", ["node", "parts", None])
 def test_strongly_typed_tensorrt_sees_no_stray_float(tmp_path: Path, norms: str | None) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
-    from export.tensorrt import build_engine
+    from export.tensorrt import BuildOptions, build_engine
 
     net, model = encoder(tmp_path, norms=norms) if norms else classifier(tmp_path)
     losses = measure_rounding(model, [net.feed(8)])
@@ -415,4 +415,4 @@ def test_strongly_typed_tensorrt_sees_no_stray_float(tmp_path: Path, norms: str 
     kept = {skip.where for skip in result.kept_fp32}
     casts = {node.name for node in _casts(result)}
     assert floats - casts == kept
-    build_engine(result.model, tmp_path / "e.engine", precision="fp16", targets=("SM89",))
+    build_engine(result.model, tmp_path / "e.engine", options=BuildOptions(targets=("SM89",)))

@@ -1,0 +1,44 @@
+"""What `deploy finish` found, as a section of the page."""
+
+from typing import Any
+
+from deploy.report.facts import Report
+from deploy.report.markup import Markup, element, join, table
+from deploy.report.wording import (
+    UNKNOWN,
+    format_decibel,
+    format_number,
+    format_ratio,
+    format_time,
+)
+
+_HEADS = ("Candidate", "Status", "p50 ms", "Speed-up", "SQNR", "Reason")
+
+
+def describe_finish(report: Report) -> Markup | None:
+    """What was judged on another machine after the build; None where nothing was."""
+    finish = report.get("finish")
+    if finish is None:
+        return None
+    machine = finish["machine"]
+    where = machine["gpu"] or machine["cpu"]
+    sentence = (
+        f"On {where}, {format_time(finish['date'])}, batch {finish['batch']}, measured against "
+        f"{finish['baseline']}. Winner: {finish['winner']}."
+    )
+    rows = [_row(candidate) for candidate in finish["candidates"]]
+    return join(element("p", sentence), table(_HEADS, rows, texts=2))
+
+
+def _row(candidate: dict[str, Any]) -> list[object]:
+    latency, parity = candidate["latency"], candidate["parity"]
+    outputs = [] if parity is None else [output["sqnr_db"] for output in parity["outputs"]]
+    known = [value for value in outputs if value is not None]
+    return [
+        element("span", candidate["name"], class_="name"),
+        candidate["status"].replace("_", " "),
+        UNKNOWN if latency is None else format_number(latency["p50_ms"]),
+        UNKNOWN if latency is None else f"{format_ratio(latency['speedup'])}×",
+        format_decibel(min(known)) if known else ("identical" if outputs else UNKNOWN),
+        candidate["reason"] or "",
+    ]
