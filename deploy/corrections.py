@@ -8,12 +8,12 @@ import numpy as np
 from deploy.cache import hash_parts, package_versions
 from deploy.calibration import Calibrator
 from deploy.reuse import data_key
+from deploy.schemes import choose_scheme
 from export.artifacts import OnnxModel, Skip
 from export.errors import DeployError
 from quantize.adjustments import Adjustments, LayerAdjustment
 from quantize.ranges import Ranges
 from quantize.recover.recovery import RecoverySettings, recover
-from quantize.scheme import PRESETS
 
 STAGE = "correct biases"
 SAMPLES = 64
@@ -49,7 +49,7 @@ class Corrections:
 
     def _recall(self, target: str, ranges: Ranges) -> Adjustments:
         """Made now, or taken from an earlier build of the same model and data."""
-        scheme, calibrator = PRESETS[target], self.calibrator
+        scheme, calibrator = choose_scheme(target), self.calibrator
 
         def correct() -> list[list[dict[str, Any]]]:
             settings = RecoverySettings(

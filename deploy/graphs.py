@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.engines.base import Feeds
+from deploy.schemes import choose_scheme
 from export.artifacts import OnnxModel
 from export.errors import DeployError
 from quantize.adjustments import Adjustments
@@ -14,7 +15,6 @@ from quantize.dynamic import quantize_dynamic
 from quantize.fp16 import Fp16Options, convert_fp16
 from quantize.int8 import quantize_int8
 from quantize.losses import Losses, measure_rounding
-from quantize.scheme import PRESETS
 from quantize.weight_only import WEIGHT_PRESETS, quantize_weights
 
 
@@ -52,7 +52,7 @@ class GraphSources:
         return quantize_int8(
             self.model,
             self.calibrated(),
-            PRESETS[target],
+            choose_scheme(target),
             path,
             adjustments=self.corrections(target),
         ).model

@@ -56,7 +56,7 @@ def describe_machine() -> Machine:
         cpu=info.get("model name", platform.processor() or platform.machine()).strip(),
         cores=usable_cores(),
         memory_gb=round(_memory_bytes() / 2**30, 1),
-        features=tuple(f for f in _FEATURES if f in info.get("flags", "").split()),
+        features=cpu_features(),
         gpu=find_gpu(),
         os=platform.platform(terse=True),
         python=platform.python_version(),
@@ -64,6 +64,12 @@ def describe_machine() -> Machine:
         load_average=round(os.getloadavg()[0], 2),
         affinity=tuple(sorted(_affinity())),
     )
+
+
+def cpu_features() -> tuple[str, ...]:
+    """Which of the instruction sets that decide a latency the CPU has."""
+    flags = _read_cpuinfo().get("flags", "").split()
+    return tuple(feature for feature in _FEATURES if feature in flags)
 
 
 def usable_cores() -> int:

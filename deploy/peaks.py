@@ -14,12 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deploy.engines.base import EngineSpec, Feeds
 from deploy.process import EngineProcess
+from deploy.schemes import choose_scheme
 from export.artifacts import OnnxModel, TensorSpec
 from export.errors import DeployError
 from export.optional import is_installed
 from quantize.calibrate import calibrate
 from quantize.int8 import quantize_int8
-from quantize.scheme import PRESETS
 
 _CHANNELS, _SIZE, _LAYERS = 256, 28, 8
 _MACS = _LAYERS * _CHANNELS * _CHANNELS * _SIZE * _SIZE
@@ -38,7 +38,7 @@ def measure_peaks(*, threads: int) -> dict[str, float | None]:
         model = _make_chain(Path(folder) / "chain.onnx")
         feeds = {"x": np.random.default_rng(0).random(_shape(), dtype=np.float32)}
         ranges = calibrate(model, [feeds], observer="minmax")
-        int8 = quantize_int8(model, ranges, PRESETS[engine], Path(folder) / "int8.onnx").model
+        int8 = quantize_int8(model, ranges, choose_scheme(engine), Path(folder) / "int8.onnx").model
         peaks: dict[str, float | None] = {}
         for precision, path in (("fp32", model.path), ("bf16", model.path), ("int8", int8.path)):
             if precision == "bf16" and engine == "onnxruntime":

@@ -21,6 +21,7 @@ from deploy.golden import read_golden
 from deploy.machine import usable_cores
 from deploy.parity import decibels
 from deploy.process import EngineProcess
+from deploy.schemes import choose_scheme
 from deploy.verification import open_evaluation
 from export.artifacts import OnnxModel
 from export.cost import read_path
@@ -37,7 +38,6 @@ from export.progress import Progress, ProgressCallback, ignore_progress
 from quantize.calibrate import calibrate
 from quantize.culprits import find_culprits
 from quantize.fp16 import convert_fp16
-from quantize.scheme import PRESETS
 from quantize.sensitivity import Quantizer
 
 ENGINES = ("onnxruntime", "openvino")
@@ -216,7 +216,7 @@ def _make_converter(
         names = tuple(name_node(node) for node in nodes if node.op_type != "Constant")
         return lambda path, kept: convert_fp16(model, path, keep_fp32=kept).model, names
     ranges = calibrate(model, batches, observer="minmax")
-    quantizer = Quantizer(model, ranges, PRESETS[engine])
+    quantizer = Quantizer(model, ranges, choose_scheme(engine))
     blocks = quantizer.blocks(len(read_model(model.path, weights=False).graph.node))
     names = tuple(name for block in blocks for name in block.nodes)
     if not names:

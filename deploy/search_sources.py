@@ -8,11 +8,11 @@ from deploy.checking import Reference
 from deploy.config import BuildConfig
 from deploy.corrections import Corrections
 from deploy.engines.base import EngineSpec
+from deploy.schemes import choose_scheme
 from deploy.source import Problem
 from export.artifacts import OnnxModel
 from export.progress import ProgressCallback
 from quantize.ranges import Ranges
-from quantize.scheme import PRESETS
 from quantize.sensitivity import Quantizer
 
 
@@ -59,7 +59,7 @@ class Sources:
 
     def quantizer(self, engine: str) -> Quantizer:
         """How the model becomes the int8 of one engine."""
-        return Quantizer(self.model, self.ranges, PRESETS[engine], self.corrections(engine))
+        return Quantizer(self.model, self.ranges, choose_scheme(engine), self.corrections(engine))
 
     def spec(self, engine: str, precision: str, file: Path) -> EngineSpec:
         """How a file is opened."""

@@ -71,19 +71,21 @@ def weight_scales(
     activation_scale: float,
     *,
     per_channel: bool = True,
+    levels: int = 127,
 ) -> np.ndarray:
     """Symmetric int8 scales of the channels of `weight` along `axis`, float32, never 0.
 
     With `bias` (one value a channel) the scales are raised where the int32 code of the bias, in
     units of ``activation_scale * scale``, would overflow; a channel of zeros takes its scale from
     its bias. Without `per_channel` the live channels share the largest of their scales.
+    Codes run from ``-levels`` to ``levels``.
     """
     others = tuple(number for number in range(weight.ndim) if number != axis)
-    scales = np.abs(weight).max(axis=others).astype(np.float64) / 127
+    scales = np.abs(weight).max(axis=others).astype(np.float64) / levels
     dead = scales < SMALLEST_SCALE
     if not per_channel:
         scales[~dead] = scales.max()
-    scales[dead] = 1 / 127
+    scales[dead] = 1 / levels
     if bias is not None:
         magnitude = np.abs(bias.astype(np.float64)) / activation_scale
         from_bias = dead & (magnitude > 0)

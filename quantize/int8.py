@@ -274,7 +274,9 @@ class _Rewriter:
             limited,
             activation_scale,
             per_channel=self._scheme.per_channel_weights,
+            levels=self._scheme.weight_levels,
         )
+        levels = self._scheme.weight_levels
         shape = [-1 if axis == use.axis else 1 for axis in range(weight.ndim)]
         kept = None
         if layer is not None and layer.codes is not None and layer.scales is not None:
@@ -282,7 +284,7 @@ class _Rewriter:
             if limited is not None:
                 kept = layer.scales >= smallest_scales(limited, activation_scale)
             scales = np.where(kept, layer.scales, scales).astype(np.float32)
-        codes = np.clip(np.rint(weight / scales.reshape(shape)), -127, 127).astype(np.int8)
+        codes = np.clip(np.rint(weight / scales.reshape(shape)), -levels, levels).astype(np.int8)
         if kept is not None and layer is not None and layer.codes is not None:
             codes = np.where(kept.reshape(shape), layer.codes, codes)
         return codes, scales

@@ -9,8 +9,8 @@ from types import MappingProxyType
 class QuantScheme:
     """How numbers become int8 for one target.
 
-    ``real = scale * (code - zero_point)``. Weights are symmetric int8 (codes -127 to 127, zero
-    point 0), one scale an output channel.
+    ``real = scale * (code - zero_point)``. Weights are symmetric int8 (zero point 0), one
+    scale an output channel.
 
     Attributes:
         name: of the target.
@@ -25,6 +25,8 @@ class QuantScheme:
         guards_float_layers: the target quantizes by itself, with one scale a tensor, the weights of
             a float Conv, ConvTranspose or Gemm that reads a tensor dequantized with one scale; so
             float layers read it with a scale a channel, all of them the same.
+        weight_levels: codes of weights run from minus this to this: 127, or `NARROW` where the
+            target's kernels add up two products in 16 bits, which would not hold them.
     """
 
     name: str
@@ -34,7 +36,11 @@ class QuantScheme:
     keep_float: frozenset[str] = frozenset()
     per_channel_weights: bool = True
     guards_float_layers: bool = False
+    weight_levels: int = 127
 
+
+NARROW = 63
+"""Two products of it with 255, the largest activation, stay below 2^15."""
 
 PRESETS: Mapping[str, QuantScheme] = MappingProxyType(
     {

@@ -172,7 +172,7 @@ def _adjust(
     layer: RecoverableLayer, moments: PatchMoments, scheme: QuantScheme, settings: RecoverySettings
 ) -> LayerAdjustment:
     """Scales, then codes for these scales, then the bias for these codes."""
-    layout, levels = layer.layout, settings.levels
+    layout, levels = layer.layout, min(settings.levels, scheme.weight_levels)
     corrects = settings.bias_correction and layer.takes_bias
     matrix = layout.to_matrix(layer.weight).astype(np.float32)
     scales = nearest_scales = _plain_scales(layer, scheme, levels)
@@ -188,7 +188,7 @@ def _adjust(
     if corrects:
         error = mean_output_error(matrix, codes * scales[..., None], moments)
         bias = ((0 if layer.bias is None else layer.bias) - error).astype(np.float32)
-    chosen = settings.needs_second or levels < 127
+    chosen = settings.needs_second or levels < scheme.weight_levels
     nearest = _nearest(matrix, nearest_scales, levels)
     return LayerAdjustment(
         layer.label,

@@ -1,0 +1,84 @@
+"""int8 that the CPU at hand computes exactly."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from deploy.schemes import choose_scheme, needs_narrow_weights
+from export.artifacts import OnnxModel, TensorSpec
+from quantize.calibrate import calibrate
+from quantize.int8 import quantize_int8
+from quantize.scheme import NARROW, PRESETS
+
+CHANNELS = 64
+
+
+@pytest.mark.parametrize(
+    ("machine", "features", "narrow"),
+    [
+        ("x86_64", ("avx2",), True),
+        ("x86_64", ("avx2", "avx512f"), True),
+        ("AMD64", (), True),
+        ("x86_64", ("avx2", "avx_vnni"), False),
+        ("x86_64", ("avx2", "avx512f", "avx512_vnni"), False),
+        ("x86_64", ("avx2", "amx_int8"), False),
+        ("aarch64", (), False),
+    ],
+)
+def test_x86_without_vnni_needs_narrow_weights(
+    machine: str, features: tuple[str, ...], narrow: bool
+) -> None:
+    assert needs_narrow_weights(machine, features) is narrow
+
+
+def test_only_onnxruntime_is_narrowed() -> None:
+    assert choose_scheme("openvino") == PRESETS["openvino"]
+    assert choose_scheme("tensorrt") == PRESETS["tensorrt"]
+    assert choose_scheme("onnxruntime").weight_levels in (127, NARROW)
+
+
+def bright(path: Path) -> OnnxModel:
+    """1x1 convolution whose weights all have one sign: its sums are as large as they can be."""
+    weight = np.random.default_rng(0).uniform(0.5, 1, (8, CHANNELS, 1, 1)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], name="conv")],
+        "bright",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, CHANNELS, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    opset = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    shape = (1, CHANNELS, 8, 8)
+    out = TensorSpec("y", (1, 8, 8, 8), "float32")
+    return OnnxModel(path, (TensorSpec("x", shape, "float32"),), (out,), 20)
+
+
+def test_what_onnxruntime_computes_here_is_what_the_file_says(tmp_path: Path) -> None:
+    model = bright(tmp_path / "m.onnx")
+    feeds = {"x": np.ones((1, CHANNELS, 8, 8), np.float32)}  # the largest code everywhere
+    ranges = calibrate(model, [feeds], observer="minmax")
+    scheme = choose_scheme("onnxruntime")
+    path = quantize_int8(model, ranges, scheme, tmp_path / "q.onnx").model.path
+    codes = next(
+        numpy_helper.to_array(tensor)
+        for tensor in onnx.load(path).graph.initializer
+        if tensor.name == "w_quantized"
+    )
+    assert np.abs(codes.astype(int)).max() == scheme.weight_levels
+    levels = onnxruntime.GraphOptimizationLevel
+    kernels, plain = (
+        run(path, feeds, level) for level in (levels.ORT_ENABLE_ALL, levels.ORT_DISABLE_ALL)
+    )
+    np.testing.assert_allclose(kernels, plain, rtol=0.01)
+
+
+def run(path: Path, feeds: dict[str, np.ndarray], level: object) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = level
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return session.run(None, feeds)[0]
