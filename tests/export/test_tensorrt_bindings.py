@@ -257,7 +257,7 @@ def _touched(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _chain(node: ast.expr) -> list[str]:
-    """``self._trt.ILogger.ERROR`` → trt, ILogger, ERROR; no such chain begins with an empty name."""
+    """``self._trt.ILogger.ERROR`` → trt, ILogger, ERROR; what is no chain begins with ``""``."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
