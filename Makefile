@@ -10,7 +10,7 @@ help:
 	@echo "make demo       train a small model, build it, print the table"
 	@echo "make test       the test suite"
 	@echo "make test-slow  the tests that take longer"
-	@echo "make check      format, lint, types, import directions"
+	@echo "make check      format, lint, types, Dockerfiles, import directions"
 
 setup: $(VENV)/.installed
 
@@ -35,6 +35,8 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/hadolint docker/*.Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
 clean:

@@ -1,0 +1,42 @@
+"""Dockerfiles as stages of instructions, for the tests that read them and that perform them."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "docker"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One FROM and what follows it: the base image, its own name, (instruction, rest) in order."""
+
+    base: str
+    name: str
+    steps: tuple[tuple[str, str], ...]
+
+    def all(self, instruction: str) -> list[str]:
+        return [rest for name, rest in self.steps if name == instruction]
+
+
+def read_stages(path: Path) -> list[Stage]:
+    """The stages of a Dockerfile; continued lines are joined, comments left out."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    text = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
+    stages: list[Stage] = []
+    for line in re.sub(r"\\\n\s*", "", text).splitlines():
+        instruction, _, rest = line.strip().partition(" ")
+        if instruction == "FROM":
+            base, _, name = rest.partition(" AS ")
+            stages.append(Stage(base, name, ()))
+        elif instruction:
+            last = stages.pop()
+            stages.append(Stage(last.base, last.name, (*last.steps, (instruction, rest.strip()))))
+    return stages
+
+
+def read_command(text: str) -> list[str]:
+    """The exec form of CMD, ENTRYPOINT and HEALTHCHECK: ``["a", "b"]``, after any flags."""
+    return [str(word) for word in json.loads(text[text.index("[") :])]
