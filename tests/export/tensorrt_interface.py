@@ -182,4 +182,4 @@ VARIABLES = {
     "refitter": "Refitter",
     "runtime": "Runtime",
 }
-"""What our code calls TensorRT's objects, with or without `self._` before it."""
+"""What our functions call those of TensorRT's objects that they are given, annotated `Any`."""

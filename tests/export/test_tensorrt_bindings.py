@@ -7,7 +7,6 @@ and signature can be read. TensorRT for RTX is complete and is read as it is ins
 `tensorrt_interface.py` is the table of what is touched.
 """
 
-import ast
 import json
 import os
 import re
@@ -22,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorrt_interface import CLASSES, ENUMS, GONE, MODULE, VARIABLES
+from tensorrt_interface import CLASSES, ENUMS, GONE, MODULE
+from tensorrt_usage import find_overrides, find_touched
 
 ROOT = Path(__file__).parent.parent.parent
 PROBE = Path(__file__).with_name("tensorrt_probe.py")
@@ -147,17 +147,52 @@ def test_the_tables_name_all_that_our_code_touches() -> None:
         *ENUMS,
         *(f"{name}.{key}" for name, keys in CLASSES.items() for key in keys),
         *(f"{name}.{member}" for name, members in ENUMS.items() for member in members.split()),
-        *(f"{name}.__members__" for name in ENUMS),
+        *(f"{name}.{key}" for name in ENUMS for key in ("__members__", "name", "value")),
     }
-    touched = {name: where for path in _sources() for name, where in _touched(path)}
-    assert {"Builder", "ILogger.ERROR", "OnnxParser.parse_from_file"} <= set(touched)
+    touched = {
+        name: f"{path.name}:{line}" for path in _sources() for name, line in find_touched(path)
+    }
+    assert {
+        "BuilderFlag.TF32",
+        "ILogger.ERROR",
+        "OnnxParser.parse_from_file",
+        "ParserError.node_operator",
+    } <= set(touched)
     assert {name: where for name, where in touched.items() if name not in tables} == {}
+
+
+def test_values_are_followed_to_what_they_are(tmp_path: Path) -> None:
+    source = tmp_path / "source.py"
+    source.write_text(
+        "def f(trt: Any, engine: Any, config: Options) -> None:\n"
+        "    config.ours\n"
+        "    own = engine.create_serialization_config()\n"
+        "    own.set_flag(trt.SerializationFlag.NOT_THERE)\n"
+        "    trt.Runtime(log).no_such_method()\n"
+        "    parser = trt.OnnxParserRefitter(r, log)\n"
+        "    [error.desc() for error in (parser.get_error(i) for i in range(parser.num_errors))]\n"
+        "    trt.NoSuchClass\n",
+        encoding="utf-8",
+    )
+    assert {name for name, _ in find_touched(source)} == {
+        "ICudaEngine.create_serialization_config",
+        "ISerializationConfig.set_flag",
+        "NoSuchClass",
+        "OnnxParserRefitter",
+        "OnnxParserRefitter.get_error",
+        "OnnxParserRefitter.num_errors",
+        "ParserError.desc",
+        "Runtime",
+        "Runtime.no_such_method",
+        "SerializationFlag",
+        "SerializationFlag.NOT_THERE",
+    }
 
 
 def test_what_tensorrt_calls_back_takes_as_many_arguments_as_it_passes() -> None:
     seen = []
     for path in _sources():
-        for base, method in _overrides(path):
+        for base, method in find_overrides(path):
             if method.name in CLASSES[base] and method.name != "__init__":
                 passed = CLASSES[base][method.name].partition(")")[0].count(",") + 1
                 assert len(method.args.args) - 1 == passed, f"{path.name}: {base}.{method.name}"
@@ -239,40 +274,3 @@ def _sources() -> Iterator[Path]:
             named = "tensorrt" in path.relative_to(ROOT).as_posix()
             if named or re.search(r"\btrt\.", path.read_text(encoding="utf-8")):
                 yield path
-
-
-def _touched(path: Path) -> Iterator[tuple[str, str]]:
-    """``Class.attribute`` for whatever the module takes from TensorRT, and where."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    caught = {node.name for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler)}
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Attribute):
-            continue
-        first, *rest = _chain(node)
-        where = f"{path.relative_to(ROOT).as_posix()}:{node.lineno}"
-        if first == "trt" and rest:
-            yield ".".join(rest[:2]), where
-        elif first in VARIABLES and first not in caught and rest:
-            yield f"{VARIABLES[first]}.{rest[0]}", where
-
-
-def _chain(node: ast.expr) -> list[str]:
-    """``self._trt.ILogger.ERROR`` → trt, ILogger, ERROR; what is no chain begins with ``""``."""
-    parts: list[str] = []
-    while isinstance(node, ast.Attribute):
-        parts.append(node.attr)
-        node = node.value
-    parts.append(node.id if isinstance(node, ast.Name) else "")
-    if parts[-1] == "self":
-        parts.pop()
-    parts[-1] = parts[-1].lstrip("_")
-    return parts[::-1]
-
-
-def _overrides(path: Path) -> Iterator[tuple[str, ast.FunctionDef]]:
-    """The methods of classes that derive from one of TensorRT's, with the name of that one."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ClassDef):
-            bases = [_chain(base) for base in node.bases if isinstance(base, ast.Attribute)]
-            for base in (names[1] for names in bases if names[0] == "trt"):
-                yield from ((base, item) for item in node.body if isinstance(item, ast.FunctionDef))
