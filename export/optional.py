@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 from export.errors import MissingExtraError
@@ -17,7 +18,10 @@ def require(module: str, *, extra: str) -> Any:
             its own, such as a missing shared library; the message then has that reason.
     """
     try:
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
+        if _is_bare_folder(found.__spec__):
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module.partition(".")[0])
+        return found
     except (ImportError, OSError) as error:  # OSError: a shared library that cannot be opened
         top_level = module.partition(".")[0]
         if isinstance(error, ModuleNotFoundError) and error.name == top_level:
@@ -34,6 +38,12 @@ def require(module: str, *, extra: str) -> Any:
 def is_installed(module: str) -> bool:
     """Whether `module` can be found, without importing it."""
     try:
-        return importlib.util.find_spec(module) is not None
+        spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:
         return False
+    return spec is not None and not _is_bare_folder(spec)
+
+
+def _is_bare_folder(spec: ModuleSpec | None) -> bool:
+    """A folder of that name where Python looks, such as the user's own, with no package in it."""
+    return spec is not None and spec.origin is None and spec.submodule_search_locations is not None

@@ -77,3 +77,10 @@ def test_is_installed_does_not_import(site: Path) -> None:
     assert "vendor_quiet" not in sys.modules
     assert not is_installed("vendor_absent")
     assert not is_installed("vendor_absent.part")
+
+
+def test_a_folder_of_that_name_is_no_package(site: Path) -> None:
+    (site / "vendor_folder").mkdir()
+    assert not is_installed("vendor_folder")
+    with pytest.raises(MissingExtraError, match="'vendor_folder', which is not installed"):
+        require("vendor_folder", extra="trt")
