@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.engines.base import Feeds
-from deploy.schemes import choose_scheme
+from deploy.schemes import choose_levels, choose_scheme
 from export.artifacts import OnnxModel
 from export.errors import DeployError
 from quantize.adjustments import Adjustments
@@ -96,7 +96,7 @@ def _tensorrt_bf16(sources: GraphSources) -> OnnxModel:
 
 def _dynamic(sources: GraphSources) -> OnnxModel:
     path = sources.stage / "onnx-int8-dynamic" / "model.onnx"
-    return quantize_dynamic(sources.model, path).model
+    return quantize_dynamic(sources.model, path, levels=choose_levels()).model
 
 
 def _weights_in(precision: str) -> Callable[[GraphSources], OnnxModel]:

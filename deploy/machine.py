@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from export.cpu import cpu_features, read_cpuinfo
 from export.gpu import read_gpu
 
-_FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 _PACKAGES = (
     "deploykit",
     "torch",
@@ -51,7 +51,7 @@ class Machine:
 
 def describe_machine() -> Machine:
     """Look at this machine, now."""
-    info = _read_cpuinfo()
+    info = read_cpuinfo()
     return Machine(
         cpu=info.get("model name", platform.processor() or platform.machine()).strip(),
         cores=usable_cores(),
@@ -64,12 +64,6 @@ def describe_machine() -> Machine:
         load_average=round(os.getloadavg()[0], 2),
         affinity=tuple(sorted(_affinity())),
     )
-
-
-def cpu_features() -> tuple[str, ...]:
-    """Which of the instruction sets that decide a latency the CPU has."""
-    flags = _read_cpuinfo().get("flags", "").split()
-    return tuple(feature for feature in _FEATURES if feature in flags)
 
 
 def usable_cores() -> int:
@@ -107,14 +101,6 @@ def _affinity() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
         return set(os.sched_getaffinity(0))
     return set(range(os.cpu_count() or 1))
-
-
-def _read_cpuinfo() -> dict[str, str]:
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return {}
-    pairs = (line.partition(":") for line in path.read_text().splitlines() if ":" in line)
-    return {key.strip(): value for key, _, value in pairs}
 
 
 def _memory_bytes() -> int:

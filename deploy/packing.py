@@ -42,8 +42,9 @@ def pack_bundle(
     """
     shipped = [result for result in findings.results if result.ships]
     used = {file for r in shipped for file in (r.file, r.source) if file is not None}
-    for file in stage.rglob("*.onnx"):
-        remove_source_traces(file)
+    for file in used:
+        if file.suffix == ".onnx":
+            remove_source_traces(file)
     options = config.engine_options()
     entries = {result.name: _entry(result, stage, options) for result in shipped}
     kept = {file.relative_to(stage).as_posix() for file in used}

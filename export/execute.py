@@ -2,7 +2,7 @@
 
 Calibration, the fp16 conversion and layer-by-layer parity all ask the same question: what does this
 tensor, in the middle of the graph, hold for these inputs? `ExposedModel` answers it with ONNX
-Runtime on the CPU, graph optimizations on.
+Runtime on the CPU, graph optimizations on, but for those that would saturate there.
 """
 
 import tempfile
@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
+from export.cpu import saturates_int8
 from export.errors import EngineError, LoadError
 
 PROTOBUF_LIMIT = 2**31 - 1
@@ -71,6 +72,8 @@ class ExposedModel:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         options.enable_mem_pattern = False  # reserves half as much again
+        if saturates_int8():  # then Q/DQ are computed as they stand, in float
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         folder = model.parent if isinstance(model, Path) else folder
         self._session: Any = _open_session(proto, options, folder)
 

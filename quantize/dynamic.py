@@ -28,7 +28,7 @@ MIN_OPSET = 11
 
 
 def quantize_dynamic(
-    model: OnnxModel, path: Path, *, keep_float: Collection[str] = ()
+    model: OnnxModel, path: Path, *, keep_float: Collection[str] = (), levels: int = 127
 ) -> Int8Result:
     """Write `model` with dynamic int8 products to `path`.
 
@@ -36,6 +36,7 @@ def quantize_dynamic(
         model: the float32 model; its file is not changed.
         path: the file to write; not `model.path`.
         keep_float: names of nodes that stay float.
+        levels: codes of weights run from minus this to this; see `QuantScheme.weight_levels`.
 
     Raises:
         NothingToQuantizeError: no MatMul or Gemm has constant weights of some size.
@@ -57,7 +58,7 @@ def quantize_dynamic(
     for use in matmuls.found:
         key, x = (use.weight, use.transposed), edit.graph.nodes[use.node].input[0]
         if key not in stored:
-            stored[key] = _store_weights(edit, use)
+            stored[key] = _store_weights(edit, use, levels)
         head = []
         if x not in quantized:  # one quantization for all that read x, before the first of them
             node, quantized[x] = _quantize(edit, x)
@@ -73,11 +74,11 @@ def quantize_dynamic(
     )
 
 
-def _store_weights(edit: GraphEdit, use: ConstantMatMul) -> tuple[str, str]:
+def _store_weights(edit: GraphEdit, use: ConstantMatMul, levels: int) -> tuple[str, str]:
     """Names of the codes, [K, N] int8, and of their scales, [N]."""
     weight = read_weight(edit.graph, use)
-    scales = weight_scales(weight, 1, None, 1.0)
-    codes = np.clip(np.rint(weight / scales), -127, 127).astype(np.int8)
+    scales = weight_scales(weight, 1, None, 1.0, levels=levels)
+    codes = np.clip(np.rint(weight / scales), -levels, levels).astype(np.int8)
     return edit.store(f"{use.weight}_quantized", codes), edit.store(f"{use.weight}_scale", scales)
 
 

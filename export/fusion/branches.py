@@ -214,7 +214,7 @@ def _carry_out(survey: Survey, merger: _Merger) -> Fused | Skip:
         return run_layer(merger.layer, x, parts[0].to(device, precision), vector)
 
     error = measure_error(draft, trial, run)
-    fault = find_fault(error, dtype)
+    fault = find_fault(error, dtype, terms=weight[0].numel())
     if fault is not None:
         return Skip(where, kind, fault)
     weights = _look_at_weights(region, merger.map_)

@@ -169,7 +169,7 @@ def _rewrite(draft: Draft, site: _Site) -> Fused | str:
         return _run_layer(site.layer, x, *(part.to(precision) for part in parts))
 
     error = measure_error(draft, trial, run)
-    fault = find_fault(error, site.weight.dtype)
+    fault = find_fault(error, site.weight.dtype, terms=site.weight[0].numel())
     if fault is not None:
         return fault
     kind = "linear" if site.layer.target is aten.linear.default else "conv"

@@ -24,7 +24,13 @@ NOISE_FACTOR = 4.0
 """A merged layer may lose this many times what eager itself loses ..."""
 
 FLOOR_EPSILONS = 16.0
-"""... or this many roundings of the number format, whichever is more."""
+"""... or this many roundings of the number format, whichever is more, ..."""
+
+MOST_EPSILONS = 80.0
+"""... and as many as a sum of so many products may lose, which is the root of their number: some
+CPUs begin with the bias, which may be large beside the products, where eager adds it last. In
+float32 no more than 1e-5.
+"""
 
 EXACT = 1e-9
 """In float64 more than this is no rounding but a mistake."""
@@ -86,9 +92,16 @@ def measure_error(draft: Draft, trial: Trial, merged: Run) -> Error:
         )
 
 
-def find_fault(error: Error, dtype: torch.dtype) -> str | None:
-    """Why a rewrite with this error must not be done; None if it may."""
-    floor = max(FLOOR_EPSILONS * torch.finfo(dtype).eps, EXACT if dtype == torch.float64 else 0.0)
+def find_fault(error: Error, dtype: torch.dtype, *, terms: int = 1) -> str | None:
+    """Why a rewrite with this error must not be done; None if it may.
+
+    Args:
+        error: of the rewrite.
+        dtype: the model's own.
+        terms: products that the merged layer adds up for one output.
+    """
+    roundings = min(max(FLOOR_EPSILONS, terms**0.5), MOST_EPSILONS)
+    floor = max(roundings * torch.finfo(dtype).eps, EXACT if dtype == torch.float64 else 0.0)
     allowed = max(NOISE_FACTOR * error.noise, floor)
     if not error.float64 <= EXACT:
         return f"merged it differs by {error.float64:.1e} even in float64, more than {EXACT:.0e}"

@@ -14,6 +14,7 @@ from deploy.cache import Cache
 from deploy.calibration import Calibrator
 from deploy.config import BuildConfig
 from deploy.corrections import Corrections
+from deploy.schemes import choose_scheme
 from deploy.source import open_problem
 from export.artifacts import OnnxModel
 from export.errors import QuantizeError
@@ -60,7 +61,7 @@ def mean_errors(
     quantize_int8(
         corrections.model,
         corrections.ranges,  # type: ignore[arg-type]
-        PRESETS["onnxruntime"],
+        choose_scheme("onnxruntime"),
         path,
         adjustments=corrections("onnxruntime") if corrected else None,
     )

@@ -1,5 +1,6 @@
 """int8 that the CPU at hand computes exactly."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from deploy.schemes import choose_scheme, needs_narrow_weights
+from deploy.engines import EngineSpec, open_engine
+from deploy.schemes import choose_scheme
 from export.artifacts import OnnxModel, TensorSpec
+from export.cpu import saturates_int8
 from quantize.calibrate import calibrate
 from quantize.int8 import quantize_int8
 from quantize.scheme import NARROW, PRESETS
@@ -29,16 +32,15 @@ CHANNELS = 64
         ("aarch64", (), False),
     ],
 )
-def test_x86_without_vnni_needs_narrow_weights(
-    machine: str, features: tuple[str, ...], narrow: bool
-) -> None:
-    assert needs_narrow_weights(machine, features) is narrow
+def test_x86_without_vnni_saturates(machine: str, features: tuple[str, ...], narrow: bool) -> None:
+    assert saturates_int8(machine, features) is narrow
 
 
-def test_only_onnxruntime_is_narrowed() -> None:
-    assert choose_scheme("openvino") == PRESETS["openvino"]
+def test_only_engines_of_cpus_are_narrowed() -> None:
     assert choose_scheme("tensorrt") == PRESETS["tensorrt"]
-    assert choose_scheme("onnxruntime").weight_levels in (127, NARROW)
+    levels = NARROW if saturates_int8() else 127
+    for engine in ("onnxruntime", "openvino"):
+        assert choose_scheme(engine) == replace(PRESETS[engine], weight_levels=levels)
 
 
 def bright(path: Path) -> OnnxModel:
@@ -58,11 +60,12 @@ def bright(path: Path) -> OnnxModel:
     return OnnxModel(path, (TensorSpec("x", shape, "float32"),), (out,), 20)
 
 
-def test_what_onnxruntime_computes_here_is_what_the_file_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_what_an_engine_computes_here_is_what_the_file_says(engine: str, tmp_path: Path) -> None:
     model = bright(tmp_path / "m.onnx")
     feeds = {"x": np.ones((1, CHANNELS, 8, 8), np.float32)}  # the largest code everywhere
     ranges = calibrate(model, [feeds], observer="minmax")
-    scheme = choose_scheme("onnxruntime")
+    scheme = choose_scheme(engine)
     path = quantize_int8(model, ranges, scheme, tmp_path / "q.onnx").model.path
     codes = next(
         numpy_helper.to_array(tensor)
@@ -70,15 +73,16 @@ def test_what_onnxruntime_computes_here_is_what_the_file_says(tmp_path: Path) ->
         if tensor.name == "w_quantized"
     )
     assert np.abs(codes.astype(int)).max() == scheme.weight_levels
-    levels = onnxruntime.GraphOptimizationLevel
-    kernels, plain = (
-        run(path, feeds, level) for level in (levels.ORT_ENABLE_ALL, levels.ORT_DISABLE_ALL)
-    )
-    np.testing.assert_allclose(kernels, plain, rtol=0.01)
+    if engine == "openvino":
+        pytest.importorskip("openvino", reason="needs OpenVINO")
+    with open_engine(EngineSpec(engine, "int8", str(path), 1)) as opened:
+        ours = opened(feeds)["y"]
+    np.testing.assert_allclose(ours, run_plainly(path, feeds), rtol=0.01)
 
 
-def run(path: Path, feeds: dict[str, np.ndarray], level: object) -> np.ndarray:
+def run_plainly(path: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    """The file node by node: Q/DQ in float, no kernel for int8."""
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = level
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return session.run(None, feeds)[0]

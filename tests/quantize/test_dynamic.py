@@ -10,6 +10,7 @@ from encoder_net import encoder
 from onnx import numpy_helper
 from test_nets import Net, classifier, run, sqnr
 
+from deploy.schemes import choose_levels
 from export.artifacts import OnnxModel
 from export.errors import NothingToQuantizeError, QuantizeError
 from quantize.dynamic import quantize_dynamic
@@ -41,7 +42,7 @@ def _product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     scale = (np.float32(high) - np.float32(low)) / np.float32(255)
     zero = int(np.rint(np.float32(0 - low) / scale))
     codes = np.clip(np.rint(x / scale) + zero, 0, 255).astype(np.int64)
-    unit = np.abs(weight).max(0) / 127
+    unit = np.abs(weight).max(0) / choose_levels()
     return (codes - zero) @ np.rint(weight / unit).astype(np.int64) * np.float64(scale) * unit
 
 
@@ -53,7 +54,7 @@ def test_it_computes_what_the_definition_says(tmp_path: Path, transposed: int | 
         y = net.op("MatMul", "x", net.constant("w", weight), name="product")
     else:
         y = net.gemm("x", 97, 61, trans=transposed)
-    result = _quantize(net.save(tmp_path / "m.onnx", y))
+    result = _quantize(net.save(tmp_path / "m.onnx", y), levels=choose_levels())
     feeds = net.feed(5)
     weight = numpy_helper.to_array(net.constants[0]).astype(np.float64)
     bias = numpy_helper.to_array(net.constants[1]) if transposed is not None else 0

@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from deploy.schemes import choose_scheme
 from export.artifacts import BATCH, OnnxModel, TensorSpec
 from quantize.calibrate import calibrate
 from quantize.int8 import quantize_int8
@@ -78,7 +79,7 @@ def test_what_is_kept_float_keeps_its_weights(kind: str, target: str, tmp_path: 
     model = make_model(kind, 3, tmp_path / "model.onnx")
     x = np.random.default_rng(1).standard_normal((16, 3, 8, 8)).astype(np.float32)
     ranges = calibrate(model, [{"x": x}], observer="minmax")
-    scheme = replace(PRESETS[target], keep_float=frozenset({"kept"}))
+    scheme = replace(choose_scheme(target), keep_float=frozenset({"kept"}))
     mixed = quantize_int8(model, ranges, scheme, tmp_path / "mixed.onnx").model
     assert any(node.op_type == "QuantizeLinear" for node in onnx.load(mixed.path).graph.node)
     onnx.checker.check_model(onnx.load(mixed.path), full_check=True)

@@ -68,6 +68,9 @@ def test_what_eager_loses_sets_what_a_merge_may_lose() -> None:
     assert find_fault(Error(1e-16, 3e-7, 1e-7), torch.float32) is None
     assert find_fault(Error(1e-16, 5e-5, 2e-5), torch.float32) is None
     assert "more than 4 times" in str(find_fault(Error(1e-16, 5e-5, 1e-6), torch.float32))
+    assert find_fault(Error(1e-16, 5e-6, 1e-7), torch.float32, terms=2304) is None
+    assert find_fault(Error(1e-16, 5e-6, 1e-7), torch.float32, terms=9) is not None
+    assert find_fault(Error(1e-16, 1e-5, 1e-7), torch.float32, terms=10**9) is not None
     assert "even in float64" in str(find_fault(Error(1e-6, 1e-7, 1e-7), torch.float32))
     assert find_fault(Error(float("nan"), 1e-7, 1e-7), torch.float32) is not None
 
