@@ -13,11 +13,14 @@ from deploy.golden import read_golden
 from deploy.inputs import synthetic_feeds
 from deploy.latency import LatencyReport, LatencySettings, measure
 from deploy.machine import usable_cores
+from deploy.preflight import read_host
 from deploy.process import EngineProcess
+from deploy.substitutes import explain_unfit
 from export.errors import BundleError, DeployError, EngineError, LoadError, TrustError
 from export.execute import read_precision
 from export.optional import is_installed
 from export.progress import ProgressCallback, ignore_progress
+from export.tensorrt.products import PRODUCTS
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,16 @@ def bench_bundle(
         BundleError: the bundle has nothing for this machine.
         DeployError: nothing of it can be run; the error is that of the last engine tried.
     """
-    entries = bundle.manifest.engines
-    names = [name for name, entry in entries.items() if entry.not_run is None]
+    entries, host = bundle.manifest.engines, read_host()
+    unfit = {name: explain_unfit(bundle, name, host) for name in entries}
+    not_run: dict[str, DeployError] = {
+        name: EngineError(reason) for name, reason in unfit.items() if reason is not None
+    }
+    names = [
+        name
+        for name, entry in entries.items()
+        if name not in not_run and (entry.not_run is None or entry.engine in PRODUCTS)
+    ]
     if not names:
         raise BundleError(f"{bundle.path} has no engine that can be run on this machine.")
     golden = read_golden(bundle.path / GOLDEN).inputs
@@ -64,7 +75,8 @@ def bench_bundle(
     preferred = ("torch", FALLBACK)
     order = sorted(names, key=lambda name: (name not in preferred, name != "torch"))
     specs = [bundle.spec(name, threads=threads, trust=trust) for name in order]
-    return _measure(specs, feeds, settings, progress)
+    found = _measure(specs, feeds, settings, progress)
+    return replace(found, not_run={**not_run, **found.not_run})
 
 
 def bench_onnx(

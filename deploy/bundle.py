@@ -10,6 +10,7 @@ model.deploy/
     ...
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from deploy.machine import usable_cores
 from deploy.manifest import MANIFEST, Manifest, read_manifest
 from export.errors import BundleError
 from export.optional import is_installed
+from export.tensorrt.products import PRODUCTS
 
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
@@ -71,6 +73,7 @@ class Bundle:
             inputs=self.manifest.inputs,
             outputs=self.manifest.outputs,
             variant=entry.variant,
+            record=entry.record,
         )
 
 
@@ -114,14 +117,23 @@ def load(
     engine: str | None = None,
     threads: int = 0,
     trust: tuple[str, ...] = (),
+    rebuild: bool = False,
+    fallback: bool = True,
 ) -> Engine:
     """Open the winner of the bundle at `path`, or the engine named; hashes are checked first.
+
+    An engine of TensorRT is native code for certain GPUs. It is held against this machine before a
+    byte of it is deserialized, and opened in a child process before it is opened in this one.
 
     Args:
         path: the bundle.
         engine: such as ``onnxruntime-fp32``; default: the winner.
         threads: intra-op threads; 0: every usable core.
         trust: packages whose code the user's own model file may run, where the winner is ``torch``.
+        rebuild: build an engine of TensorRT that does not fit this machine again, from the bundled
+            ONNX file, into the user's cache; the bundle stays as it is.
+        fallback: where such an engine does not run, take the bundle's float32 model in ONNX
+            Runtime, on the GPU if its CUDA provider is there, else on the CPU, with a warning.
 
     Returns:
         A context manager that is called with named arrays and returns named arrays. Where the
@@ -129,17 +141,23 @@ def load(
         its ``name`` is in the warning.
 
     Raises:
-        BundleError, TrustError, MissingExtraError, EngineError.
+        BundleError, TrustError, MissingExtraError.
+        EngineError: the engine cannot be opened, and nothing was to take its place.
     """
     bundle = read_bundle(path)
     name = engine or bundle.winner
     if engine is None and name == "torch" and not is_installed("torch"):
-        import warnings
-
         warnings.warn(
             f"{path}: the winner is eager torch, which is not installed; "
             f"{FALLBACK} runs in its place.",
             stacklevel=2,
         )
         name = FALLBACK
-    return open_engine(bundle.spec(name, threads=threads, trust=trust))
+    spec = bundle.spec(name, threads=threads, trust=trust)
+    if spec.engine in PRODUCTS:
+        from deploy.substitutes import find_runnable
+
+        spec, warning = find_runnable(bundle, spec, rebuild=rebuild, fallback=fallback)
+        if warning is not None:
+            warnings.warn(warning, stacklevel=2)
+    return open_engine(spec)

@@ -50,7 +50,12 @@ class Candidate:
         """How to open it."""
         plan = self.plan
         return EngineSpec(
-            plan.engine, plan.precision, str(self.file), threads, variant=plan.variant
+            plan.engine,
+            plan.precision,
+            str(self.file),
+            threads,
+            variant=plan.variant,
+            record=self.record,
         )
 
 

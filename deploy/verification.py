@@ -13,10 +13,13 @@ from deploy.gates import DataKind, Verdict, judge_parity
 from deploy.golden import Golden, find_mismatch, read_golden
 from deploy.labels import choose_class_output, find_class_outputs
 from deploy.parity import ParityReport
+from deploy.preflight import read_host
 from deploy.process import EngineProcess
+from deploy.substitutes import explain_unfit
 from export.artifacts import TensorSpec
 from export.errors import BundleError, DeployError, MissingExtraError, TrustError
 from export.progress import ProgressCallback, ignore_progress
+from export.tensorrt.products import PRODUCTS
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Verification:
         golden: None when it repeats its recorded answers, else what differs.
         missing: how to install its backend, where that is not installed and not needed: the bundle
             is then served by another engine.
+        unfit: what of this machine an engine of TensorRT does not fit; where the engine is the
+            winner, that is in `golden`.
         untrusted: why it was not opened, where its file needs code that is not trusted.
         parity: against the bundle's float32 model, where data was given.
         verdict: of the parity gate on that data.
@@ -35,6 +40,7 @@ class Verification:
     name: str
     golden: str | None
     missing: str | None = None
+    unfit: str | None = None
     untrusted: TrustError | None = None
     parity: ParityReport | None = None
     verdict: Verdict | None = None
@@ -47,7 +53,7 @@ class Verification:
     @property
     def was_run(self) -> bool:
         """Whether it was opened at all."""
-        return self.missing is None and self.untrusted is None
+        return self.missing is None and self.unfit is None and self.untrusted is None
 
 
 class FloatReference:
@@ -88,10 +94,21 @@ def verify(
         InputError: the bundle or the data cannot be used.
     """
     config = config or BuildConfig()
-    names = [name for name, entry in bundle.manifest.engines.items() if entry.not_run is None]
+    unfit = find_unfit(bundle)
+    names = [
+        name
+        for name, entry in bundle.manifest.engines.items()
+        if entry.not_run is None and name not in unfit
+    ]
     specs = {name: bundle.spec(name, threads=threads, trust=trust) for name in names}
     golden = read_golden(bundle.path / GOLDEN)
-    replayed = tuple(_replay(bundle, spec, golden) for spec in specs.values())
+    replayed = tuple(
+        _keep_unfit(bundle, name, unfit[name])
+        if name in unfit
+        else _replay(bundle, specs[name], golden)
+        for name in bundle.manifest.engines
+        if name in unfit or name in specs
+    )
     if data is None:
         return replayed
     if FALLBACK not in specs:
@@ -109,6 +126,29 @@ def verify(
         else result
         for result in replayed
     )
+
+
+def find_unfit(bundle: Bundle) -> dict[str, str]:
+    """The engines of TensorRT that cannot be judged here, each with the sentence that says why."""
+    host, unfit = None, {}
+    for name, entry in bundle.manifest.engines.items():
+        if entry.engine not in PRODUCTS:
+            continue
+        host = host or read_host()
+        reason = explain_unfit(bundle, name, host)
+        if reason is None and entry.not_run is not None:
+            reason = (
+                f"{name} fits this machine and was never run. Build and judge it here with: "
+                f"deploy finish {bundle.path}"
+            )
+        if reason is not None:
+            unfit[name] = reason
+    return unfit
+
+
+def _keep_unfit(bundle: Bundle, name: str, reason: str) -> Verification:
+    """One that is needed, since it is what `load` opens first, does not hold."""
+    return Verification(name, reason if name == bundle.winner else None, unfit=reason)
 
 
 def _replay(bundle: Bundle, spec: EngineSpec, golden: Golden) -> Verification:

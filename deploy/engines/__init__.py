@@ -2,6 +2,7 @@
 
 from deploy.engines.base import Array, Engine, EngineSpec, Feeds
 from export.errors import EngineError
+from export.tensorrt.products import PRODUCTS
 
 __all__ = ["Array", "Engine", "EngineSpec", "Feeds", "open_engine"]
 
@@ -25,7 +26,11 @@ def open_engine(spec: EngineSpec) -> Engine:
         from deploy.engines.openvino import OpenVinoEngine
 
         return OpenVinoEngine(spec)
+    if spec.engine in PRODUCTS:
+        from deploy.engines.tensorrt import open_tensorrt
+
+        return open_tensorrt(spec)
     raise EngineError(
-        f"Engine {spec.engine!r} cannot be run by this version; it runs torch, onnxruntime and "
-        "openvino. TensorRT engines are built ahead of time and not opened here."
+        f"Engine {spec.engine!r} cannot be run by this version; it runs torch, onnxruntime, "
+        "openvino, tensorrt and tensorrt_rtx."
     )

@@ -9,6 +9,7 @@ import numpy as np
 
 from export.artifacts import TensorSpec
 from export.errors import EngineError
+from export.tensorrt.record import EngineRecord
 
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
@@ -56,7 +57,10 @@ class EngineSpec:
         outputs: likewise.
         variant: how int8 comes about without calibration: ``dynamic``, activations are quantized
             as they come, a tensor at a time; ``weights``, weights are packed in blocks, and
-            activations quantized in blocks while they are multiplied. Empty: neither.
+            activations quantized in blocks while they are multiplied. Empty: neither. Or where
+            ONNX Runtime runs: ``cuda``; empty: on the CPU.
+        record: of an engine that was built ahead of time, what it needs; such an engine is not
+            opened without.
     """
 
     engine: str
@@ -69,6 +73,7 @@ class EngineSpec:
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     variant: str = ""
+    record: EngineRecord | None = None
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU. Needs nothing beyond the core."""
+"""ONNX Runtime on the CPU, or on the GPU where its build for CUDA is installed."""
 
 import onnxruntime
 
@@ -15,16 +15,28 @@ _DTYPES = {
 }
 
 
+CUDA = "cuda"
+"""The variant of an `EngineSpec` that runs on the GPU."""
+CUDA_PROVIDER = "CUDAExecutionProvider"
+_CPU_PROVIDER = "CPUExecutionProvider"
+
+
 class OnnxRuntimeEngine(BackendEngine):
-    """An InferenceSession on the CPU provider, all graph optimizations on."""
+    """An InferenceSession on the CPU or CUDA provider, all graph optimizations on."""
 
     def __init__(self, spec: EngineSpec) -> None:
+        providers = _choose_providers(spec)
         try:
             self._session = onnxruntime.InferenceSession(
-                spec.path, make_options(spec), providers=["CPUExecutionProvider"]
+                spec.path, make_options(spec), providers=providers
             )
         except ORT_ERRORS as error:
             raise EngineError(f"ONNX Runtime cannot open {spec.path}: {error}") from error
+        if self._session.get_providers()[0] != providers[0]:  # it takes the next without a word
+            raise EngineError(
+                "ONNX Runtime has its CUDA provider and could not load it: its libraries of CUDA "
+                "and cuDNN are missing, or no NVIDIA GPU is there."
+            )
         self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
         self._names = [value.name for value in self.outputs]
@@ -47,6 +59,22 @@ def make_options(spec: EngineSpec) -> onnxruntime.SessionOptions:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     return options
+
+
+def has_cuda_provider() -> bool:
+    """Whether the ONNX Runtime that is installed was built for CUDA; a GPU may be missing yet."""
+    return CUDA_PROVIDER in onnxruntime.get_available_providers()
+
+
+def _choose_providers(spec: EngineSpec) -> list[str]:
+    if spec.variant != CUDA:
+        return [_CPU_PROVIDER]
+    if not has_cuda_provider():
+        raise EngineError(
+            "This ONNX Runtime runs on the CPU alone; it has no CUDA provider. Install the one for "
+            "GPUs in its place: pip uninstall onnxruntime, then pip install onnxruntime-gpu."
+        )
+    return [CUDA_PROVIDER, _CPU_PROVIDER]
 
 
 def _spec(value: onnxruntime.NodeArg) -> TensorSpec:

@@ -61,8 +61,9 @@ def print_verification(results: Sequence[Verification], console: Console) -> Non
         for reason in (result.golden, result.verdict.reason if result.verdict else None):
             if reason:
                 console.print(Text(clean(f"{result.name}: {reason}"), style="red"))
-        if result.missing:
-            console.print(Text(clean(f"{result.name}: {result.missing}")))
+        for reason in (result.missing, None if result.golden else result.unfit):
+            if reason:
+                console.print(Text(clean(f"{result.name}: {reason}")))
     if any(result.verdict and LABELS_JUDGE_NOTHING in result.verdict.gate for result in results):
         console.print(Text(f"Warning: {LABELS_JUDGE_NOTHING}.", style="yellow"))
     console.print(Text(clean(_verification_sentence(results))))
@@ -147,6 +148,8 @@ def add_row(table: Table, *cells: str) -> None:
 def _golden_cell(result: Verification) -> str:
     if result.missing:
         return "not installed"
+    if result.unfit:
+        return "not run"
     if result.untrusted:
         return "not trusted"
     return "same" if result.golden is None else "DIFFERS"
