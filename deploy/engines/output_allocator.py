@@ -1,5 +1,6 @@
 """Outputs whose shape is known only when the engine has run: TensorRT asks for their memory."""
 
+from collections.abc import Callable
 from typing import Any
 
 from deploy.engines.device_memory import DeviceBuffer, DeviceMemory
@@ -9,20 +10,24 @@ from export.errors import EngineError
 class GrowingOutput:
     """The memory of one such output; it grows as it must and is used again.
 
+    Args:
+        allocator: the class that `make_allocator_class` has made.
+        memory: where it lies.
+
     Attributes:
-        native: what TensorRT's context is given as the output's allocator.
+        native: what TensorRT's context is given as the output's allocator; None once freed.
         shape: of the last run; None before TensorRT has told it.
         buffer: where the last run put it; None before TensorRT has asked.
         error: why memory was refused in the last run.
     """
 
-    def __init__(self, trt: Any, memory: DeviceMemory) -> None:
+    def __init__(self, allocator: Callable[..., Any], memory: DeviceMemory) -> None:
         self._memory = memory
         self._outgrown: list[DeviceBuffer] = []
         self.buffer: DeviceBuffer | None = None
         self.shape: tuple[int, ...] | None = None
         self.error: EngineError | None = None
-        self.native = _make_native(trt, self)
+        self.native: Any = allocator(self)
 
     def begin(self) -> None:
         """Before every run: what the last one told counts no more."""
@@ -38,7 +43,7 @@ class GrowingOutput:
         try:
             fresh = self._memory.allocate(max(size, 1))
         except EngineError as error:  # an exception would not get through TensorRT
-            self.error = error
+            self.error = EngineError(str(error))
             return 0
         if self.buffer is not None:
             self._outgrown.append(self.buffer)
@@ -49,8 +54,9 @@ class GrowingOutput:
         """After the stream was waited for: free what was outgrown, raise what went wrong."""
         while self._outgrown:
             self._memory.free(self._outgrown.pop())
-        if self.error is not None:
-            raise self.error
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
 
     def take(self) -> DeviceBuffer:
         """The buffer of the last run, which is the caller's from now on."""
@@ -62,25 +68,28 @@ class GrowingOutput:
     def free(self) -> None:
         """Give all memory back; the stream was waited for."""
         held = [*self._outgrown, *([self.buffer] if self.buffer else [])]
-        self._outgrown, self.buffer = [], None
+        self._outgrown, self.buffer, self.native = [], None, None
         for buffer in held:
             self._memory.free(buffer)
 
 
-def _make_native(trt: Any, output: GrowingOutput) -> Any:
+def make_allocator_class(trt: Any) -> Callable[..., Any]:
+    """The class that TensorRT calls for memory; one object of it serves one `GrowingOutput`."""
+
     class Allocator(trt.IOutputAllocator):  # type: ignore[misc]  # known only at run time
-        def __init__(self) -> None:
+        def __init__(self, output: GrowingOutput) -> None:
             trt.IOutputAllocator.__init__(self)
+            self._output = output
 
         def reallocate_output(self, name: str, memory: int, size: int, alignment: int) -> int:
-            return output.reserve(size)
+            return self._output.reserve(size)
 
         def reallocate_output_async(
             self, name: str, memory: int, size: int, alignment: int, stream: int
         ) -> int:
-            return output.reserve(size)
+            return self._output.reserve(size)
 
         def notify_shape(self, name: str, shape: Any) -> None:
-            output.shape = tuple(shape)
+            self._output.shape = tuple(int(length) for length in shape)
 
-    return Allocator()
+    return Allocator

@@ -16,7 +16,8 @@ import numpy as np
 from deploy.engines.base import Array, BackendEngine, EngineSpec, Feeds, check_feeds
 from deploy.engines.device_memory import DeviceMemory, DeviceTensor, choose_memory
 from deploy.engines.lanes import LanePool
-from deploy.engines.tensorrt_lane import DeviceInput, Lane, Request
+from deploy.engines.tensorrt_context import Request
+from deploy.engines.tensorrt_lane import DeviceInput, Lane
 from deploy.engines.tensorrt_native import NativeEngine, NativeTensor, PlanFile
 from deploy.preflight import Host, explain_mismatch, read_host
 from export.artifacts import BATCH, TensorSpec

@@ -11,7 +11,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -19,20 +18,13 @@ from deploy.engines.base import Array, Feeds
 from deploy.engines.cuda_graphs import GraphReplay
 from deploy.engines.device_memory import DeviceBuffer, DeviceMemory, DeviceTensor
 from deploy.engines.output_allocator import GrowingOutput
+from deploy.engines.tensorrt_context import Context, Request, told_shape
 from deploy.engines.tensorrt_native import NativeEngine, NativeTensor
 
 _KEPT_PLANS = 4
 """Sets of shapes that keep their buffers."""
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What one call asks for: the shapes of its inputs, and the profile that they fit."""
-
-    profile: int
-    shapes: tuple[tuple[str, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -59,7 +51,7 @@ class Lane:
     def __init__(self, native: NativeEngine, open_memory: Callable[[], DeviceMemory]) -> None:
         self._native = native
         self._plans: OrderedDict[Request, _Plan] = OrderedDict()
-        self._context: _Context | None = None
+        self._context: Context | None = None
         with ExitStack() as stack:
             self._memory = memory = open_memory()
             stack.callback(memory.close)
@@ -112,7 +104,7 @@ class Lane:
             for name, tensor in native.outputs.items():
                 shape = context.shape_of(name)
                 if -1 in shape:
-                    growing[name] = stack.enter_context(_Grown(native.trt, memory)).output
+                    growing[name] = stack.enter_context(_Grown(native, memory)).output
                     context.set_allocator(name, growing[name])
                     continue
                 buffer = memory.allocate(tensor.count_bytes(shape))
@@ -124,7 +116,7 @@ class Lane:
             memory.synchronize()
             for name, output in growing.items():
                 output.settle()
-                taken[name] = (output.take(), context.told_shape(name, output))
+                taken[name] = (output.take(), told_shape(native, name, output))
             stack.pop_all()
         return {
             name: DeviceTensor(memory, *taken[name], tensor.dtype.str)
@@ -141,9 +133,9 @@ class Lane:
             stack.callback(self._plans.clear)
             stack.callback(self._memory.synchronize)
 
-    def _shared_context(self) -> "_Context":
+    def _shared_context(self) -> "Context":
         if self._context is None:
-            self._context = _Context(self._native, self._memory, self._scratch)
+            self._context = Context(self._native, self._memory, self._scratch)
         return self._context
 
     def _plan_for(self, request: Request) -> "_Plan":
@@ -155,7 +147,7 @@ class Lane:
             self._plans.popitem(last=False)[1].free()
         captures = self._memory.captures and not self._native.captures_itself
         context = (
-            _Context(self._native, self._memory, self._scratch)
+            Context(self._native, self._memory, self._scratch)
             if captures
             else self._shared_context()
         )
@@ -166,7 +158,7 @@ class Lane:
         """An output whose size was not known before the run."""
         output.settle()
         tensor, memory = self._native.outputs[name], self._memory
-        shape = _told(self._native, name, output)
+        shape = told_shape(self._native, name, output)
         pinned = memory.pin(tensor.count_bytes(shape))
         try:
             if output.buffer is not None and pinned.size:
@@ -180,75 +172,14 @@ class Lane:
 class _Grown:
     """A growing output for the length of a with block."""
 
-    def __init__(self, trt: Any, memory: DeviceMemory) -> None:
-        self.output = GrowingOutput(trt, memory)
+    def __init__(self, native: NativeEngine, memory: DeviceMemory) -> None:
+        self.output = GrowingOutput(native.allocator, memory)
 
     def __enter__(self) -> "_Grown":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.output.free()
-
-
-class _Context:
-    """A context of TensorRT in a lane's stream, and what it was told last."""
-
-    def __init__(
-        self, native: NativeEngine, memory: DeviceMemory, scratch: DeviceBuffer | None
-    ) -> None:
-        self.native, self.memory = native, memory
-        self._context = native.create_context()
-        if scratch is not None:
-            self._context.set_device_memory(scratch.address, scratch.size)
-        self._request: Request | None = None
-        self.bound_for: object = None
-
-    def set_shapes(self, request: Request) -> None:
-        """Tell profile and shapes; addresses are to be told again where either has changed."""
-        self.bound_for = None
-        if request == self._request:
-            return
-        last, self._request = self._request, None
-        if self.native.profiles and (last is None or last.profile != request.profile):
-            stream = self.memory.stream
-            done = self._context.set_optimization_profile_async(request.profile, stream)
-            self._check(done, f"take profile {request.profile}")
-        for name, shape in request.shapes:
-            self._check(self._context.set_input_shape(name, shape), f"take {name!r} {list(shape)}")
-        self._request = request
-
-    def shape_of(self, name: str) -> tuple[int, ...]:
-        """Of an output with the present inputs; -1 where only the run will tell."""
-        return tuple(int(size) for size in self._context.get_tensor_shape(name))
-
-    def told_shape(self, name: str, output: GrowingOutput) -> tuple[int, ...]:
-        """Of an output that the run has told."""
-        return _told(self.native, name, output)
-
-    def set_address(self, name: str, address: int) -> None:
-        """Where an input or output lies."""
-        self._check(self._context.set_tensor_address(name, address), f"bind {name!r}")
-
-    def set_allocator(self, name: str, output: GrowingOutput) -> None:
-        """Who gives memory to an output of unknown size."""
-        self._check(self._context.set_output_allocator(name, output.native), f"bind {name!r}")
-
-    def execute(self) -> None:
-        """Put one inference into the stream."""
-        self._check(self._context.execute_async_v3(self.memory.stream), "run")
-
-    def can_capture(self) -> bool:
-        """Whether TensorRT's own word allows it; a version that has none is simply tried."""
-        ask = getattr(self._context, "is_stream_capturable", None)
-        return ask is None or bool(ask(self.memory.stream))
-
-    def drop(self) -> None:
-        """Let go of TensorRT's context; its scratch memory may be freed then."""
-        self._context = None
-
-    def _check(self, done: bool, doing: str) -> None:
-        if not done:
-            raise self.native.fail(doing)
 
 
 @dataclass(frozen=True)
@@ -263,7 +194,7 @@ class _Staged:
 class _Plan:
     """Buffers for one set of shapes, bound to a context when it is this plan's turn."""
 
-    def __init__(self, request: Request, context: _Context, *, captures: bool) -> None:
+    def __init__(self, request: Request, context: Context, *, captures: bool) -> None:
         self._request, self._context = request, context
         self._replay: GraphReplay | None = None
         memory, native = context.memory, context.native
@@ -281,7 +212,7 @@ class _Plan:
             for name, tensor in native.outputs.items():
                 shape = context.shape_of(name)
                 if -1 in shape:
-                    self.growing[name] = output = GrowingOutput(native.trt, memory)
+                    self.growing[name] = output = GrowingOutput(native.allocator, memory)
                     stack.callback(output.free)
                 else:
                     self.outputs[name] = _stage(memory, tensor, shape, stack)
@@ -327,9 +258,3 @@ def _stage(
     buffer = memory.allocate(size)
     stack.callback(memory.free, buffer)
     return _Staged(pinned, tensor.view(pinned, shape), buffer)
-
-
-def _told(native: NativeEngine, name: str, output: GrowingOutput) -> tuple[int, ...]:
-    if output.shape is None:
-        raise native.fail(f"say which shape {name!r} has")
-    return output.shape

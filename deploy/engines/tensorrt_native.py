@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from deploy.engines.base import Array
+from deploy.engines.output_allocator import make_allocator_class
 from export.errors import EngineError
 from export.tensorrt.options import ShapeProfile
 from export.tensorrt.products import ErrorLog, Product, import_product
@@ -67,10 +68,10 @@ class NativeEngine:
     """See the module's own words.
 
     Attributes:
-        trt: the module of the product.
         inputs, outputs: by name, in the engine's order.
         profiles: the shapes that it takes; empty where all are static.
         scratch: bytes that a context needs for its own work.
+        allocator: makes what TensorRT asks for the memory of outputs of unknown size.
         captures_itself: the product has CUDA graphs of its own, and ours would stand in their way.
 
     Raises:
@@ -79,7 +80,7 @@ class NativeEngine:
     """
 
     def __init__(self, product: Product, plan: PlanFile) -> None:
-        self.trt = trt = import_product(product)
+        self._trt = trt = import_product(product)
         self._title, self._log, self._lock = product.title, ErrorLog(trt), threading.Lock()
         with ExitStack() as stack:
             runtime = trt.Runtime(self._log.logger)
@@ -95,6 +96,7 @@ class NativeEngine:
             self.profiles = _read_profiles(engine, self.inputs)
             self.scratch = int(engine.device_memory_size_v2)
             self.captures_itself = product.ahead_of_time
+            self.allocator = make_allocator_class(trt)
             self._config = self._make_config() if self.captures_itself else None
             self._stack = stack.pop_all()
 
@@ -104,7 +106,7 @@ class NativeEngine:
         Raises:
             EngineError: there is no memory left for one.
         """
-        trt = self.trt
+        trt = self._trt
         with self._lock:  # contexts may run side by side, and are made one after the other
             if self._config is not None:
                 context = self._engine.create_execution_context(self._config)
@@ -133,7 +135,7 @@ class NativeEngine:
     def _make_config(self) -> Any:
         """Contexts that capture CUDA graphs, and share what one of them has compiled."""
         config = self._engine.create_runtime_config()
-        config.cuda_graph_strategy = self.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         config.set_runtime_cache(config.create_runtime_cache())
         return config
 
