@@ -254,17 +254,17 @@ def test_a_refused_engine_has_tensorrts_own_words(opened: Open) -> None:
         opened(plan=b"broken")
 
 
+def hammer(engine: TensorRtEngine, seed: int) -> None:
+    for step in range(20):
+        check(engine, draw(1 + (seed + step) % 5, seed=100 * seed + step))
+
+
 def test_calls_from_many_threads_share_a_few_lanes(gpu: HostGpu, opened: Open) -> None:
     with opened() as engine:
-
-        def work(seed: int) -> None:
-            for step in range(20):
-                check(engine, draw(1 + (seed + step) % 5, seed=100 * seed + step))
-
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(work, range(8)))
+            list(pool.map(hammer, [engine] * 8, range(8)))
         assert 1 <= gpu.open["streams"] <= LANES
-    del engine, work
+    del engine
     assert gpu.left == {}
 
 
