@@ -5,11 +5,19 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from export.gpu import read_gpu
+
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files come first: spread by file, the suite ends with the last file that is begun."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What needs a GPU is skipped in plain sight where there is none."""
+    if item.get_closest_marker("gpu") is not None and read_gpu() is None:
+        pytest.skip("no NVIDIA GPU")
 
 
 @pytest.fixture(autouse=True)

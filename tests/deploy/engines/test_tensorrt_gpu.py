@@ -1,0 +1,136 @@
+"""Engines of TensorRT on a real GPU. Written where there was none; see docs/gpu.md."""
+
+import resource
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rtx import make_model
+from tiny import FEATURES, answer, draw
+
+from deploy.engines import EngineSpec, open_engine
+from deploy.engines.device_memory import choose_memory
+from deploy.engines.tensorrt import TensorRtEngine
+from export.errors import DeployError, EngineError
+from export.gpu import read_gpu
+from export.optional import is_installed
+from export.tensorrt import BuildOptions, SizeRange, build_engine
+
+pytestmark = pytest.mark.gpu
+
+BATCHES = (SizeRange(1, 1, 4), SizeRange(1, 16, 32))
+
+
+@pytest.fixture(scope="module", params=["tensorrt", "tensorrt_rtx"])
+def spec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> EngineSpec:
+    """The tiny model, built for this GPU by each product that is installed and takes it."""
+    product = str(request.param)
+    if not is_installed(product):
+        pytest.skip(f"{product} is not installed")
+    gpu = read_gpu()
+    assert gpu is not None  # the marker has seen to it
+    folder = tmp_path_factory.mktemp(product)
+    options = BuildOptions(batch=BATCHES, targets=(gpu.target,), tf32=False)
+    try:
+        built = build_engine(
+            make_model(folder), folder / "model.engine", engine=product, options=options
+        )
+    except DeployError as error:
+        pytest.skip(f"{product} does not build for this GPU: {error}")
+    return EngineSpec(product, "fp32", str(built.path), 1, record=built.record)
+
+
+@pytest.fixture
+def engine(spec: EngineSpec) -> Iterator[TensorRtEngine]:
+    with open_engine(spec) as opened:
+        assert isinstance(opened, TensorRtEngine)
+        yield opened
+
+
+def check(engine: Any, batch: int, seed: int = 0) -> None:
+    x = draw(batch, seed)
+    np.testing.assert_allclose(engine({"x": x})["logits"], answer(x), rtol=1e-4, atol=1e-4)
+
+
+def test_answers_are_right_at_every_batch_size_in_any_order(engine: TensorRtEngine) -> None:
+    for seed, batch in enumerate((1, 32, 4, 5, 1, 2, 3, 7, 32, 1, 1, 4)):
+        check(engine, batch, seed)
+
+
+def test_shapes_that_come_again_are_replayed(engine: TensorRtEngine) -> None:
+    for seed in range(20):
+        check(engine, 1 + seed % 2, seed)
+    lane = engine._lanes._idle[0]
+    if not engine._native.captures_itself and lane._memory.captures:
+        refusals = {plan._replay.refusal for plan in lane._plans.values() if plan._replay}
+        assert refusals == {None}
+        assert all(plan._replay.captured for plan in lane._plans.values() if plan._replay)
+
+
+def test_what_does_not_fit_is_refused(engine: TensorRtEngine) -> None:
+    with pytest.raises(EngineError, match="No optimization profile fits"):
+        engine({"x": draw(33)})
+    check(engine, 2)
+
+
+def test_calls_from_many_threads(engine: TensorRtEngine) -> None:
+    def work(seed: int) -> None:
+        for step in range(50):
+            check(engine, 1 + (seed + step) % 6, seed)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+
+
+def test_tensors_of_torch_are_used_where_they_lie(engine: TensorRtEngine) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available() or choose_memory().name != "torch":
+        pytest.skip("this torch has no CUDA")
+    for seed in range(5):
+        x = draw(3, seed)
+        outputs = engine.run_device({"x": torch.from_numpy(x).cuda()})
+        got = torch.as_tensor(outputs["logits"], device="cuda").cpu().numpy()
+        np.testing.assert_allclose(got, answer(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_flipped_byte_is_refused(spec: EngineSpec, tmp_path: Path) -> None:
+    data = bytearray(Path(spec.path).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "model.engine").write_bytes(data)
+    with pytest.raises(EngineError, match="SHA-256 differs"):
+        open_engine(replace(spec, path=str(tmp_path / "model.engine")))
+
+
+def test_ten_thousand_runs_and_a_hundred_openings_leak_nothing(spec: EngineSpec) -> None:
+    def used() -> tuple[float, float]:
+        """MiB of the host, and of the GPU by all that use it."""
+        import subprocess
+
+        query = [
+            "nvidia-smi",
+            "-i",
+            "0",
+            "--query-gpu=memory.used",
+            "--format=csv,noheader,nounits",
+        ]
+        answer = subprocess.run(query, capture_output=True, text=True, check=True)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, float(answer.stdout)
+
+    feeds = [{"x": np.ones((batch, FEATURES), np.float32)} for batch in range(1, 9)]
+    with open_engine(spec) as engine:
+        for index in range(500):
+            engine(feeds[index % 8])
+        before = used()
+        for index in range(10_000):
+            engine(feeds[index % 8])
+        after = used()
+    assert after[0] - before[0] < 16
+    assert after[1] - before[1] < 16
+    for _ in range(100):
+        with open_engine(spec) as engine:
+            engine(feeds[0])
+    assert used()[1] - before[1] < 32
