@@ -29,6 +29,7 @@ from deploy.parity import ParityReport
 from deploy.process import EngineProcess, call_in_child
 from deploy.results import CandidateResult
 from deploy.staging import stage_bundle
+from deploy.substitutes import explain_unfit
 from deploy.verification import FloatReference, open_evaluation, plan_check, recorded_noise
 from export.artifacts import OnnxModel
 from export.errors import BundleError, EngineError
@@ -86,7 +87,7 @@ def finish(
         raise BundleError(f"{bundle.path} is finished: every engine of it was run.")
     if FALLBACK not in bundle.manifest.engines:
         raise BundleError(f"{bundle.path} holds no float32 model to hold its engines against.")
-    reasons = {name: _find_obstacle(entry) for name, entry in waiting.items()}
+    reasons = {name: _find_obstacle(bundle, name) for name in waiting}
     if all(reasons.values()):
         listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         raise EngineError(f"Nothing of {bundle.path} can be finished here: {listed}.")
@@ -114,12 +115,15 @@ def finish(
     return Finish(read_bundle(path), tuple(results.values()), latency, bundle.winner)
 
 
-def _find_obstacle(entry: BundledEngine) -> str | None:
+def _find_obstacle(bundle: Bundle, name: str) -> str | None:
     """Why this machine cannot run it, as far as that can be told before anything is built."""
-    obstacle = find_obstacle(entry.engine, entry.precision)
-    if entry.engine in PRODUCTS and read_gpu() is None:
-        return NO_GPU
-    return obstacle
+    entry = bundle.manifest.engines[name]
+    if entry.engine in PRODUCTS:
+        if read_gpu() is None:
+            return NO_GPU
+        if entry.record is not None:  # built already, and kept if it is for another machine
+            return explain_unfit(bundle, name)
+    return find_obstacle(entry.engine, entry.precision)
 
 
 def _make(work: _Work, name: str, entry: BundledEngine) -> BundledEngine | str:

@@ -46,7 +46,7 @@ def explain_unfit(bundle: Bundle, name: str, host: Host | None = None) -> str | 
     if host.gpu is not None and entry.record is None and entry.recipe is not None:
         return f"{name} is still to be built. Build it here with: deploy finish {bundle.path}"
     file = bundle.path / entry.file
-    digest = bundle.manifest.files[entry.file]  # of the very bytes: the bundle was read
+    digest = bundle.manifest.files.get(entry.file)  # its bytes were hashed when it was read
     return explain_mismatch(entry.record, file, host, digest=digest)
 
 

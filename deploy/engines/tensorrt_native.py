@@ -89,7 +89,7 @@ class NativeEngine:
             engine = runtime.deserialize_cuda_engine(plan.content)
             if engine is None:
                 raise EngineError(f"{self._title} cannot open {plan.label}: {self.explain()}")
-            self._runtime, self._engine = runtime, engine
+            self._runtime, self._engine, self._cache = runtime, engine, None
             tensors = _read_tensors(trt, engine, plan.label)
             self.inputs = {t.name: t for t, is_input in tensors if is_input}
             self.outputs = {t.name: t for t, is_input in tensors if not is_input}
@@ -129,14 +129,15 @@ class NativeEngine:
 
     def close(self) -> None:
         """Let go of the engine and its libraries. Contexts are dropped before."""
-        self._config = self._engine = self._runtime = None
+        self._cache = self._config = self._engine = self._runtime = None
         self._stack.close()
 
     def _make_config(self) -> Any:
         """Contexts that capture CUDA graphs, and share what one of them has compiled."""
         config = self._engine.create_runtime_config()
         config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        config.set_runtime_cache(config.create_runtime_cache())
+        self._cache = config.create_runtime_cache()
+        config.set_runtime_cache(self._cache)
         return config
 
 

@@ -18,7 +18,7 @@ from export.tensorrt.products import PRODUCTS
 def test_an_engine_is_refused_with_the_librarys_own_words(tmp_path: Path) -> None:
     content, _ = build_tiny(tmp_path)
     for data in (content, content[:100], b"nothing of the kind"):
-        with pytest.raises(EngineError, match=r"TensorRT for RTX cannot open m\.engine: \w+"):
+        with pytest.raises(EngineError, match=r"TensorRT for RTX cannot open m\.engine: \S+"):
             NativeEngine(PRODUCTS["tensorrt_rtx"], PlanFile(data, "m.engine"))
 
 
