@@ -81,7 +81,7 @@ def build_engine(
         product=product.module,
         version=str(trt.__version__),
         targets=(gpu.target,) if gpu and not product.ahead_of_time else options.targets,
-        flags=_flag_names(options, product),
+        flags=(*_flag_names(options, product), *_compatibility(options)),
         profiles=profiles,
         onnx_sha256=hash_onnx(model.path),
         engine_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -152,6 +152,11 @@ def _flag_names(options: BuildOptions, product: Product) -> tuple[str, ...]:
         "DISABLE_TIMING_CACHE": product.ahead_of_time or not options.timing_cache,
     }
     return tuple(name for name, on in wanted.items() if on)
+
+
+def _compatibility(options: BuildOptions) -> tuple[str, ...]:
+    """What is no builder flag and still decides on which GPUs an engine runs."""
+    return ("AMPERE_PLUS",) if options.hardware_compatible else ()
 
 
 def _compute_capability(trt: Any, product: Product, target: str) -> Any:
