@@ -9,6 +9,7 @@ from deploy.process import call_in_child
 from deploy.verification import Verification, verify
 from export.errors import DeployError
 from export.optional import DISTRIBUTION, is_installed
+from export.tensorrt.products import PRODUCTS
 
 _BACKENDS = (
     ("torch", "torch", "build"),
@@ -17,7 +18,6 @@ _BACKENDS = (
     ("tensorrt", "tensorrt", "trt"),
     ("tensorrt_rtx", "tensorrt-rtx", "rtx"),
 )
-_NEED_GPU = ("tensorrt", "tensorrt_rtx")
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,8 @@ def _examine(module: str, package: str, extra: str, *, machine: Machine) -> Back
         wanted = f"pip install '{DISTRIBUTION}[{extra}]'" if extra else f"pip install {package}"
         return Backend(module, False, None, f"not installed: {wanted}")
     version = machine.versions.get(package)
-    if module in _NEED_GPU:
-        note = "builds engines ahead of time; running them needs an NVIDIA GPU"
-        return Backend(module, machine.gpu is not None, version, note)
+    if module in PRODUCTS:
+        return Backend(module, machine.gpu is not None, version, _describe_gpu(module, machine))
     if module == "openvino":
         try:
             native = call_in_child("deploy.engines.openvino:cpu_has_bf16")
@@ -72,3 +71,12 @@ def _examine(module: str, package: str, extra: str, *, machine: Machine) -> Back
             return Backend(module, False, version, str(error))
         return Backend(module, True, version, f"fp32, int8{', bf16' if native else ', no bf16'}")
     return Backend(module, True, version, "the baseline" if module == "torch" else "fp32, int8")
+
+
+def _describe_gpu(module: str, machine: Machine) -> str:
+    """What an engine for GPUs does on this machine."""
+    if machine.gpu is not None:
+        return "builds and runs engines"
+    if PRODUCTS[module].ahead_of_time:
+        return "builds engines ahead of time; running them needs an NVIDIA GPU"
+    return "builds and runs engines where there is an NVIDIA GPU"

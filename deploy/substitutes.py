@@ -43,8 +43,9 @@ def explain_unfit(bundle: Bundle, name: str, host: Host | None = None) -> str | 
     if entry.engine not in PRODUCTS:
         return None
     host = host or read_host()
-    if host.gpu is not None and entry.record is None and entry.recipe is not None:
-        return f"{name} is still to be built. Build it here with: deploy finish {bundle.path}"
+    if entry.record is None and entry.recipe is not None:
+        where = "Build it here" if host.gpu else "There is no NVIDIA GPU here; build it on one"
+        return f"{name} is still to be built. {where} with: deploy finish {bundle.path}"
     file = bundle.path / entry.file
     digest = bundle.manifest.files.get(entry.file)  # its bytes were hashed when it was read
     return explain_mismatch(entry.record, file, host, digest=digest)

@@ -65,6 +65,12 @@ def test_tensorrt_is_usable_only_with_a_gpu() -> None:
         if "not installed" in found.note:
             pytest.skip("tensorrt_rtx is not installed")
         assert found.usable == usable
+        assert ("needs an NVIDIA GPU" in found.note) == (gpu is None)
+
+
+def test_nvidia_tensorrt_does_nothing_without_a_gpu() -> None:
+    machine = replace(describe_machine(), gpu=None)
+    assert "where there is an NVIDIA GPU" in deploy.doctor._describe_gpu("tensorrt", machine)
 
 
 def test_a_sound_bundle_is_sound(pristine: Path) -> None:

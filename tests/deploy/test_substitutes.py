@@ -208,6 +208,16 @@ def test_an_engine_without_a_record_is_refused(
         open_tensorrt(spec_of(bundle), host)
 
 
+def test_an_engine_that_is_still_to_be_built_says_so(
+    built: tuple[bytes, EngineRecord], tmp_path: Path
+) -> None:
+    bundle = read_bundle(write_bundle(tmp_path / "x.deploy", built[0], None))
+    host = host_for(built[1])
+    assert "Build it here with: deploy finish" in (explain_unfit(bundle, NAME, host) or "")
+    nowhere = explain_unfit(bundle, NAME, replace(host, gpu=None)) or ""
+    assert "no NVIDIA GPU here; build it on one with: deploy finish" in nowhere
+
+
 def test_an_engine_is_built_again_for_the_gpu_at_hand_beside_the_bundle(
     bundle: Bundle, built: tuple[bytes, EngineRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
