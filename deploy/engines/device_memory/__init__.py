@@ -26,12 +26,12 @@ def choose_memory() -> type[DeviceMemory]:
         from deploy.engines.device_memory.pycuda_memory import PycudaMemory
 
         return PycudaMemory
+    remedy = "Install torch with CUDA, or, where nvcc is to compile it: pip install pycuda"
     if has_torch:
         raise EngineError(
             "This torch was built without CUDA, or finds no GPU, and pycuda is not installed. "
-            "Install it with: pip install 'deploykit[trt]', or install torch with CUDA."
+            f"{remedy}"
         )
     raise MissingExtraError(
-        "Running TensorRT needs pycuda, or torch with CUDA, for memory on the GPU. "
-        "Install it with: pip install 'deploykit[trt]'"
+        f"Running TensorRT needs torch with CUDA, or pycuda, for memory on the GPU. {remedy}"
     )

@@ -119,6 +119,7 @@ class DeviceTensor:
             "version": 3,
         }
         self._end = weakref.finalize(self, memory.free, buffer)
+        self._end.atexit = False  # the library may be gone by then, and its memory with it
 
     def free(self) -> None:
         """Give the memory back now."""

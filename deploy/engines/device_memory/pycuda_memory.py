@@ -4,6 +4,7 @@ pycuda has no calls to capture a stream (looked for in 2026.1), so engines run h
 graphs of their own; TensorRT for RTX captures them itself and has them here too.
 """
 
+import atexit
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
@@ -129,4 +130,7 @@ class PycudaMemory:
 def _primary_context(cuda: Any) -> Any:
     """Kept for as long as the process lives: there is one for each GPU."""
     cuda.init()
-    return cuda.Device(0).retain_primary_context()
+    context = cuda.Device(0).retain_primary_context()
+    # left to its destructor, it would be given back by a call that primary contexts refuse
+    atexit.register(context.detach)
+    return context
