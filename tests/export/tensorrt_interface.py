@@ -16,6 +16,7 @@ ENUMS = {
     "MemoryPoolType": "TACTIC_DRAM WORKSPACE",
     "NetworkDefinitionCreationFlag": "STRONGLY_TYPED",
     "ProfilingVerbosity": "DETAILED LAYER_NAMES_ONLY NONE",
+    "CudaGraphStrategy": "WHOLE_GRAPH_CAPTURE",
     "SerializationFlag": "EXCLUDE_LEAN_RUNTIME EXCLUDE_WEIGHTS",
     "TensorIOMode": "INPUT OUTPUT",
     "TensorLocation": "DEVICE HOST",
@@ -98,6 +99,7 @@ CLASSES = {
     "ITimingCache": {"serialize": "() -> IHostMemory"},
     "IHostMemory": {"nbytes": "int"},
     "Runtime": {
+        "get_plugin_registry": "() -> IPluginRegistry",
         "__init__": "(logger: ILogger) -> None",
         "deserialize_cuda_engine": "(serialized_engine: buffer) -> ICudaEngine",
         "engine_host_code_allowed": "bool, settable",
@@ -116,7 +118,17 @@ CLASSES = {
         "num_errors": "int",
         "get_error": "(index: int) -> ParserError",
     },
+    "IPluginRegistry": {
+        "load_library": "(plugin_path: str) -> capsule",
+        "deregister_library": "(handle: capsule) -> None",
+    },
+    "IRuntimeConfig": {
+        "cuda_graph_strategy": "CudaGraphStrategy, settable",
+        "create_runtime_cache": "() -> IRuntimeCache",
+        "set_runtime_cache": "(cache: IRuntimeCache = None) -> bool",
+    },
     "ICudaEngine": {
+        "create_runtime_config": "() -> IRuntimeConfig",
         "num_io_tensors": "int",
         "num_layers": "int",
         "num_optimization_profiles": "int",
@@ -151,6 +163,7 @@ CLASSES = {
         "get_tensor_shape": "(name: str) -> Dims",
         "infer_shapes": "() -> list[str]",
         "execute_async_v3": "(stream_handle: int) -> bool",
+        "set_device_memory": "(memory: int, size: int) -> None",
     },
     "EngineInspector": {
         "execution_context": "IExecutionContext, settable",

@@ -14,6 +14,8 @@ _NAMES = (
     (r"\btensorrt\w*\.tensorrt\w*\.", ""),
     (r"\btyping\.SupportsInt\b", "int"),
     (r"\btyping_extensions\.Buffer\b", "buffer"),
+    (r"\btyping_extensions\.CapsuleType\b", "capsule"),
+    (r"\bnvinfer1::", ""),
     (r"\bcollections\.abc\.Sequence\b|\bList\b", "list"),
 )
 """One spelling for what pybind11 calls by another name from one release to the next."""

@@ -85,15 +85,21 @@ def _functions(tree: ast.Module) -> Iterator[tuple[dict[str, str | None], ast.Fu
 
 def _read_parameters(scope: _Scope, function: ast.FunctionDef) -> None:
     for argument in (*function.args.args, *function.args.kwonlyargs):
-        if argument.annotation is None or ast.unparse(argument.annotation) == "Any":
-            scope.names[argument.arg] = VARIABLES.get(argument.arg)
+        ours = argument.annotation is not None and ast.unparse(argument.annotation) != "Any"
+        scope.names[argument.arg] = None if ours else VARIABLES.get(argument.arg)
 
 
 def _bindings(function: ast.FunctionDef) -> Iterator[tuple[ast.expr, ast.expr]]:
     """Every name that a statement or a loop gives to a value."""
     for node in ast.walk(function):
         match node:
+            case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)):
+                yield from zip(targets, values, strict=True)
             case ast.Assign(targets=[target], value=value):
+                yield target, value
+            case ast.AnnAssign(target=target, annotation=kind, value=ast.Constant() as value) if (
+                ast.unparse(kind) != "Any"
+            ):
                 yield target, value
             case ast.AnnAssign(target=target, value=ast.expr() as value):
                 yield target, value
