@@ -81,8 +81,8 @@ def explain_mismatch(
     """
     if host.gpu is None:
         return (
-            f"{file.name} needs an NVIDIA GPU: no NVIDIA GPU was found here (nvidia-smi shows "
-            f"none). {_NO_ENGINE}."
+            f"no NVIDIA GPU was found here (nvidia-smi shows none), and {file.name} needs one. "
+            f"{_NO_ENGINE}."
         )
     if record is None:
         return (

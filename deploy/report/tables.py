@@ -61,12 +61,21 @@ def print_verification(results: Sequence[Verification], console: Console) -> Non
         for reason in (result.golden, result.verdict.reason if result.verdict else None):
             if reason:
                 console.print(Text(clean(f"{result.name}: {reason}"), style="red"))
-        for reason in (result.missing, None if result.golden else result.unfit):
-            if reason:
-                console.print(Text(clean(f"{result.name}: {reason}")))
+    for reason, names in _group_absent(results).items():
+        console.print(Text(clean(f"{', '.join(names)}: {reason}")))
     if any(result.verdict and LABELS_JUDGE_NOTHING in result.verdict.gate for result in results):
         console.print(Text(f"Warning: {LABELS_JUDGE_NOTHING}.", style="yellow"))
     console.print(Text(clean(_verification_sentence(results))))
+
+
+def _group_absent(results: Sequence[Verification]) -> dict[str, list[str]]:
+    """Why engines were not run, each reason once, with the names of those that it is of."""
+    grouped: dict[str, list[str]] = {}
+    for result in results:
+        for reason in (result.missing, None if result.golden else result.unfit):
+            if reason:
+                grouped.setdefault(reason, []).append(result.name)
+    return grouped
 
 
 def _sqnr_cell(result: Verification) -> str:
