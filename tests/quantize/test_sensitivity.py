@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from test_nets import Net, classifier
+from test_nets import Net, classifier, exact_options
 
 from export.artifacts import OnnxModel
 from export.progress import Progress
@@ -27,7 +27,8 @@ def case(tmp_path: Path) -> tuple[Net, Quantizer, list[dict[str, np.ndarray]]]:
 
 
 def run(model: OnnxModel, batches: list[dict[str, np.ndarray]]) -> np.ndarray:
-    session = onnxruntime.InferenceSession(model.path, providers=["CPUExecutionProvider"])
+    providers = ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(model.path, exact_options(), providers=providers)
     return np.concatenate([session.run(None, batch)[0] for batch in batches]).astype(np.float64)
 
 
