@@ -15,6 +15,25 @@ from deploy.report.wording import (
 _HEADS = ("Candidate", "Status", "p50 ms", "Speed-up", "SQNR", "Reason")
 
 
+def finish_sentence(report: Report) -> str | None:
+    """Which engine is served since the bundle was finished elsewhere; None where it was not."""
+    finish = report.get("finish")
+    if finish is None:
+        return None
+    machine, winner = finish["machine"], finish["winner"]
+    where = f"Finished on {machine['gpu'] or machine['cpu']}, {format_time(finish['date'])}: "
+    if winner == finish["winner_before"]:
+        return f"{where}{winner} stays the winner."
+    times = {row["name"]: row["latency"] for row in finish["candidates"]}
+    latency = times.get(winner)
+    speed = (
+        ""
+        if latency is None
+        else (f", {format_ratio(latency['speedup'])}x as fast as {finish['baseline']} there")
+    )
+    return f"{where}{winner} is the winner now{speed}."
+
+
 def describe_finish(report: Report) -> Markup | None:
     """What was judged on another machine after the build; None where nothing was."""
     finish = report.get("finish")

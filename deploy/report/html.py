@@ -13,7 +13,7 @@ from deploy.report.facts import (
     top1_of,
     winner_of,
 )
-from deploy.report.finish import describe_finish
+from deploy.report.finish import describe_finish, finish_sentence
 from deploy.report.markup import Markup, element, facts, join
 from deploy.report.search import join_search
 from deploy.report.sections import (
@@ -90,6 +90,7 @@ def _headline(report: Report) -> Markup:
         element("h1", report["model"]["name"]),
         element("p", report["verdict"], class_="verdict"),
         element("p", format_conditions(report), class_="quiet"),
+        _optional(finish_sentence(report)),
         element("div", *_key_figures(report), class_="figures"),
     )
 
@@ -261,6 +262,10 @@ def _section(title: str, *content: Markup | None) -> Markup | None:
     if content[0] is None:
         return None
     return element("section", element("h2", title), *content)
+
+
+def _optional(text: str | None) -> Markup | None:
+    return None if text is None else element("p", text)
 
 
 def _quiet(text: str) -> Markup:

@@ -17,6 +17,7 @@ from deploy.report.facts import (
     sqnr_of,
     winner_of,
 )
+from deploy.report.finish import finish_sentence
 from deploy.report.search import recovery_sentences
 from deploy.report.wording import (
     UNKNOWN,
@@ -38,6 +39,9 @@ def print_report(report: Report, console: Console) -> None:
     winner = winner_of(report)
     _print(console, f"{report['model']['name']}: {report['verdict']}", "bold")
     _print(console, format_conditions(report), "dim")
+    finished = finish_sentence(report)
+    if finished is not None:
+        _print(console, finished, "")
     console.print()
     console.print(_candidate_table(report, winner["name"]))
     _print_reasons(report, console)

@@ -87,7 +87,10 @@ def test_an_engine_that_waited_is_judged_measured_and_recorded(bundle_path: Path
     jsonschema.validate(report, json.loads(SCHEMA.read_text()))
     assert report["finish"]["baseline"] == "onnxruntime-fp32"
     assert report["finish"]["candidates"][0]["name"] == "openvino-fp32"
-    assert "Finished later" in (path / "report.html").read_text()
+    page = (path / "report.html").read_text()
+    assert "Finished later" in page
+    kept = found.bundle.winner == "onnxruntime-fp32"
+    assert ("stays the winner" if kept else "openvino-fp32 is the winner now") in page
 
 
 def test_what_fails_its_parity_leaves_the_bundle_with_its_files(bundle_path: Path) -> None:
