@@ -1,0 +1,140 @@
+"""One run of an engine for several requests: joined, called, split, and looked at member by member.
+
+Runs in the thread of an engine's instance. A batch that fails is run again member by member, so
+that only the request that is to blame gets the blame.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from deploy.engines.base import Array, Feeds
+from deploy.serving.errors import EngineFailedError, RequestError, describe_failure
+from deploy.serving.waiting import Job
+from export.errors import DeployError
+
+_LOG = logging.getLogger("deploy.serving")
+
+Run = Callable[[Feeds], dict[str, Array]]
+"""An opened engine, or anything that is called as one."""
+Inspect = Callable[[Mapping[str, Array]], RequestError | None]
+"""Looks at the outputs of one request; what it returns is answered in their place."""
+Outcome = dict[str, Array] | RequestError
+
+
+@dataclass(frozen=True)
+class BatchRun:
+    """What became of a run.
+
+    Attributes:
+        outcomes: one a job, in their order.
+        executions: how often the engine was called.
+        started: when, by the monotonic clock.
+        join_s: seconds spent on joining inputs.
+        compute_s: seconds in the engine.
+        split_s: seconds spent on splitting and looking at outputs.
+    """
+
+    outcomes: list[Outcome]
+    executions: int
+    started: float
+    join_s: float
+    compute_s: float
+    split_s: float
+
+
+def accept_all(outputs: Mapping[str, Array]) -> RequestError | None:
+    """Look at nothing."""
+    return None
+
+
+def run_batch(
+    engine: Run, jobs: Sequence[Job], batch_axes: Mapping[str, int], inspect: Inspect = accept_all
+) -> BatchRun:
+    """Run all of `jobs` at once, and one by one where that fails.
+
+    Args:
+        engine: called with named arrays.
+        jobs: of one group; their rows are joined on the leading axis.
+        batch_axes: which axis of each output is the batch.
+        inspect: sees the outputs of every job.
+    """
+    started = time.monotonic()
+    feeds = _join(jobs)
+    joined = time.monotonic()
+    outputs = _call(engine, feeds)
+    if isinstance(outputs, RequestError) and len(jobs) > 1:
+        return _run_alone(engine, jobs, batch_axes, inspect)
+    computed = time.monotonic()
+    outcomes = [outputs] if isinstance(outputs, RequestError) else _split(outputs, jobs, batch_axes)
+    outcomes = [_look_at(outcome, inspect) for outcome in outcomes]
+    ended = time.monotonic()
+    return BatchRun(outcomes, 1, started, joined - started, computed - joined, ended - computed)
+
+
+def _run_alone(
+    engine: Run, jobs: Sequence[Job], batch_axes: Mapping[str, int], inspect: Inspect
+) -> BatchRun:
+    runs = [run_batch(engine, [job], batch_axes, inspect) for job in jobs]
+    return BatchRun(
+        outcomes=[run.outcomes[0] for run in runs],
+        executions=1 + len(runs),
+        started=runs[0].started,
+        join_s=sum(run.join_s for run in runs),
+        compute_s=sum(run.compute_s for run in runs),
+        split_s=sum(run.split_s for run in runs),
+    )
+
+
+def _call(engine: Run, feeds: Feeds) -> Outcome:
+    try:
+        return engine(feeds)
+    except DeployError as error:
+        _LOG.warning("the engine failed: %s", error)
+        return EngineFailedError(f"the engine failed on this request: {describe_failure(error)}")
+    except Exception:  # noqa: BLE001  a bug below must not end the thread of all later requests
+        _LOG.exception("the engine failed in a way that it does not declare")
+        return EngineFailedError("the engine failed on this request; the server's log says how")
+
+
+def _join(jobs: Sequence[Job]) -> dict[str, Array]:
+    first = jobs[0].feeds
+    if len(jobs) == 1:
+        return first
+    return {name: np.concatenate([job.feeds[name] for job in jobs]) for name in first}
+
+
+def _split(
+    outputs: dict[str, Array], jobs: Sequence[Job], batch_axes: Mapping[str, int]
+) -> list[Outcome]:
+    """Each job's own rows of the outputs, as views."""
+    if len(jobs) == 1:
+        return [outputs]
+    rows = sum(job.rows for job in jobs)
+    for name, axis in batch_axes.items():
+        if outputs[name].shape[axis] != rows:
+            _LOG.error("output %r has shape %s for %d rows", name, outputs[name].shape, rows)
+            return [EngineFailedError(f"output {name!r} does not have a row for every sample")] * (
+                len(jobs)
+            )
+    shares: list[Outcome] = []
+    start = 0
+    for job in jobs:
+        window = slice(start, start + job.rows)
+        shares.append(
+            {
+                name: array[(slice(None),) * batch_axes[name] + (window,)]
+                for name, array in outputs.items()
+            }
+        )
+        start += job.rows
+    return shares
+
+
+def _look_at(outcome: Outcome, inspect: Inspect) -> Outcome:
+    if isinstance(outcome, RequestError):
+        return outcome
+    return inspect(outcome) or outcome
