@@ -10,6 +10,7 @@ import numpy as np
 
 from deploy import bundle as bundles
 from deploy.config import BuildConfig
+from deploy.dataset import Dataset
 from deploy.engines.base import Array, EngineSpec, Feeds
 from deploy.findings import Findings, make_report
 from deploy.golden import TOLERANCE, Golden, choose_samples
@@ -22,6 +23,7 @@ from export.errors import BundleError, DeployError
 from export.source_traces import remove_source_traces
 
 _GOLDEN_SEED = 20_240_229
+_RANGE_BATCH = 8
 
 
 def pack_bundle(
@@ -61,7 +63,20 @@ def pack_bundle(
         structure=problem.signature.structure,
         machine=report["machine"],
         build_key=build_key,
+        input_ranges=None if problem.kind == "synthetic" else find_ranges(problem.calibration),
     )
+
+
+def find_ranges(data: Dataset) -> dict[str, tuple[float, float]]:
+    """Smallest and largest finite value of each input of `data`, which a server holds inputs to."""
+    ranges: dict[str, tuple[float, float]] = {}
+    for batch in data.batches(_RANGE_BATCH):
+        for name, array in batch.items():
+            finite = array[np.isfinite(array)]
+            if finite.size:
+                low, high = ranges.get(name, (np.inf, -np.inf))
+                ranges[name] = (min(low, float(finite.min())), max(high, float(finite.max())))
+    return ranges
 
 
 def write_failure(target: Path, report: dict[str, Any]) -> Path:

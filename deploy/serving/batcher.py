@@ -15,7 +15,7 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from deploy.engines.base import Array
 from deploy.serving.errors import (
@@ -24,7 +24,7 @@ from deploy.serving.errors import (
     QueueFullError,
     UnavailableError,
 )
-from deploy.serving.running import BatchRun, Inspect, Run, accept_all, run_batch
+from deploy.serving.running import BatchRun, Run, RunPlan, run_batch
 from deploy.serving.waiting import BatchPolicy, Job, WaitingJobs
 
 Observe = Callable[[Sequence[Job], BatchRun], None]
@@ -47,8 +47,7 @@ class Batcher:
     Args:
         engines: one a thread; each is called by its own thread only.
         policy: how requests share runs, and how many may wait.
-        batch_axes: which axis of each output is the batch.
-        inspect: sees the outputs of every request, in the engine's thread.
+        plan: how a run is done, in the engine's thread.
         observe: told of every run.
 
     Use it within a running event loop, from `start` to `stop`.
@@ -58,14 +57,12 @@ class Batcher:
         self,
         engines: Sequence[Run],
         policy: BatchPolicy,
-        batch_axes: Mapping[str, int],
+        plan: RunPlan,
         *,
-        inspect: Inspect = accept_all,
         observe: Observe | None = None,
     ) -> None:
         self.policy = policy
-        self._axes = dict(batch_axes)
-        self._inspect = inspect
+        self._plan = plan
         self._observe = observe
         self._instances = [_Instance(engine, number) for number, engine in enumerate(engines)]
         self._idle: list[_Instance] = []
@@ -184,7 +181,7 @@ class Batcher:
     def _work(self, instance: _Instance) -> None:
         """The thread of an instance."""
         while (jobs := instance.inbox.get()) is not None:
-            done = run_batch(instance.engine, jobs, self._axes, self._inspect)
+            done = run_batch(instance.engine, jobs, self._plan)
             self._loop.call_soon_threadsafe(self._finish, instance, jobs, done)
             del jobs, done  # an idle thread must not keep the last request's memory
 

@@ -30,7 +30,7 @@ from deploy.serving.protocol import (
 )
 
 HEADER_LENGTH = "inference-header-content-length"
-_NUMBERS = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
+_NUMBERS: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
 """By kind of dtype, what its values are in JSON."""
 
 

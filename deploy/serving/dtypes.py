@@ -1,5 +1,7 @@
 """The protocol's names of data types, and numpy's."""
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 
@@ -45,6 +47,6 @@ def to_datatype(dtype: str) -> str:
     return DATATYPES[dtype]
 
 
-def to_dtype(datatype: str) -> np.dtype[np.generic]:
+def to_dtype(datatype: str) -> np.dtype[Any]:
     """numpy's dtype, little-endian as the protocol sends it, for one of `DATATYPES`' values."""
     return _NUMPY[datatype]

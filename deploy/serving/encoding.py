@@ -61,7 +61,7 @@ def encode_error(message: str) -> bytes:
 def view_bytes(array: Array) -> memoryview:
     """The bytes of an array in row-major order, over its own memory where it is so already."""
     flat = np.ascontiguousarray(array).reshape(-1)
-    return memoryview(flat.view(np.uint8))
+    return flat.view(np.uint8).data
 
 
 def is_finite(array: Array) -> bool:

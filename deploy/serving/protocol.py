@@ -27,7 +27,7 @@ class TensorType:
 
     name: str
     datatype: str
-    dtype: np.dtype[np.generic]
+    dtype: np.dtype[Any]
     shape: tuple[int | None, ...]
     batch_axis: int | None
 

@@ -20,8 +20,8 @@ _LOG = logging.getLogger("deploy.serving")
 
 Run = Callable[[Feeds], dict[str, Array]]
 """An opened engine, or anything that is called as one."""
-Inspect = Callable[[Mapping[str, Array]], RequestError | None]
-"""Looks at the outputs of one request; what it returns is answered in their place."""
+Inspect = Callable[[Feeds, Mapping[str, Array]], RequestError | None]
+"""Looks at the inputs and outputs of one request; what it returns is answered in their place."""
 Outcome = dict[str, Array] | RequestError
 
 
@@ -46,39 +46,57 @@ class BatchRun:
     split_s: float
 
 
-def accept_all(outputs: Mapping[str, Array]) -> RequestError | None:
+def accept_all(feeds: Feeds, outputs: Mapping[str, Array]) -> RequestError | None:
     """Look at nothing."""
     return None
 
 
-def run_batch(
-    engine: Run, jobs: Sequence[Job], batch_axes: Mapping[str, int], inspect: Inspect = accept_all
-) -> BatchRun:
+@dataclass(frozen=True)
+class RunPlan:
+    """How every run of an engine is done.
+
+    Attributes:
+        batch_axes: which axis of each output is the batch.
+        inspect: sees inputs and outputs of every request.
+        sizes: the only numbers of rows that the engine is to see, ascending; a run is filled up to
+            the next one. Empty: any. For engines that compile a program for every size.
+    """
+
+    batch_axes: Mapping[str, int]
+    inspect: Inspect = accept_all
+    sizes: tuple[int, ...] = ()
+
+
+def run_batch(engine: Run, jobs: Sequence[Job], plan: RunPlan) -> BatchRun:
     """Run all of `jobs` at once, and one by one where that fails.
 
     Args:
         engine: called with named arrays.
         jobs: of one group; their rows are joined on the leading axis.
-        batch_axes: which axis of each output is the batch.
-        inspect: sees the outputs of every job.
+        plan: how.
     """
     started = time.monotonic()
-    feeds = _join(jobs)
+    feeds = _join(jobs, plan)
     joined = time.monotonic()
     outputs = _call(engine, feeds)
     if isinstance(outputs, RequestError) and len(jobs) > 1:
-        return _run_alone(engine, jobs, batch_axes, inspect)
+        return _run_alone(engine, jobs, plan)
     computed = time.monotonic()
-    outcomes = [outputs] if isinstance(outputs, RequestError) else _split(outputs, jobs, batch_axes)
-    outcomes = [_look_at(outcome, inspect) for outcome in outcomes]
+    outcomes = (
+        [outputs] if isinstance(outputs, RequestError) else _split(outputs, feeds, jobs, plan)
+    )
+    outcomes = [
+        outcome
+        if isinstance(outcome, RequestError)
+        else plan.inspect(job.feeds, outcome) or outcome
+        for job, outcome in zip(jobs, outcomes, strict=True)
+    ]
     ended = time.monotonic()
     return BatchRun(outcomes, 1, started, joined - started, computed - joined, ended - computed)
 
 
-def _run_alone(
-    engine: Run, jobs: Sequence[Job], batch_axes: Mapping[str, int], inspect: Inspect
-) -> BatchRun:
-    runs = [run_batch(engine, [job], batch_axes, inspect) for job in jobs]
+def _run_alone(engine: Run, jobs: Sequence[Job], plan: RunPlan) -> BatchRun:
+    runs = [run_batch(engine, [job], plan) for job in jobs]
     return BatchRun(
         outcomes=[run.outcomes[0] for run in runs],
         executions=1 + len(runs),
@@ -100,41 +118,40 @@ def _call(engine: Run, feeds: Feeds) -> Outcome:
         return EngineFailedError("the engine failed on this request; the server's log says how")
 
 
-def _join(jobs: Sequence[Job]) -> dict[str, Array]:
+def _join(jobs: Sequence[Job], plan: RunPlan) -> Feeds:
+    """One batch of all jobs' rows; where it must be filled up, the last row is repeated."""
+    rows = sum(job.rows for job in jobs)
+    missing = next((size for size in plan.sizes if size >= rows), rows) - rows
     first = jobs[0].feeds
-    if len(jobs) == 1:
+    if len(jobs) == 1 and not missing:
         return first
-    return {name: np.concatenate([job.feeds[name] for job in jobs]) for name in first}
+    parts = {name: [job.feeds[name] for job in jobs] for name in first}
+    for arrays in parts.values():
+        arrays += [arrays[-1][-1:]] * missing
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
 def _split(
-    outputs: dict[str, Array], jobs: Sequence[Job], batch_axes: Mapping[str, int]
+    outputs: dict[str, Array], feeds: Feeds, jobs: Sequence[Job], plan: RunPlan
 ) -> list[Outcome]:
     """Each job's own rows of the outputs, as views."""
-    if len(jobs) == 1:
+    if feeds is jobs[0].feeds:
         return [outputs]
-    rows = sum(job.rows for job in jobs)
-    for name, axis in batch_axes.items():
+    rows = next(iter(feeds.values())).shape[0]
+    for name, axis in plan.batch_axes.items():
         if outputs[name].shape[axis] != rows:
             _LOG.error("output %r has shape %s for %d rows", name, outputs[name].shape, rows)
-            return [EngineFailedError(f"output {name!r} does not have a row for every sample")] * (
-                len(jobs)
-            )
+            failed = EngineFailedError(f"output {name!r} does not have a row for every sample")
+            return [failed] * len(jobs)
     shares: list[Outcome] = []
     start = 0
     for job in jobs:
         window = slice(start, start + job.rows)
         shares.append(
             {
-                name: array[(slice(None),) * batch_axes[name] + (window,)]
+                name: array[(slice(None),) * plan.batch_axes[name] + (window,)]
                 for name, array in outputs.items()
             }
         )
         start += job.rows
     return shares
-
-
-def _look_at(outcome: Outcome, inspect: Inspect) -> Outcome:
-    if isinstance(outcome, RequestError):
-        return outcome
-    return inspect(outcome) or outcome

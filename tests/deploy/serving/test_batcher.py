@@ -26,10 +26,11 @@ from deploy.serving.errors import (
     QueueFullError,
     UnavailableError,
 )
+from deploy.serving.running import RunPlan
 from deploy.serving.waiting import BatchPolicy
 from export.errors import EngineError
 
-AXES = {"y": 0}
+PLAN = RunPlan({"y": 0})
 
 
 class Doubler:
@@ -63,8 +64,10 @@ def run(scenario: Callable[[], Awaitable[Any]]) -> Any:
     return asyncio.run(asyncio.wait_for(scenario(), 30))  # type: ignore[arg-type]
 
 
-async def started(*engines: Any, policy: BatchPolicy | None = None, **options: Any) -> Batcher:
-    batcher = Batcher(engines, policy or BatchPolicy(), AXES, **options)
+async def started(
+    *engines: Any, policy: BatchPolicy | None = None, plan: RunPlan = PLAN
+) -> Batcher:
+    batcher = Batcher(engines, policy or BatchPolicy(), plan)
     batcher.start()
     return batcher
 
@@ -269,13 +272,33 @@ def test_an_engine_that_loses_rows_is_found_out() -> None:
     run(scenario)
 
 
+def test_runs_are_filled_up_to_the_sizes_that_the_engine_has_programs_for() -> None:
+    async def scenario() -> None:
+        engine = Doubler()
+        plan = RunPlan({"y": 0}, sizes=(1, 4, 8))
+        batcher = await started(engine, policy=BatchPolicy(max_batch=8), plan=plan)
+        with engine.held():
+            futures = [batcher.submit(rows_of(value), 1) for value in range(4)]
+        futures.append(batcher.submit(rows_of(9, 5), 5))
+        answers = await asyncio.gather(*futures)
+        assert engine.runs == [[0], [1, 2, 3, *[9] * 5]]
+        assert [a["y"].shape[0] for a in answers] == [1, 1, 1, 1, 5]
+        alone = await batcher.submit(rows_of(3, 2), 2)
+        assert engine.runs[-1] == [3, 3, 3, 3]
+        assert alone["y"].tolist() == [[6, 6], [6, 6]]
+        await batcher.stop()
+
+    run(scenario)
+
+
 def test_outputs_are_looked_at_member_by_member() -> None:
-    def inspect(outputs: Mapping[str, Array]) -> NonFiniteError | None:
+    def inspect(feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> NonFiniteError | None:
+        assert np.array_equal(feeds["x"] * 2, outputs["y"], equal_nan=True)
         return None if np.isfinite(outputs["y"]).all() else NonFiniteError("NaN")
 
     async def scenario() -> None:
         engine = Doubler()
-        batcher = await started(engine, inspect=inspect)
+        batcher = await started(engine, plan=RunPlan({"y": 0}, inspect))
         with engine.held():
             futures = [batcher.submit(rows_of(value), 1) for value in (0, 1, np.nan, 2)]
         outcomes = await asyncio.gather(*futures, return_exceptions=True)
@@ -308,7 +331,7 @@ def test_batched_answers_of_a_real_engine_equal_those_of_samples_alone(tiny_onnx
 
     async def scenario() -> None:
         with open_engine(spec) as one, open_engine(spec) as two:
-            batcher = Batcher([one, two], BatchPolicy(max_batch=16), {"logits": 0})
+            batcher = Batcher([one, two], BatchPolicy(max_batch=16), RunPlan({"logits": 0}))
             batcher.start()
             samples = [draw(1 + seed % 3, seed) for seed in range(120)]
             got = await asyncio.gather(*[batcher.submit({"x": x}, len(x)) for x in samples])

@@ -1,0 +1,104 @@
+"""HTTP connections with an end: a request must arrive in time, and only so many may be open.
+
+uvicorn bounds how long a connection may be idle between requests. It does not bound how long one
+may take to send a request, or to begin with one, which is what a slow client holds a server by.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from deploy.serving.encoding import encode_error
+from deploy.serving.inference import CONNECTION
+from deploy.serving.metrics import ServerStatistics
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """What a connection may take.
+
+    Attributes:
+        receive_s: seconds within which a request must have arrived whole.
+        connections: open at a time.
+    """
+
+    receive_s: float
+    connections: int
+
+
+def limit_connections(
+    limits: ConnectionLimits, statistics: ServerStatistics
+) -> type[asyncio.Protocol]:
+    """uvicorn's HTTP protocol, held to `limits`."""
+
+    class LimitedProtocol(HttpToolsProtocol):
+        """One connection.
+
+        Attributes:
+            withdraw: called when the connection is lost while its request runs.
+            lost: it is.
+        """
+
+        withdraw: Callable[[], Any] | None = None
+        lost = False
+        _arrival: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            statistics.connections += 1
+            if statistics.connections > limits.connections:
+                statistics.turned_away += 1
+                transport.close()
+                return
+            self._expect_request()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            statistics.connections -= 1
+            self.lost = True
+            self._stop_waiting()
+            super().connection_lost(exc)
+            self._unset_keepalive_if_required()
+            if self.withdraw is not None:
+                self.withdraw()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            idle = self.cycle is None or self.cycle.response_complete
+            if idle and self.timeout_keep_alive_task is None and not self.transport.is_closing():
+                self._expect_request()  # blank lines come before a request and do not begin one
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            cast("dict[str, Any]", self.scope)[CONNECTION] = self
+            self._expect_request()
+
+        def on_message_complete(self) -> None:
+            self._stop_waiting()
+            super().on_message_complete()
+
+        def send_400_response(self, msg: str) -> None:
+            body = encode_error(msg)
+            self.transport.write(
+                b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+                b"content-length: %d\r\nconnection: close\r\n\r\n%s" % (len(body), body)
+            )
+            self.transport.close()
+
+        def _expect_request(self) -> None:
+            if self._arrival is None:
+                self._arrival = self.loop.call_later(limits.receive_s, self._give_up)
+
+        def _stop_waiting(self) -> None:
+            if self._arrival is not None:
+                self._arrival.cancel()
+                self._arrival = None
+
+        def _give_up(self) -> None:
+            self._arrival = None
+            statistics.timed_out += 1
+            self.transport.close()
+
+    return LimitedProtocol
