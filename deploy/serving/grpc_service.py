@@ -2,13 +2,15 @@
 
 import asyncio
 import hmac
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from deploy.serving.errors import RequestError, UnauthorizedError
+from deploy.serving.errors import MalformedRequestError, RequestError, UnauthorizedError
 from deploy.serving.grpc_codec import decode_message, encode_message
 from deploy.serving.grpc_messages import (
     HEALTH,
@@ -25,6 +27,8 @@ from deploy.serving.repository import ModelRepository
 from deploy.serving.rest import describe_server
 from export.errors import ConfigError, EngineError
 
+_LOG = logging.getLogger("deploy.serving")
+_OPEN = ("ServerLive", "ServerReady")
 SERVICE = "inference.GRPCInferenceService"
 HEALTH_SERVICE = "grpc.health.v1.Health"
 _WATCH_S = 0.5
@@ -68,23 +72,22 @@ class GrpcService:
         }
         return {
             name: grpc.unary_unary_rpc_method_handler(
-                self._guard(method, open_to_all=name in ("ServerLive", "ServerReady")),
-                request_deserializer=INFERENCE[f"{name}Request"].FromString,
+                self._guard(method, INFERENCE[f"{name}Request"], open_to_all=name in _OPEN),
                 response_serializer=_serialize,
             )
             for name, method in methods.items()
         }
 
     def _health_methods(self) -> dict[str, Any]:
-        reads = HEALTH["HealthCheckRequest"].FromString
+        asked = HEALTH["HealthCheckRequest"]
         return {
             "Check": grpc.unary_unary_rpc_method_handler(
-                self._guard(self.check, open_to_all=True),
-                request_deserializer=reads,
-                response_serializer=_serialize,
+                self._guard(self.check, asked, open_to_all=True), response_serializer=_serialize
             ),
             "Watch": grpc.unary_stream_rpc_method_handler(
-                self.watch, request_deserializer=reads, response_serializer=_serialize
+                self.watch,
+                request_deserializer=asked.FromString,
+                response_serializer=_serialize,
             ),
         }
 
@@ -143,18 +146,23 @@ class GrpcService:
             return SERVICE_UNKNOWN
         return SERVING if self._repository.ready else NOT_SERVING
 
-    def _guard(self, method: Method, *, open_to_all: bool) -> Method:
-        """`method`, with refusals as gRPC has them."""
+    def _guard(self, method: Method, asked: Any, *, open_to_all: bool) -> Method:
+        """`method` for bytes that should be a message `asked`, with refusals as gRPC has them."""
 
-        async def call(request: Any, context: Any) -> Any:
+        async def call(data: bytes, context: Any) -> Any:
             try:
                 if self._token is not None and not open_to_all:
                     self._check_token(context)
-                return await method(request, context)
+                return await method(_parse(asked, data), context)
             except RequestError as error:
                 if error.status in (401, 404):
                     self._statistics.refuse(error.status)
                 await context.abort(getattr(grpc.StatusCode, error.code), str(error))
+            except (grpc.aio.AbortError, asyncio.CancelledError):
+                raise
+            except Exception:  # noqa: BLE001  a bug is INTERNAL, without its insides
+                _LOG.exception("a call failed")
+                await context.abort(grpc.StatusCode.INTERNAL, "the server failed")
 
         return call
 
@@ -200,6 +208,13 @@ def _credentials(options: ServeOptions) -> Any:
     except OSError as error:
         raise ConfigError(f"A TLS file cannot be read: {error}.") from error
     return grpc.ssl_server_credentials([(key, certificate)])
+
+
+def _parse(asked: Any, data: bytes) -> Any:
+    try:
+        return asked.FromString(data)
+    except DecodeError as error:
+        raise MalformedRequestError("the bytes are no such message") from error
 
 
 def _serialize(message: Any) -> bytes:

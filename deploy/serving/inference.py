@@ -14,7 +14,7 @@ from typing import Any
 from deploy.serving.body import Body, BodyReader, DisconnectedError, Receive, read_header_length
 from deploy.serving.decoding import decode_request, parse_header_length
 from deploy.serving.encoding import encode_error, encode_response
-from deploy.serving.errors import MalformedRequestError, RequestError
+from deploy.serving.errors import EngineFailedError, MalformedRequestError, RequestError
 from deploy.serving.metrics import ServerStatistics
 from deploy.serving.model import Outputs, ServedModel
 from deploy.serving.protocol import InferRequest, InferResponse
@@ -77,6 +77,11 @@ class InferEndpoint:
             body = await self._reader.read(receive, headers)
             try:
                 parts, header = await self._answer(model, body, headers, scope)
+            except (RequestError, DisconnectedError):
+                raise
+            except Exception as error:  # a bug of ours is a 500 in the words of the protocol
+                _LOG.exception("a request failed")
+                raise EngineFailedError("the server failed; its log says how") from error
             finally:
                 body.release()
             await self._send(send, parts, header, identity)
