@@ -3,6 +3,7 @@
 - A request that finds an instance free and nothing waiting runs at once.
 - Otherwise it waits, within bounds of rows and bytes. An instance that comes free takes what fills
   a run, or whose oldest member has waited `max_delay_s`; with a delay of 0 whatever waits.
+- A run that takes less than handing it to a thread does happens on the event loop itself.
 - A run holds at most `max_batch` rows of requests that agree in dtypes and trailing shapes; no
   request is split.
 - What expires or is cancelled while it waits is never run; while it runs, its neighbours do not
@@ -15,6 +16,7 @@ import asyncio
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from deploy.engines.base import Array
@@ -26,6 +28,12 @@ from deploy.serving.errors import (
 )
 from deploy.serving.running import BatchRun, Run, RunPlan, run_batch
 from deploy.serving.waiting import BatchPolicy, Job, WaitingJobs
+
+INLINE_S = 1.5e-4
+"""Seconds of a run below which it happens on the event loop; a thread costs about as much."""
+
+_LAST_RUNS = 8
+"""All of which must have been that short."""
 
 Observe = Callable[[Sequence[Job], BatchRun], None]
 """Told of every run, on the event loop, before its answers are given."""
@@ -71,6 +79,7 @@ class Batcher:
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
         self._seconds_a_row = 0.0
+        self._last_s = deque([float("inf")], _LAST_RUNS)
 
     @property
     def pending(self) -> int:
@@ -123,6 +132,9 @@ class Batcher:
         future: asyncio.Future[dict[str, Array]] = self._loop.create_future()
         job = Job(feeds, rows, priority, time.monotonic(), _Answer(future))
         if self._idle and not self._waiting.jobs:
+            if max(self._last_s) < INLINE_S:
+                self._finish([job], run_batch(self._idle[-1].engine, [job], self._plan))
+                return future
             self._run([job])
         else:
             self._queue(job)
@@ -182,14 +194,19 @@ class Batcher:
         """The thread of an instance."""
         while (jobs := instance.inbox.get()) is not None:
             done = run_batch(instance.engine, jobs, self._plan)
-            self._loop.call_soon_threadsafe(self._finish, instance, jobs, done)
+            self._loop.call_soon_threadsafe(self._return, instance, jobs, done)
             del jobs, done  # an idle thread must not keep the last request's memory
 
-    def _finish(self, instance: _Instance, jobs: list[Job], done: BatchRun) -> None:
+    def _return(self, instance: _Instance, jobs: list[Job], done: BatchRun) -> None:
+        """An instance is free again."""
         self._idle.append(instance)
         self._running.difference_update(jobs)
         if self._waiting.jobs:
             self._dispatch()  # the engine's time is dearer than that of the answers
+        self._finish(jobs, done)
+
+    def _finish(self, jobs: list[Job], done: BatchRun) -> None:
+        self._last_s.append(done.total_s)
         rows = sum(job.rows for job in jobs)
         self._seconds_a_row += 0.2 * (done.compute_s / rows - self._seconds_a_row)
         if self._observe is not None:

@@ -1,6 +1,7 @@
 """Takes in the body of a request, within bounds, laid out so that its raw tensors are aligned."""
 
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 from deploy.serving.decoding import HEADER_LENGTH
@@ -35,8 +36,15 @@ class BodyReader:
         self._inflight_limit = inflight_limit
         self._statistics = statistics
 
-    async def read(self, receive: Receive, headers: Mapping[bytes, bytes]) -> "Body":
+    async def read(
+        self, receive: Receive, headers: Mapping[bytes, bytes], connection: Any = None
+    ) -> "Body":
         """The whole body of a request; `Body.release` when its memory may be counted off.
+
+        Args:
+            receive: of the ASGI application.
+            headers: by lower-case name.
+            connection: of `deploy.serving.connections`, which hands over chunks without a detour.
 
         Raises:
             TooLargeError: it is over the limit, announced or found so.
@@ -52,13 +60,16 @@ class BodyReader:
             raise self._too_large()
         body = Body(self._statistics)
         try:
-            await self._fill(body, receive, _padding(headers))
+            await self._fill(body, receive, _Layout.of(headers), connection)
         except BaseException:
             body.release()
             raise
         return body
 
-    async def _fill(self, body: "Body", receive: Receive, padding: int) -> None:
+    async def _fill(
+        self, body: "Body", receive: Receive, layout: "_Layout", connection: Any
+    ) -> None:
+        padding = layout.padding
         message = await receive()
         if message["type"] == "http.request" and not message.get("more_body", False):
             chunk = message.get("body", b"")
@@ -73,8 +84,28 @@ class BodyReader:
             if not message.get("more_body", False):
                 body.data = memoryview(buffer)[padding:]
                 return
+            if connection is not None and layout.length is not None:
+                await self._take_directly(body, buffer, layout, connection)
+                return
             message = await receive()
         raise DisconnectedError
+
+    async def _take_directly(
+        self, body: "Body", begun: bytearray, layout: "_Layout", connection: Any
+    ) -> None:
+        """The rest of a body of known length, copied once from the socket's chunks to its place."""
+        data = memoryview(bytearray(layout.padding + (layout.length or 0)))
+        data[: len(begun)] = begun
+        position = len(begun)
+
+        def take(chunk: bytes) -> None:
+            nonlocal position
+            self._hold(body, len(chunk))
+            data[position : position + len(chunk)] = chunk
+            position += len(chunk)
+
+        await connection.hand_over(take)
+        body.data = data[layout.padding :]
 
     def _hold(self, body: "Body", size: int) -> None:
         if body.held + size > self._limit:
@@ -102,11 +133,24 @@ class Body:
         self.held = 0
 
 
-def _padding(headers: Mapping[bytes, bytes]) -> int:
-    """Bytes before the body that put what follows its JSON header on a cache line."""
-    text = headers.get(HEADER_LENGTH.encode())
-    known = text is not None and text.isdigit() and len(text) < 19
-    return -int(text or 0) % _ALIGNMENT if known else 0
+@dataclass(frozen=True)
+class _Layout:
+    """Where a body is to lie.
+
+    Attributes:
+        padding: bytes before it that put what follows its JSON header on a cache line.
+        length: bytes of it, where they are announced.
+    """
+
+    padding: int
+    length: int | None
+
+    @classmethod
+    def of(cls, headers: Mapping[bytes, bytes]) -> "_Layout":
+        text = headers.get(HEADER_LENGTH.encode(), b"0")
+        padding = -int(text) % _ALIGNMENT if text.isdigit() and len(text) < 19 else 0
+        announced = headers.get(b"content-length", b"")
+        return cls(padding, int(announced) if announced.isdigit() else None)
 
 
 def read_header_length(headers: Mapping[bytes, bytes]) -> str | None:

@@ -11,7 +11,9 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from deploy.serving.body import DisconnectedError
 from deploy.serving.encoding import encode_error
+from deploy.serving.errors import RequestError
 from deploy.serving.inference import CONNECTION
 from deploy.serving.metrics import ServerStatistics
 
@@ -44,6 +46,8 @@ def limit_connections(
 
         withdraw: Callable[[], Any] | None = None
         lost = False
+        _taker: Callable[[bytes], None] | None = None
+        _arrived: asyncio.Future[None] | None = None
         _arrival: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -63,6 +67,39 @@ def limit_connections(
             self._unset_keepalive_if_required()
             if self.withdraw is not None:
                 self.withdraw()
+            self._end_arrival(DisconnectedError())
+
+        async def hand_over(self, taker: Callable[[bytes], None]) -> None:
+            """Give every further chunk of the body that comes in to `taker`; return at its end.
+
+            Raises:
+                DisconnectedError: the connection ended before.
+                RequestError: what `taker` refused a chunk with.
+            """
+            if self.lost:
+                raise DisconnectedError
+            self._arrived = self.loop.create_future()
+            self._taker = taker
+            self.flow.resume_reading()  # paused where much came before it was asked for
+            await self._arrived
+
+        def on_body(self, body: bytes) -> None:
+            if self._taker is None:
+                super().on_body(body)
+                return
+            try:
+                self._taker(body)
+            except RequestError as error:
+                self._end_arrival(error)
+
+        def _end_arrival(self, error: Exception | None) -> None:
+            self._taker = None
+            if self._arrived is not None and not self._arrived.done():
+                if error is None:
+                    self._arrived.set_result(None)
+                else:
+                    self._arrived.set_exception(error)
+            self._arrived = None
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
@@ -78,6 +115,7 @@ def limit_connections(
         def on_message_complete(self) -> None:
             self._stop_waiting()
             super().on_message_complete()
+            self._end_arrival(None)
 
         def send_400_response(self, msg: str) -> None:
             body = encode_error(msg)

@@ -194,17 +194,8 @@ def _flatten(data: list[Any], shape: tuple[int, ...]) -> list[Any] | None:
 
 def _make_array(tensor: TensorType, flat: list[Any]) -> Array:
     beyond = f"input {tensor.name!r}: a value is beyond the range of {tensor.datatype}"
-    if tensor.dtype.kind not in "iu":
-        try:
-            with np.errstate(over="ignore"):
-                array = np.array(flat, dtype=tensor.dtype)
-        except OverflowError as error:  # a whole number that no float holds
-            raise MalformedRequestError(beyond) from error
-        if tensor.dtype.kind == "f" and not np.isfinite(array).all():
-            raise MalformedRequestError(beyond)
-        return array
-    limits = np.iinfo(tensor.dtype)
-    if min(flat) < limits.min or max(flat) > limits.max:
+    low, high = tensor.limits
+    if min(flat) < low or max(flat) > high:
         raise MalformedRequestError(beyond)
     return np.array(flat, dtype=tensor.dtype)
 

@@ -31,6 +31,7 @@ _NUMPY = {
     datatype: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
     for name, datatype in DATATYPES.items()
 }
+_DATATYPES = {dtype: datatype for datatype, dtype in _NUMPY.items()}
 
 
 def to_datatype(dtype: str) -> str:
@@ -45,6 +46,11 @@ def to_datatype(dtype: str) -> str:
             f"{', '.join(DATATYPES)}."
         )
     return DATATYPES[dtype]
+
+
+def datatype_of(dtype: np.dtype[Any]) -> str:
+    """The protocol's name for an array's dtype, which is one of `DATATYPES`."""
+    return _DATATYPES[dtype]
 
 
 def to_dtype(datatype: str) -> np.dtype[Any]:

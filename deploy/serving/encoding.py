@@ -7,7 +7,7 @@ import numpy as np
 import orjson
 
 from deploy.engines.base import Array
-from deploy.serving.dtypes import RAW_ONLY, to_datatype
+from deploy.serving.dtypes import RAW_ONLY, datatype_of
 from deploy.serving.errors import MalformedRequestError
 from deploy.serving.protocol import InferRequest, InferResponse
 
@@ -31,7 +31,7 @@ def encode_response(
         array = response.outputs[wanted.name]
         entry: dict[str, Any] = {
             "name": wanted.name,
-            "datatype": to_datatype(array.dtype.name),
+            "datatype": datatype_of(array.dtype),
             "shape": array.shape,
         }
         if wanted.binary:
@@ -77,7 +77,7 @@ def is_finite(array: Array) -> bool:
 
 def _to_json(name: str, array: Array) -> Any:
     """Something that orjson writes as a flat list."""
-    datatype = to_datatype(array.dtype.name)
+    datatype = datatype_of(array.dtype)
     if datatype in RAW_ONLY:
         raise MalformedRequestError(f"output {name!r}: JSON has no {datatype}; ask for binary_data")
     if not is_finite(array):

@@ -124,8 +124,8 @@ def _read_contents(tensor: TensorType, shape: tuple[int, ...], contents: Any) ->
             f"input {name!r}: {len(values)} values do not have the shape {list(shape)}"
         )
     if tensor.dtype.kind in "iu":
-        limits = np.iinfo(tensor.dtype)
-        if min(values) < limits.min or max(values) > limits.max:
+        low, high = tensor.limits
+        if min(values) < low or max(values) > high:
             raise MalformedRequestError(
                 f"input {name!r}: a value is beyond the range of {tensor.datatype}"
             )

@@ -74,7 +74,10 @@ class InferEndpoint:
             if scope["method"] != "POST":
                 raise _WrongMethodError("infer requests are POST")
             model = self._repository.get(*target)
-            body = await self._reader.read(receive, headers)
+            connection = scope.get(CONNECTION)
+            if connection is not None and connection.scope is not scope:
+                connection = None  # another request of a pipeline is coming in already
+            body = await self._reader.read(receive, headers, connection)
             try:
                 parts, header = await self._answer(model, body, headers, scope)
             except (RequestError, DisconnectedError):

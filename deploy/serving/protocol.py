@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from deploy.engines.base import Array
@@ -23,6 +24,7 @@ class TensorType:
     Attributes:
         shape: sizes; None where any size of 1 or more will do.
         batch_axis: which axis is the batch; None where none is.
+        limits: smallest and largest finite value of the type.
     """
 
     name: str
@@ -30,6 +32,7 @@ class TensorType:
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...]
     batch_axis: int | None
+    limits: tuple[float, float]
 
     def describe(self) -> dict[str, Any]:
         """As model metadata: -1 for a size that is not fixed."""
@@ -228,7 +231,18 @@ def read_parameters(given: Mapping[str, Any]) -> tuple[int, float | None]:
 def _make_type(spec: TensorSpec) -> TensorType:
     datatype = to_datatype(spec.dtype)
     shape = tuple(size if isinstance(size, int) else None for size in spec.shape)
-    return TensorType(spec.name, datatype, to_dtype(datatype), shape, spec.batch_axis)
+    dtype = to_dtype(datatype)
+    return TensorType(spec.name, datatype, dtype, shape, spec.batch_axis, _find_limits(dtype))
+
+
+def _find_limits(dtype: np.dtype[Any]) -> tuple[float, float]:
+    if dtype.kind == "b":
+        return 0, 1
+    if dtype.kind in "iu":
+        whole = np.iinfo(dtype)
+        return int(whole.min), int(whole.max)
+    real = ml_dtypes.finfo(dtype)
+    return float(real.min), float(real.max)
 
 
 def _show(value: object) -> str:

@@ -45,6 +45,11 @@ class BatchRun:
     compute_s: float
     split_s: float
 
+    @property
+    def total_s(self) -> float:
+        """Seconds of all of it."""
+        return self.join_s + self.compute_s + self.split_s
+
 
 def accept_all(feeds: Feeds, outputs: Mapping[str, Array]) -> RequestError | None:
     """Look at nothing."""

@@ -52,10 +52,11 @@ class Job:
     priority: int
     arrived: float
     answer: Callable[[dict[str, Array] | BaseException], None]
-    size: int = field(init=False)
-    group: Hashable = field(init=False)
+    size: int = field(init=False, default=0)
+    group: Hashable = field(init=False, default=None)
 
-    def __post_init__(self) -> None:
+    def measure(self) -> None:
+        """Find out size and group, which only those need that wait."""
         self.priority = min(self.priority or DEFAULT_PRIORITY, LEAST_URGENT)
         self.size = sum(array.nbytes for array in self.feeds.values())
         self.group = tuple(
@@ -112,6 +113,7 @@ class WaitingJobs:
         Raises:
             QueueFullError: it would be more rows or bytes than may wait.
         """
+        job.measure()
         if self.rows + job.rows > self._policy.queue_rows:
             raise QueueFullError(f"the queue is full: {self.rows} rows wait")
         if self.size + job.size > self._policy.queue_bytes:

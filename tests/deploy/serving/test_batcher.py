@@ -88,6 +88,31 @@ def test_a_free_engine_is_used_at_once_whatever_the_delay() -> None:
     run(scenario)
 
 
+def test_runs_that_are_shorter_than_a_handover_happen_at_once() -> None:
+    async def scenario() -> None:
+        threads = []
+
+        def quick(feeds: Mapping[str, Array]) -> dict[str, Array]:
+            threads.append(threading.current_thread())
+            if feeds["x"][0, 0] < 0:
+                time.sleep(0.005)
+            return {"y": feeds["x"] * 2}
+
+        batcher = await started(quick)
+        for value in range(50):
+            outputs = await batcher.submit(rows_of(value), 1, timeout_s=5.0)
+            assert outputs["y"][0, 0] == 2 * value
+        assert threads[0] is not threading.main_thread()
+        assert threading.main_thread() in threads
+        await batcher.submit(rows_of(-1), 1)
+        await batcher.submit(rows_of(1), 1)
+        assert threads[-1] is not threading.main_thread()  # one slow run, and it is careful again
+        assert batcher.pending == 0
+        await batcher.stop()
+
+    run(scenario)
+
+
 def test_what_comes_while_the_engine_runs_shares_the_next_run() -> None:
     async def scenario() -> None:
         engine = Doubler()
