@@ -51,6 +51,7 @@ def cli() -> None:
       deploy verify model.deploy --data DIR     parity again, on other data
       deploy debug precision model.deploy --precision int8     which layers are wrong
       deploy serve model.deploy                 the verified winner behind HTTP and gRPC
+      deploy ctl --control SOCKET load new.deploy              a new version, no request lost
     """
 
 
@@ -299,6 +300,7 @@ _serve_options = _shared(
     click.option("--token", metavar="TEXT", help="Bearer token; better in DEPLOY_SERVE_TOKEN."),
     click.option("--tls-cert", metavar="FILE", help="Certificate chain, PEM."),
     click.option("--tls-key", metavar="FILE", help="Its key, PEM."),
+    click.option("--control", metavar="PATH", help="Unix socket to make for deploy ctl."),
     click.option(
         "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[info]"
     ),
@@ -327,6 +329,52 @@ def serve(bundles: tuple[str, ...], check: bool, **flags: Any) -> None:
         click.echo("\n".join(check_bundles(paths, options)))
     else:
         serve_bundles(paths, options)
+
+
+@cli.group()
+@click.option("--control", required=True, metavar="PATH", help="Socket of deploy serve --control.")
+@click.pass_context
+def ctl(context: click.Context, control: str) -> None:
+    """Look at a server that runs, and change what it serves."""
+    context.obj = Path(control)
+
+
+@ctl.command()
+@click.pass_obj
+def status(control: Path) -> None:
+    """Show the models of the server, as JSON."""
+    _send(control, {"command": "status"})
+
+
+@ctl.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--name", help="Of the model.  [the folder's, without .deploy]")
+@click.option("--keep", is_flag=True, help="Serve the versions that there are as well.")
+@click.pass_obj
+def load(control: Path, bundle: Path, name: str | None, keep: bool) -> None:
+    """Verify a bundle beside what serves, and let it take over as the next version."""
+    path = str(bundle.absolute())
+    _send(control, {"command": "load", "path": path, "name": name, "keep": keep})
+
+
+@ctl.command()
+@click.argument("name")
+@click.option("--version", help="One of its versions.  [all]")
+@click.pass_obj
+def unload(control: Path, name: str, version: str | None) -> None:
+    """Serve a model no more, once it has answered what it took."""
+    _send(control, {"command": "unload", "name": name, "version": version})
+
+
+def _send(control: Path, command: dict[str, Any]) -> None:
+    import json
+
+    from export.optional import require
+
+    require("starlette", extra="serve")
+    from deploy.serving.control import send_command
+
+    click.echo(json.dumps(send_command(control, command), indent=2))
 
 
 @cli.group()

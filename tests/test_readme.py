@@ -56,9 +56,10 @@ def test_ci_runs_the_same_targets() -> None:
 def test_deploy_commands_parse(command: list[str]) -> None:
     flags = [word.partition("=")[0] for word in command if word.startswith("-")]
     parser = cli.commands[command[1]]
-    if isinstance(parser, click.Group):
-        parser = parser.commands[command[2]]
     known = {option for parameter in parser.params for option in parameter.opts}
+    if isinstance(parser, click.Group):
+        parser = next(parser.commands[word] for word in command[2:] if word in parser.commands)
+        known |= {option for parameter in parser.params for option in parameter.opts}
     assert set(flags) <= known | {"--help"}
 
 

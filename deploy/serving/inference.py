@@ -79,12 +79,8 @@ class InferEndpoint:
                 connection = None  # another request of a pipeline is coming in already
             body = await self._reader.read(receive, headers, connection)
             try:
+                model = self._repository.get(*target)  # a new version may have taken over
                 parts, header = await self._answer(model, body, headers, scope)
-            except (RequestError, DisconnectedError):
-                raise
-            except Exception as error:  # a bug of ours is a 500 in the words of the protocol
-                _LOG.exception("a request failed")
-                raise EngineFailedError("the server failed; its log says how") from error
             finally:
                 body.release()
             await self._send(send, parts, header, identity)
@@ -100,12 +96,23 @@ class InferEndpoint:
     async def _answer(
         self, model: ServedModel, body: Body, headers: dict[bytes, bytes], scope: Scope
     ) -> tuple[list[bytes | memoryview], int | None]:
-        length = read_header_length(headers)
-        header = None if length is None else parse_header_length(length, len(body.data))
-        request = decode_request(body.data, header, model.signature)
-        outputs = await self._run(model, request, scope)
-        response = InferResponse(model.name, model.version, request.id, outputs)
-        return encode_response(response, request)
+        """The parts of the answer, and the length of its JSON where raw tensors follow.
+
+        Nothing is awaited before the request is handed to the model, so none is lost when another
+        version takes over.
+        """
+        try:
+            length = read_header_length(headers)
+            header = None if length is None else parse_header_length(length, len(body.data))
+            request = decode_request(body.data, header, model.signature)
+            outputs = await self._run(model, request, scope)
+            response = InferResponse(model.name, model.version, request.id, outputs)
+            return encode_response(response, request)
+        except (RequestError, DisconnectedError):
+            raise
+        except Exception as error:  # a bug of ours is a 500 in the words of the protocol
+            _LOG.exception("a request failed")
+            raise EngineFailedError("the server failed; its log says how") from error
 
     async def _run(self, model: ServedModel, request: InferRequest, scope: Scope) -> Outputs:
         """The engine's outputs; the request is withdrawn when its connection is lost."""

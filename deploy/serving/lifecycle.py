@@ -20,6 +20,7 @@ import uvicorn
 import uvloop
 
 from deploy.serving.connections import ConnectionLimits, limit_connections
+from deploy.serving.control import Controller
 from deploy.serving.grpc_service import GrpcService, start_grpc
 from deploy.serving.logs import log_to_stderr
 from deploy.serving.metrics import ServerStatistics
@@ -106,10 +107,15 @@ class Lifecycle:
             grpc_server, grpc_port = await start_grpc(service, options)
         ports = {"http_port": _port_of(main), "grpc_port": grpc_port}
         _LOG.info("listening on %s", options.host, extra=ports)
+        controller = Controller(self.repository, options, self.statistics)
+        socket = await controller.start(Path(options.control)) if options.control else None
         loading = asyncio.ensure_future(self._load())
         await self._stop.wait()
         await self._drain()
         loading.cancel()
+        if socket is not None:
+            socket.close()
+            Path(options.control).unlink(missing_ok=True)
         for server in servers:
             server.should_exit = True
         if grpc_server is not None:

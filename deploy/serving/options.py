@@ -50,6 +50,7 @@ class ServeOptions:
         trust: packages whose code the user's own model file may run.
         token: what ``Authorization: Bearer`` must hold; empty: nothing is asked.
         tls_cert, tls_key: PEM files; both or none.
+        control: a Unix socket for ``deploy ctl``; empty: none.
         log_level: of the log on stderr, which is JSON, a line an event.
     """
 
@@ -78,6 +79,7 @@ class ServeOptions:
     token: str = ""
     tls_cert: str = ""
     tls_key: str = ""
+    control: str = ""
     log_level: LogLevel = "info"
 
     def __post_init__(self) -> None:

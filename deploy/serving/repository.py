@@ -46,15 +46,24 @@ def find_bundles(paths: Iterable[Path]) -> list[FoundBundle]:
         found += inside
     seen: set[tuple[str, str]] = set()
     for bundle in found:
-        if not _NAME.fullmatch(bundle.name):
-            raise ConfigError(
-                f"{bundle.path}: {bundle.name!r} cannot be the name of a model; rename the folder "
-                "to letters, digits, '.', '_' and '-'."
-            )
+        check_name(bundle.name, bundle.path)
         if (bundle.name, bundle.version) in seen:
             raise ConfigError(f"Two bundles are model {bundle.name!r} version {bundle.version}.")
         seen.add((bundle.name, bundle.version))
     return found
+
+
+def check_name(name: str, path: Path) -> None:
+    """Hold the name of a model to what can stand in a URL and in a label.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{path}: {name!r} cannot be the name of a model; rename the folder to letters, "
+            "digits, '.', '_' and '-'."
+        )
 
 
 def _search(path: Path) -> Iterable[FoundBundle]:
@@ -102,6 +111,18 @@ class ModelRepository:
         return (
             versions[max(versions, key=int)] if len(versions) > 1 else next(iter(versions.values()))
         )
+
+    def find(self, name: str) -> list[ServedModel]:
+        """The model called `name` in all its versions; empty: there is none."""
+        return list(self._models.get(name, {}).values())
+
+    def remove(self, model: ServedModel) -> None:
+        """Send no more requests to `model`."""
+        versions = self._models.get(model.name, {})
+        if versions.get(model.version) is model:
+            del versions[model.version]
+        if not versions:
+            self._models.pop(model.name, None)
 
     def versions(self, name: str) -> list[str]:
         """All versions of a model, ascending."""
