@@ -280,6 +280,7 @@ _serve_options = _shared(
     click.option("--engine", metavar="NAME", help="Of the bundle.  [its winner]"),
     click.option("--instances", type=int, help="Engines side by side.  [1]"),
     click.option("--threads", type=int, help="Threads of each engine.  [cores shared out]"),
+    click.option("--workers", type=int, help="Processes that share the port.  [1]"),
     click.option("--max-batch", type=int, help="Rows of a run, at most.  [8]"),
     click.option("--max-delay-ms", type=float, help="Wait for a fuller run, at most.  [0]"),
     click.option("--queue-rows", type=int, help="Rows that may wait; beyond, 503.  [256]"),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.bundle import read_bundle
-from deploy.serving.metrics import ServerStatistics
+from deploy.serving.metrics import ServerStatistics, render_metrics
 from deploy.serving.model import ServedModel
 from deploy.serving.options import ServeOptions
 from deploy.serving.pages import describe_status
@@ -73,8 +73,12 @@ class Controller:
         what = command.get("command")
         if what == "status":
             return describe_status(self._repository, self._statistics)
+        if what == "metrics":
+            return {"text": render_metrics(self._repository, self._statistics).decode()}
         if what not in ("load", "unload"):
-            raise ConfigError(f"There is no command {what!r}; there are load, status, unload.")
+            raise ConfigError(
+                f"There is no command {what!r}; there are load, metrics, status, unload."
+            )
         async with self._changing:
             if what == "load":
                 return await self._load(command)

@@ -183,7 +183,7 @@ async def start_grpc(service: GrpcService, options: ServeOptions) -> tuple[Any, 
         options=[
             ("grpc.max_receive_message_length", options.max_body_mb * 2**20),
             ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", 0),
+            ("grpc.so_reuseport", int(options.workers > 1)),
         ],
         maximum_concurrent_rpcs=options.max_connections,
     )

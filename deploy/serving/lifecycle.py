@@ -10,7 +10,9 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import ssl
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +30,7 @@ from deploy.serving.model import ServedModel
 from deploy.serving.options import ServeOptions
 from deploy.serving.repository import ModelRepository, make_models
 from deploy.serving.rest import RestApplication, make_metrics_application
+from deploy.serving.supervisor import Supervisor
 from export.errors import ConfigError, EngineError
 
 _LOG = logging.getLogger("deploy.serving")
@@ -42,10 +45,21 @@ def serve(paths: Sequence[Path], options: ServeOptions) -> None:
         BundleError, ConfigError: before anything listens.
         EngineError: a port is taken.
     """
+    if options.workers > 1:
+        make_models(paths, options)  # what is wrong with them is said once, here
+        Supervisor(paths, options).run()
+    else:
+        serve_here(paths, options)
+
+
+def serve_here(
+    paths: Sequence[Path], options: ServeOptions, listener: socket.socket | None = None
+) -> None:
+    """Serve in this process; `listener` is the HTTP socket of a supervisor."""
     log_to_stderr(options.log_level)
     models = make_models(paths, options)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(Lifecycle(models, options).run())
+        runner.run(Lifecycle(models, options, listener).run())
 
 
 def check(paths: Sequence[Path], options: ServeOptions) -> list[str]:
@@ -78,9 +92,16 @@ class Lifecycle:
     Args:
         models: that it is to serve; none is loaded yet.
         options: of the server.
+        listener: to take HTTP connections from; None: `options` say where.
     """
 
-    def __init__(self, models: Sequence[ServedModel], options: ServeOptions) -> None:
+    def __init__(
+        self,
+        models: Sequence[ServedModel],
+        options: ServeOptions,
+        listener: socket.socket | None = None,
+    ) -> None:
+        self._listener = listener
         self.repository = ModelRepository()
         self.statistics = ServerStatistics()
         self._options = options
@@ -93,6 +114,9 @@ class Lifecycle:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        if self._listener is not None:  # a supervisor holds the other end of stdin
+            loop.add_reader(sys.stdin.fileno(), self._stop_alone)
+            await self._load()  # others answer meanwhile, and this one would refuse
         options = self._options
         application = RestApplication(self.repository, options, self.statistics)
         main = self._make_server(application, options.port)
@@ -100,7 +124,9 @@ class Lifecycle:
         if options.metrics_port:
             alone = make_metrics_application(self.repository, self.statistics)
             servers.append(self._make_server(alone, options.metrics_port))
-        tasks = [await _start(server, options.host) for server in servers]
+        tasks = [
+            await _start(server, self._listener if server is main else None) for server in servers
+        ]
         grpc_server, grpc_port = None, 0
         if options.grpc_port:
             service = GrpcService(self.repository, options, self.statistics)
@@ -108,13 +134,14 @@ class Lifecycle:
         ports = {"http_port": _port_of(main), "grpc_port": grpc_port}
         _LOG.info("listening on %s", options.host, extra=ports)
         controller = Controller(self.repository, options, self.statistics)
-        socket = await controller.start(Path(options.control)) if options.control else None
-        loading = asyncio.ensure_future(self._load())
+        control = await controller.start(Path(options.control)) if options.control else None
+        loading = None if self._listener is not None else asyncio.ensure_future(self._load())
         await self._stop.wait()
         await self._drain()
-        loading.cancel()
-        if socket is not None:
-            socket.close()
+        if loading is not None:
+            loading.cancel()
+        if control is not None:
+            control.close()
             Path(options.control).unlink(missing_ok=True)
         for server in servers:
             server.should_exit = True
@@ -124,6 +151,11 @@ class Lifecycle:
         for model in self.repository.models():
             await model.unload()
         _LOG.info("stopped")
+
+    def _stop_alone(self) -> None:
+        """The supervisor is gone, whatever became of it."""
+        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+        self._stop.set()
 
     async def _load(self) -> None:
         for model in self.repository.models():
@@ -177,25 +209,24 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _start(server: _Server, host: str) -> "asyncio.Task[None]":
+async def _start(server: _Server, listener: socket.socket | None) -> "asyncio.Task[None]":
     """Run `server` and return once it listens.
 
     Raises:
         EngineError: its port is taken.
     """
-    task = asyncio.ensure_future(_serve_quietly(server))
+    task = asyncio.ensure_future(_serve_quietly(server, listener))
     while not server.started:
         if task.done():
-            raise EngineError(
-                f"HTTP cannot listen on {host}:{server.config.port}. Choose another --port."
-            )
+            where = f"{server.config.host}:{server.config.port}"
+            raise EngineError(f"HTTP cannot listen on {where}. Choose another --port.")
         await asyncio.sleep(_TICK_S)
     return task
 
 
-async def _serve_quietly(server: _Server) -> None:
+async def _serve_quietly(server: _Server, listener: socket.socket | None) -> None:
     with contextlib.suppress(SystemExit):  # uvicorn's way to say that it cannot listen
-        await server.serve()
+        await server.serve(None if listener is None else [listener])
 
 
 def _port_of(server: _Server) -> int:

@@ -18,6 +18,7 @@ class JsonFormatter(logging.Formatter):
         entry: dict[str, Any] = {
             "time": f"{stamp}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
+            "pid": record.process,
             "logger": record.name,
             "message": record.getMessage(),
         }

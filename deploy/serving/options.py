@@ -33,6 +33,7 @@ class ServeOptions:
         engine: of the bundle; empty: its winner, or another where that cannot be opened.
         instances: engines opened side by side, each with a thread of its own.
         threads: intra-op threads of each; 0: the cores shared out.
+        workers: processes that share the port; one that dies is started anew.
         max_batch: rows of a run, at most.
         max_delay_ms: how long a request may wait for others while an engine is free.
         queue_rows: rows that may wait, at most; beyond, 503.
@@ -61,6 +62,7 @@ class ServeOptions:
     engine: str = ""
     instances: int = 1
     threads: int = 0
+    workers: int = 1
     max_batch: int = 8
     max_delay_ms: float = 0.0
     queue_rows: int = 256
@@ -87,7 +89,7 @@ class ServeOptions:
             _check(0 <= getattr(self, name) < 2**16, name, getattr(self, name), "0 to 65535")
         for name in ("instances", "max_batch", "queue_rows", "queue_mb", "max_body_mb"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        for name in ("max_inflight_mb", "max_connections"):
+        for name in ("max_inflight_mb", "max_connections", "workers"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         _check(self.threads >= 0, "threads", self.threads, "0 (shared out) or more")
         for name in ("timeout", "receive_timeout", "keep_alive", "stop_timeout"):

@@ -135,7 +135,7 @@ def _open_first(
 ) -> tuple[str, list[Engine], str | None]:
     """The first engine that can be opened, with the reason why it is not the winner."""
     names = [options.engine] if options.engine else rank_engines(bundle)
-    threads = options.threads or max(1, usable_cores() // options.instances)
+    threads = options.threads or max(1, usable_cores() // (options.instances * options.workers))
     first: DeployError | None = None
     for name in names:
         spec = bundle.spec(name, threads=threads, trust=options.trust)

@@ -3,6 +3,7 @@
 import hmac
 import logging
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -28,6 +29,7 @@ from deploy.serving.openapi import make_document
 from deploy.serving.options import ServeOptions
 from deploy.serving.pages import describe_status, render_docs, render_status
 from deploy.serving.repository import ModelRepository
+from deploy.serving.summing import ask_peers, sum_metrics
 
 _LOG = logging.getLogger("deploy.serving")
 SERVER_NAME = "deploykit"
@@ -64,7 +66,8 @@ class RestApplication:
         mib = 2**20
         reader = BodyReader(options.max_body_mb * mib, options.max_inflight_mb * mib, statistics)
         self._infer = InferEndpoint(repository, reader, statistics)
-        self._others = _Routes(repository, statistics).application()
+        peers = Path(options.control) if options.workers > 1 else None
+        self._others = _Routes(repository, statistics, peers).application()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -92,9 +95,15 @@ class RestApplication:
 class _Routes:
     """Everything but infer."""
 
-    def __init__(self, repository: ModelRepository, statistics: ServerStatistics) -> None:
+    def __init__(
+        self,
+        repository: ModelRepository,
+        statistics: ServerStatistics,
+        peers: Path | None = None,
+    ) -> None:
         self._repository = repository
         self._statistics = statistics
+        self._peers = peers
         self._document = make_document()
 
     def application(self) -> Starlette:
@@ -178,6 +187,9 @@ class _Routes:
 
     async def metrics(self, request: Request) -> Response:
         content = render_metrics(self._repository, self._statistics)
+        if self._peers is not None:
+            texts = [content.decode(), *await ask_peers(self._peers)]
+            content = sum_metrics(texts).encode()
         return Response(content, headers={"content-type": CONTENT_TYPE})
 
     async def openapi(self, request: Request) -> Response:
