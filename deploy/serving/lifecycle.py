@@ -15,6 +15,7 @@ import ssl
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -117,40 +118,52 @@ class Lifecycle:
         if self._listener is not None:  # a supervisor holds the other end of stdin
             loop.add_reader(sys.stdin.fileno(), self._stop_alone)
             await self._load()  # others answer meanwhile, and this one would refuse
-        options = self._options
-        application = RestApplication(self.repository, options, self.statistics)
-        main = self._make_server(application, options.port)
-        servers = [main]
-        if options.metrics_port:
-            alone = make_metrics_application(self.repository, self.statistics)
-            servers.append(self._make_server(alone, options.metrics_port))
-        tasks = [
-            await _start(server, self._listener if server is main else None) for server in servers
-        ]
-        grpc_server, grpc_port = None, 0
-        if options.grpc_port:
-            service = GrpcService(self.repository, options, self.statistics)
-            grpc_server, grpc_port = await start_grpc(service, options)
-        ports = {"http_port": _port_of(main), "grpc_port": grpc_port}
-        _LOG.info("listening on %s", options.host, extra=ports)
-        controller = Controller(self.repository, options, self.statistics)
-        control = await controller.start(Path(options.control)) if options.control else None
+        listening = await self._listen()
         loading = None if self._listener is not None else asyncio.ensure_future(self._load())
         await self._stop.wait()
         await self._drain()
         if loading is not None:
             loading.cancel()
-        if control is not None:
-            control.close()
-            Path(options.control).unlink(missing_ok=True)
-        for server in servers:
-            server.should_exit = True
-        if grpc_server is not None:
-            await grpc_server.stop(options.stop_timeout)
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._close(listening)
         for model in self.repository.models():
             await model.unload()
         _LOG.info("stopped")
+
+    async def _listen(self) -> "_Listening":
+        """Open every port and socket.
+
+        Raises:
+            ConfigError, EngineError: one cannot be.
+        """
+        options = self._options
+        application = RestApplication(self.repository, options, self.statistics)
+        main = self._make_server(application, options.port)
+        servers = [main]
+        tasks = [await _start(main, self._listener)]
+        if options.metrics_port:
+            alone = make_metrics_application(self.repository, self.statistics)
+            servers.append(self._make_server(alone, options.metrics_port))
+            tasks.append(await _start(servers[-1], None))
+        grpc_server, grpc_port = None, 0
+        if options.grpc_port:
+            service = GrpcService(self.repository, options, self.statistics)
+            grpc_server, grpc_port = await start_grpc(service, options)
+        controller = Controller(self.repository, options, self.statistics)
+        control = await controller.start(Path(options.control)) if options.control else None
+        ports = {"http_port": _port_of(main), "grpc_port": grpc_port}
+        _LOG.info("listening on %s", options.host, extra=ports)
+        return _Listening(servers, tasks, grpc_server, control)
+
+    async def _close(self, listening: "_Listening") -> None:
+        """Accept nothing more, and answer what was accepted."""
+        if listening.control is not None:
+            listening.control.close()
+            Path(self._options.control).unlink(missing_ok=True)
+        for server in listening.servers:
+            server.should_exit = True
+        if listening.grpc_server is not None:
+            await listening.grpc_server.stop(self._options.stop_timeout)
+        await asyncio.gather(*listening.tasks, return_exceptions=True)
 
     def _stop_alone(self) -> None:
         """The supervisor is gone, whatever became of it."""
@@ -199,6 +212,16 @@ class Lifecycle:
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(f"The TLS files cannot be used: {error}.") from error
         return _Server(config)
+
+
+@dataclass(frozen=True)
+class _Listening:
+    """All that takes requests: HTTP servers with the tasks they run in, gRPC, `deploy ctl`."""
+
+    servers: "list[_Server]"
+    tasks: "list[asyncio.Task[None]]"
+    grpc_server: Any
+    control: asyncio.AbstractServer | None
 
 
 class _Server(uvicorn.Server):

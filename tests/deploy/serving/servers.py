@@ -14,6 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from deploy.bundle import GOLDEN
+from deploy.golden import Golden, read_golden
+from deploy.manifest import read_manifest, write_manifest
+
 ROOT = Path(__file__).parents[3]
 WAIT_S = 40.0
 
@@ -155,3 +161,17 @@ def rows(*values: list[float]) -> dict[str, Any]:
     data = [number for row in values for number in row]
     shape = [len(values), 4]
     return {"inputs": [{"name": "x", "datatype": "FP32", "shape": shape, "data": data}]}
+
+
+def spoil_golden(path: Path, factor: float) -> None:
+    """Change the recorded answers by `factor`, and the hashes with them, as an attacker could."""
+    manifest = read_manifest(path)
+    golden = read_golden(path / GOLDEN)
+    outputs = {
+        engine: {name: array * np.float32(factor) for name, array in answers.items()}
+        for engine, answers in golden.outputs.items()
+    }
+    (path / "manifest.json").unlink()
+    Golden(golden.inputs, outputs).save(path / GOLDEN)
+    values = {key: value for key, value in vars(manifest).items() if key != "files"}
+    write_manifest(path, **values)

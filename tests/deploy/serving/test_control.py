@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from servers import Server, rows, serving
-from test_readiness import spoil_golden
+from servers import Server, rows, serving, spoil_golden
 from tiny import Cli, answer
 
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from servers import Server, free_port, rows, serving
-from test_readiness import spoil_golden
+from servers import Server, free_port, rows, serving, spoil_golden
 from tiny import Cli, answer
 
 

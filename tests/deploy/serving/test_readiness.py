@@ -5,32 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from servers import Server, rows, serving
+from servers import Server, rows, serving, spoil_golden
 from tiny import Lean, answer, draw, fill_stage
 
-from deploy.bundle import GOLDEN, read_bundle
-from deploy.golden import Golden, read_golden
-from deploy.manifest import read_manifest, write_manifest
+from deploy.bundle import read_bundle
 from deploy.serving.options import ServeOptions
 from deploy.serving.readiness import open_verified, rank_engines
 from deploy.staging import stage_bundle
 from export.errors import BundleError, EngineError, GateError
 
 OPTIONS = ServeOptions(threads=1)
-
-
-def spoil_golden(path: Path, factor: float) -> None:
-    """Recorded answers that no engine gives."""
-    manifest = read_manifest(path)
-    golden = read_golden(path / GOLDEN)
-    outputs = {
-        engine: {name: array * np.float32(factor) for name, array in answers.items()}
-        for engine, answers in golden.outputs.items()
-    }
-    (path / "manifest.json").unlink()
-    Golden(golden.inputs, outputs).save(path / GOLDEN)
-    values = {key: value for key, value in vars(manifest).items() if key != "files"}
-    write_manifest(path, **values)
 
 
 def test_the_winner_is_opened_verified_and_warm(pristine: Path) -> None:

@@ -1,5 +1,6 @@
 """Several processes on one port: one that is killed costs its own requests and is replaced."""
 
+import http.client
 import os
 import signal
 import threading
@@ -38,14 +39,14 @@ def wait_for_ready(server: Server, count: int) -> list[int]:
 
 def test_a_killed_worker_is_replaced_and_the_other_serves_on(pair: Server) -> None:
     ended = threading.Event()
-    outcomes: list[bool] = []
+    outcomes: list[str] = []
 
     def ask() -> None:
         while not ended.is_set():
             try:
-                outcomes.append(pair.infer("tiny", rows([1, 2, 3, 4]))[0] == 200)
-            except OSError:
-                outcomes.append(False)
+                outcomes.append(str(pair.infer("tiny", rows([1, 2, 3, 4]))[0]))
+            except (OSError, http.client.HTTPException) as error:
+                outcomes.append(type(error).__name__)
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
@@ -61,8 +62,9 @@ def test_a_killed_worker_is_replaced_and_the_other_serves_on(pair: Server) -> No
     ended.set()
     for thread in threads:
         thread.join(20)
-    assert outcomes.count(False) <= 4  # what each client had sent to it
-    assert outcomes.count(True) > 50
+    lost = [outcome for outcome in outcomes if outcome != "200"]
+    assert len(lost) <= 4, lost  # what each client had sent to it
+    assert len(outcomes) > 20
     assert recovered < 20  # under 1 s where nothing else runs
 
 
