@@ -51,6 +51,8 @@ def cli() -> None:
       deploy verify model.deploy --data DIR     parity again, on other data
       deploy finish model.deploy                on the GPU machine: what waited for it
       deploy debug precision model.deploy --precision int8     which layers are wrong
+      deploy serve model.deploy                 the verified winner behind HTTP and gRPC
+      deploy ctl --control SOCKET load new.deploy              a new version, no request lost
     """
 
 
@@ -310,6 +312,113 @@ def doctor(bundle: Path | None, **flags: Any) -> None:
     diagnosis = diagnose(bundle, trust=_config(flags).trust)
     print_diagnosis(diagnosis, _console())
     _exit_verified(diagnosis.bundle)
+
+
+_serve_options = _shared(
+    click.option("--config", metavar="FILE", help="Options as TOML, for [tool.deploy.serve]."),
+    click.option("--host", metavar="ADDRESS", help="Address to listen on.  [127.0.0.1]"),
+    click.option("--port", type=int, help="Of HTTP; 0: any free one.  [8000]"),
+    click.option("--grpc-port", type=int, help="Of gRPC; 0: none.  [8001]"),
+    click.option("--metrics-port", type=int, help="Of metrics and health alone; 0: none.  [0]"),
+    click.option("--engine", metavar="NAME", help="Of the bundle.  [its winner]"),
+    click.option("--instances", type=int, help="Engines side by side.  [1]"),
+    click.option("--threads", type=int, help="Threads of each engine.  [cores shared out]"),
+    click.option("--workers", type=int, help="Processes that share the port.  [1]"),
+    click.option("--max-batch", type=int, help="Rows of a run, at most.  [8]"),
+    click.option("--max-delay-ms", type=float, help="Wait for a fuller run, at most.  [0]"),
+    click.option("--queue-rows", type=int, help="Rows that may wait; beyond, 503.  [256]"),
+    click.option("--queue-mb", type=int, help="MiB of inputs that may wait.  [256]"),
+    click.option("--timeout", type=float, help="Seconds of a request; beyond, 504.  [30]"),
+    click.option("--max-body-mb", type=int, help="MiB of a body; beyond, 413.  [64]"),
+    click.option("--max-inflight-mb", type=int, help="MiB of all bodies held.  [1024]"),
+    click.option("--max-connections", type=int, help="Open at a time.  [1024]"),
+    click.option("--receive-timeout", type=float, help="Seconds to send a request in.  [30]"),
+    click.option("--keep-alive", type=float, help="Seconds a connection may be idle.  [75]"),
+    click.option("--drain", type=float, help="Seconds not ready but answering.  [1]"),
+    click.option("--stop-timeout", type=float, help="Seconds for what is left then.  [30]"),
+    click.option("--shadow", type=float, help="Share also run in float32, 0 to 1.  [0]"),
+    click.option(
+        "--nonfinite", type=click.Choice(["refuse", "report"]), help="NaN outputs.  [refuse]"
+    ),
+    click.option("--trust", multiple=True, metavar="PACKAGE", help="Run this package's classes."),
+    click.option("--token", metavar="TEXT", help="Bearer token; better in DEPLOY_SERVE_TOKEN."),
+    click.option("--tls-cert", metavar="FILE", help="Certificate chain, PEM."),
+    click.option("--tls-key", metavar="FILE", help="Its key, PEM."),
+    click.option("--control", metavar="PATH", help="Unix socket to make for deploy ctl."),
+    click.option(
+        "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[info]"
+    ),
+)
+
+
+@cli.command(epilog="Options: flags, then DEPLOY_SERVE_*, then [tool.deploy.serve], then these.")
+@click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path())
+@_serve_options
+@click.option("--check", is_flag=True, help="Verify bundles and options, and exit.")
+def serve(bundles: tuple[str, ...], check: bool, **flags: Any) -> None:
+    """Serve bundles, or folders of them, by the Open Inference Protocol v2."""
+    import os
+
+    from export.optional import require
+
+    for module in ("starlette", "uvicorn", "uvloop", "httptools", "orjson", "grpc"):
+        require(module, extra="serve")
+    from deploy.serving.lifecycle import check as check_bundles
+    from deploy.serving.lifecycle import serve as serve_bundles
+    from deploy.serving.options import gather_options
+
+    options = gather_options(flags, os.environ, Path.cwd())
+    paths = [Path(bundle) for bundle in bundles]
+    if check:
+        click.echo("\n".join(check_bundles(paths, options)))
+    else:
+        serve_bundles(paths, options)
+
+
+@cli.group()
+@click.option("--control", required=True, metavar="PATH", help="Socket of deploy serve --control.")
+@click.pass_context
+def ctl(context: click.Context, control: str) -> None:
+    """Look at a server that runs, and change what it serves."""
+    context.obj = Path(control)
+
+
+@ctl.command()
+@click.pass_obj
+def status(control: Path) -> None:
+    """Show the models of the server, as JSON."""
+    _send(control, {"command": "status"})
+
+
+@ctl.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--name", help="Of the model.  [the folder's, without .deploy]")
+@click.option("--keep", is_flag=True, help="Serve the versions that there are as well.")
+@click.pass_obj
+def load(control: Path, bundle: Path, name: str | None, keep: bool) -> None:
+    """Verify a bundle beside what serves, and let it take over as the next version."""
+    path = str(bundle.absolute())
+    _send(control, {"command": "load", "path": path, "name": name, "keep": keep})
+
+
+@ctl.command()
+@click.argument("name")
+@click.option("--version", help="One of its versions.  [all]")
+@click.pass_obj
+def unload(control: Path, name: str, version: str | None) -> None:
+    """Serve a model no more, once it has answered what it took."""
+    _send(control, {"command": "unload", "name": name, "version": version})
+
+
+def _send(control: Path, command: dict[str, Any]) -> None:
+    import json
+
+    from export.optional import require
+
+    require("starlette", extra="serve")
+    from deploy.serving.control import send_command
+
+    click.echo(json.dumps(send_command(control, command), indent=2))
 
 
 @cli.group()

@@ -289,7 +289,7 @@ def read_project_options(directory: Path) -> dict[str, Any]:
     table = tools.get("deploy", {}) if isinstance(tools, dict) else tools
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: tool.deploy must be a table: write [tool.deploy].")
-    return table
+    return {key: value for key, value in table.items() if key != "serve"}  # `deploy serve` reads it
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:

@@ -57,6 +57,7 @@ class Manifest:
     Attributes:
         files: every other file with its SHA-256.
         build_key: hash of all that the build depended on; None where that cannot be told.
+        input_ranges: smallest and largest calibration value of each input; None without data.
     """
 
     created: str
@@ -69,6 +70,7 @@ class Manifest:
     machine: dict[str, Any]
     files: dict[str, str]
     build_key: str | None = None
+    input_ranges: dict[str, tuple[float, float]] | None = None
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -172,6 +174,9 @@ def _make_manifest(content: dict[str, Any]) -> Manifest:
         for key in ("inputs", "outputs")
     )
     plain["files"] = dict(plain["files"].items())
+    if plain.get("input_ranges") is not None:
+        pairs = plain.pop("input_ranges").items()
+        plain["input_ranges"] = {name: (float(low), float(high)) for name, (low, high) in pairs}
     return Manifest(engines=engines, inputs=inputs, outputs=outputs, **plain)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from deploy import bundle as bundles
 from deploy.config import BuildConfig
+from deploy.dataset import Dataset
 from deploy.engines.base import Array, EngineSpec, Feeds
 from deploy.findings import Findings, make_report
 from deploy.golden import TOLERANCE, Golden, choose_samples
@@ -25,6 +26,7 @@ from export.tensorrt.building import hash_onnx
 from export.tensorrt.options import BuildOptions
 
 _GOLDEN_SEED = 20_240_229
+_RANGE_BATCH = 8
 
 
 def pack_bundle(
@@ -69,7 +71,20 @@ def pack_bundle(
         structure=problem.signature.structure,
         machine=report["machine"],
         build_key=build_key,
+        input_ranges=None if problem.kind == "synthetic" else find_ranges(problem.calibration),
     )
+
+
+def find_ranges(data: Dataset) -> dict[str, tuple[float, float]]:
+    """Smallest and largest finite value of each input of `data`, which a server holds inputs to."""
+    ranges: dict[str, tuple[float, float]] = {}
+    for batch in data.batches(_RANGE_BATCH):
+        for name, array in batch.items():
+            finite = array[np.isfinite(array)]
+            if finite.size:
+                low, high = ranges.get(name, (np.inf, -np.inf))
+                ranges[name] = (min(low, float(finite.min())), max(high, float(finite.max())))
+    return ranges
 
 
 def write_failure(target: Path, report: dict[str, Any]) -> Path:

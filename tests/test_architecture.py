@@ -19,6 +19,9 @@ LEAN = {
 }
 """Third-party packages of the core; anything else is an extra."""
 
+SERVE = {"grpc", "httptools", "orjson", "starlette", "uvicorn", "uvloop"}
+"""What the serve extra brings: deploy/serving may import it at its top, and nothing else may."""
+
 NEED_TORCH = {
     "deploy/findings.py",
     "deploy/fusing.py",
@@ -85,7 +88,14 @@ def test_the_core_imports_nothing_beyond_its_dependencies(name: str) -> None:
     path = ROOT / name
     top = {module.partition(".")[0] for module in _imports(path, top_level=True)}
     standard = __import__("sys").stdlib_module_names
-    assert top <= LEAN | set(HOUSES) | set(standard)
+    extra = SERVE if name.startswith("deploy/serving/") else set()
+    assert top <= LEAN | set(HOUSES) | set(standard) | extra
+
+
+def test_only_serving_imports_serving_at_its_top() -> None:
+    """So the rest of the core loads without the serve extra."""
+    others = [path for path in _modules() if "serving" not in path.parts]
+    assert not [p for p in others if "deploy.serving" in {*_imports(p, top_level=True)}]
 
 
 def test_the_direction_test_can_fail(tmp_path: Path) -> None:

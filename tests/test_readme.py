@@ -56,9 +56,10 @@ def test_ci_runs_the_same_targets() -> None:
 def test_deploy_commands_parse(command: list[str]) -> None:
     flags = [word.partition("=")[0] for word in command if word.startswith("-")]
     parser = cli.commands[command[1]]
-    if isinstance(parser, click.Group):
-        parser = parser.commands[command[2]]
     known = {option for parameter in parser.params for option in parameter.opts}
+    if isinstance(parser, click.Group):
+        parser = next(parser.commands[word] for word in command[2:] if word in parser.commands)
+        known |= {option for parameter in parser.params for option in parameter.opts}
     assert set(flags) <= known | {"--help"}
 
 
@@ -82,7 +83,8 @@ def test_help_lists_every_command() -> None:
 def test_constraints_pin_every_requirement_of_the_two_commands() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["build"], *extras["rtx"], *extras["dev"]]
+    parts = ("build", "rtx", "serve", "dev")
+    wanted = [*project["dependencies"], *(line for part in parts for line in extras[part])]
     names = {_canonical(re.split(r"[\[<>=]", line)[0]) for line in wanted} - {"deploykit"}
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {_canonical(line.partition("==")[0]) for line in lines if "==" in line}

@@ -1,0 +1,168 @@
+"""Takes in the body of a request, within bounds, laid out so that its raw tensors are aligned."""
+
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from deploy.serving.decoding import HEADER_LENGTH
+from deploy.serving.errors import (
+    MalformedRequestError,
+    QueueFullError,
+    TooLargeError,
+    UnsupportedEncodingError,
+)
+from deploy.serving.metrics import ServerStatistics
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+_ALIGNMENT = 64
+"""Bytes; raw tensors begin on a cache line."""
+
+
+class DisconnectedError(Exception):
+    """Whoever asked is gone; there is nobody to answer."""
+
+
+class BodyReader:
+    """Reads bodies for a server that holds so many bytes of them at a time.
+
+    Args:
+        limit: bytes of one body.
+        inflight_limit: bytes of all that are held.
+        statistics: has the count of what is held.
+    """
+
+    def __init__(self, limit: int, inflight_limit: int, statistics: ServerStatistics) -> None:
+        self._limit = limit
+        self._inflight_limit = inflight_limit
+        self._statistics = statistics
+
+    async def read(
+        self, receive: Receive, headers: Mapping[bytes, bytes], connection: Any = None
+    ) -> "Body":
+        """The whole body of a request; `Body.release` when its memory may be counted off.
+
+        Args:
+            receive: of the ASGI application.
+            headers: by lower-case name.
+            connection: of `deploy.serving.connections`, which hands over chunks without a detour.
+
+        Raises:
+            TooLargeError: it is over the limit, announced or found so.
+            UnsupportedEncodingError: it is compressed.
+            QueueFullError: as much is held as may be.
+            DisconnectedError: the connection ended before it.
+        """
+        encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+        if encoding not in (b"", b"identity"):
+            raise UnsupportedEncodingError("compressed bodies are not taken; send it as it is")
+        announced = headers.get(b"content-length", b"0")
+        if announced.isdigit() and (len(announced) > 18 or int(announced) > self._limit):
+            raise self._too_large()
+        body = Body(self._statistics)
+        try:
+            await self._fill(body, receive, _Layout.of(headers), connection)
+        except BaseException:
+            body.release()
+            raise
+        return body
+
+    async def _fill(
+        self, body: "Body", receive: Receive, layout: "_Layout", connection: Any
+    ) -> None:
+        padding = layout.padding
+        message = await receive()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            chunk = message.get("body", b"")
+            self._hold(body, len(chunk))
+            body.data = memoryview(bytearray(padding) + chunk)[padding:]
+            return
+        buffer = bytearray(padding)
+        while message["type"] == "http.request":
+            chunk = message.get("body", b"")
+            self._hold(body, len(chunk))
+            buffer += chunk
+            if not message.get("more_body", False):
+                body.data = memoryview(buffer)[padding:]
+                return
+            if connection is not None and layout.length is not None:
+                await self._take_directly(body, buffer, layout, connection)
+                return
+            message = await receive()
+        raise DisconnectedError
+
+    async def _take_directly(
+        self, body: "Body", begun: bytearray, layout: "_Layout", connection: Any
+    ) -> None:
+        """The rest of a body of known length, copied once from the socket's chunks to its place."""
+        data = memoryview(bytearray(layout.padding + (layout.length or 0)))
+        data[: len(begun)] = begun
+        position = len(begun)
+
+        def take(chunk: bytes) -> None:
+            nonlocal position
+            self._hold(body, len(chunk))
+            data[position : position + len(chunk)] = chunk
+            position += len(chunk)
+
+        await connection.hand_over(take)
+        body.data = data[layout.padding :]
+
+    def _hold(self, body: "Body", size: int) -> None:
+        if body.held + size > self._limit:
+            raise self._too_large()
+        if self._statistics.inflight_bytes + size > self._inflight_limit:
+            raise QueueFullError("the server holds as many bytes of requests as it may")
+        body.held += size
+        self._statistics.inflight_bytes += size
+
+    def _too_large(self) -> TooLargeError:
+        return TooLargeError(f"a body may have {self._limit} bytes")
+
+
+class Body:
+    """The bytes of a request, counted for as long as they are held."""
+
+    def __init__(self, statistics: ServerStatistics) -> None:
+        self.data = memoryview(b"")
+        self.held = 0
+        self._statistics = statistics
+
+    def release(self) -> None:
+        """Count its bytes off, once."""
+        self._statistics.inflight_bytes -= self.held
+        self.held = 0
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where a body is to lie.
+
+    Attributes:
+        padding: bytes before it that put what follows its JSON header on a cache line.
+        length: bytes of it, where they are announced.
+    """
+
+    padding: int
+    length: int | None
+
+    @classmethod
+    def of(cls, headers: Mapping[bytes, bytes]) -> "_Layout":
+        text = headers.get(HEADER_LENGTH.encode(), b"0")
+        padding = -int(text) % _ALIGNMENT if text.isdigit() and len(text) < 19 else 0
+        announced = headers.get(b"content-length", b"")
+        return cls(padding, int(announced) if announced.isdigit() else None)
+
+
+def read_header_length(headers: Mapping[bytes, bytes]) -> str | None:
+    """The header that says where raw tensors begin; None where it is not there.
+
+    Raises:
+        MalformedRequestError: it is not ASCII.
+    """
+    value = headers.get(HEADER_LENGTH.encode())
+    if value is None:
+        return None
+    try:
+        return value.decode("ascii")
+    except UnicodeDecodeError as error:
+        raise MalformedRequestError("Inference-Header-Content-Length must be a number") from error

@@ -1,0 +1,155 @@
+"""`deploy ctl`: what runs is looked at and changed over a socket of this machine alone.
+
+A Unix socket that only its owner can open; one JSON object a line each way. A new version is loaded
+beside what serves, proves itself as at the start, and takes over between two requests; what it
+replaces answers what it has taken, and goes.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deploy.bundle import read_bundle
+from deploy.serving.metrics import ServerStatistics, render_metrics
+from deploy.serving.model import ServedModel
+from deploy.serving.options import ServeOptions
+from deploy.serving.pages import describe_status
+from deploy.serving.repository import ModelRepository, check_name
+from export.errors import BundleError, ConfigError, DeployError, EngineError
+
+_LOG = logging.getLogger("deploy.serving")
+_WAIT_S = 300.0
+"""Seconds that the client gives the server to load a bundle."""
+
+_LINE = 64 * 2**10
+"""Bytes of a command, at most."""
+
+
+class Controller:
+    """Answers commands.
+
+    Args:
+        repository: the models that are served.
+        options: with which new ones are opened.
+        statistics: of the server.
+    """
+
+    def __init__(
+        self, repository: ModelRepository, options: ServeOptions, statistics: ServerStatistics
+    ) -> None:
+        self._repository = repository
+        self._options = options
+        self._statistics = statistics
+        self._changing = asyncio.Lock()
+
+    async def start(self, path: Path) -> asyncio.AbstractServer:
+        """Listen at `path`.
+
+        Raises:
+            ConfigError: something else is there, or it cannot be made.
+        """
+        try:
+            if path.is_socket():  # left behind by a server that was killed
+                path.unlink()
+            before = os.umask(0o177)
+            try:
+                return await asyncio.start_unix_server(self._serve, path, limit=_LINE)
+            finally:
+                os.umask(before)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--control {path}: no socket can be made there: {error}.") from error
+
+    async def answer(self, command: Mapping[str, Any]) -> dict[str, Any]:
+        """Do what `command` says.
+
+        Raises:
+            DeployError: it is none, or could not be done; what served before still serves.
+        """
+        what = command.get("command")
+        if what == "status":
+            return describe_status(self._repository, self._statistics)
+        if what == "metrics":
+            return {"text": render_metrics(self._repository, self._statistics).decode()}
+        if what not in ("load", "unload"):
+            raise ConfigError(
+                f"There is no command {what!r}; there are load, metrics, status, unload."
+            )
+        async with self._changing:
+            if what == "load":
+                return await self._load(command)
+            return await self._unload(command)
+
+    async def _load(self, command: Mapping[str, Any]) -> dict[str, Any]:
+        path = Path(str(command.get("path")))
+        name = str(command.get("name") or path.name.removesuffix(".deploy"))
+        check_name(name, path)
+        old = self._repository.find(name)
+        version = str(max((int(model.version) for model in old), default=0) + 1)
+        bundle = await asyncio.to_thread(read_bundle, path)
+        model = ServedModel(name, version, bundle, self._options)
+        if not await model.load():
+            raise model.failure or EngineError(f"{path} is not ready.")
+        self._repository.add(model)  # from here on requests go to it
+        kept = command.get("keep") is True
+        for replaced in () if kept else old:
+            await self._remove(replaced)
+        _LOG.info("%s version %s serves", name, version)
+        return {"name": name, "version": version, "replaced": 0 if kept else len(old)}
+
+    async def _unload(self, command: Mapping[str, Any]) -> dict[str, Any]:
+        name, version = str(command.get("name")), command.get("version")
+        found = [m for m in self._repository.find(name) if version in (None, m.version)]
+        if not found:
+            raise BundleError(f"No model {name!r} of that version is served.")
+        for model in found:
+            await self._remove(model)
+        return {"name": name, "unloaded": [model.version for model in found]}
+
+    async def _remove(self, model: ServedModel) -> None:
+        self._repository.remove(model)
+        await model.unload()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reply: dict[str, Any]
+        try:
+            command = json.loads(await reader.readline())
+            if not isinstance(command, dict):
+                raise ConfigError("A command is a JSON object.")
+            reply = {"ok": await self.answer(command)}
+        except DeployError as error:
+            reply = {"error": str(error), "exit_code": error.exit_code}
+        except (ValueError, RecursionError) as error:
+            reply = {"error": f"no command: {error}", "exit_code": 2}
+        writer.write(json.dumps(reply).encode() + b"\n")
+        await writer.drain()
+        writer.close()
+
+
+def send_command(path: Path, command: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask the server that listens at `path`, and wait for its answer.
+
+    Raises:
+        ConfigError: none listens there.
+        DeployError: what the server said against it.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(_WAIT_S)
+            connection.connect(str(path))
+            connection.sendall(json.dumps(dict(command)).encode() + b"\n")
+            with connection.makefile("rb") as answer:
+                reply = json.loads(answer.readline())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"No server answers at {path}: {error}. Start it with deploy serve --control {path}."
+        ) from error
+    if "error" in reply:
+        kind = ConfigError if reply.get("exit_code") == 2 else EngineError
+        raise kind(reply["error"])
+    done: dict[str, Any] = reply["ok"]
+    return done

@@ -1,0 +1,222 @@
+"""The gRPC side: ``inference.GRPCInferenceService`` and the standard health service."""
+
+import asyncio
+import hmac
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from deploy.serving.errors import MalformedRequestError, RequestError, UnauthorizedError
+from deploy.serving.grpc_codec import decode_message, encode_message
+from deploy.serving.grpc_messages import (
+    HEALTH,
+    INFERENCE,
+    NOT_SERVING,
+    SERVICE_UNKNOWN,
+    SERVING,
+    UNKNOWN,
+)
+from deploy.serving.metrics import ServerStatistics
+from deploy.serving.options import ServeOptions
+from deploy.serving.protocol import InferResponse
+from deploy.serving.repository import ModelRepository
+from deploy.serving.rest import describe_server
+from export.errors import ConfigError, EngineError
+
+_LOG = logging.getLogger("deploy.serving")
+_OPEN = ("ServerLive", "ServerReady")
+SERVICE = "inference.GRPCInferenceService"
+HEALTH_SERVICE = "grpc.health.v1.Health"
+_WATCH_S = 0.5
+"""Seconds between looks at the health that is watched."""
+
+Method = Callable[[Any, Any], Awaitable[Any]]
+
+
+class GrpcService:
+    """Answers the calls of both services.
+
+    Args:
+        repository: the models.
+        options: limits and the token.
+        statistics: counts what meets no model.
+    """
+
+    def __init__(
+        self, repository: ModelRepository, options: ServeOptions, statistics: ServerStatistics
+    ) -> None:
+        self._repository = repository
+        self._statistics = statistics
+        self._token = f"Bearer {options.token}" if options.token else None
+
+    def handlers(self) -> list[Any]:
+        """What a grpc.aio server takes."""
+        return [
+            grpc.method_handlers_generic_handler(SERVICE, self._inference()),
+            grpc.method_handlers_generic_handler(HEALTH_SERVICE, self._health_methods()),
+        ]
+
+    def _inference(self) -> dict[str, Any]:
+        methods: dict[str, Method] = {
+            "ServerLive": self.server_live,
+            "ServerReady": self.server_ready,
+            "ModelReady": self.model_ready,
+            "ServerMetadata": self.server_metadata,
+            "ModelMetadata": self.model_metadata,
+            "ModelInfer": self.model_infer,
+            "RepositoryIndex": self.repository_index,
+        }
+        return {
+            name: grpc.unary_unary_rpc_method_handler(
+                self._guard(method, INFERENCE[f"{name}Request"], open_to_all=name in _OPEN),
+                response_serializer=_serialize,
+            )
+            for name, method in methods.items()
+        }
+
+    def _health_methods(self) -> dict[str, Any]:
+        asked = HEALTH["HealthCheckRequest"]
+        return {
+            "Check": grpc.unary_unary_rpc_method_handler(
+                self._guard(self.check, asked, open_to_all=True), response_serializer=_serialize
+            ),
+            "Watch": grpc.unary_stream_rpc_method_handler(
+                self.watch,
+                request_deserializer=asked.FromString,
+                response_serializer=_serialize,
+            ),
+        }
+
+    async def server_live(self, request: Any, context: Any) -> Any:
+        return INFERENCE["ServerLiveResponse"](live=True)
+
+    async def server_ready(self, request: Any, context: Any) -> Any:
+        return INFERENCE["ServerReadyResponse"](ready=self._repository.ready)
+
+    async def model_ready(self, request: Any, context: Any) -> Any:
+        model = self._repository.get(request.name, request.version)
+        ready = model.ready and not self._repository.draining
+        return INFERENCE["ModelReadyResponse"](ready=ready)
+
+    async def server_metadata(self, request: Any, context: Any) -> Any:
+        return INFERENCE["ServerMetadataResponse"](**describe_server())
+
+    async def model_metadata(self, request: Any, context: Any) -> Any:
+        model = self._repository.get(request.name, request.version)
+        described = model.describe()
+        described.pop("parameters")
+        described["versions"] = self._repository.versions(request.name)
+        return INFERENCE["ModelMetadataResponse"](**described)
+
+    async def repository_index(self, request: Any, context: Any) -> Any:
+        models = self._repository.index(ready_only=request.ready)
+        return INFERENCE["RepositoryIndexResponse"](models=models)
+
+    async def model_infer(self, request: Any, context: Any) -> Any:
+        """Run a model; a call that is cancelled or runs out of time is withdrawn."""
+        model = self._repository.get(request.model_name, request.model_version)
+        try:
+            wanted = decode_message(request, model.signature)
+        except RequestError as error:
+            model.statistics.fail(error, 0.0)
+            raise
+        outputs = await model.submit(wanted)
+        response = InferResponse(model.name, model.version, wanted.id, outputs)
+        return encode_message(response, wanted, model.signature)
+
+    async def check(self, request: Any, context: Any) -> Any:
+        return HEALTH["HealthCheckResponse"](status=self._health(request.service))
+
+    async def watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        """The health whenever it changes, until the caller leaves or the server ends."""
+        last = UNKNOWN
+        while not self._repository.draining or last != NOT_SERVING:
+            status = self._health(request.service)
+            if status != last:
+                last = status
+                yield HEALTH["HealthCheckResponse"](status=status)
+            await asyncio.sleep(_WATCH_S)
+
+    def _health(self, service: str) -> int:
+        if service not in ("", SERVICE):
+            return SERVICE_UNKNOWN
+        return SERVING if self._repository.ready else NOT_SERVING
+
+    def _guard(self, method: Method, asked: Any, *, open_to_all: bool) -> Method:
+        """`method` for bytes that should be a message `asked`, with refusals as gRPC has them."""
+
+        async def call(data: bytes, context: Any) -> Any:
+            try:
+                if self._token is not None and not open_to_all:
+                    self._check_token(context)
+                return await method(_parse(asked, data), context)
+            except RequestError as error:
+                if error.status in (401, 404):
+                    self._statistics.refuse(error.status)
+                await context.abort(getattr(grpc.StatusCode, error.code), str(error))
+            except (grpc.aio.AbortError, asyncio.CancelledError):
+                raise
+            except Exception:  # noqa: BLE001  a bug is INTERNAL, without its insides
+                _LOG.exception("a call failed")
+                await context.abort(grpc.StatusCode.INTERNAL, "the server failed")
+
+        return call
+
+    def _check_token(self, context: Any) -> None:
+        given = dict(context.invocation_metadata() or ()).get("authorization", "")
+        if not hmac.compare_digest(given.encode(), (self._token or "").encode()):
+            raise UnauthorizedError("a bearer token is asked for, and none or another came")
+
+
+async def start_grpc(service: GrpcService, options: ServeOptions) -> tuple[Any, int]:
+    """A grpc.aio server that listens, and its port.
+
+    Raises:
+        ConfigError: a TLS file cannot be read.
+        EngineError: the port is taken.
+    """
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", options.max_body_mb * 2**20),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", int(options.workers > 1)),
+        ],
+        maximum_concurrent_rpcs=options.max_connections,
+    )
+    server.add_generic_rpc_handlers(service.handlers())
+    address = f"{options.host}:{options.grpc_port}"
+    try:
+        if options.tls_cert:
+            port = server.add_secure_port(address, _credentials(options))
+        else:
+            port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise EngineError(
+            f"gRPC cannot listen on {address}: {error}. Choose another --grpc-port."
+        ) from error
+    await server.start()
+    return server, port
+
+
+def _credentials(options: ServeOptions) -> Any:
+    try:
+        key, certificate = (Path(f).read_bytes() for f in (options.tls_key, options.tls_cert))
+    except OSError as error:
+        raise ConfigError(f"A TLS file cannot be read: {error}.") from error
+    return grpc.ssl_server_credentials([(key, certificate)])
+
+
+def _parse(asked: Any, data: bytes) -> Any:
+    try:
+        return asked.FromString(data)
+    except DecodeError as error:
+        raise MalformedRequestError("the bytes are no such message") from error
+
+
+def _serialize(message: Any) -> bytes:
+    data: bytes = message.SerializeToString()
+    return data

@@ -1,0 +1,176 @@
+"""One version of a model as it is served: its state, its engine, what it counts."""
+
+import asyncio
+import logging
+import time
+from typing import Any, Literal
+
+from deploy.bundle import Bundle
+from deploy.engines.base import Array
+from deploy.serving.batcher import Batcher
+from deploy.serving.errors import RequestError, UnavailableError
+from deploy.serving.guards import Guard, GuardPlan
+from deploy.serving.options import ServeOptions
+from deploy.serving.protocol import InferRequest, ModelSignature, make_signature
+from deploy.serving.readiness import OpenedModel, open_verified
+from deploy.serving.running import RunPlan
+from deploy.serving.shadow import ShadowSampler
+from deploy.serving.statistics import ModelStatistics
+from export.errors import DeployError
+
+_LOG = logging.getLogger("deploy.serving")
+State = Literal["LOADING", "READY", "UNAVAILABLE", "UNLOADING"]
+Outputs = dict[str, Array]
+
+
+class ServedModel:
+    """A bundle behind the protocol; `load` makes it ready.
+
+    Args:
+        name: as clients know it.
+        version: likewise, a number as text.
+        bundle: its hashes were checked when it was read.
+        options: of the server.
+
+    Attributes:
+        state: as the repository index shows it.
+        reason: why it is not ready; empty when it is.
+        opened: its engines, once they proved themselves.
+        report: of the build.
+        failure: why `load` failed, for whoever runs the server; `reason` is for its clients.
+    """
+
+    def __init__(self, name: str, version: str, bundle: Bundle, options: ServeOptions) -> None:
+        self.name = name
+        self.version = version
+        self.bundle = bundle
+        self.report = bundle.report()
+        self.state: State = "LOADING"
+        self.reason = "loading"
+        self.failure: DeployError | None = None
+        self.opened: OpenedModel | None = None
+        self.statistics = ModelStatistics()
+        self.signature: ModelSignature = make_signature(
+            bundle.manifest.inputs, bundle.manifest.outputs
+        )
+        self.guard = Guard(GuardPlan({}))
+        self.shadow: ShadowSampler | None = None
+        self._options = options
+        self._batcher: Batcher | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it repeated its recorded answers and takes requests."""
+        return self.state == "READY"
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait or run."""
+        return self._batcher.pending if self._batcher is not None else 0
+
+    async def load(self) -> bool:
+        """Open and verify it, off the event loop; whether it is ready. `reason` says why not."""
+        started = time.monotonic()
+        try:
+            opened = await asyncio.to_thread(open_verified, self.bundle, self._options)
+        except DeployError as error:
+            self.state, self.reason = "UNAVAILABLE", f"{type(error).__name__}: not verified"
+            _LOG.error("%s version %s is not ready: %s", self.name, self.version, error)
+            self.failure = error
+            return False
+        self._start(opened)
+        _LOG.info(
+            "%s version %s is ready after %.2f s: %s%s",
+            self.name,
+            self.version,
+            time.monotonic() - started,
+            opened.name,
+            f", degraded: {opened.degraded}" if opened.degraded else "",
+        )
+        return True
+
+    def submit(self, request: InferRequest) -> "asyncio.Future[Outputs]":
+        """Hand a request to the engine; cancel the future to withdraw it.
+
+        Raises:
+            RequestError: not ready, too many rows, or the queue is full.
+        """
+        started = time.monotonic()
+        if self._batcher is None or not self.ready:
+            raise UnavailableError(f"model {self.name!r} is not ready")
+        limit = self._options.timeout
+        timeout = limit if request.timeout_s is None else min(limit, request.timeout_s)
+        try:
+            future = self._batcher.submit(
+                request.feeds, request.rows, priority=request.priority, timeout_s=timeout
+            )
+        except RequestError as error:
+            self.statistics.fail(error, time.monotonic() - started)
+            raise
+        future.add_done_callback(lambda done: self._count(request, started, done))
+        return future
+
+    async def unload(self) -> None:
+        """Answer what was taken, then let the engines go."""
+        if self.state == "READY":
+            self.state, self.reason = "UNLOADING", "unloading"
+        if self._batcher is not None:
+            await self._batcher.stop()
+        if self.shadow is not None:
+            await asyncio.to_thread(self.shadow.stop)
+        if self.opened is not None:
+            self.opened.close()
+
+    def describe(self) -> dict[str, Any]:
+        """Model metadata, as the protocol has it; what is ours is under ``parameters``."""
+        opened = self.opened
+        return {
+            "name": self.name,
+            "versions": [self.version],
+            "platform": f"deploy_{opened.name}" if opened is not None else "deploy",
+            "inputs": [tensor.describe() for tensor in self.signature.inputs.values()],
+            "outputs": [tensor.describe() for tensor in self.signature.outputs.values()],
+            "parameters": {
+                "state": self.state,
+                "reason": self.reason,
+                "engine": opened.name if opened is not None else None,
+                "degraded": opened.degraded if opened is not None else None,
+                "max_batch": opened.policy.max_batch if opened and opened.policy.batched else 1,
+                "notes": list(opened.notes) if opened is not None else [],
+            },
+        }
+
+    def _start(self, opened: OpenedModel) -> None:
+        report = self.report
+        row = next((r for r in report["candidates"] if r["name"] == opened.name), None)
+        measured = row["latency"]["p50_ms"] if row and row["latency"] else None
+        self.statistics = ModelStatistics(measured, report["measurement"]["batch"])
+        ranges = self.bundle.manifest.input_ranges or {}
+        self.guard = Guard(GuardPlan(ranges, opened.exempt, self._options.nonfinite))
+        axes = {name: t.batch_axis or 0 for name, t in opened.signature.outputs.items()}
+        self._batcher = Batcher(
+            opened.engines,
+            opened.policy,
+            RunPlan(axes, self.guard, opened.sizes),
+            observe=self.statistics.observe,
+        )
+        self._batcher.start()
+        if opened.reference is not None:
+            self.shadow = ShadowSampler(opened.reference, self._options.shadow)
+            self.shadow.start()
+        self.opened, self.state, self.reason = opened, "READY", ""
+
+    def _count(
+        self, request: InferRequest, started: float, done: "asyncio.Future[Outputs]"
+    ) -> None:
+        seconds = time.monotonic() - started
+        if done.cancelled():
+            self.statistics.fail(None, seconds)
+            return
+        error = done.exception()
+        if error is None:
+            self.statistics.succeed(seconds)
+            if self.shadow is not None:
+                self.shadow.offer(request.feeds, done.result())
+        else:
+            self.statistics.fail(error if isinstance(error, RequestError) else None, seconds)

@@ -1,0 +1,161 @@
+"""`--workers N`: N servers on one port, each a process of its own, and one that looks after them.
+
+The supervisor binds the HTTP socket and hands it to every worker, so none of them owns the port;
+gRPC shares its port by SO_REUSEPORT. A worker that dies is started anew, and what the others do
+does not notice. Metrics are asked for on any worker and summed over all: see `summing.py`.
+"""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from deploy.serving.logs import log_to_stderr
+from deploy.serving.options import ServeOptions
+from export.errors import ConfigError, EngineError
+
+_LOG = logging.getLogger("deploy.serving")
+_BACKLOG = 1024
+_TICK_S = 0.05
+_SHORT_LIFE_S = 5.0
+"""A worker that dies sooner than that again and again waits before it is started."""
+
+_LONGEST_S = 30.0
+_PATIENCE_S = 5.0
+"""Seconds beyond its own time that a worker has to end, before it is killed."""
+
+
+@dataclass
+class _Worker:
+    """One place among the workers, and the process that fills it now."""
+
+    number: int
+    process: "subprocess.Popen[bytes] | None" = None
+    started: float = 0.0
+    short_lives: int = 0
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds between a death and the next start: none at first, then 1, 2, 4 and so on."""
+        return 0.0 if self.short_lives < 2 else min(2.0 ** (self.short_lives - 2), _LONGEST_S)
+
+
+class Supervisor:
+    """Starts workers, starts them anew, ends them.
+
+    Args:
+        paths: bundles, whose hashes were checked.
+        options: with more than one worker.
+    """
+
+    def __init__(self, paths: Sequence[Path], options: ServeOptions) -> None:
+        if options.control:
+            raise ConfigError("--control needs one worker: versions are swapped within a process.")
+        if options.metrics_port:
+            raise ConfigError("--metrics-port needs one worker; metrics of all are at --port.")
+        self._paths = [str(path.absolute()) for path in paths]
+        self._options = options
+        self._stopping = False
+        self._workers = [_Worker(number) for number in range(options.workers)]
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT.
+
+        Raises:
+            EngineError: the port is taken.
+        """
+        log_to_stderr(self._options.log_level)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        folder = Path(tempfile.mkdtemp(prefix="deploy-serve-"))
+        try:
+            with self._listen() as listener:
+                while not self._stopping:
+                    for worker in self._workers:
+                        self._look_after(worker, listener, folder)
+                    time.sleep(_TICK_S)
+                self._end()
+        finally:
+            self._end()
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _listen(self) -> socket.socket:
+        listener = socket.socket(socket.AF_INET6 if ":" in self._options.host else socket.AF_INET)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((self._options.host, self._options.port))
+        except OSError as error:
+            listener.close()
+            where = f"{self._options.host}:{self._options.port}"
+            raise EngineError(
+                f"HTTP cannot listen on {where}: {error}. Choose another --port."
+            ) from error
+        listener.listen(_BACKLOG)
+        return listener
+
+    def _stop(self, number: int, frame: object) -> None:
+        self._stopping = True
+
+    def _look_after(self, worker: _Worker, listener: socket.socket, folder: Path) -> None:
+        now = time.monotonic()
+        if worker.process is not None:
+            code = worker.process.poll()
+            if code is None:
+                return
+            _LOG.error("worker %d died with %d; another takes its place", worker.number, code)
+            short = now - worker.started < _SHORT_LIFE_S
+            worker.short_lives = worker.short_lives + 1 if short else 0
+            worker.process, worker.started = None, now
+        if now - worker.started >= worker.wait_s:
+            worker.process = self._start(worker.number, listener, folder)
+            worker.started = now
+
+    def _start(
+        self, number: int, listener: socket.socket, folder: Path
+    ) -> "subprocess.Popen[bytes]":
+        options = replace(self._options, control=str(folder / f"{number}.sock"))
+        plan = {"paths": self._paths, "options": asdict(options), "socket": listener.fileno()}
+        code = "from deploy.serving.supervisor import run_worker; run_worker()"
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, pass_fds=[listener.fileno()]
+        )
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(plan).encode() + b"\n")
+        process.stdin.flush()  # and stays open: its end tells the worker that nobody is left
+        return process
+
+    def _end(self) -> None:
+        """Let every worker drain; kill what does not end."""
+        running = [worker.process for worker in self._workers if worker.process is not None]
+        for process in running:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        end = time.monotonic() + self._options.drain + self._options.stop_timeout + _PATIENCE_S
+        for process in running:
+            try:
+                process.wait(max(0.1, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                _LOG.error("a worker did not end in time and is killed")
+                process.kill()
+                process.wait()
+
+
+def run_worker() -> None:
+    """The process of a worker: its plan comes as a line of JSON on stdin."""
+    from deploy.serving.lifecycle import serve_here
+
+    plan = json.loads(sys.stdin.buffer.readline())
+    given = plan["options"]
+    options = ServeOptions(**{**given, "trust": tuple(given["trust"])})
+    with socket.socket(fileno=plan["socket"]) as listener:
+        serve_here([Path(path) for path in plan["paths"]], options, listener)
+    os._exit(0)  # engines of vendors may hold threads that never end

@@ -1,0 +1,177 @@
+"""A real server process on loopback, and raw ways to talk to it."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploy.bundle import GOLDEN
+from deploy.golden import Golden, read_golden
+from deploy.manifest import read_manifest, write_manifest
+
+ROOT = Path(__file__).parents[3]
+WAIT_S = 40.0
+
+
+class Server:
+    """``deploy serve`` in a process of its own; its log is read as it comes."""
+
+    def __init__(
+        self, *arguments: object, env: dict[str, str] | None = None, script: Path | None = None
+    ) -> None:
+        start = ["-m", "deploy"] if script is None else [str(script)]
+        command = [sys.executable, *start, "serve", *map(str, arguments)]
+        ports = {"--port": "0", "--grpc-port": str(free_port()), "--drain": "0.3", "--threads": "1"}
+        for flag, value in ports.items():
+            if flag not in command:
+                command += [flag, value]
+        base = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
+        self.process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env={**base, **(env or {})}
+        )
+        self.events: list[dict[str, Any]] = []
+        self.other: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        started = self.wait_for("listening")
+        self.port: int = started["http_port"]
+        self.grpc_port: int = started["grpc_port"]
+        self.address = f"127.0.0.1:{self.port}"
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            try:
+                self.events.append(json.loads(line))
+            except ValueError:
+                self.other.append(line)
+
+    def wait_for(self, message: str, **fields: str) -> dict[str, Any]:
+        """The first event whose message begins so, and that has these fields."""
+        end = time.monotonic() + WAIT_S
+        while time.monotonic() < end:
+            for event in list(self.events):
+                if event["message"].startswith(message) and fields.items() <= event.items():
+                    return event
+            if self.process.poll() is not None:
+                self._reader.join()
+                break
+            time.sleep(0.01)
+        raise AssertionError(f"no {message!r}: {self.events} {''.join(self.other)}")
+
+    def wait_until_ready(self) -> "Server":
+        self.wait_for("ready")
+        return self
+
+    def request(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, dict[str, str], bytes]:
+        """One request on a connection of its own: status, headers, body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            connection.request(method, path, body, headers or {})
+            answer = connection.getresponse()
+            return answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
+        finally:
+            connection.close()
+
+    def ask(self, path: str) -> Any:
+        """A GET that is answered with JSON and 200."""
+        status, _, body = self.request("GET", path)
+        assert status == 200, body
+        return json.loads(body)
+
+    def infer(self, model: str, content: Any, **headers: str) -> tuple[int, Any]:
+        """A JSON infer request: status and the answer."""
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        named = {key.replace("_", "-"): value for key, value in headers.items()}
+        status, _, body = self.request("POST", f"/v2/models/{model}/infer", data, named)
+        return status, json.loads(body)
+
+    def metrics(self) -> dict[str, float]:
+        """Every series with its value."""
+        lines = self.request("GET", "/metrics")[2].decode().splitlines()
+        pairs = [line.rpartition(" ") for line in lines if not line.startswith("#")]
+        return {name: float(value) for name, _, value in pairs}
+
+    def raw(self, data: bytes, *, timeout: float = 20.0) -> bytes:
+        """Everything that is answered to these bytes until the connection ends or is silent."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout) as connection:
+            connection.sendall(data)
+            return read_all(connection)
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(WAIT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        self._reader.join()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return code
+
+
+@contextmanager
+def serving(*arguments: object, env: dict[str, str] | None = None) -> Iterator[Server]:
+    """A server that is ready, and stopped in the end."""
+    server = Server(*arguments, env=env)
+    try:
+        yield server.wait_until_ready()
+    finally:
+        server.stop()
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """What comes until the other side closes, or half a second passes without a byte."""
+    connection.settimeout(0.5)
+    data = b""
+    try:
+        while chunk := connection.recv(65536):
+            data += chunk
+    except (TimeoutError, ConnectionResetError):
+        pass
+    return data
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def rows(*values: list[float]) -> dict[str, Any]:
+    """A JSON request to the tiny model."""
+    data = [number for row in values for number in row]
+    shape = [len(values), 4]
+    return {"inputs": [{"name": "x", "datatype": "FP32", "shape": shape, "data": data}]}
+
+
+def spoil_golden(path: Path, factor: float) -> None:
+    """Change the recorded answers by `factor`, and the hashes with them, as an attacker could."""
+    manifest = read_manifest(path)
+    golden = read_golden(path / GOLDEN)
+    outputs = {
+        engine: {name: array * np.float32(factor) for name, array in answers.items()}
+        for engine, answers in golden.outputs.items()
+    }
+    (path / "manifest.json").unlink()
+    Golden(golden.inputs, outputs).save(path / GOLDEN)
+    values = {key: value for key, value in vars(manifest).items() if key != "files"}
+    write_manifest(path, **values)

@@ -1,0 +1,119 @@
+"""A new version takes over without a failed request, or not at all; strangers have no say in it."""
+
+import json
+import shutil
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from servers import Server, rows, serving, spoil_golden
+from tiny import Cli, answer
+
+
+@pytest.fixture
+def control(tmp_path: Path) -> Path:
+    return tmp_path / "ctl.sock"
+
+
+class Asker(threading.Thread):
+    """Asks until it is told to stop, and keeps every status and version."""
+
+    def __init__(self, server: Server, seed: int) -> None:
+        super().__init__()
+        self.server, self.random = server, np.random.default_rng(seed)
+        self.ended = threading.Event()
+        self.statuses: set[int] = set()
+        self.versions: list[str] = []
+
+    def run(self) -> None:
+        while not self.ended.is_set():
+            x = self.random.standard_normal((1, 4)).astype(np.float32)
+            status, got = self.server.infer("tiny", rows(x[0].tolist()))
+            self.statuses.add(status)
+            if status == 200:
+                np.testing.assert_allclose(got["outputs"][0]["data"], answer(x)[0], 1e-4, 1e-4)
+                self.versions.append(got["model_version"])
+
+
+def test_a_new_version_takes_over_under_load(pristine: Path, control: Path, cli: Cli) -> None:
+    with serving(pristine, "--control", control) as server:
+        assert stat.S_IMODE(control.stat().st_mode) == 0o600
+        askers = [Asker(server, seed) for seed in range(6)]
+        for asker in askers:
+            asker.start()
+        for expected in ("2", "3", "4"):
+            code, out, err = cli("ctl", "--control", control, "load", pristine)
+            assert (code, json.loads(out)["version"]) == (0, expected), err
+        for asker in askers:
+            asker.ended.set()
+        for asker in askers:
+            asker.join(20)
+        assert {status for asker in askers for status in asker.statuses} == {200}
+        for asker in askers:
+            assert asker.versions == sorted(asker.versions)
+            assert asker.versions[-1] == "4"
+        assert server.ask("/v2/models/tiny")["versions"] == ["4"]
+        assert server.ask("/v2/health/ready") == {"ready": True}
+    assert not control.exists()
+
+
+def test_a_bundle_that_fails_changes_nothing(
+    pristine: Path, bundle_path: Path, control: Path, cli: Cli
+) -> None:
+    spoil_golden(bundle_path, 2.0)
+    with serving(pristine, "--control", control) as server:
+        code, _, err = cli("ctl", "--control", control, "load", bundle_path)
+        assert code == 1
+        assert "does not repeat the answers recorded" in err
+        code, _, err = cli("ctl", "--control", control, "load", bundle_path.parent / "none")
+        assert (code, "is no bundle" in err) == (2, True)
+        code, _, err = cli("ctl", "--control", control, "load", pristine, "--name", "../x")
+        assert (code, "cannot be the name" in err) == (2, True)
+        assert server.ask("/v2/models/tiny")["versions"] == ["1"]
+        assert server.ask("/v2/health/ready") == {"ready": True}
+        assert server.infer("tiny", rows([1, 2, 3, 4]))[0] == 200
+
+
+def test_versions_side_by_side_and_unloaded(pristine: Path, control: Path, cli: Cli) -> None:
+    with serving(pristine, "--control", control) as server:
+        flags: tuple[Any, ...] = ("ctl", "--control", control)
+        assert cli(*flags, "load", pristine, "--keep")[0] == 0
+        assert server.ask("/v2/models/tiny")["versions"] == ["1", "2"]
+        assert cli(*flags, "unload", "tiny", "--version", "1")[0] == 0
+        assert server.ask("/v2/models/tiny")["versions"] == ["2"]
+        assert cli(*flags, "unload", "tiny")[0] == 0
+        assert server.infer("tiny", rows([1, 2, 3, 4]))[0] == 404
+        assert cli(*flags, "unload", "tiny")[0] == 2
+        code, out, _ = cli(*flags, "status")
+        assert (code, json.loads(out)["models"]) == (0, [])
+
+
+def test_where_no_server_answers(tmp_path: Path, cli: Cli) -> None:
+    code, _, err = cli("ctl", "--control", tmp_path / "none.sock", "status")
+    assert (code, "Start it with deploy serve --control" in err) == (2, True)
+
+
+def test_tls_and_its_files(pristine: Path, tmp_path: Path, cli: Cli) -> None:
+    import ssl
+    import subprocess
+    import urllib.request
+
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed, and a certificate is needed")
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = f"""req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2 -nodes
+        -keyout {key} -out {certificate} -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"""
+    subprocess.run([openssl, *command.split()], check=True, capture_output=True)
+    flags = ("--tls-cert", certificate, "--tls-key", key)
+    with serving(pristine, *flags) as server:
+        context = ssl.create_default_context(cafile=str(certificate))
+        url = f"https://127.0.0.1:{server.port}/v2/health/ready"
+        with urllib.request.urlopen(url, context=context, timeout=10) as answered:
+            assert json.loads(answered.read()) == {"ready": True}
+    key.write_text("no key")
+    code, _, err = cli("serve", pristine, *flags, "--port", 0, "--grpc-port", 0)
+    assert (code, "TLS files cannot be used" in err) == (2, True)

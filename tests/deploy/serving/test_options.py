@@ -1,0 +1,102 @@
+"""Options come from four places with one precedence, and are checked before anything starts."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from deploy.cli import cli
+from deploy.config import read_project_options
+from deploy.serving.options import ServeOptions, gather_options
+from export.errors import ConfigError
+
+
+def gather(directory: Path, flags: dict[str, Any] | None = None, **env: str) -> ServeOptions:
+    return gather_options(flags or {}, env, directory)
+
+
+def test_flags_go_before_the_environment_before_the_file_before_defaults(tmp_path: Path) -> None:
+    project = tmp_path / "pyproject.toml"
+    project.write_text("[tool.deploy.serve]\nport = 1\nmax-batch = 2\nqueue_rows = 3\n")
+    found = gather(
+        tmp_path, {"port": 7, "threads": None}, DEPLOY_SERVE_PORT="5", DEPLOY_SERVE_MAX_BATCH="6"
+    )
+    assert (found.port, found.max_batch, found.queue_rows, found.grpc_port) == (7, 6, 3, 8001)
+
+
+def test_a_file_that_is_named_replaces_the_projects(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text("[tool.deploy.serve]\nport = 1\n")
+    named = tmp_path / "serve.toml"
+    named.write_text('max-delay-ms = 2\ntrust = ["a", "b"]\n')
+    found = gather(tmp_path, {"config": str(named)})
+    assert (found.port, found.max_delay_ms, found.trust) == (8000, 2.0, ("a", "b"))
+
+
+def test_a_table_for_serving_does_not_disturb_other_commands(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(
+        "[tool.deploy]\nbatch = 2\n[tool.deploy.serve]\nport = 1\n"
+    )
+    assert read_project_options(tmp_path) == {"batch": 2}
+
+
+def test_lists_and_texts_from_the_environment(tmp_path: Path) -> None:
+    found = gather(tmp_path, DEPLOY_SERVE_TRUST="a, b", DEPLOY_SERVE_TIMEOUT="2.5")
+    assert (found.trust, found.timeout) == (("a", "b"), 2.5)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("prot = 1", "unknown option 'prot'. Did you mean port"),
+        ("port = '1'", "port must be int, not '1'"),
+        ("port = true", "port must be int, not True"),
+        ("trust = [1]", "must be a list of names"),
+        ("port = ", "is not valid TOML"),
+    ],
+)
+def test_a_wrong_file_says_where_and_what(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        gather(tmp_path, {"config": str(file)})
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", 70_000),
+        ("instances", 0),
+        ("max_batch", 0),
+        ("max_delay_ms", -1.0),
+        ("max_delay_ms", float("nan")),
+        ("timeout", 0.0),
+        ("timeout", float("inf")),
+        ("shadow", 1.5),
+        ("nonfinite", "ignore"),
+        ("tls_cert", "only.pem"),
+        ("token", "\u00e9"),
+    ],
+)
+def test_values_that_cannot_be_used(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')}"):
+        ServeOptions(**{name: value})
+
+
+def test_wrong_variables_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="DEPLOY_SERVE_PORT must be int, not 'x'"):
+        gather(tmp_path, DEPLOY_SERVE_PORT="x")
+    with pytest.raises(ConfigError, match="there is no option prot"):
+        gather(tmp_path, DEPLOY_SERVE_PROT="1")
+
+
+def test_the_token_is_not_shown() -> None:
+    assert "hidden" not in repr(ServeOptions(token="hidden"))
+
+
+def test_every_option_is_a_flag() -> None:
+    command = cli.commands["serve"]
+    assert isinstance(command, click.Command)
+    flags = {parameter.name for parameter in command.params} - {"bundles", "check", "config"}
+    assert flags == set(ServeOptions.__dataclass_fields__)

@@ -1,0 +1,99 @@
+"""A share of the requests is compared with the float32 model, and none waits for that."""
+
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from servers import rows, serving
+
+from deploy.engines.base import Array
+from deploy.serving.shadow import BACKLOG, ShadowSampler
+from export.errors import EngineError
+
+
+def double(feeds: Mapping[str, Array]) -> dict[str, Array]:
+    return {"y": feeds["x"] * 2}
+
+
+def feed(value: float, size: int = 4) -> dict[str, Array]:
+    return {"x": np.full((1, size), value, np.float32)}
+
+
+def wait_for(sampler: ShadowSampler, samples: int) -> None:
+    end = time.monotonic() + 10
+    while sampler.compared + sampler.failed < samples:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_the_difference_is_measured() -> None:
+    sampler = ShadowSampler(double, 1.0)
+    sampler.start()
+    exact = double(feed(1.0))["y"]
+    sampler.offer(feed(1.0), {"y": exact})
+    wait_for(sampler, 1)
+    assert (sampler.largest, sampler.sqnr_db) == (0.0, None)
+    sampler.offer(feed(1.0), {"y": exact + np.float32(0.2)})
+    wait_for(sampler, 2)
+    sampler.stop()
+    assert sampler.largest == pytest.approx(0.1, rel=1e-5)
+    assert sampler.sqnr_db == pytest.approx(10 * np.log10(2 * 4 / 0.04), rel=1e-4)
+
+
+def test_what_there_is_no_time_for_is_dropped_and_nobody_waits() -> None:
+    gate = threading.Event()
+
+    def slow(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        assert gate.wait(10)
+        return double(feeds)
+
+    sampler = ShadowSampler(slow, 1.0)
+    sampler.start()
+    begun = time.monotonic()
+    for _ in range(100):
+        sampler.offer(feed(1.0), double(feed(1.0)))
+    assert time.monotonic() - begun < 1
+    assert sampler.dropped >= 100 - BACKLOG - 1
+    gate.set()
+    sampler.stop()
+    assert sampler.compared <= BACKLOG + 1
+
+
+def test_a_share_is_taken_and_large_ones_are_not() -> None:
+    sampler = ShadowSampler(double, 0.0)
+    sampler.start()
+    sampler.offer(feed(1.0), double(feed(1.0)))
+    assert (sampler.compared, sampler.dropped) == (0, 0)
+    sampler.share = 1.0
+    large = feed(1.0, 5 * 2**20)
+    sampler.offer(large, {"y": large["x"]})
+    assert sampler.dropped == 1
+    sampler.stop()
+
+
+def test_a_reference_that_fails_is_counted() -> None:
+    def fail(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        raise EngineError("no")
+
+    sampler = ShadowSampler(fail, 1.0)
+    sampler.start()
+    sampler.offer(feed(1.0), double(feed(1.0)))
+    wait_for(sampler, 1)
+    sampler.stop()
+    assert (sampler.failed, sampler.compared) == (1, 0)
+
+
+def test_a_server_shows_it_in_its_metrics(pristine: Path) -> None:
+    labels = '{model="tiny",version="1"}'
+    with serving(pristine, "--shadow", "1") as server:
+        for _ in range(5):
+            assert server.infer("tiny", rows([1, 2, 3, 4]))[0] == 200
+        end = time.monotonic() + 10
+        while server.metrics()[f"deploy_shadow_requests_total{labels}"] < 5:
+            assert time.monotonic() < end
+        assert server.metrics()[f"deploy_shadow_largest_difference{labels}"] < 1e-5
+    with serving(pristine, "--shadow", "1", "--engine", "onnxruntime-fp32") as server:
+        assert f"deploy_shadow_requests_total{labels}" not in server.metrics()
