@@ -100,11 +100,11 @@ def verify(
     here = {result.name: specs[result.name] for result in replayed if result.was_run}
     with EngineProcess(specs[FALLBACK]) as process:
         reference = FloatReference(process, bundle.manifest.outputs)
-        plan = _plan(bundle, reference, dataset, config)
+        plan = plan_checks(bundle, reference, dataset, config)
         reports = check_candidates(reference, here, dataset, plan, progress)
     kind: DataKind = "unlabelled" if plan.classes_of is None else "labelled"
     return tuple(
-        _judge(result, reports[result.name], bundle, kind, config)
+        judge_engine(result, reports[result.name], bundle, kind, config)
         if result.name in here
         else result
         for result in replayed
@@ -144,7 +144,7 @@ def open_evaluation(bundle: Bundle, data: str, config: BuildConfig) -> Dataset:
     return evaluation
 
 
-def _plan(
+def plan_checks(
     bundle: Bundle, reference: FloatReference, evaluation: Dataset, config: BuildConfig
 ) -> CheckPlan:
     """How engines are compared; the labels are held against the output that the build chose."""
@@ -155,13 +155,14 @@ def _plan(
     return replace(plan, classes_of=choose_class_output(found, reference, evaluation, plan).name)
 
 
-def _judge(
+def judge_engine(
     replayed: Verification,
     report: ParityReport | str,
     bundle: Bundle,
     kind: DataKind,
     config: BuildConfig,
 ) -> Verification:
+    """What `replayed` says, with the parity on data and the verdict of its gate."""
     if isinstance(report, str):
         return replace(replayed, verdict=Verdict(False, "runs on the data", report))
     precision = bundle.manifest.engines[replayed.name].precision
