@@ -87,7 +87,7 @@ def choose_batching(model: TritonModel) -> Batching:
     measured = report["measurement"]["batch"]
     parities = [c["parity"] for c in report["candidates"] if c["name"] == model.engine]
     checked = [size for parity in parities if parity for size in parity["batches_checked"]]
-    return Batching(max(checked, default=measured), (measured,) if measured > 1 else ())
+    return Batching(max([measured, *checked]), (measured,) if measured > 1 else ())
 
 
 def plan_warmups(golden: Feeds, batching: Batching) -> tuple[WarmUp, ...]:
