@@ -97,7 +97,6 @@ class _Generator:
         self._idle: list[Connection] = []
         self._waiting: deque[int] = deque()
         self._opening: set[asyncio.Task[None]] = set()
-        self._again: set[int] = set()
         self._under_way = 0
         self._all_made = False
         self._next: Callable[[], None] = lambda: None
@@ -213,8 +212,9 @@ class _Generator:
             self._idle.append(connection)
 
     def _finished(self, connection: Connection, index: int, outcome: int) -> None:
-        if outcome == CLOSED and connection.reused and index not in self._again:
-            self._again.add(index)  # the server closed an idle connection just now: no fault of it
+        if outcome == CLOSED and connection.reused:
+            # an idle connection that the server closed just now is no fault of it; every try ends
+            # one, so a fresh one comes at last
             self._waiting.appendleft(index)
             self._give_work(connection)
             return

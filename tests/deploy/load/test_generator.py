@@ -1,0 +1,184 @@
+"""What callers wait for is what is reported: against servers whose delays are known.
+
+The expected latencies are arithmetic on the schedule: the server answers one request at a time, so
+each is done one service time after the later of its arrival and the end of the one before
+(Lindley's recursion).
+"""
+
+import gc
+import socket
+from typing import Any
+
+import numpy as np
+import pytest
+from planted_server import run_planted
+
+from deploy.load.arrivals import draw_arrivals
+from deploy.load.connection import CLOSED, REFUSED, TIMEOUT, UNREADABLE, write_request
+from deploy.load.generator import Trace, drive
+from deploy.load.settings import LoadSettings
+from deploy.load.tensors import encode_request
+from deploy.load.wire import parse_url
+
+
+def run(url: str, **settings: Any) -> Trace:
+    address = parse_url(url)
+    request = write_request(address, "m", encode_request({"x": np.zeros((1, 4), np.float32)}))
+    return drive(address, request, LoadSettings(**settings))
+
+
+def wait_in_line(arrivals: Any, services: Any) -> Any:
+    """Latencies of a server that takes one request at a time, in the order in which they come."""
+    done, latencies = 0.0, []
+    for arrival, service in zip(arrivals, services, strict=True):
+        done = max(done, arrival) + service
+        latencies.append(done - arrival)
+    return np.array(latencies)
+
+
+def test_a_stall_is_in_the_latencies_of_all_who_came_meanwhile() -> None:
+    rate, seconds, at = 200.0, 5.0, 400
+    with run_planted("--stall", 1.0, "--stall-at", at) as url:
+        trace = run(url, rate=rate, seconds=seconds, arrivals="fixed")
+    arrivals, stalled = np.arange(1000) / rate, np.arange(1, 1001) == at
+    least, most = (wait_in_line(arrivals, stalled + service) for service in (0.0, 1e-3))
+    assert np.percentile(least, 99) == pytest.approx(0.95, abs=0.01)  # a fifth of all waited
+    assert trace.answered.all()
+    for level in (50, 85, 90, 95, 99, 100):
+        low, high = (np.percentile(expected, level) for expected in (least, most))
+        assert low <= np.percentile(trace.latencies, level) < high + 0.02, level
+
+
+def test_a_closed_loop_would_have_left_them_out() -> None:
+    with run_planted("--stall", 1.0, "--stall-at", 200, "--delay", 0.002) as url:
+        trace = run(url, concurrency=1, seconds=3.0)
+    assert trace.latencies.max() > 1.0
+    assert (trace.latencies > 0.1).sum() == 1  # one request of a caller who waits
+    assert np.percentile(trace.latencies, 99) < 0.1
+
+
+def test_with_few_connections_the_wait_for_one_is_in_the_latency() -> None:
+    with run_planted("--stall", 0.5, "--stall-at", 50) as url:
+        trace = run(url, rate=100.0, seconds=1.5, arrivals="fixed", connections=2)
+    arrivals, stalled = np.arange(150) / 100, 0.5 * (np.arange(1, 151) == 50)
+    least, most = (wait_in_line(arrivals, stalled + service) for service in (0.0, 1e-3))
+    for level in (50, 75, 90, 99):
+        low, high = (np.percentile(expected, level) for expected in (least, most))
+        assert low <= np.percentile(trace.latencies, level) < high + 0.02, level
+
+
+def test_latencies_at_a_rate_are_those_of_a_queue() -> None:
+    settings = {"rate": 100.0, "seconds": 4.0, "seed": 5}
+    with run_planted("--delay", 0.005) as url:
+        trace = run(url, **settings)
+    arrivals = draw_arrivals("poisson", 100.0, 4.0, seed=5)
+    np.testing.assert_allclose(trace.intended, arrivals)
+    least, most = (
+        wait_in_line(arrivals, np.full(len(arrivals), service)).mean() for service in (5e-3, 8e-3)
+    )
+    assert least > 6.5e-3  # requests of a Poisson process do queue: 7.5 ms in the long run
+    assert least < trace.latencies.mean() < most
+
+
+def test_a_constant_server_takes_its_time_and_no_more() -> None:
+    with run_planted("--delay", 0.005) as url:
+        slow = run(url, rate=20.0, seconds=2.0, arrivals="fixed")
+        closed = run(url, concurrency=1, seconds=1.0)
+        several = run(url, concurrency=4, seconds=1.0)
+    assert 0.005 <= np.percentile(slow.latencies, 50) < 0.009
+    assert 0.005 <= np.percentile(closed.latencies, 50) < 0.009
+    assert 0.020 <= np.percentile(several.latencies, 50) < 0.036  # each waits for three others
+    for trace in (closed, several):
+        throughput = len(trace.latencies) / max(trace.ended)
+        assert 120 < throughput <= 200
+
+
+def test_the_rate_is_held_and_the_generator_is_in_time() -> None:
+    with run_planted() as url:
+        trace = run(url, rate=500.0, seconds=3.0, seed=2)
+    arrivals = draw_arrivals("poisson", 500.0, 3.0, seed=2)
+    assert len(trace.latencies) == len(arrivals)
+    assert (trace.lateness >= 0).all()
+    assert np.percentile(trace.lateness, 90) < 0.002
+    assert max(trace.ended) < 3.2
+
+
+def test_the_number_of_callers_is_kept() -> None:
+    with run_planted("--delay", 0.01) as url:
+        trace = run(url, concurrency=3, seconds=0.5)
+    times = sorted([(t, 1) for t in trace.intended] + [(t, -1) for t in trace.ended])
+    under_way = np.cumsum([step for _, step in times])
+    assert under_way.max() == 3
+    assert under_way[-1] == 0
+
+
+def test_failures_are_counted_by_kind_and_not_in_the_latencies() -> None:
+    with run_planted("--fail-every", 4) as url:
+        trace = run(url, rate=100.0, seconds=1.0, arrivals="fixed")
+    assert trace.outcomes.count(503) == 25
+    assert len(trace.latencies) == trace.outcomes.count(200) == 75
+
+
+@pytest.mark.parametrize("how", ["said", "abruptly"])
+def test_a_server_that_closes_after_each_answer_loses_nothing(how: str) -> None:
+    with run_planted("--close", how) as url:
+        opened = run(url, rate=200.0, seconds=0.5)
+        closed = run(url, concurrency=2, seconds=0.3)
+    for trace in (opened, closed):
+        assert set(trace.outcomes) == {200}
+        assert len(trace.outcomes) > 20
+
+
+def test_what_is_never_answered_is_given_up() -> None:
+    with run_planted("--silent") as url:
+        trace = run(url, rate=20.0, seconds=0.5, arrivals="fixed", timeout=0.4)
+        few = run(url, concurrency=1, seconds=0.2, connections=1, timeout=0.3)
+    assert trace.outcomes == [TIMEOUT] * 10
+    waited = np.array(trace.ended) - np.array(trace.intended)
+    assert ((waited > 0.39) & (waited < 0.7)).all()
+    assert few.outcomes == [TIMEOUT]
+
+
+def test_an_answer_without_a_length_is_not_waited_for() -> None:
+    with run_planted("--chunked") as url:
+        trace = run(url, concurrency=1, seconds=0.1)
+    assert set(trace.outcomes) == {UNREADABLE}
+
+
+def test_an_answer_in_single_bytes_is_one_answer() -> None:
+    with run_planted("--dribble") as url:
+        trace = run(url, concurrency=2, seconds=0.3)
+    assert set(trace.outcomes) == {200}
+
+
+def test_a_server_that_is_not_there_refuses_every_request() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    trace = run(url, rate=50.0, seconds=0.2, arrivals="fixed")
+    assert trace.outcomes == [REFUSED] * 10
+    assert len(trace.latencies) == 0
+
+
+def test_a_server_that_dies_fails_the_rest() -> None:
+    with run_planted("--delay", 0.3) as url:
+        address = parse_url(url)
+    trace = run(f"http://127.0.0.1:{address.port}", rate=50.0, seconds=0.2, arrivals="fixed")
+    assert set(trace.outcomes) <= {REFUSED, CLOSED}
+
+
+def test_no_request_at_all_is_no_fault() -> None:
+    with run_planted() as url:
+        assert run(url, rate=1e-6, seconds=0.1).outcomes == []
+
+
+def test_the_garbage_collector_rests_and_comes_back() -> None:
+    seen = []
+    with run_planted() as url:
+        gc.callbacks.append(lambda phase, info: seen.append(phase))
+        try:
+            run(url, concurrency=1, seconds=0.3)
+        finally:
+            gc.callbacks.pop()
+    assert gc.isenabled()
+    assert len(seen) < 10
