@@ -216,8 +216,7 @@ _load_options = _shared(
 @_server_options
 @_load_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="With --url: JSON to write.")
-@click.pass_context
-def bench(context: click.Context, target: Path | None, url: str | None, **flags: Any) -> None:
+def bench(target: Path | None, url: str | None, **flags: Any) -> None:
     """Measure latency, interleaved, of every engine that can be opened.
 
     With --url, drive a running server instead, with the golden inputs of BUNDLE or made-up ones.
@@ -227,18 +226,18 @@ def bench(context: click.Context, target: Path | None, url: str | None, **flags:
     if url is not None:
         _bench_server(url, target, load, _config(flags))
         return
-    from deploy.load.settings import refuse_without_url
+    from deploy.client.settings import refuse_without_url
 
     refuse_without_url(load)
     if target is None:
-        raise click.UsageError("Pass a bundle, an ONNX file, or --url URL.", context)
+        raise click.UsageError("Pass a bundle, an ONNX file, or --url URL.")
     _bench_engines(target, _config(flags))
 
 
 def _bench_server(url: str, target: Path | None, load: dict[str, Any], config: Any) -> None:
     """Drive the server at `url`; nothing else is drawn meanwhile."""
     from deploy.bundle import read_bundle
-    from deploy.load import bench_server, make_settings
+    from deploy.client import bench_server, make_settings
     from deploy.report.load import describe_plan, print_load, write_load
 
     served, output = load.pop("served"), load.pop("output")
@@ -290,7 +289,7 @@ def verify(
     With --url, a running server answers in place of the bundle's engines.
     """
     from deploy.bundle import read_bundle
-    from deploy.load import ServedModel, refuse_without_url, verify_server
+    from deploy.client import ServedModel, refuse_without_url, verify_server
     from deploy.report.progress import ProgressDisplay
     from deploy.report.tables import print_verification
     from deploy.verification import verify as verify_bundle

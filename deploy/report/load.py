@@ -6,8 +6,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from deploy.load.results import LoadReport
-from deploy.load.settings import LoadSettings
+from deploy.client.results import LoadReport
+from deploy.client.settings import LoadSettings
 from deploy.report.tables import add_row, make_table
 from deploy.report.wording import UNKNOWN, clean, format_number
 from export.errors import ConfigError

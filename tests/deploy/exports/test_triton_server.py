@@ -13,8 +13,8 @@ from real_triton import VERSION, RefusedError, Triton, install_triton, put_numpy
 from tiny import FIRST, SECOND, Cli, answer, draw
 
 from deploy.bundle import read_bundle
+from deploy.client import open_server
 from deploy.exports import export_triton
-from deploy.load import open_server
 from export.artifacts import TensorSpec
 from export.errors import ServerError
 

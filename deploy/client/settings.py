@@ -10,7 +10,7 @@ from export.errors import ConfigError
 Arrivals = Literal["poisson", "fixed"]
 
 MAX_CONNECTIONS = 500
-"""``select`` takes 1,024 files; see `deploy.load.generator`."""
+"""``select`` takes 1,024 files; see `deploy.client.generator`."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,10 @@ class LoadSettings:
         _check(self.arrivals in ("poisson", "fixed"), "arrivals", self.arrivals, "poisson or fixed")
         for name, count in (("concurrency", self.callers), ("connections", self.connections)):
             _check(1 <= count <= MAX_CONNECTIONS, name, count, f"1 to {MAX_CONNECTIONS}")
+        if self.rate is None and self.callers > self.connections:
+            raise ConfigError(
+                f"--connections {self.connections}: {self.callers} callers need as many."
+            )
 
     @property
     def callers(self) -> int:

@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 
 from deploy.bootstrap import Floats
-from deploy.load.arrivals import draw_arrivals
-from deploy.load.connection import CLOSED, REFUSED, TIMEOUT, Connection
-from deploy.load.settings import LoadSettings
-from deploy.load.wire import Address
+from deploy.client.arrivals import draw_arrivals
+from deploy.client.connection import CLOSED, REFUSED, TIMEOUT, Connection
+from deploy.client.settings import LoadSettings
+from deploy.client.wire import Address
+from deploy.engines.base import Array
 
 _LEAD_S = 0.05
 _SWEEP_S = 0.1
@@ -41,7 +42,7 @@ class Trace:
         intended: when it was to be made.
         begun: when the generator came to it.
         ended: when its answer was whole, or it was given up.
-        outcomes: a status, or one of `deploy.load.connection.FAILURES`.
+        outcomes: a status, or one of `deploy.client.connection.FAILURES`.
     """
 
     intended: list[float] = field(default_factory=list)
@@ -52,17 +53,19 @@ class Trace:
     @property
     def latencies(self) -> Floats:
         """Seconds from the intended start, of the requests that were answered with 200."""
-        return (np.array(self.ended) - np.array(self.intended))[self.answered]
+        waits: Floats = np.array(self.ended) - np.array(self.intended)
+        return waits[self.answered]
 
     @property
-    def answered(self) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
-        """Which requests were answered with 200."""
-        return np.array(self.outcomes, dtype=np.int64) == 200
+    def answered(self) -> Array:
+        """Which requests were answered with 200, as booleans."""
+        return np.equal(self.outcomes, 200)
 
     @property
     def lateness(self) -> Floats:
         """Seconds that the generator itself was late with each request."""
-        return np.array(self.begun) - np.array(self.intended)
+        lateness: Floats = np.array(self.begun) - np.array(self.intended)
+        return lateness
 
 
 def drive(address: Address, request: bytes, settings: LoadSettings) -> Trace:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.load.connection import CLOSED, UNREADABLE, Connection, write_request
-from deploy.load.tensors import WireRequest
-from deploy.load.wire import Address
+from deploy.client.connection import CLOSED, UNREADABLE, Connection, write_request
+from deploy.client.tensors import WireRequest
+from deploy.client.wire import Address
 
 
 class Transport:

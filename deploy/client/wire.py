@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from deploy.client.tensors import HEAD_LENGTH, decode_answer, encode_request, read_signature
 from deploy.engines.base import Array, Feeds
-from deploy.load.tensors import decode_answer, encode_request, read_signature
 from export.artifacts import TensorSpec
 from export.errors import ConfigError, ServerError
 
@@ -94,8 +94,8 @@ class Server:
         if name is not None:
             return name
         try:
-            index = self._call("POST", "v2/repository/index", b"{}", {})
-            models = sorted({str(entry["name"]) for entry in json.loads(index[1])})
+            index, _ = self._call("POST", "v2/repository/index", b"{}", {})
+            models = sorted({str(entry["name"]) for entry in json.loads(index)})
         except (ValueError, KeyError, TypeError) as error:
             raise ServerError(
                 f"{self.url}: its index of models cannot be read. Name one: --model NAME."
@@ -139,11 +139,11 @@ class Server:
             ServerError: it cannot be reached, refuses, or answers nonsense.
         """
         request = encode_request(feeds)
-        headers, body = self._call("POST", infer_path(model), request.body, request.headers)
-        return decode_answer(headers, body)
+        body, length = self._call("POST", infer_path(model), request.body, request.headers)
+        return decode_answer(body, length)
 
     def _get(self, path: str) -> dict[str, Any]:
-        _, body = self._call("GET", path, None, {})
+        body, _ = self._call("GET", path, None, {})
         try:
             found = json.loads(body)
         except ValueError as error:
@@ -154,8 +154,8 @@ class Server:
 
     def _call(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
-    ) -> tuple[Mapping[str, str], bytes]:
-        """Headers and body of an answer with status 200."""
+    ) -> tuple[bytes, str | None]:
+        """Body of an answer with status 200, and how much of it is JSON, where that is said."""
         where = self.address.path(path)
         try:
             answer = self._send(method, where, body, headers)
@@ -169,7 +169,7 @@ class Server:
                 f"{self.url}/{path} answers {answer.status}: {describe_error(content)}",
                 answer.status,
             )
-        return answer.headers, content
+        return content, answer.getheader(HEAD_LENGTH)
 
     def _send(
         self, method: str, where: str, body: bytes | None, headers: Mapping[str, str]

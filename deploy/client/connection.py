@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable
 from typing import cast
 
-from deploy.load.tensors import WireRequest
-from deploy.load.wire import Address, infer_path
+from deploy.client.tensors import WireRequest
+from deploy.client.wire import Address, infer_path
 
 TIMEOUT, CLOSED, REFUSED, UNREADABLE = -1, -2, -3, -4
 FAILURES = {

@@ -11,11 +11,11 @@ from typing import Any
 
 from deploy.bundle import FALLBACK, GOLDEN, Bundle
 from deploy.checking import CheckPlan, Outputs, compare_candidates, run_rows, sample_axes
+from deploy.client.wire import Server, open_server
 from deploy.config import BuildConfig
 from deploy.engines.base import Feeds
 from deploy.gates import DataKind
 from deploy.golden import Golden, find_mismatch, read_golden
-from deploy.load.wire import Server, open_server
 from deploy.process import EngineProcess
 from deploy.verification import (
     FloatReference,

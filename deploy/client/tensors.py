@@ -51,15 +51,18 @@ def encode_request(feeds: Feeds) -> WireRequest:
     return WireRequest(headers, b"".join([head, *chunks]))
 
 
-def decode_answer(headers: Mapping[str, str], body: bytes) -> dict[str, Array]:
+def decode_answer(body: bytes, head_length: str | None) -> dict[str, Array]:
     """The named outputs of an answer.
+
+    Args:
+        body: of the answer.
+        head_length: the header `HEAD_LENGTH`; None: the answer has none, and is JSON throughout.
 
     Raises:
         ServerError: it is not what the protocol says.
     """
     try:
-        length = headers.get(HEAD_LENGTH)
-        size = len(body) if length is None else int(length)
+        size = len(body) if head_length is None else int(head_length)
         if not 0 < size <= len(body):
             raise ValueError(f"a head of {size} bytes in a body of {len(body)}")
         head, raw = json.loads(body[:size]), memoryview(body)[size:]

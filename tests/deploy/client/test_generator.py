@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from planted_server import run_planted
 
-from deploy.load.arrivals import draw_arrivals
-from deploy.load.connection import CLOSED, REFUSED, TIMEOUT, UNREADABLE, write_request
-from deploy.load.generator import Trace, drive
-from deploy.load.settings import LoadSettings
-from deploy.load.tensors import encode_request
-from deploy.load.wire import parse_url
+from deploy.client.arrivals import draw_arrivals
+from deploy.client.connection import CLOSED, REFUSED, TIMEOUT, UNREADABLE, write_request
+from deploy.client.generator import Trace, drive
+from deploy.client.settings import LoadSettings
+from deploy.client.tensors import encode_request
+from deploy.client.wire import parse_url
 
 
 def run(url: str, **settings: Any) -> Trace:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from deploy.bootstrap import Floats
-from deploy.load.settings import Arrivals
+from deploy.client.settings import Arrivals
 
 
 def draw_arrivals(arrivals: Arrivals, rate: float, seconds: float, *, seed: int) -> Floats:

@@ -4,17 +4,19 @@ Keys and units are those of ``report.json`` where both have them: times in milli
 intervals, p99 only from 1,000 answers up. Nothing is clipped.
 """
 
+import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib import resources
 from typing import Any
 
 import numpy as np
 
 from deploy.bootstrap import Floats, Interval, estimate_quantiles
-from deploy.load.connection import FAILURES
-from deploy.load.generator import Trace
-from deploy.load.settings import LoadSettings
+from deploy.client.connection import FAILURES
+from deploy.client.generator import Trace
+from deploy.client.settings import LoadSettings
 from deploy.machine import Machine
 
 SCHEMA_VERSION = 1
@@ -141,6 +143,13 @@ class LoadReport:
             },
             "warnings": list(self.warnings),
         }
+
+
+def load_schema() -> dict[str, Any]:
+    """The JSON schema of `LoadReport.as_dict`, draft 2020-12."""
+    text = resources.files("deploy.client").joinpath("schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
 
 
 def summarize(trace: Trace, target: Target, settings: LoadSettings, machine: Machine) -> LoadReport:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deploy.load.arrivals import draw_arrivals
+from deploy.client.arrivals import draw_arrivals
 
 
 def test_fixed_arrivals_are_evenly_spaced_and_end_before_the_time_is_up() -> None:
