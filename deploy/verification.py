@@ -100,7 +100,7 @@ def verify(
     here = {result.name: specs[result.name] for result in replayed if result.was_run}
     with EngineProcess(specs[FALLBACK]) as process:
         reference = FloatReference(process, bundle.manifest.outputs)
-        plan = plan_checks(bundle, reference, dataset, config)
+        plan = plan_check(bundle, reference, dataset, config)
         reports = check_candidates(reference, here, dataset, plan, progress)
     kind: DataKind = "unlabelled" if plan.classes_of is None else "labelled"
     return tuple(
@@ -144,7 +144,7 @@ def open_evaluation(bundle: Bundle, data: str, config: BuildConfig) -> Dataset:
     return evaluation
 
 
-def plan_checks(
+def plan_check(
     bundle: Bundle, reference: FloatReference, evaluation: Dataset, config: BuildConfig
 ) -> CheckPlan:
     """How engines are compared; the labels are held against the output that the build chose."""

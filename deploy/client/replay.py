@@ -22,7 +22,7 @@ from deploy.verification import (
     Verification,
     judge_engine,
     open_evaluation,
-    plan_checks,
+    plan_check,
 )
 from export.errors import BundleError, ServerError
 from export.progress import ProgressCallback, ignore_progress
@@ -162,7 +162,7 @@ def _judge(
     dataset = open_evaluation(bundle, config.data, config)
     with EngineProcess(bundle.spec(FALLBACK, threads=config.threads)) as process:
         reference = FloatReference(process, bundle.manifest.outputs)
-        plan = plan_checks(bundle, reference, dataset, config)
+        plan = plan_check(bundle, reference, dataset, config)
         plan = replace(plan, largest_batch=check.plan.largest_batch)
         found = compare_candidates(reference, {engine: check.remote}, dataset, plan, progress)
     kind: DataKind = "unlabelled" if plan.classes_of is None else "labelled"

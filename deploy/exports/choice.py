@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deploy.bundle import FALLBACK, Bundle
+from deploy.manifest import BundledEngine
 from export.errors import BundleError, ConfigError
 
 BACKENDS: Mapping[str, str] = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt"}
@@ -35,13 +36,12 @@ def choose_engine(bundle: Bundle, named: str | None = None) -> Choice:
         BundleError: there is no such engine, Triton has no backend for it, or for none of them.
     """
     engines = bundle.manifest.engines
-    able = {name: e for name, e in engines.items() if e.engine in BACKENDS}
+    able = {name: entry for name, entry in engines.items() if _has_backend(entry)}
     if named is not None:
         bundle.spec(named)  # says which engines there are
         if named not in able:
-            raise BundleError(
-                f"{bundle.path}: Triton has no backend for {named}. It runs: {', '.join(able)}."
-            )
+            known = ", ".join(able) or "nothing of this bundle"
+            raise BundleError(f"{bundle.path}: Triton cannot run {named}. It runs: {known}.")
         return Choice(named, BACKENDS[able[named].engine])
     if bundle.winner in able:
         return Choice(bundle.winner, BACKENDS[able[bundle.winner].engine])
@@ -55,6 +55,12 @@ def choose_engine(bundle: Bundle, named: str | None = None) -> Choice:
         )
     chosen = min(measured, key=lambda name: times[name]) if measured else fallback[0]
     return Choice(chosen, BACKENDS[able[chosen].engine], (_explain(bundle, chosen, times),))
+
+
+def _has_backend(entry: BundledEngine) -> bool:
+    """Whether Triton opens its file; an engine of TensorRT that is still to be built has none."""
+    unbuilt = entry.engine == "tensorrt" and entry.file.endswith(".onnx")
+    return entry.engine in BACKENDS and not unbuilt
 
 
 def make_name(bundle: Bundle, named: str | None) -> str:

@@ -1,8 +1,9 @@
 """A bundle as an InferenceService of KServe.
 
 Two runtimes. ``deploy`` is our own image as a custom predictor: KServe downloads the bundle that
-``STORAGE_URI`` names to /mnt/models, and without one the image brings its own. ``triton`` is
-KServe's Triton runtime, with a fixed tag, on a repository that `deploy.exports.triton` wrote.
+``STORAGE_URI`` names to /mnt/models, and without one the image brings its own in /bundle.
+``triton`` is KServe's Triton runtime, with a fixed tag, on a repository that
+`deploy.exports.triton` wrote.
 """
 
 import os
@@ -23,8 +24,13 @@ TRITON_TAG = "24.10-py3"
 """Triton 2.51; the exported configuration was read by a server of that version."""
 
 _MARK = "# Written by deploy export-kserve"
-_MODELS = "/mnt/models"
+_MODELS, _IN_IMAGE = "/mnt/models", "/bundle"
+"""Where KServe puts what it downloads, and where an image of ours that brings a bundle has it."""
+
 _PORT = 8080
+_SERVE_FLAGS = f"--host 0.0.0.0 --port {_PORT} --grpc-port 0 --stop-timeout 20".split()
+"""One port, since KServe routes to one; and done within the 30 s that Kubernetes waits."""
+
 _MAX_NAME = 53
 """A label has 63 characters, and KServe adds ``-predictor``."""
 
@@ -85,21 +91,23 @@ def _predict_deploy(
     bundle: Bundle, options: KserveOptions
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Our container: KServe gives it the bundle, the port and the probes."""
-    where = ["--host", "0.0.0.0", "--port", str(_PORT), "--grpc-port", "0"]
     environment = [{"name": "PROTOCOL", "value": "v2"}]
-    arguments = {}
     if options.storage_uri is not None:
         environment.append({"name": "STORAGE_URI", "value": options.storage_uri})
-        arguments = {"args": ["serve", _MODELS, *where]}
     container = {
         "name": "kserve-container",
         "image": options.image,
-        **arguments,
+        "args": ["serve", _IN_IMAGE if options.storage_uri is None else _MODELS, *_SERVE_FLAGS],
         "env": environment,
         "ports": [{"containerPort": _PORT, "name": "http1", "protocol": "TCP"}],
         "resources": _resources(bundle, bundle.winner),
         "readinessProbe": _probe("/v2/health/ready"),
         "livenessProbe": _probe("/v2/health/live"),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "runAsNonRoot": True,
+        },
     }
     return {"containers": [container]}, ()
 

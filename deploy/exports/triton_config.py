@@ -15,7 +15,6 @@ from deploy.engines.base import Array, Feeds
 from deploy.exports.prototext import Word, render_message
 from export.artifacts import TensorSpec
 from export.errors import BundleError
-from export.tensorrt import BatchProfile
 
 _KINDS = {"onnxruntime": "KIND_CPU", "tensorrt": "KIND_GPU"}
 """Where an engine was measured, or is to run."""
@@ -72,22 +71,31 @@ class TritonModel:
 
 
 def choose_batching(model: TritonModel) -> Batching:
-    """The largest batch that was checked, and the sizes that the engine is made for.
+    """The largest batch that the engine takes or was checked with, and the sizes it is made for.
 
+    An engine of TensorRT takes what its profiles allow and is tuned for a size in each of them.
     ONNX Runtime has no such size: preferred is the one that the build measured, unless that is 1.
-    An engine of TensorRT takes what its profile allows.
     """
     manifest = model.bundle.manifest
     if not all(spec.has_dynamic_batch for spec in (*manifest.inputs, *manifest.outputs)):
         return Batching(0)
-    if model.backend == "tensorrt":
-        profile = BatchProfile()
-        return Batching(profile.most, (profile.best, profile.most))
+    profiles = _read_profiles(model)
+    if profiles:
+        sizes = {size for _, *sizes in profiles for size in sizes}
+        return Batching(max(sizes), tuple(sorted(sizes - {1})))
     report = model.bundle.report()
     measured = report["measurement"]["batch"]
     parities = [c["parity"] for c in report["candidates"] if c["name"] == model.engine]
     checked = [size for parity in parities if parity for size in parity["batches_checked"]]
     return Batching(max([measured, *checked]), (measured,) if measured > 1 else ())
+
+
+def _read_profiles(model: TritonModel) -> list[tuple[int, ...]]:
+    """Least, best and greatest batch of each profile that an engine was built with, if it was."""
+    record: Any = getattr(model.bundle.manifest.engines[model.engine], "record", None)
+    first = model.bundle.manifest.inputs[0].name
+    profiles = () if record is None else record.profiles
+    return [tuple(shape[0] for shape in profile.shapes[first]) for profile in profiles]
 
 
 def plan_warmups(golden: Feeds, batching: Batching) -> tuple[WarmUp, ...]:

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 from deploy.bundle import Bundle
@@ -30,11 +31,22 @@ def with_shapes(bundle: Bundle, takes: tuple[Any, ...], *gives: tuple[Any, ...])
     return alter(bundle, inputs=(TensorSpec("x", takes, "float32"),), outputs=outputs)
 
 
-def with_plan(bundle: Bundle, *, winner: str = "tensorrt-fp16") -> Bundle:
-    """With an engine of TensorRT, and bytes in the place of its file."""
+@dataclass(frozen=True)
+class Recorded(BundledEngine):
+    """An engine whose record says with which shapes it was built."""
+
+    record: Any = None
+
+
+def with_plan(
+    bundle: Bundle, *profiles: tuple[int, int, int], winner: str = "tensorrt-fp16"
+) -> Bundle:
+    """With an engine of TensorRT of these profiles, and bytes in the place of its file."""
     file = bundle.path / "tensorrt-fp16" / "model.plan"
     file.parent.mkdir()
     file.write_bytes(b"a plan")
-    entry = BundledEngine("tensorrt", "fp16", "tensorrt-fp16/model.plan", 0.1)
+    shapes = [{"x": tuple((size, 4) for size in sizes)} for sizes in profiles]
+    record = SimpleNamespace(profiles=[SimpleNamespace(shapes=each) for each in shapes])
+    entry = Recorded("tensorrt", "fp16", "tensorrt-fp16/model.plan", 0.1, record=record)
     engines = {**bundle.manifest.engines, "tensorrt-fp16": entry}
     return alter(bundle, engines=engines, winner=winner)

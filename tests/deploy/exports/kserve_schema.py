@@ -44,6 +44,11 @@ CONTAINER = {
     "resources": RESOURCES,
     "readinessProbe": PROBE,
     "livenessProbe": PROBE,
+    "securityContext": closed(
+        allowPrivilegeEscalation={"type": "boolean"},
+        capabilities=closed(drop={"type": "array", "items": TEXT}),
+        runAsNonRoot={"type": "boolean"},
+    ),
 }
 MODEL = {
     **CONTAINER,

@@ -45,7 +45,7 @@ def test_a_file_that_was_quantized_for_openvino_is_not_taken_though_it_is_onnx(
         BundleError, match="no engine that Triton runs: it has openvino-fp32, openv"
     ):
         choose_engine(only)
-    with pytest.raises(BundleError, match="no backend for openvino-int8"):
+    with pytest.raises(BundleError, match=r"cannot run openvino-int8\. It runs: nothing of"):
         choose_engine(only, "openvino-int8")
 
 
@@ -68,6 +68,13 @@ def test_a_plan_of_tensorrt_is_taken_where_it_won_and_one_of_rtx_is_not(bundle: 
     engines = {**bundle.manifest.engines, "tensorrt_rtx-fp16": rtx}
     choice = choose_engine(alter(bundle, engines=engines, winner="tensorrt_rtx-fp16"))
     assert choice.engine == "onnxruntime-int8"
+
+
+def test_a_plan_of_tensorrt_that_is_still_to_be_built_is_none(bundle: Bundle) -> None:
+    entry = BundledEngine("tensorrt", "fp16", "tensorrt-fp16/model.onnx", 0.1, not_run="no GPU")
+    engines = {**bundle.manifest.engines, "tensorrt-fp16": entry}
+    with pytest.raises(BundleError, match="cannot run tensorrt-fp16"):
+        choose_engine(alter(bundle, engines=engines), "tensorrt-fp16")
 
 
 def test_an_engine_can_be_named_and_must_be_there(bundle: Bundle) -> None:

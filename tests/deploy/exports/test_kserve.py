@@ -40,6 +40,7 @@ def test_our_image_serves_the_bundle_that_kserve_downloads(bundle: Bundle, tmp_p
     assert container["args"][:2] == ["serve", "/mnt/models"]
     flags = dict(zip(container["args"][2::2], container["args"][3::2], strict=True))
     (port,) = container["ports"]
+    assert flags.pop("--stop-timeout") == "20"  # Kubernetes waits for 30 s
     assert flags == {"--host": "0.0.0.0", "--port": str(port["containerPort"]), "--grpc-port": "0"}
     assert {e["name"]: e["value"] for e in container["env"]} == {
         "PROTOCOL": "v2",
@@ -47,15 +48,16 @@ def test_our_image_serves_the_bundle_that_kserve_downloads(bundle: Bundle, tmp_p
     }
     assert container["readinessProbe"]["httpGet"]["path"] == "/v2/health/ready"
     assert container["livenessProbe"]["httpGet"]["path"] == "/v2/health/live"
+    assert container["securityContext"]["runAsNonRoot"] is True
     cores = str(bundle.report()["measurement"]["threads"])
     assert container["resources"] == {"requests": {"cpu": cores}, "limits": {"cpu": cores}}
 
 
-def test_an_image_that_brings_the_bundle_is_started_as_it_is(
+def test_an_image_that_brings_the_bundle_has_it_where_ours_looks(
     bundle: Bundle, tmp_path: Path
 ) -> None:
     (container,) = predictor(bundle, KserveOptions(image="mine:1"), tmp_path)["containers"]
-    assert "args" not in container
+    assert container["args"][:2] == ["serve", "/bundle"]
     assert [e["name"] for e in container["env"]] == ["PROTOCOL"]
 
 

@@ -156,13 +156,19 @@ def test_a_dtype_that_triton_has_not_is_refused(bundle: Bundle) -> None:
         configure(changed)
 
 
-def test_a_plan_of_tensorrt_runs_on_the_gpu_in_the_sizes_of_its_profile(bundle: Bundle) -> None:
-    config = configure(with_plan(bundle), "tensorrt-fp16")
+def test_a_plan_of_tensorrt_runs_on_the_gpu_in_the_sizes_of_its_profiles(bundle: Bundle) -> None:
+    config = configure(with_plan(bundle, (1, 1, 4), (1, 8, 16)), "tensorrt-fp16")
     assert (config.backend, config.default_model_filename) == ("tensorrt", "model.plan")
     assert config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
     assert config.max_batch_size == 16
-    assert list(config.dynamic_batching.preferred_batch_size) == [8, 16]
-    assert [warmup.batch_size for warmup in config.model_warmup] == [1, 8, 16]
+    assert list(config.dynamic_batching.preferred_batch_size) == [4, 8, 16]
+    assert [warmup.batch_size for warmup in config.model_warmup] == [1, 4, 8, 16]
+
+
+def test_a_plan_of_which_no_profile_is_known_takes_what_was_measured(bundle: Bundle) -> None:
+    alter_report(bundle, lambda report: report["measurement"].update(batch=2))
+    config = configure(with_plan(bundle), "tensorrt-fp16")
+    assert (config.max_batch_size, list(config.dynamic_batching.preferred_batch_size)) == (2, [2])
 
 
 def test_names_with_quotes_and_other_alphabets_survive(bundle: Bundle) -> None:
