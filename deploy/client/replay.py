@@ -76,7 +76,7 @@ def verify_server(
         result = _replay(check, golden)
         if config.data is not None:
             result = _judge(check, result, config, progress)
-    return (replace(result, name=f"{engine} at {served.url}"),)
+    return (replace(result, name=f"{engine} @ {server.address.authority}"),)
 
 
 def find_engine(server: Server, model: str, bundle: Bundle) -> str:

@@ -27,7 +27,7 @@ def check(
     with serve(served) as url:
         model = ServedModel(url, engine=engine)
         (result,) = verify_server(read_bundle(bundle), model, config=BuildConfig(**config))
-        assert result.name.endswith(f" at {url}")
+        assert f"http://{result.name.partition(' @ ')[2]}" == url
     return result
 
 
@@ -46,7 +46,7 @@ def test_a_server_that_repeats_the_recorded_answers_holds(pristine: Path, binary
     result = check(pristine, served)
     assert result.holds
     assert result.was_run
-    assert result.name.startswith("onnxruntime-int8 at ")  # the winner
+    assert result.name.startswith("onnxruntime-int8 @ ")  # the winner
     assert served.rows == [4, 4]  # to see whether they are taken, and to compare
 
 
@@ -129,9 +129,9 @@ def test_a_server_that_mixes_up_its_batches_fails(pristine: Path, data: str) -> 
 
 def test_the_engine_is_the_one_that_the_server_names(pristine: Path) -> None:
     served = Served(right, parameters={"deploy": {"engine": "onnxruntime-fp32"}})
-    assert check(pristine, served).name.startswith("onnxruntime-fp32 at ")
+    assert check(pristine, served).name.startswith("onnxruntime-fp32 @ ")
     named = check(pristine, served, engine="openvino-fp32")
-    assert named.name.startswith("openvino-fp32 at ")
+    assert named.name.startswith("openvino-fp32 @ ")
     with pytest.raises(BundleError, match="has no engine 'other'"):
         check(pristine, served, engine="other")
 

@@ -160,10 +160,26 @@ def test_kserves_own_models_know_every_field(bundle: Bundle, options: KserveOpti
     models = pytest.importorskip("kserve.models", reason="the kserve package is not installed")
     service, _ = make_service(bundle, options)
     predictor = service["spec"]["predictor"]
-    names = set(models.V1beta1PredictorSpec.attribute_map.values())
-    assert set(predictor) <= names
-    if "model" in predictor:
-        assert set(predictor["model"]) <= set(models.V1beta1ModelSpec.attribute_map.values())
+    assert set(predictor) <= set(models.V1beta1PredictorSpec.attribute_map.values())
+    model = predictor.get("model", {})
+    assert set(model) <= set(models.V1beta1ModelSpec.attribute_map.values())
+    assert set(model.get("modelFormat", {})) <= set(
+        models.V1beta1ModelFormat.attribute_map.values()
+    )
+
+
+def test_kubernetes_takes_our_container(bundle: Bundle) -> None:
+    kubernetes = pytest.importorskip(
+        "kubernetes_validate", reason="the kubernetes-validate package is not installed"
+    )
+    service, _ = make_service(bundle, OWN)
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "tiny"},
+        "spec": service["spec"]["predictor"],
+    }
+    kubernetes.validate(pod, kubernetes.latest_version(), strict=True)
 
 
 def test_the_command_line_writes_it_and_says_what_is_missing(
