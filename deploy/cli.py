@@ -193,7 +193,10 @@ def inspect(model_file: Path, **flags: Any) -> None:
 
 _server_options = _shared(
     click.option("--url", metavar="URL", help="Of a running server: http://HOST:PORT."),
-    click.option("--model", "served", metavar="NAME", help="Of the server's models."),
+    click.option("--model", metavar="NAME", help="Of the server's models.  [the only one]"),
+    click.option(
+        "--token", envvar="DEPLOY_TOKEN", metavar="TEXT", help="Bearer token; better DEPLOY_TOKEN."
+    ),
 )
 _load_options = _shared(
     click.option("--rate", type=float, help="Requests a second, answered or not: an open loop."),
@@ -216,17 +219,18 @@ _load_options = _shared(
 @_server_options
 @_load_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="With --url: JSON to write.")
-def bench(target: Path | None, url: str | None, **flags: Any) -> None:
+def bench(target: Path | None, url: str | None, token: str | None, **flags: Any) -> None:
     """Measure latency, interleaved, of every engine that can be opened.
 
     With --url, drive a running server instead, with the golden inputs of BUNDLE or made-up ones.
     """
-    names = ("served", "output", "rate", "concurrency", "arrivals", "seconds")
+    from deploy.client.settings import refuse_without_url
+
+    names = ("model", "output", "rate", "concurrency", "arrivals", "seconds")
     load = {name: flags.pop(name) for name in (*names, "connections", "timeout")}
     if url is not None:
-        _bench_server(url, target, load, _config(flags))
+        _bench_server((url, token), target, load, _config(flags))
         return
-    from deploy.client.settings import refuse_without_url
 
     refuse_without_url(load)
     if target is None:
@@ -234,17 +238,19 @@ def bench(target: Path | None, url: str | None, **flags: Any) -> None:
     _bench_engines(target, _config(flags))
 
 
-def _bench_server(url: str, target: Path | None, load: dict[str, Any], config: Any) -> None:
-    """Drive the server at `url`; nothing else is drawn meanwhile."""
+def _bench_server(
+    server: tuple[str, str | None], target: Path | None, load: dict[str, Any], config: Any
+) -> None:
+    """Drive the server of this URL and token; nothing else is drawn meanwhile."""
     from deploy.bundle import read_bundle
     from deploy.client import bench_server, make_settings
     from deploy.report.load import describe_plan, print_load, write_load
 
-    served, output = load.pop("served"), load.pop("output")
+    (url, token), model, output = server, load.pop("model"), load.pop("output")
     settings = make_settings(load, batch=config.batch, seed=config.seed)
     click.echo(describe_plan(url, settings), err=True)
     bundle = None if target is None else read_bundle(target)
-    report = bench_server(url, settings, model=served, bundle=bundle)
+    report = bench_server(url, settings, model=model, bundle=bundle, token=token)
     print_load(report, _console())
     if output is not None:
         write_load(report, output)
@@ -281,9 +287,7 @@ def _bench_engines(target: Path, config: Any) -> None:
 @click.option(
     "--engine", metavar="NAME", help="That the server runs.  [what it says, or the winner]"
 )
-def verify(
-    bundle: Path, url: str | None, served: str | None, engine: str | None, **flags: Any
-) -> None:
+def verify(bundle: Path, url: str | None, **flags: Any) -> None:
     """Check a bundle's hashes, its recorded answers and, with --data, its parity.
 
     With --url, a running server answers in place of the bundle's engines.
@@ -294,12 +298,13 @@ def verify(
     from deploy.report.tables import print_verification
     from deploy.verification import verify as verify_bundle
 
+    token, served = flags.pop("token"), {name: flags.pop(name) for name in ("model", "engine")}
     config = _config(flags)
     if url is None:
-        refuse_without_url({"model": served, "engine": engine})
+        refuse_without_url(served)
     with ProgressDisplay(_console(stderr=True)) as progress:
         if url is not None:
-            model = ServedModel(url, served, engine)
+            model = ServedModel(url, served["model"], served["engine"], token)
             results = verify_server(read_bundle(bundle), model, config=config, progress=progress)
         else:
             results = verify_bundle(

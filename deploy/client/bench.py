@@ -28,6 +28,7 @@ def bench_server(
     *,
     model: str | None = None,
     bundle: Bundle | None = None,
+    token: str | None = None,
 ) -> LoadReport:
     """Drive the server at `url`, after a few requests that are not counted.
 
@@ -36,12 +37,13 @@ def bench_server(
         settings: rate or concurrency, seconds, batch.
         model: None: the only one that the server has.
         bundle: whose golden inputs are sent; None: synthetic ones, by the model's metadata.
+        token: that the server asks for, where it does.
 
     Raises:
         ServerError: the server cannot be reached, or refuses the very first request.
         ConfigError: the URL cannot be read.
     """
-    with open_server(url, timeout=settings.timeout) as server:
+    with open_server(url, timeout=settings.timeout, token=token) as server:
         name = server.find_model(model)
         about = server.describe()
         feeds = _make_feeds(server, name, settings, bundle)

@@ -28,10 +28,11 @@ _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r]")
 
 def write_request(address: Address, model: str, request: WireRequest) -> bytes:
     """All bytes of an inference request, made once and sent as often as needed."""
+    headers = {**request.headers, **address.credentials}
     lines = [
         f"POST {address.path(infer_path(model))} HTTP/1.1",
         f"Host: {address.authority}",
-        *(f"{name}: {value}" for name, value in request.headers.items()),
+        *(f"{name}: {value}" for name, value in headers.items()),
         f"Content-Length: {len(request.body)}",
     ]
     return "\r\n".join([*lines, "", ""]).encode() + request.body

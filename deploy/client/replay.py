@@ -6,7 +6,7 @@ given, the gates of the build.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deploy.bundle import FALLBACK, GOLDEN, Bundle
@@ -39,11 +39,13 @@ class ServedModel:
         name: None: the only one that the server has.
         engine: which engine of the bundle it runs; None: the one that the server names, else the
             winner.
+        token: that the server asks for, where it does.
     """
 
     url: str
     name: str | None = None
     engine: str | None = None
+    token: str | None = field(default=None, repr=False)
 
 
 def verify_server(
@@ -66,7 +68,7 @@ def verify_server(
         InputError: the bundle or the data cannot be used.
     """
     config = config or BuildConfig()
-    with open_server(served.url) as server:
+    with open_server(served.url, token=served.token) as server:
         name = server.find_model(served.name)
         engine = served.engine or find_engine(server, name, bundle)
         bundle.spec(engine)  # says which there are

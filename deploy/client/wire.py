@@ -7,9 +7,10 @@ needs nothing but the standard library. In an application, ``tritonclient`` does
 import contextlib
 import http.client
 import json
+import re
 import ssl
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -19,16 +20,24 @@ from export.artifacts import TensorSpec
 from export.errors import ConfigError, ServerError
 
 TIMEOUT_S = 60.0
+_NO_INDEX = (400, 404, 405, 501)
+"""What servers answer that have no index of their models."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server is; `prefix` is the path in front of ``/v2``, where it has one."""
+    """Where a server is.
+
+    Attributes:
+        prefix: the path in front of ``/v2``, where it has one.
+        token: sent with every request; not shown.
+    """
 
     host: str
     port: int
     prefix: str = ""
     tls: bool = False
+    token: str | None = field(default=None, repr=False)
 
     @property
     def authority(self) -> str:
@@ -36,16 +45,21 @@ class Address:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
+    @property
+    def credentials(self) -> dict[str, str]:
+        """The header that carries the token."""
+        return {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
+
     def path(self, rest: str) -> str:
         """The path of a request: ``v2/health/ready``."""
         return f"{self.prefix}/{rest}"
 
 
-def parse_url(url: str) -> Address:
+def parse_url(url: str, token: str | None = None) -> Address:
     """Read ``http[s]://HOST[:PORT][/PREFIX]``; the port is 8000, of https 443, where none is given.
 
     Raises:
-        ConfigError: it is anything else.
+        ConfigError: it is anything else, or the token is no token.
     """
     wrong = f"--url {url!r}: write http://HOST:PORT, such as http://127.0.0.1:8000."
     try:
@@ -58,16 +72,18 @@ def parse_url(url: str) -> Address:
     prefix = parts.path.rstrip("/").removesuffix("/v2")
     if not prefix.isascii() or not prefix.isprintable() or " " in prefix:
         raise ConfigError(wrong)
+    if token is not None and not re.fullmatch(r"[!-~]+", token):
+        raise ConfigError("--token: must be of printable ASCII characters, without spaces.")
     tls = parts.scheme == "https"
-    return Address(host, port or (443 if tls else 8000), prefix, tls)
+    return Address(host, port or (443 if tls else 8000), prefix, tls, token)
 
 
 class Server:
     """A server and the one connection to it."""
 
-    def __init__(self, url: str, *, timeout: float = TIMEOUT_S) -> None:
+    def __init__(self, url: str, *, timeout: float = TIMEOUT_S, token: str | None = None) -> None:
         self.url = url
-        self.address = parse_url(url)
+        self.address = parse_url(url, token)
         where = (self.address.host, self.address.port)
         self._connection = (
             http.client.HTTPSConnection(
@@ -101,7 +117,7 @@ class Server:
                 f"{self.url}: its index of models cannot be read. Name one: --model NAME."
             ) from error
         except ServerError as error:
-            if error.status is None:
+            if error.status not in _NO_INDEX:
                 raise
             raise ServerError(
                 f"{self.url} does not list its models. Name one: --model NAME.", error.status
@@ -175,19 +191,22 @@ class Server:
         self, method: str, where: str, body: bytes | None, headers: Mapping[str, str]
     ) -> http.client.HTTPResponse:
         """Send once more where the kept connection was closed in the meantime; that is no fault."""
+        given = {**headers, **self.address.credentials}
         try:
-            self._connection.request(method, where, body, dict(headers))
+            self._connection.request(method, where, body, given)
             return self._connection.getresponse()
         except (ConnectionResetError, BrokenPipeError, http.client.RemoteDisconnected):
             self._connection.close()
-            self._connection.request(method, where, body, dict(headers))
+            self._connection.request(method, where, body, given)
             return self._connection.getresponse()
 
 
 @contextlib.contextmanager
-def open_server(url: str, *, timeout: float = TIMEOUT_S) -> Iterator[Server]:
+def open_server(
+    url: str, *, timeout: float = TIMEOUT_S, token: str | None = None
+) -> Iterator[Server]:
     """A `Server`, whose connection is closed at the end."""
-    with contextlib.closing(Server(url, timeout=timeout)) as server:
+    with contextlib.closing(Server(url, timeout=timeout, token=token)) as server:
         yield server
 
 

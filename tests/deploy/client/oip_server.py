@@ -35,6 +35,7 @@ class Served:
     most: int = 64
     binary: bool = True
     index: bool = True
+    token: str | None = None
     rows: list[int] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
 
@@ -92,8 +93,16 @@ def make_handler(served: Served) -> type[BaseHTTPRequestHandler]:
         def log_message(self, *arguments: object) -> None:
             """Keep quiet."""
 
+        def is_known(self) -> bool:
+            wanted = None if served.token is None else f"Bearer {served.token}"
+            if self.headers["Authorization"] != wanted:
+                self.reply({"error": "who are you?"}, 401)
+            return self.headers["Authorization"] == wanted
+
         def do_GET(self) -> None:
             served.paths.append(self.path)
+            if not self.is_known():
+                return
             if self.path == "/v2":
                 self.reply({"name": "stdlib", "version": "3"})
             elif self.path.removeprefix("/v2/models/") in served.names:
@@ -104,6 +113,8 @@ def make_handler(served: Served) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             served.paths.append(self.path)
             body = self.rfile.read(int(self.headers["Content-Length"]))
+            if not self.is_known():
+                return
             if self.path == "/v2/repository/index" and served.index:
                 self.reply([{"name": name, "state": "READY"} for name in served.names])
                 return

@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import ssl
 import subprocess
 import sys
 import time
@@ -83,8 +84,15 @@ async def main() -> None:
     parser.add_argument("--close", choices=["said", "abruptly"])
     for flag in ("--silent", "--chunked", "--dribble"):
         parser.add_argument(flag, action="store_true")
-    planted = Planted(parser.parse_args())
-    server = await asyncio.start_server(planted.serve, "127.0.0.1", 0, backlog=1024)
+    for option in ("--certificate", "--key"):
+        parser.add_argument(option)
+    options = parser.parse_args()
+    tls = None
+    if options.certificate:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(options.certificate, options.key)
+    serve = Planted(options).serve
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, backlog=1024, ssl=tls)
     print(server.sockets[0].getsockname()[1], flush=True)
     async with server:
         await server.serve_forever()

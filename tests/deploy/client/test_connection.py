@@ -109,9 +109,9 @@ def test_bytes_that_nobody_asked_for_end_the_connection() -> None:
 
 
 def test_a_request_is_http_and_names_host_and_model() -> None:
-    address = Address("::1", 8000, "/gate")
+    address = Address("::1", 8000, "/gate", token="t")
     written = write_request(address, "a b/c", WireRequest({"Content-Type": "x/y"}, b"body"))
     assert written == (
         b"POST /gate/v2/models/a%20b%2Fc/infer HTTP/1.1\r\nHost: [::1]:8000\r\n"
-        b"Content-Type: x/y\r\nContent-Length: 4\r\n\r\nbody"
+        b"Content-Type: x/y\r\nAuthorization: Bearer t\r\nContent-Length: 4\r\n\r\nbody"
     )

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from oip_server import Served, serve
 from planted_server import run_planted
-from tiny import Cli, Lean, draw
+from tiny import Cli, Lean, answer, draw
 
 from deploy.bundle import read_bundle
 from deploy.client.bench import bench_server
@@ -108,3 +110,44 @@ def test_it_needs_no_torch(lean: Lean) -> None:
     with run_planted() as url:
         done = lean("-m", "deploy", "bench", "--url", url, "--seconds", "0.2")
     assert done.returncode == 0, done.stderr
+
+
+def test_a_token_is_sent_with_every_request(
+    cli: Cli, pristine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def right(feeds: dict[str, Any]) -> dict[str, Any]:
+        return {"logits": answer(feeds["x"]).astype(np.float32)}
+
+    with serve(Served(right, token="abc.123")) as url:
+        bench = ("bench", "--url", url, "--seconds", "0.1")
+        for command in (bench, ("verify", pristine, "--url", url)):
+            code, _, err = cli(*command)
+            assert code == 1
+            assert "401" in err
+            assert cli(*command, "--token", "abc.123")[0] == 0
+        monkeypatch.setenv("DEPLOY_TOKEN", "abc.123")
+        code, out, _ = cli(*bench)
+        assert code == 0
+        assert "abc.123" not in out
+    code, _, err = cli(*bench, "--token", "a\r\nHost: b")
+    assert code == 2
+    assert "--token: must be of printable ASCII" in err
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_tls_is_spoken_with_who_has_a_certificate_that_is_trusted(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
+    subprocess.run([*make.split(), *names], check=True, capture_output=True)
+    with run_planted("--certificate", certificate, "--key", key) as url:
+        flags = ("--url", url.replace("http:", "https:"), "--seconds", "0.2", "--concurrency", "2")
+        code, _, err = cli("bench", *flags)
+        assert code == 1
+        assert "certificate verify failed" in err
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        code, out, err = cli("bench", *flags)
+        assert code == 0, err
+        assert "requests failed" not in out
