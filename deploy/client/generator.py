@@ -109,6 +109,7 @@ class _Generator:
         self._done: asyncio.Future[None] = self._loop.create_future()
         self._loop.set_exception_handler(self._stop)
         settings = self._settings
+        arrivals = self._draw_schedule()
         least = settings.callers if settings.rate is None else _OPENED_BEFORE
         for _ in range(min(least, settings.connections)):
             self._open()
@@ -118,7 +119,7 @@ class _Generator:
         if settings.rate is None:
             self._loop.call_at(self._start, self._begin_callers)
         else:
-            self._begin_schedule(settings.rate)
+            self._begin_schedule(arrivals)
         try:
             await self._done
         finally:
@@ -127,11 +128,16 @@ class _Generator:
             for connection in list(self._connections):
                 connection.fail(CLOSED)
 
-    def _begin_schedule(self, rate: float) -> None:
-        """The open loop: fire what is due, sleep until the next."""
+    def _draw_schedule(self) -> list[float]:
         settings = self._settings
-        drawn = draw_arrivals(settings.arrivals, rate, settings.seconds, seed=settings.seed)
-        arrivals = drawn.tolist()
+        if settings.rate is None:
+            return []
+        seconds, seed = settings.seconds, settings.seed
+        arrivals = draw_arrivals(settings.arrivals, settings.rate, seconds, seed=seed)
+        return [float(arrival) for arrival in arrivals]
+
+    def _begin_schedule(self, arrivals: list[float]) -> None:
+        """The open loop: fire what is due, sleep until the next."""
         if not arrivals:
             self._done.set_result(None)
             return
@@ -177,6 +183,7 @@ class _Generator:
             if connection.usable:
                 connection.send(self._request, index)
                 return
+            self._connections.discard(connection)  # the server closed it meanwhile
         self._waiting.append(index)
         self._open_more()
 

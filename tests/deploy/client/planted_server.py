@@ -33,6 +33,7 @@ class Planted:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.asked = 0
+        self.log = open(options.log, "w", buffering=1) if options.log else None  # noqa: SIM115
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
@@ -56,7 +57,10 @@ class Planted:
         self.asked += 1
         if options.silent:
             return True
+        began = time.perf_counter()
         time.sleep(options.delay + (options.stall if self.asked == options.stall_at else 0))
+        if self.log is not None:
+            print(time.perf_counter() - began, file=self.log)
         failed = options.fail_every and self.asked % options.fail_every == 0
         status = b"503 Service Unavailable" if failed else b"200 OK"
         body = json.dumps({"error": "full"} if failed else ANSWER).encode()
@@ -84,7 +88,7 @@ async def main() -> None:
     parser.add_argument("--close", choices=["said", "abruptly"])
     for flag in ("--silent", "--chunked", "--dribble"):
         parser.add_argument(flag, action="store_true")
-    for option in ("--certificate", "--key"):
+    for option in ("--certificate", "--key", "--log"):
         parser.add_argument(option)
     options = parser.parse_args()
     tls = None
