@@ -1,7 +1,8 @@
 """Runs every candidate beside the reference over the evaluation data, batch by batch."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +11,7 @@ import numpy as np
 from deploy.data import Dataset
 from deploy.engines.base import Array, EngineSpec, Feeds
 from deploy.parity import ParityAccumulator, ParityReport
-from deploy.process import EngineProcess, open_processes
+from deploy.process import open_processes
 from export.artifacts import TensorSpec
 from export.errors import DataError, DeployError
 from export.progress import Progress, ProgressCallback, ignore_progress
@@ -32,10 +33,12 @@ class CheckPlan:
     Attributes:
         static_batch: the only batch size that the engines take; None: any.
         classes_of: the output whose argmax is held against labels; None: none.
+        largest_batch: what a server takes at once; None: as much as is sensible.
     """
 
     static_batch: int | None = None
     classes_of: str | None = None
+    largest_batch: int | None = None
 
 
 class Reference(Protocol):
@@ -70,47 +73,72 @@ def check_candidates(
     Raises:
         DataError: the engines take one batch size only, and `data` does not fill a single batch.
     """
+    _check_rows(data, plan)
+    with contextlib.ExitStack() as stack:
+        opened = dict(zip(specs, open_processes(specs.values(), stack), strict=True))
+        return compare_candidates(reference, opened, data, plan, progress)
+
+
+def compare_candidates(
+    reference: Reference,
+    candidates: Mapping[str, Callable[[Feeds], Outputs] | DeployError],
+    data: Dataset,
+    plan: CheckPlan,
+    progress: ProgressCallback = ignore_progress,
+) -> dict[str, ParityReport | str]:
+    """What `check_candidates` does, with candidates that run already, wherever that is.
+
+    One that is an error could not be opened. Raises what `check_candidates` does.
+    """
+    _check_rows(data, plan)
+    results: dict[str, ParityReport | str] = {}
+    running: dict[str, _Comparison] = {}
+    for name, candidate in candidates.items():
+        if isinstance(candidate, DeployError):
+            results[name] = str(candidate)
+            continue
+        axes = sample_axes(reference.outputs, plan)
+        parity = ParityAccumulator(tuple(axes), plan.classes_of, axes)
+        running[name] = _Comparison(candidate, parity)
+    done = 0
+    progress(Progress("check parity", 0, len(data)))
+    for feeds, labels in iterate_batches(data, plan):
+        rows = len(next(iter(feeds.values())))
+        eager = run_reference(reference, feeds, f"{data.source}, samples {done} on")
+        exact = reference.floor(feeds, eager) if done < _FLOOR_SAMPLES else None
+        _compare_batch(running, results, feeds, labels, (eager, exact))
+        done += rows
+        progress(Progress("check parity", min(done, len(data)), len(data)))
+    if plan.static_batch is None:
+        first = data.batch(range(min(max(_batch_sizes(plan)), len(data))))
+        _check_batch_sizes(reference, running, results, first, sample_axes(reference.outputs, plan))
+    for name, comparison in running.items():
+        if name not in results:
+            results[name] = comparison.parity.result()
+    return {name: results[name] for name in candidates}
+
+
+def _check_rows(data: Dataset, plan: CheckPlan) -> None:
     if plan.static_batch is not None and len(data) < plan.static_batch:
         raise DataError(
             f"{data.source}: {len(data)} samples for evaluation do not fill one batch of "
             f"{plan.static_batch}, the only size that the engines take. Pass more data, or export "
             "with a smaller batch in --input."
         )
-    results: dict[str, ParityReport | str] = {}
-    with contextlib.ExitStack() as stack:
-        running: dict[str, _Comparison] = {}
-        for name, process in zip(specs, open_processes(specs.values(), stack), strict=True):
-            if isinstance(process, DeployError):
-                results[name] = str(process)
-                continue
-            axes = sample_axes(reference, plan)
-            parity = ParityAccumulator(tuple(axes), plan.classes_of, axes)
-            running[name] = _Comparison(process, parity)
-        done = 0
-        progress(Progress("check parity", 0, len(data)))
-        for feeds, labels in iterate_batches(data, plan):
-            rows = len(next(iter(feeds.values())))
-            eager = run_reference(reference, feeds, f"{data.source}, samples {done} on")
-            exact = reference.floor(feeds, eager) if done < _FLOOR_SAMPLES else None
-            _compare_batch(running, results, feeds, labels, (eager, exact))
-            done += rows
-            progress(Progress("check parity", min(done, len(data)), len(data)))
-        if plan.static_batch is None:
-            first = data.batch(range(min(max(_ODD_BATCHES), len(data))))
-            _check_batch_sizes(reference, running, results, first, sample_axes(reference, plan))
-    for name, comparison in running.items():
-        if name not in results:
-            results[name] = comparison.parity.result()
-    return {name: results[name] for name in specs}
 
 
-def sample_axes(reference: Reference, plan: CheckPlan) -> dict[str, int | None]:
+def _batch_sizes(plan: CheckPlan) -> tuple[int, ...]:
+    """The small sizes that are run first, so far as they are taken."""
+    return tuple(size for size in _ODD_BATCHES if size <= (plan.largest_batch or size))
+
+
+def sample_axes(outputs: Sequence[TensorSpec], plan: CheckPlan) -> dict[str, int | None]:
     """By output the axis on which its samples lie; None where it has no such axis, or several.
 
     With a static batch that is the first axis of its size.
     """
     axes: dict[str, int | None] = {}
-    for spec in reference.outputs:
+    for spec in outputs:
         axes[spec.name] = spec.batch_axis
         if plan.static_batch is not None and plan.static_batch in spec.shape:
             axes[spec.name] = spec.shape.index(plan.static_batch)
@@ -121,7 +149,7 @@ def sample_axes(reference: Reference, plan: CheckPlan) -> dict[str, int | None]:
 class _Comparison:
     """A candidate that runs, and the sums of what was seen of it."""
 
-    process: EngineProcess
+    process: Callable[[Feeds], Outputs]
     parity: ParityAccumulator
 
 
@@ -200,17 +228,29 @@ def _run_batch_sizes(
     run: Callable[[Feeds], Outputs], parity: ParityAccumulator, feeds: Feeds
 ) -> None:
     samples = len(next(iter(feeds.values())))
-    alone = [run(_slice(feeds, index, index + 1)) for index in range(samples)]
+    alone = _run_alone(run, feeds)
     for size in range(2, samples + 1):
         single = _join(alone[:size], parity.axes)
         parity.check_consistency(single, run(_slice(feeds, 0, size)), rows=size)
 
 
+def _run_alone(run: Callable[[Feeds], Outputs], feeds: Feeds) -> list[Outputs]:
+    samples = len(next(iter(feeds.values())))
+    return [run(_slice(feeds, index, index + 1)) for index in range(samples)]
+
+
+def run_rows(
+    run: Callable[[Feeds], Outputs], feeds: Feeds, axes: Mapping[str, int | None]
+) -> Outputs:
+    """Run every row alone and put the outputs together, those that have an axis of samples."""
+    return _join(_run_alone(run, feeds), axes)
+
+
 def iterate_batches(data: Dataset, plan: CheckPlan) -> Iterator[tuple[Feeds, Array | None]]:
     """Feeds and labels; batches of 1, 2 and 3 first, then as large as is sensible."""
     start = 0
-    sizes = iter(() if plan.static_batch else _ODD_BATCHES)
-    full = plan.static_batch or _batch_size(data)
+    sizes = iter(() if plan.static_batch else _batch_sizes(plan))
+    full = plan.static_batch or min(_batch_size(data), plan.largest_batch or sys.maxsize)
     while start < len(data):
         size = next(sizes, full)
         if plan.static_batch and start + size > len(data):

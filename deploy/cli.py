@@ -50,6 +50,7 @@ def cli() -> None:
       deploy compare A.deploy B.deploy          exit 1 on a regression
       deploy verify model.deploy --data DIR     parity again, on other data
       deploy finish model.deploy                on the GPU machine: what waited for it
+      deploy bench --url URL --rate 200         a running server under load
       deploy debug precision model.deploy --precision int8     which layers are wrong
       deploy serve model.deploy                 the verified winner behind HTTP and gRPC
       deploy ctl --control SOCKET load new.deploy              a new version, no request lost
@@ -219,12 +220,73 @@ def inspect(model_file: Path, **flags: Any) -> None:
     print_certificate(inspection.certificate.as_dict(), _console())
 
 
+_server_options = _shared(
+    click.option("--url", metavar="URL", help="Of a running server: http://HOST:PORT."),
+    click.option("--model", metavar="NAME", help="Of the server's models.  [the only one]"),
+    click.option(
+        "--token", envvar="DEPLOY_TOKEN", metavar="TEXT", help="Bearer token; better DEPLOY_TOKEN."
+    ),
+)
+_load_options = _shared(
+    click.option("--rate", type=float, help="Requests a second, answered or not: an open loop."),
+    click.option("--concurrency", type=int, help="Callers that wait for answers: a closed loop."),
+    click.option(
+        "--arrivals", type=click.Choice(["poisson", "fixed"]), help="At a rate.  [poisson]"
+    ),
+    click.option("--seconds", type=float, help="For how long requests are made.  [10]"),
+    click.option("--connections", type=int, help="To the server, at most.  [128]"),
+    click.option("--timeout", type=float, help="Seconds until a request is given up.  [30]"),
+)
+
+
 @cli.command(epilog=_EPILOG)
-@click.argument("target", metavar="BUNDLE|MODEL.onnx", type=click.Path(path_type=Path))
+@click.argument(
+    "target", metavar="[BUNDLE|MODEL.onnx]", required=False, type=click.Path(path_type=Path)
+)
 @_trust_options
 @_measure_options
-def bench(target: Path, **flags: Any) -> None:
-    """Measure latency, interleaved, of every engine that can be opened."""
+@_server_options
+@_load_options
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="With --url: JSON to write.")
+def bench(target: Path | None, url: str | None, token: str | None, **flags: Any) -> None:
+    """Measure latency, interleaved, of every engine that can be opened.
+
+    With --url, drive a running server instead, with the golden inputs of BUNDLE or made-up ones.
+    """
+    from deploy.client.settings import refuse_without_url
+
+    names = ("model", "output", "rate", "concurrency", "arrivals", "seconds")
+    load = {name: flags.pop(name) for name in (*names, "connections", "timeout")}
+    if url is not None:
+        _bench_server((url, token), target, load, _config(flags))
+        return
+
+    refuse_without_url(load)
+    if target is None:
+        raise click.UsageError("Pass a bundle, an ONNX file, or --url URL.")
+    _bench_engines(target, _config(flags))
+
+
+def _bench_server(
+    server: tuple[str, str | None], target: Path | None, load: dict[str, Any], config: Any
+) -> None:
+    """Drive the server of this URL and token; nothing else is drawn meanwhile."""
+    from deploy.bundle import read_bundle
+    from deploy.client import bench_server, make_settings
+    from deploy.report.load import describe_plan, print_load, write_load
+
+    (url, token), model, output = server, load.pop("model"), load.pop("output")
+    settings = make_settings(load, batch=config.batch, seed=config.seed)
+    click.echo(describe_plan(url, settings), err=True)
+    bundle = None if target is None else read_bundle(target)
+    report = bench_server(url, settings, model=model, bundle=bundle, token=token)
+    print_load(report, _console())
+    if output is not None:
+        write_load(report, output)
+
+
+def _bench_engines(target: Path, config: Any) -> None:
+    """Measure what `target` can be opened with."""
     from deploy.bench import bench_bundle, bench_onnx
     from deploy.bundle import read_bundle
     from deploy.commands import explain_error
@@ -232,7 +294,6 @@ def bench(target: Path, **flags: Any) -> None:
     from deploy.report.progress import ProgressDisplay
     from deploy.report.tables import print_latency
 
-    config = _config(flags)
     settings = LatencySettings(seconds=config.measure_seconds, seed=config.seed)
     sizes = {"batch": config.batch, "threads": config.threads}
     with ProgressDisplay(_console(stderr=True)) as progress:
@@ -251,23 +312,38 @@ def bench(target: Path, **flags: Any) -> None:
 @_trust_options
 @_data_options
 @click.option("--threads", type=int, help="Threads of every engine.  [all cores]")
-def verify(bundle: Path, **flags: Any) -> None:
-    """Check a bundle's hashes, its recorded answers and, with --data, its parity."""
+@_server_options
+@click.option(
+    "--engine", metavar="NAME", help="That the server runs.  [what it says, or the winner]"
+)
+def verify(bundle: Path, url: str | None, **flags: Any) -> None:
+    """Check a bundle's hashes, its recorded answers and, with --data, its parity.
+
+    With --url, a running server answers in place of the bundle's engines.
+    """
     from deploy.bundle import read_bundle
+    from deploy.client import ServedModel, refuse_without_url, verify_server
     from deploy.report.progress import ProgressDisplay
     from deploy.report.tables import print_verification
     from deploy.verification import verify as verify_bundle
 
+    token, served = flags.pop("token"), {name: flags.pop(name) for name in ("model", "engine")}
     config = _config(flags)
+    if url is None:
+        refuse_without_url(served)
     with ProgressDisplay(_console(stderr=True)) as progress:
-        results = verify_bundle(
-            read_bundle(bundle),
-            data=config.data,
-            config=config,
-            threads=config.threads,
-            trust=config.trust,
-            progress=progress,
-        )
+        if url is not None:
+            model = ServedModel(url, served["model"], served["engine"], token)
+            results = verify_server(read_bundle(bundle), model, config=config, progress=progress)
+        else:
+            results = verify_bundle(
+                read_bundle(bundle),
+                data=config.data,
+                config=config,
+                threads=config.threads,
+                trust=config.trust,
+                progress=progress,
+            )
     print_verification(results, _console())
     _exit_verified(results)
 
@@ -462,6 +538,56 @@ def precision(
     if output is not None:
         write_precision(found, output)
     sys.exit(0 if found.complete else 1)
+
+
+@cli.command("export-triton")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Model repository."
+)
+@click.option("--name", help="Of the model.  [that of the model file]")
+@click.option("--version", type=int, default=1, show_default=True, help="Of the model.")
+@click.option("--engine", metavar="NAME", help="To export.  [the winner, or the fastest]")
+def export_triton(bundle: Path, output: Path, **options: Any) -> None:
+    """Write a bundle into a model repository of Triton."""
+    from deploy.bundle import read_bundle
+    from deploy.exports import export_triton as write_repository
+
+    export = write_repository(read_bundle(bundle), output, **options)
+    _warn(export.warnings)
+    click.echo(f"{export.engine} is version {export.version} of {export.name}: {export.path}")
+
+
+@cli.command("export-kserve")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="YAML to write."
+)
+@click.option(
+    "--runtime",
+    type=click.Choice(["deploy", "triton"]),
+    default="deploy",
+    show_default=True,
+    help="That serves it.",
+)
+@click.option("--image", help="Container image of the runtime; deploy needs one.")
+@click.option("--storage-uri", metavar="URI", help="Where the bundle or the repository is.")
+@click.option("--name", help="Of the service.  [that of the model file]")
+def export_kserve(bundle: Path, output: Path, **options: Any) -> None:
+    """Write an InferenceService of KServe."""
+    from deploy.bundle import read_bundle
+    from deploy.exports import KserveOptions
+    from deploy.exports import export_kserve as write_service
+
+    _warn(write_service(read_bundle(bundle), output, KserveOptions(**options)))
+    click.echo(f"InferenceService: {output}")
+
+
+def _warn(warnings: Sequence[str]) -> None:
+    from deploy.report.wording import clean
+
+    for warning in warnings:
+        click.echo(f"Warning: {clean(warning)}", err=True)
 
 
 def _exit_verified(results: Sequence[Any]) -> None:

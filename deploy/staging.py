@@ -6,7 +6,7 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from deploy.manifest import MANIFEST
@@ -15,22 +15,43 @@ from export.errors import BundleError
 
 @contextlib.contextmanager
 def stage_bundle(target: Path) -> Iterator[Path]:
-    """A folder beside `target` to build in; becomes `target` when the block ends well.
-
-    On any error or interrupt the folder is removed and what stood at `target` stays. What a
-    build that was killed left beside it is cleaned up by the next one: its unfinished folder is
-    removed, and a bundle that it had moved aside is put back.
+    """A folder beside `target` to build a bundle in; see `stage_folder`.
 
     Raises:
         BundleError: something that is no bundle stands at `target`.
     """
-    target = target.resolve()  # a link to a bundle stays, and what it leads to is replaced
-    _refuse_other(target)
+    with stage_folder(target, _refuse_other) as stage:
+        yield stage
+
+
+@contextlib.contextmanager
+def stage_folder(
+    target: Path, refuse_other: Callable[[Path], None], *, beside: Path | None = None
+) -> Iterator[Path]:
+    """A folder beside `target` to write in; becomes `target` when the block ends well.
+
+    On any error or interrupt the folder is removed and what stood at `target` stays. What a
+    build that was killed left beside it is cleaned up by the next one: its unfinished folder is
+    removed, and what it had moved aside is put back.
+
+    Args:
+        target: the folder to write, or to replace.
+        refuse_other: raises where what stands at a path must not be replaced.
+        beside: where unfinished folders may lie, beside this path, where `target` is in a folder
+            that others read; on the same file system.
+
+    Raises:
+        BundleError: the folder cannot be written; and what `refuse_other` raises.
+    """
+    target = target.resolve()  # a link stays, and what it leads to is replaced
+    refuse_other(target)
+    beside = target if beside is None else beside.resolve()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _clean_up(target)
-        prefix = f".{target.name}.new-{_owner()}-"
-        stage = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(exist_ok=True)
+        _clean_up(target, beside)
+        prefix = f".{beside.name}.new-{_owner()}-"
+        stage = Path(tempfile.mkdtemp(prefix=prefix, dir=beside.parent))
     except OSError as error:
         raise BundleError(
             f"{target} cannot be written: {error.strerror}. Choose another --output."
@@ -38,8 +59,8 @@ def stage_bundle(target: Path) -> Iterator[Path]:
     try:
         yield stage
         stage.chmod(0o755)
-        _refuse_other(target)
-        _replace(stage, target)
+        refuse_other(target)
+        _replace(stage, target, beside)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
@@ -55,9 +76,9 @@ def _refuse_other(target: Path) -> None:
         )
 
 
-def _replace(stage: Path, target: Path) -> None:
-    """Put `stage` where `target` is; a crash in between leaves the old bundle beside it."""
-    old = target.with_name(f".{target.name}.old-{_owner()}-")
+def _replace(stage: Path, target: Path, beside: Path) -> None:
+    """Put `stage` where `target` is; a crash in between leaves the old folder beside `beside`."""
+    old = beside.with_name(f".{beside.name}.old-{_owner()}-")
     try:
         if target.exists():
             target.rename(old)
@@ -69,11 +90,11 @@ def _replace(stage: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _clean_up(target: Path) -> None:
+def _clean_up(target: Path, beside: Path) -> None:
     """Undo what builds of this machine left of `target` when they were killed."""
-    name = re.escape(target.name)
+    name = re.escape(beside.name)
     pattern = re.compile(rf"\.{name}\.(new|old)-{re.escape(platform.node())}-(\d+)-\w*")
-    for path in target.parent.iterdir():
+    for path in beside.parent.iterdir():
         match = pattern.fullmatch(path.name)
         if match is None or path.is_symlink() or _is_alive(int(match[2])):
             continue

@@ -121,7 +121,7 @@ def verify(
         reports = check_candidates(reference, here, dataset, plan, progress)
     kind: DataKind = "unlabelled" if plan.classes_of is None else "labelled"
     return tuple(
-        _judge(result, reports[result.name], bundle, kind, config)
+        judge_engine(result, reports[result.name], bundle, kind, config)
         if result.name in here
         else result
         for result in replayed
@@ -195,13 +195,14 @@ def plan_check(
     return replace(plan, classes_of=choose_class_output(found, reference, evaluation, plan).name)
 
 
-def _judge(
+def judge_engine(
     replayed: Verification,
     report: ParityReport | str,
     bundle: Bundle,
     kind: DataKind,
     config: BuildConfig,
 ) -> Verification:
+    """What `replayed` says, with the parity on data and the verdict of its gate."""
     if isinstance(report, str):
         return replace(replayed, verdict=Verdict(False, "runs on the data", report))
     precision = bundle.manifest.engines[replayed.name].precision

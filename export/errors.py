@@ -12,6 +12,7 @@
     ├── QuantizeError               a model that cannot be put in fewer bits      exit 1
     │   └── NothingToQuantizeError  it has no layer that could be
     ├── EngineError                 an engine could not be built, opened or run   exit 1
+    ├── ServerError                 a running server cannot be reached or refuses exit 1
     └── GateError                   a gate failed: parity, regression             exit 1
 
 A message says what is wrong, where, and what to do about it. Anything outside this tree is a bug
@@ -94,6 +95,17 @@ class NothingToQuantizeError(QuantizeError):
 
 class EngineError(DeployError):
     """An engine could not be built, opened or run."""
+
+
+class ServerError(DeployError):
+    """A running server cannot be reached, or answers otherwise than with what was asked for.
+
+    `status` is that of HTTP; None where no answer came, or one that cannot be read.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class GateError(DeployError):
