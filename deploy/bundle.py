@@ -74,6 +74,7 @@ class Bundle:
             outputs=self.manifest.outputs,
             variant=entry.variant,
             record=entry.record,
+            source=None if entry.source is None else str(self.path / entry.source),
         )
 
 

@@ -56,6 +56,7 @@ class Candidate:
             threads,
             variant=plan.variant,
             record=self.record,
+            source=None if self.source is None else str(self.source),
         )
 
 

@@ -114,7 +114,8 @@ def take_census(spec: EngineSpec, feeds: Feeds) -> Census:
     """
     layers = read_layers(spec, feeds)
     batch = next((array.shape[0] for array in feeds.values() if array.ndim), 1)
-    found = _attribute(layers, read_model(Path(spec.path), weights=False), batch)
+    graph = read_model(Path(spec.source or spec.path), weights=False)
+    found = _attribute(layers, graph, batch)
     total = sum(layer.seconds for layer in layers)
     reformats = [item.layer for item in found if item.layer.reformat]
     works = [item for item in found if not item.layer.reformat]

@@ -58,9 +58,11 @@ class EngineSpec:
         variant: how int8 comes about without calibration: ``dynamic``, activations are quantized
             as they come, a tensor at a time; ``weights``, weights are packed in blocks, and
             activations quantized in blocks while they are multiplied. Empty: neither. Or where
-            ONNX Runtime runs: ``cuda``; empty: on the CPU.
+            ONNX Runtime or torch runs: ``cuda``; empty: on the CPU.
         record: of an engine that was built ahead of time, what it needs; such an engine is not
             opened without.
+        source: of such an engine, the ONNX file that it was built from, which tells what its layers
+            are; None: `path` is the graph itself.
     """
 
     engine: str
@@ -74,6 +76,7 @@ class EngineSpec:
     outputs: tuple[TensorSpec, ...] = ()
     variant: str = ""
     record: EngineRecord | None = None
+    source: str | None = None
 
     @property
     def name(self) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from deploy.engines.base import EngineSpec, Feeds
 from export.errors import EngineError
+from export.tensorrt.products import PRODUCTS
 
 WARM_CALLS = 3
 _MIN_BLOCKS, _MAX_BLOCKS = 5, 20
@@ -53,6 +54,10 @@ def read_layers(spec: EngineSpec, feeds: Feeds) -> tuple[ExecutedLayer, ...]:
         from deploy.engines.openvino_layers import profile_openvino
 
         return profile_openvino(spec, feeds)
+    if spec.engine in PRODUCTS:
+        from deploy.engines.tensorrt_layers import profile_tensorrt
+
+        return profile_tensorrt(spec, feeds)
     raise EngineError(f"The layers of {spec.engine} cannot be read by this version.")
 
 

@@ -4,9 +4,10 @@ Nothing of an engine is deserialized before its record has been held against the
 bytes that are deserialized are those whose hash was checked.
 """
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from deploy.engines.base import Array, BackendEngine, EngineSpec, Feeds, check_feeds
 from deploy.engines.device_memory import DeviceMemory, DeviceTensor, choose_memory
 from deploy.engines.lanes import LanePool
+from deploy.engines.layer_times import LayerTimes
 from deploy.engines.tensorrt_context import Request
 from deploy.engines.tensorrt_lane import DeviceInput, Lane
 from deploy.engines.tensorrt_native import NativeEngine, NativeTensor, PlanFile
@@ -84,6 +86,7 @@ class TensorRtEngine(BackendEngine):
         known = {tensor.name: tensor.shape for tensor in (*spec.inputs, *spec.outputs)}
         self.inputs = tuple(_spec(tensor, known) for tensor in native.inputs.values())
         self.outputs = tuple(_spec(tensor, known) for tensor in native.outputs.values())
+        self._open_memory = open_memory
         self._lanes = LanePool(lambda: Lane(native, open_memory), LANES)
 
     def run_device(self, tensors: Mapping[str, Any]) -> dict[str, DeviceTensor]:
@@ -105,6 +108,43 @@ class TensorRtEngine(BackendEngine):
         request = self._request({name: device.shape for name, device in inputs.items()})
         with self._lanes.take() as lane:
             return lane.run_device(inputs, request)
+
+    def time_device(self, feeds: Feeds, calls: int) -> list[float]:
+        """Seconds that the GPU works on each of `calls` runs, by its own events, without copies.
+
+        Raises:
+            EngineError: the inputs do not fit, the backend fails, or the engine was closed.
+        """
+        request = self._check(feeds)
+        with self._lanes.take() as lane:
+            return lane.time(feeds, request, calls)
+
+    def profile(self, feeds: Feeds, times: LayerTimes, calls: Iterable[int]) -> str:
+        """Run under TensorRT's profiler, in a lane of its own, without graphs.
+
+        Args:
+            times: are told what every layer takes.
+            calls: how many runs follow, in each block of them.
+
+        Returns:
+            The inspector's account of the engine, as JSON.
+
+        Raises:
+            EngineError: the inputs do not fit, the backend fails, or the engine was closed.
+        """
+        request = self._check(feeds)
+        with contextlib.closing(Lane(self._native, self._open_memory, times)) as lane:
+            for block in calls:
+                for _ in range(block):
+                    times.begin()
+                    lane.run(feeds, request)
+            return lane.inspect()
+
+    def _check(self, feeds: Feeds) -> Request:
+        if self._closed:
+            raise EngineError("The engine is closed; use it inside its with block.")
+        check_feeds(self.inputs, feeds)
+        return self._request({name: array.shape for name, array in feeds.items()})
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:
         request = self._request({name: array.shape for name, array in feeds.items()})

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from deploy.engines.device_memory import DeviceBuffer, DeviceMemory
+from deploy.engines.layer_times import LayerTimes
 from deploy.engines.output_allocator import GrowingOutput
 from deploy.engines.tensorrt_native import NativeEngine
 
@@ -19,10 +20,14 @@ class Context:
     """A context of TensorRT in a lane's stream, and what it was told last."""
 
     def __init__(
-        self, native: NativeEngine, memory: DeviceMemory, scratch: DeviceBuffer | None
+        self,
+        native: NativeEngine,
+        memory: DeviceMemory,
+        scratch: DeviceBuffer | None,
+        times: LayerTimes | None = None,
     ) -> None:
         self.native, self.memory = native, memory
-        self._context = native.create_context()
+        self._context = native.create_context(times)
         if scratch is not None:
             self._context.set_device_memory(scratch.address, scratch.size)
         self._request: Request | None = None
@@ -57,6 +62,10 @@ class Context:
     def execute(self) -> None:
         """Put one inference into the stream."""
         self._check(self._context.execute_async_v3(self.memory.stream), "run")
+
+    def inspect(self) -> str:
+        """TensorRT's own account of the engine, as JSON, with the present shapes."""
+        return self.native.inspect(self._context)
 
     def can_capture(self) -> bool:
         """Whether TensorRT's own word allows it; a version that has none is simply tried."""

@@ -17,12 +17,16 @@ import numpy as np
 from deploy.engines.base import Array, Feeds
 from deploy.engines.cuda_graphs import GraphReplay
 from deploy.engines.device_memory import DeviceBuffer, DeviceMemory, DeviceTensor
+from deploy.engines.layer_times import LayerTimes
 from deploy.engines.output_allocator import GrowingOutput
 from deploy.engines.tensorrt_context import Context, Request, told_shape
 from deploy.engines.tensorrt_native import NativeEngine, NativeTensor
 
 _KEPT_PLANS = 4
 """Sets of shapes that keep their buffers."""
+
+_WARM_RUNS = 2
+"""Of what is timed: one run plainly, one in which it is captured."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -46,10 +50,16 @@ class Lane:
     Args:
         native: the engine, which other lanes use too.
         open_memory: opens the stream that this lane works in.
+        times: are told the time of every layer of every run; nothing is captured then.
     """
 
-    def __init__(self, native: NativeEngine, open_memory: Callable[[], DeviceMemory]) -> None:
-        self._native = native
+    def __init__(
+        self,
+        native: NativeEngine,
+        open_memory: Callable[[], DeviceMemory],
+        times: LayerTimes | None = None,
+    ) -> None:
+        self._native, self._times = native, times
         self._plans: OrderedDict[Request, _Plan] = OrderedDict()
         self._context: Context | None = None
         with ExitStack() as stack:
@@ -67,10 +77,7 @@ class Lane:
         Raises:
             EngineError: the GPU has no memory left, or TensorRT fails.
         """
-        plan, memory = self._plan_for(request), self._memory
-        for name, staged in plan.inputs.items():
-            np.copyto(staged.array, feeds[name])
-            memory.copy_in(staged.pinned, staged.buffer)
+        plan, memory = self._copy_in(feeds, request), self._memory
         plan.run()
         for staged in plan.outputs.values():
             memory.copy_out(staged.buffer, staged.pinned)
@@ -123,6 +130,29 @@ class Lane:
             for name, tensor in native.outputs.items()
         }
 
+    def time(self, feeds: Feeds, request: Request, calls: int) -> list[float]:
+        """Seconds that the GPU works on each of `calls` runs, by its own events, without copies.
+
+        Raises:
+            EngineError: the GPU has no memory left, or TensorRT fails.
+        """
+        plan, memory = self._copy_in(feeds, request), self._memory
+        for _ in range(_WARM_RUNS):
+            plan.run()
+        memory.synchronize()
+        seconds = []
+        for _ in range(calls):
+            start = memory.record_event()
+            plan.run()
+            end = memory.record_event()
+            memory.synchronize()
+            seconds.append(memory.elapsed(start, end))
+        return seconds
+
+    def inspect(self) -> str:
+        """TensorRT's own account of the engine, as JSON, with the shapes of the last run."""
+        return self._shared_context().inspect()
+
     def close(self) -> None:
         """Give back graphs, contexts, buffers and the stream, in this order, whatever fails."""
         with self._stack as stack:
@@ -135,8 +165,16 @@ class Lane:
 
     def _shared_context(self) -> "Context":
         if self._context is None:
-            self._context = Context(self._native, self._memory, self._scratch)
+            self._context = Context(self._native, self._memory, self._scratch, self._times)
         return self._context
+
+    def _copy_in(self, feeds: Feeds, request: Request) -> "_Plan":
+        """The plan for a request, with what it reads on its way to the GPU."""
+        plan, memory = self._plan_for(request), self._memory
+        for name, staged in plan.inputs.items():
+            np.copyto(staged.array, feeds[name])
+            memory.copy_in(staged.pinned, staged.buffer)
+        return plan
 
     def _plan_for(self, request: Request) -> "_Plan":
         plan = self._plans.get(request)
@@ -146,6 +184,7 @@ class Lane:
         while len(self._plans) >= _KEPT_PLANS:
             self._plans.popitem(last=False)[1].free()
         captures = self._memory.captures and not self._native.captures_itself
+        captures = captures and self._times is None
         context = (
             Context(self._native, self._memory, self._scratch)
             if captures

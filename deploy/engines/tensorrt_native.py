@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from deploy.engines.base import Array
+from deploy.engines.layer_times import LayerTimes, make_profiler
 from deploy.engines.output_allocator import make_allocator_class
 from export.errors import EngineError
 from export.tensorrt.options import ShapeProfile
@@ -98,10 +99,15 @@ class NativeEngine:
             self.captures_itself = product.ahead_of_time
             self.allocator = make_allocator_class(trt)
             self._config = self._make_config() if self.captures_itself else None
+            self._profiled_config: Any = None
             self._stack = stack.pop_all()
 
-    def create_context(self) -> Any:
+    def create_context(self, times: LayerTimes | None = None) -> Any:
         """A context; one that needs `scratch` given by the caller, unless it captures itself.
+
+        Args:
+            times: are told every layer's time in every run, which is waited for; such a context
+                captures nothing.
 
         Raises:
             EngineError: there is no memory left for one.
@@ -109,13 +115,23 @@ class NativeEngine:
         trt = self._trt
         with self._lock:  # contexts may run side by side, and are made one after the other
             if self._config is not None:
-                context = self._engine.create_execution_context(self._config)
+                config = self._config if times is None else self._make_plain_config()
+                context = self._engine.create_execution_context(config)
             else:
                 strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
                 context = self._engine.create_execution_context(strategy)
         if context is None:
             raise EngineError(f"{self._title} cannot open a context: {self.explain()}")
+        if times is not None:
+            context.profiler = make_profiler(trt, times)
+            context.enqueue_emits_profile = True
         return context
+
+    def inspect(self, context: Any) -> str:
+        """What TensorRT's inspector tells of the engine, as JSON, with the shapes of `context`."""
+        inspector = self._engine.create_engine_inspector()
+        inspector.execution_context = context
+        return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     def explain(self) -> str:
         """What TensorRT has said went wrong since the last time, as one text."""
@@ -129,7 +145,7 @@ class NativeEngine:
 
     def close(self) -> None:
         """Let go of the engine and its libraries. Contexts are dropped before."""
-        self._cache = self._config = self._engine = self._runtime = None
+        self._cache = self._config = self._profiled_config = self._engine = self._runtime = None
         self._stack.close()
 
     def _make_config(self) -> Any:
@@ -138,6 +154,12 @@ class NativeEngine:
         config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         self._cache = config.create_runtime_cache()
         config.set_runtime_cache(self._cache)
+        return config
+
+    def _make_plain_config(self) -> Any:
+        """For a context whose layers are timed one by one, which a graph would hide."""
+        self._profiled_config = config = self._engine.create_runtime_config()
+        config.cuda_graph_strategy = self._trt.CudaGraphStrategy.DISABLED
         return config
 
 

@@ -66,9 +66,14 @@ def read_inspection(document: str) -> tuple[InspectedLayer, ...]:
         ) from error
 
 
+def read_name(name: str) -> InspectedLayer:
+    """What the name of a layer tells by itself: that it reformats, and what it was made from."""
+    return InspectedLayer(name, "", OTHER, _is_reformat(name, ""), _split_name(name))
+
+
 def _read_layer(layer: Mapping[str, Any] | str) -> InspectedLayer:
     if isinstance(layer, str):
-        return InspectedLayer(layer, "", OTHER, _is_reformat(layer, ""), _split_name(layer))
+        return read_name(layer)
     name, kind = str(layer["Name"]), str(layer.get("LayerType", ""))
     named = tuple(_ONNX_LAYER.findall(str(layer.get("Metadata", ""))))
     inputs = [_precision(tensor) for tensor in _tensors(layer, "Inputs")]

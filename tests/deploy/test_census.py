@@ -1,7 +1,10 @@
 """The census agrees with counts by hand: layers, MACs by precision, what stays float, and where."""
 
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,11 +12,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "quantize"))
 from test_nets import Net, classifier
 
+import deploy.census
 from deploy.census import Census, take_census
 from deploy.engines.base import EngineSpec
+from deploy.engines.tensorrt_layers import match_layers
 from deploy.process import call_in_child
 from export.artifacts import OnnxModel
 from export.errors import EngineError
+from export.tensorrt.inspection import read_inspection
 from quantize.calibrate import calibrate
 from quantize.int8 import quantize_int8
 from quantize.scheme import PRESETS
@@ -100,9 +106,46 @@ def test_openvino_calls_out_what_its_int8_file_leaves_in_float(tmp_path: Path) -
 
 def test_an_engine_without_a_profile_says_so(tmp_path: Path) -> None:
     net, model = classifier(tmp_path)
-    spec = EngineSpec("tensorrt_rtx", "int8", str(model.path), 1)
-    with pytest.raises(EngineError, match="tensorrt_rtx cannot be read"):
+    spec = EngineSpec("torch", "fp32", str(model.path), 1)
+    with pytest.raises(EngineError, match="torch cannot be read"):
         take_census(spec, net.feed(1))
+
+
+def test_an_engine_file_is_told_by_the_graph_that_it_was_built_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, model = classifier(tmp_path)
+    quantized = _quantize(net, model, "tensorrt")
+    (tmp_path / "model.engine").write_bytes(b"no ONNX file")
+    inspected = read_inspection(json.dumps({"Layers": _inspect(LAYERS)}))
+    seconds = {layer.name: 1e-3 for layer in inspected}
+    executed = match_layers(inspected, seconds)
+    monkeypatch.setattr(deploy.census, "read_layers", lambda spec, feeds: executed)
+    spec = EngineSpec(
+        "tensorrt", "int8", str(tmp_path / "model.engine"), 1, source=str(quantized.path)
+    )
+    census = take_census(spec, net.feed(2))
+    int8 = 2 * (sum(MACS.values()) - MACS["head"])
+    assert _by_precision(census) == {"int8": int8, "fp16": 2 * MACS["head"]}
+    assert set(LAYERS) == set(census.layer_seconds)
+    assert [item.where for item in census.remainder] == ["head"]
+    assert (census.reformats, census.reformat_seconds) == (1, pytest.approx(1e-3))
+
+
+def _inspect(names: Sequence[str]) -> list[dict[str, Any]]:
+    """As TensorRT 11 tells of it: every layer in int8 but the head, which is in fp16."""
+    layers = [
+        {
+            "Name": f"{name} [profile 1]",
+            "LayerType": "CaskConvolution",
+            "Inputs": [{"DataType": "Half" if name == "head" else "Int8", "Format": "CHW32"}],
+            "Outputs": [{"DataType": "Int8", "Format": "CHW32"}],
+            "Metadata": f"[ONNX Layer: {name}_DequantizeLinear]\x1e[ONNX Layer: {name}]",
+        }
+        for name in names
+    ]
+    copy = {"Name": "Reformatting CopyNode for Input Tensor 0 to stem", "LayerType": "Reformat"}
+    return [copy, *layers]
 
 
 def test_onnxruntime_s_parts_of_a_function_are_led_back_to_it(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ ENUMS = {
     "BuilderFlag": "DISABLE_TIMING_CACHE EDITABLE_TIMING_CACHE EXCLUDE_LEAN_RUNTIME REFIT "
     "REFIT_IDENTICAL STRIP_PLAN TF32 VERSION_COMPATIBLE",
     "ComputeCapability": "CURRENT SM75 SM80 SM86 SM89 SM120 SM121",
+    "CudaGraphStrategy": "DISABLED WHOLE_GRAPH_CAPTURE",
     "DataType": "BF16 BOOL FLOAT HALF INT8 INT32 INT64 UINT8",
     "ErrorCode": "SUCCESS UNSUPPORTED_NODE",
     "ExecutionContextAllocationStrategy": "STATIC USER_MANAGED",
@@ -43,6 +44,10 @@ CLASSES = {
         "reallocate_output": "(tensor_name, memory, size, alignment)",
         "reallocate_output_async": "(tensor_name, memory, size, alignment, stream)",
         "notify_shape": "(tensor_name, shape)",
+    },
+    "IProfiler": {
+        "__init__": "() -> None",
+        "report_layer_time": "(layer_name: str, ms: float) -> None",
     },
     "Builder": {
         "__init__": "(logger: ILogger) -> None",
@@ -154,6 +159,11 @@ CLASSES = {
         "set_flag": "(flag: SerializationFlag) -> bool",
         "clear_flag": "(flag: SerializationFlag) -> bool",
     },
+    "IRuntimeConfig": {
+        "cuda_graph_strategy": "CudaGraphStrategy, settable",
+        "create_runtime_cache": "() -> IRuntimeCache",
+        "set_runtime_cache": "(cache: IRuntimeCache = None) -> bool",
+    },
     "IExecutionContext": {
         "set_input_shape": "(name: str, shape: tuple) -> bool",
         "set_tensor_address": "(name: str, memory: int) -> bool",
@@ -164,6 +174,8 @@ CLASSES = {
         "infer_shapes": "() -> list[str]",
         "execute_async_v3": "(stream_handle: int) -> bool",
         "set_device_memory": "(memory: int, size: int) -> None",
+        "profiler": "IProfiler, settable",
+        "enqueue_emits_profile": "bool, settable",
     },
     "EngineInspector": {
         "execution_context": "IExecutionContext, settable",

@@ -13,6 +13,7 @@ _NAMES = (
     (r"\b(?:nvinfer1|nvonnxparser)::(?:\w+::)*", ""),
     (r"\btensorrt\w*\.tensorrt\w*\.", ""),
     (r"\btyping\.SupportsInt\b", "int"),
+    (r"\btyping\.SupportsFloat\b", "float"),
     (r"\btyping_extensions\.Buffer\b", "buffer"),
     (r"\btyping_extensions\.CapsuleType\b", "capsule"),
     (r"\bnvinfer1::", ""),
