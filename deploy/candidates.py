@@ -10,6 +10,7 @@ from deploy.cache import hash_parts
 from deploy.engines.base import EngineSpec, Feeds
 from deploy.graphs import GraphSources, correct_nothing, make_graph
 from deploy.plans import GpuTarget, Plan, choose_plans
+from deploy.preflight import explain_mismatch, read_host
 from deploy.process import call_in_child
 from export.artifacts import OnnxModel
 from export.errors import DeployError, EngineError, NothingToQuantizeError
@@ -124,7 +125,7 @@ def _build_engine(
             model=graph,
             path=sources.stage / plan.name / "model.engine",
             engine=plan.engine,
-            options=target.options,
+            options=target.options_for(plan.engine),
             progress=progress,
         )
     except EngineError as error:
@@ -133,8 +134,16 @@ def _build_engine(
     if plan.precision == "int8":
         record = replace(record, calibration_sha256=_hash_ranges(sources.calibrated()))
     candidate = Candidate(plan, "built", None, built.path, graph.path, record)
-    obstacle = NO_GPU if target.gpu is None else None
+    obstacle = _explain_unfit(candidate, target)
     return candidate if obstacle is None else replace(candidate, status="not_run", reason=obstacle)
+
+
+def _explain_unfit(candidate: Candidate, target: GpuTarget) -> str | None:
+    """Why an engine that was built cannot run here; asked before anything opens it."""
+    if target.gpu is None or candidate.file is None:
+        return NO_GPU
+    host = replace(read_host(), gpu=target.gpu)
+    return explain_mismatch(candidate.record, candidate.file, host)
 
 
 def _hash_ranges(ranges: Ranges) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from deploy.data import Dataset
 from deploy.engines.base import Array, EngineSpec, Feeds
 from deploy.parity import ParityAccumulator, ParityReport
+from deploy.pieces import Run, largest_batch, run_in_pieces
 from deploy.process import open_processes
 from export.artifacts import TensorSpec
 from export.errors import DataError, DeployError
@@ -75,7 +76,15 @@ def check_candidates(
     """
     _check_rows(data, plan)
     with contextlib.ExitStack() as stack:
-        opened = dict(zip(specs, open_processes(specs.values(), stack), strict=True))
+        axes = sample_axes(reference.outputs, plan)
+        opened: dict[str, Run | DeployError] = {
+            name: process
+            if isinstance(process, DeployError)
+            else run_in_pieces(process, largest_batch(spec), axes)
+            for (name, spec), process in zip(
+                specs.items(), open_processes(specs.values(), stack), strict=True
+            )
+        }
         return compare_candidates(reference, opened, data, plan, progress)
 
 

@@ -158,6 +158,11 @@ _tensorrt_options = _shared(
 @_fusion_options
 @_search_options
 @_tensorrt_options
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    help="Where the baseline runs; auto: on the GPU if torch can.  [auto]",
+)
 @click.option("--opset", type=int, help="ONNX opset, 18 to 25.  [20]")
 @click.option("--golden-from-data", is_flag=True, help="Ship real samples as golden inputs.")
 def build(model_file: Path, **flags: Any) -> None:

@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from export.errors import ConfigError
-from export.tensorrt.options import DEFAULT_BATCH, DEFAULT_TARGETS, BuildOptions, parse_sizes
+from export.tensorrt.options import (
+    DEFAULT_BATCH,
+    DEFAULT_TARGETS,
+    BuildOptions,
+    SizeRange,
+    parse_sizes,
+)
 
 Observer = Literal[
     "auto",
@@ -27,6 +33,7 @@ Observer = Literal[
 ImageMode = Literal["rgb", "gray"]
 EffortName = Literal["quick", "normal", "thorough"]
 TargetName = Literal["auto", "cuda"]
+DeviceName = Literal["auto", "cpu", "cuda"]
 Recovery = Literal["auto", "none", "bias", "rounding", "equalization", "fallback"]
 
 
@@ -71,6 +78,8 @@ class BuildConfig:
             measured at the second.
         target: ``cuda`` makes all that engines of NVIDIA TensorRT need, also where there is no GPU
             to build them: ``deploy finish`` does that later. ``auto``: what this machine can build.
+        device: where the baseline runs, eager on the ``cpu`` or on the GPU (``cuda``); ``auto``: on
+            the GPU where torch can use one. What is exact is told by the CPU in either case.
         compute_capability: of the GPUs that TensorRT for RTX builds for.
         workspace_mb: scratch memory of a layer in TensorRT, in MiB; None: no limit.
         optimization_level: of TensorRT's builder, 0 to 5; None: its default.
@@ -110,6 +119,7 @@ class BuildConfig:
     batch: int = 1
     batches: tuple[str, ...] = ()
     target: TargetName = "auto"
+    device: DeviceName = "auto"
     compute_capability: tuple[str, ...] = DEFAULT_TARGETS
     workspace_mb: int | None = None
     optimization_level: int | None = None
@@ -171,6 +181,12 @@ class BuildConfig:
             self.target,
             " or ".join(typing.get_args(TargetName)),
         )
+        _check(
+            self.device in typing.get_args(DeviceName),
+            "device",
+            self.device,
+            " or ".join(typing.get_args(DeviceName)),
+        )
         self.engine_options()
         for step in self.recover:
             names = typing.get_args(Recovery)
@@ -189,8 +205,11 @@ class BuildConfig:
             ConfigError: a value that they have not.
         """
         workspace = self.workspace_mb
+        usual = DEFAULT_BATCH
+        if self.batch > usual.most:  # what is measured must fit
+            usual = SizeRange(usual.least, self.batch, self.batch)
         return BuildOptions(
-            batch=tuple(map(parse_sizes, self.batches)) or (DEFAULT_BATCH,),
+            batch=tuple(map(parse_sizes, self.batches)) or (usual,),
             targets=self.compute_capability,
             workspace=None if workspace is None else workspace * 2**20,
             level=self.optimization_level,

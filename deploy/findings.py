@@ -8,8 +8,10 @@ from typing import Any
 from deploy.accuracy import Accuracy
 from deploy.calibration import choose_observer
 from deploy.config import BuildConfig
+from deploy.device import CUDA
+from deploy.eager import EagerBaseline
 from deploy.engines.base import EngineSpec
-from deploy.gates import MIN_LABELLED
+from deploy.gates import MIN_LABELLED, Verdict
 from deploy.latency import LatencyReport
 from deploy.machine import Machine
 from deploy.manifest import hash_file
@@ -40,6 +42,7 @@ class Findings:
         floor_reason: why there is no float64 noise floor; None when there is.
         search: what the search over precisions did; None where there was none.
         audit: what is wrong, or may be, with the data.
+        eager: the baseline and where it ran.
     """
 
     problem: Problem
@@ -54,6 +57,7 @@ class Findings:
     floor_reason: str | None
     search: SearchReport | None = None
     audit: tuple[Finding, ...] = ()
+    eager: EagerBaseline = EagerBaseline()
 
     def baseline(self) -> CandidateResult:
         """Eager torch as a row of the report."""
@@ -62,6 +66,9 @@ class Findings:
             engine="torch",
             precision="fp32",
             status="ok",
+            variant=self.baseline_spec().variant,
+            parity=self.eager.parity,
+            verdict=None if self.eager.parity is None else Verdict(True, "none: the baseline"),
             spec=self.baseline_spec(),
             size_bytes=self.problem.file.stat().st_size,
             latency=self.latency.engines["torch"],
@@ -69,7 +76,7 @@ class Findings:
 
     def baseline_spec(self) -> EngineSpec:
         """How eager torch is opened."""
-        return self.problem.baseline_spec(self.threads)
+        return self.problem.baseline_spec(self.threads, self.eager.device)
 
     def winning(self) -> CandidateResult | None:
         """The winner's row; None where it is eager torch."""
@@ -104,6 +111,7 @@ def make_report(
         "measurement": {
             "batch": problem.latency_batch,
             "threads": findings.threads,
+            "device": findings.eager.device,
             "rounds": latency.rounds,
             "blocks_per_round": latency.blocks_per_round,
             "seconds": latency.seconds,
@@ -127,9 +135,10 @@ def describe_verdict(findings: Findings) -> str:
             return "No candidate gives the model's answers; nothing is shipped."
         return "Nothing beats eager PyTorch with certainty; the bundle keeps the model as it is."
     low, high = winner.latency.speedup_ci95
-    speed = f"{winner.name} is {winner.latency.speedup:.1f}x faster than eager PyTorch"
+    eager = "eager PyTorch on the GPU" if findings.eager.device == CUDA else "eager PyTorch"
+    speed = f"{winner.name} is {winner.latency.speedup:.1f}x faster than {eager}"
     if high > WIDE * low:
-        speed = f"{winner.name} is at least {low:.1f}x faster than eager PyTorch"
+        speed = f"{winner.name} is at least {low:.1f}x faster than {eager}"
     interval = f"95% interval {low:.1f} to {high:.1f}"
     accuracy = winner.parity.judged_accuracy
     if accuracy is not None:
@@ -184,6 +193,8 @@ def _fusion_json(exported: Exported) -> dict[str, Any]:
 
 def _warnings(findings: Findings) -> list[str]:
     warnings = list(findings.problem.warnings)
+    if findings.eager.warning is not None:
+        warnings.append(findings.eager.warning)
     kind, evaluation = findings.problem.kind, len(findings.problem.evaluation)
     checked = [result.parity for result in findings.results if result.parity is not None]
     accuracy = next((parity.accuracy for parity in checked), None)

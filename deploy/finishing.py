@@ -27,6 +27,7 @@ from deploy.latency import LatencyReport, LatencySettings, measure
 from deploy.manifest import BundledEngine
 from deploy.parity import ParityReport
 from deploy.process import EngineProcess, call_in_child
+from deploy.profiling import add_census
 from deploy.results import CandidateResult
 from deploy.staging import stage_bundle
 from deploy.substitutes import explain_unfit
@@ -187,7 +188,8 @@ def _judge(
     feeds = _take(evaluation, plan.static_batch or config.batch)
     latency = measure(work.spec(work.baseline), sound, feeds, settings, work.progress)
     timed = {name: _add_times(result, latency, work.baseline) for name, result in results.items()}
-    return timed, latency
+    told = {name: add_census(result, feeds, work.progress) for name, result in timed.items()}
+    return told, latency
 
 
 def _open_data(work: _Work) -> tuple[Dataset, bool]:

@@ -4,17 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from deploy.candidates import Candidate
-from deploy.census import Census
 from deploy.config import BuildConfig
-from deploy.engines.base import Feeds
 from deploy.gates import NO_CALIBRATION_DATA, choose_winner, judge_parity, judge_speed
 from deploy.latency import LatencyReport
 from deploy.parity import ParityReport
-from deploy.process import call_in_child
 from deploy.results import CandidateResult
 from deploy.source import Problem
-from export.errors import DeployError
-from export.progress import Progress, ProgressCallback, ignore_progress
 
 
 def judge_candidate(
@@ -73,25 +68,6 @@ def judge_latency(result: CandidateResult, latency: LatencyReport) -> CandidateR
     if result.status != "ok" or verdict.passed:
         return replace(result, latency=times)
     return replace(result, latency=times, status="rejected", reason=verdict.reason)
-
-
-def add_census(
-    result: CandidateResult, feeds: Feeds, progress: ProgressCallback = ignore_progress
-) -> CandidateResult:
-    """Add what the engine ran in which precision, or why that is not known."""
-    if result.spec is None or result.latency is None:
-        return result
-    progress(Progress("census", detail=result.name))
-    try:
-        census: Census | str = call_in_child(
-            "deploy.census:take_census",
-            threads=result.spec.threads,
-            spec=result.spec,
-            feeds=dict(feeds),
-        )
-    except DeployError as error:
-        census = str(error)
-    return replace(result, census=census)
 
 
 def choose(results: tuple[CandidateResult, ...], seed: int) -> str:

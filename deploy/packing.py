@@ -12,6 +12,7 @@ import numpy as np
 from deploy import bundle as bundles
 from deploy.config import BuildConfig
 from deploy.dataset import Dataset
+from deploy.device import CUDA
 from deploy.engines.base import Array, EngineSpec, Feeds
 from deploy.findings import Findings, make_report
 from deploy.golden import TOLERANCE, Golden, choose_samples
@@ -24,6 +25,7 @@ from export.errors import BundleError, DeployError
 from export.source_traces import remove_source_traces
 from export.tensorrt.building import hash_onnx
 from export.tensorrt.options import BuildOptions
+from export.tensorrt.products import PRODUCTS
 
 _GOLDEN_SEED = 20_240_229
 _RANGE_BATCH = 8
@@ -136,7 +138,10 @@ def _golden_feeds(
     if problem.static_batch is not None:
         return take(problem.static_batch)
     one = take(1)
-    return take(choose_samples(one, reference(one), engines=engines))
+    samples = choose_samples(one, reference(one), engines=engines)
+    if any(result.engine in PRODUCTS for result in findings.results if result.ships):
+        samples = min(samples, max(sizes.most for sizes in config.engine_options().batch))
+    return take(samples)
 
 
 def _entry(result: CandidateResult, stage: Path, options: BuildOptions) -> BundledEngine:
@@ -159,14 +164,15 @@ def _entry(result: CandidateResult, stage: Path, options: BuildOptions) -> Bundl
 
 def _keep_model(findings: Findings, stage: Path) -> BundledEngine:
     """The user's own file, where nothing beats it; opening it needs the same trust again."""
-    problem = findings.problem
+    problem, variant = findings.problem, findings.baseline_spec().variant
     name = f"model{problem.file.suffix}"
     shutil.copyfile(problem.file, stage / name)
     return BundledEngine(
         engine="torch",
         precision="fp32",
         file=name,
-        golden_tolerance=TOLERANCE["fp32"],
+        golden_tolerance=TOLERANCE["tf32" if variant == CUDA else "fp32"],
+        variant=variant,
         factory=problem.factory,
         keyword=problem.signature.keyword,
     )

@@ -17,13 +17,16 @@ from deploy.candidates import build_candidates
 from deploy.checking import CheckPlan, check_candidates
 from deploy.config import BuildConfig
 from deploy.corrections import Corrections
+from deploy.device import CUDA, choose_device
+from deploy.eager import settle_eager
 from deploy.findings import Findings, make_report
-from deploy.judging import add_census, choose, judge_candidate, judge_latency
+from deploy.judging import choose, judge_candidate, judge_latency
 from deploy.latency import LatencySettings, measure
 from deploy.machine import describe_machine, usable_cores
 from deploy.packing import forget_failure, pack_bundle, write_failure
 from deploy.peaks import measure_peaks
 from deploy.plans import GpuTarget
+from deploy.profiling import add_census
 from deploy.recording import RecordedReference
 from deploy.reference import Reference
 from deploy.results import CandidateResult
@@ -94,7 +97,8 @@ def build(
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deploy-")))
         with clock.stage("load"):
             problem = open_problem(model, config, scratch)
-        key = build_key(problem, config, machine)
+        device = choose_device(config.device)
+        key = build_key(problem, replace(config, device=device), machine)
         if not config.remeasure and (unchanged := find_built(target, key)) is not None:
             return unchanged
         stage = stack.enter_context(stage_bundle(target))
@@ -121,9 +125,12 @@ def build(
             )
         with clock.stage("check parity"):
             specs = {c.name: c.spec(threads) for c in built if c.status == "built"}
+            if device == CUDA:  # eager there is held against eager here
+                specs["torch"] = problem.baseline_spec(threads, device)
             plan = CheckPlan(problem.static_batch, problem.classes_of)
             parity = check_candidates(recorded, specs, problem.evaluation, plan, progress)
-        baseline = problem.baseline_spec(threads)
+        eager = settle_eager(device, config.device, parity)
+        baseline = problem.baseline_spec(threads, eager.device)
         judged: tuple[CandidateResult, ...] = tuple(
             judge_candidate(candidate, parity, threads, problem, config) for candidate in built
         )
@@ -166,6 +173,7 @@ def build(
             floor_reason=reference.floor_reason,
             search=searched,
             audit=audit,
+            eager=eager,
         )
         if not any(result.parity_holds for result in results):
             where = write_failure(target, make_report(findings, config, clock.seconds))

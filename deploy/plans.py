@@ -1,12 +1,12 @@
 """Which engines are tried in which precisions, from which graph."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from deploy.engines.base import name_candidate
 from export.artifacts import OnnxModel
 from export.gpu import GpuFacts
 from export.optional import is_installed
-from export.tensorrt.options import BuildOptions
+from export.tensorrt.options import DEFAULT_TARGETS, RTX_TARGETS, BuildOptions
 from quantize.matmuls import weight_share
 
 
@@ -73,6 +73,14 @@ class GpuTarget:
     options: BuildOptions = field(default_factory=BuildOptions)
     asked: bool = False
     gpu: GpuFacts | None = None
+
+    def options_for(self, engine: str) -> BuildOptions:
+        """`options`; where targets were not chosen, those of RTX hold this machine's GPU as well."""
+        options, gpu = self.options, self.gpu
+        own = () if gpu is None else tuple({gpu.target} & set(RTX_TARGETS))
+        if engine != "tensorrt_rtx" or options.targets != DEFAULT_TARGETS or not own:
+            return options
+        return replace(options, targets=tuple(dict.fromkeys((*options.targets, *own))))
 
     @property
     def engines(self) -> tuple[str, ...]:

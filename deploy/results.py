@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 from deploy.accuracy import Accuracy
 from deploy.census import Census
+from deploy.device import CUDA
 from deploy.engines.base import EngineSpec
 from deploy.gates import MIN_SQNR_DB, DataKind, Verdict
 from deploy.latency import EngineLatency, LatencyReport
 from deploy.parity import OutputParity, ParityReport
 from deploy.rungs import Rung
 from export.artifacts import TensorSpec
+from export.tensorrt.products import PRODUCTS
 from export.tensorrt.record import EngineRecord
 
 Status = Literal["ok", "rejected", "failed", "not_run"]
@@ -69,7 +71,7 @@ def candidate_json(
         result: the candidate.
         kind: of the data that it was judged on.
         macs: multiply-accumulates of one call at the measured batch.
-        peaks: GMAC/s of the machine by precision.
+        peaks: GMAC/s of the machine's CPU by precision; what runs on a GPU has none.
     """
     return {
         "name": result.name,
@@ -78,7 +80,7 @@ def candidate_json(
         "status": result.status,
         "reason": result.reason,
         "parity": _parity_json(result, kind),
-        "latency": _latency_json(result, macs, peaks.get(result.precision)),
+        "latency": _latency_json(result, macs, _peak_of(result, peaks)),
         "size_bytes": result.size_bytes,
         "recovery": [_rung_json(rung) for rung in result.recovery],
         "kept_float": list(result.kept_float),
@@ -155,6 +157,11 @@ def _latency_json(result: CandidateResult, macs: int, peak: float | None) -> dic
         "gmacs_per_s": rate,
         "peak_fraction": rate / peak if peak else None,
     }
+
+
+def _peak_of(result: CandidateResult, peaks: Mapping[str, float | None]) -> float | None:
+    on_gpu = result.engine in PRODUCTS or result.variant == CUDA
+    return None if on_gpu else peaks.get(result.precision)
 
 
 def _rung_json(rung: Rung) -> dict[str, Any]:

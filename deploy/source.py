@@ -11,6 +11,7 @@ from torch import nn
 from deploy.checking import CheckPlan, Outputs, run_reference
 from deploy.config import BuildConfig
 from deploy.data import ArrayRows, Dataset, check_data, open_data, split_data
+from deploy.device import CPU
 from deploy.engines.base import EngineSpec, Feeds
 from deploy.gates import DataKind
 from deploy.inputs import parse_input, synthetic_feeds
@@ -80,8 +81,8 @@ class Problem:
         """What every engine is timed on: evaluation samples, repeated to fill the batch."""
         return self.evaluation.batch(np.arange(self.latency_batch) % len(self.evaluation))
 
-    def baseline_spec(self, threads: int) -> EngineSpec:
-        """Eager torch, as a child process opens it."""
+    def baseline_spec(self, threads: int, device: str = CPU) -> EngineSpec:
+        """Eager torch on a device, as a child process opens it."""
         return EngineSpec(
             engine="torch",
             precision="fp32",
@@ -92,6 +93,7 @@ class Problem:
             keyword=self.signature.keyword,
             inputs=self.signature.inputs,
             outputs=self.signature.outputs,
+            variant="" if device == CPU else device,
         )
 
     def with_static_batch(self) -> "Problem":

@@ -66,9 +66,8 @@ def match_layers(
         names.setdefault(_plain(name), name)
     executed = []
     for layer in inspected:
-        value = waiting.pop(_plain(layer.name), None)
-        if value is not None:
-            executed.append(_describe(layer, value))
+        if _plain(layer.name) in waiting:
+            executed.append(_describe(layer, waiting.pop(_plain(layer.name))))
     executed += [_describe(read_name(names[name]), value) for name, value in waiting.items()]
     return tuple(executed)
 

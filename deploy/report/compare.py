@@ -239,7 +239,9 @@ def _list_warnings(a: Report, b: Report, same: bool) -> list[str]:
     if a["gates"] != b["gates"]:
         warnings.append("the gates differ: the two builds allowed for different losses.")
     if not same:
-        warnings.append("the conditions differ (CPU, GPU, threads or batch): times are not judged.")
+        warnings.append(
+            "the conditions differ (CPU, GPU, where eager ran, threads, batch): times are not judged."
+        )
     for report, letter in ((a, "A"), (b, "B")):
         control = report["control"]
         if control is not None and not control["ci95"][0] <= 1 <= control["ci95"][1]:
@@ -249,7 +251,9 @@ def _list_warnings(a: Report, b: Report, same: bool) -> list[str]:
 
 def _conditions_of(report: Report) -> tuple[object, ...]:
     machine, measurement = report["machine"], report["measurement"]
-    return machine["cpu"], machine["gpu"], measurement["threads"], measurement["batch"]
+    device = measurement.get("device", "cpu")
+    sizes = measurement["threads"], measurement["batch"]
+    return machine["cpu"], machine["gpu"], device, *sizes
 
 
 def _with_interval(

@@ -114,9 +114,12 @@ def format_conditions(report: dict[str, Any]) -> str:
     """Machine, threads, batch and time, in one line: what every number of a report holds for."""
     machine, measurement = report["machine"], report["measurement"]
     devices = " and ".join(clean(name) for name in (machine["cpu"], machine["gpu"]) if name)
+    eager = ""
+    if machine["gpu"] and "device" in measurement:
+        eager = f"eager on the {'GPU' if measurement['device'] == 'cuda' else 'CPU'}, "
     return (
         f"{devices or 'unknown machine'}, {measurement['threads']} threads, "
-        f"batch {measurement['batch']}, {format_time(report['created'])}"
+        f"batch {measurement['batch']}, {eager}{format_time(report['created'])}"
     )
 
 

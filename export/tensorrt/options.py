@@ -10,6 +10,8 @@ from export.tensorrt.products import Product
 
 DEFAULT_TARGETS = ("SM80", "SM89", "SM120")
 """Ampere (A100), Ada (L4, L40S, RTX 40), Blackwell (RTX 50)."""
+RTX_TARGETS = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
+"""All that TensorRT for RTX 1.7 has; a test holds this against the library."""
 LEVELS = range(6)
 """Optimization levels of the builder, by TensorRT's documentation; 3 is its default."""
 

@@ -300,6 +300,7 @@ IN_TOML = {
     "batch": "9",
     "batches": '["1,4,8"]',
     "target": '"cuda"',
+    "device": '"cpu"',
     "compute-capability": '["SM75", "SM89"]',
     "workspace-mb": "64",
     "optimization-level": "2",

@@ -151,6 +151,7 @@ CLASSES = {
             "<ExecutionContextAllocationStrategy.STATIC: 0>) -> IExecutionContext"
         ),
         "create_engine_inspector": "() -> EngineInspector",
+        "create_runtime_config": "() -> IRuntimeConfig",
         "serialize": "() -> IHostMemory",
         "create_serialization_config": "() -> ISerializationConfig",
         "serialize_with_config": "(arg0: ISerializationConfig) -> IHostMemory",
