@@ -23,6 +23,9 @@ class EagerBaseline:
     warning: str | None = None
 
 
+ON_CPU = EagerBaseline()
+
+
 def settle_eager(
     device: str, asked: str, checked: Mapping[str, ParityReport | str]
 ) -> EagerBaseline:
@@ -37,7 +40,7 @@ def settle_eager(
         EngineError: eager fails on the GPU, which was asked for.
     """
     if device != CUDA:
-        return EagerBaseline()
+        return ON_CPU
     found = checked["torch"]
     if not isinstance(found, str):
         return EagerBaseline(CUDA, found)

@@ -9,7 +9,7 @@ from deploy.accuracy import Accuracy
 from deploy.calibration import choose_observer
 from deploy.config import BuildConfig
 from deploy.device import CUDA
-from deploy.eager import EagerBaseline
+from deploy.eager import ON_CPU, EagerBaseline
 from deploy.engines.base import EngineSpec
 from deploy.gates import MIN_LABELLED, Verdict
 from deploy.latency import LatencyReport
@@ -57,7 +57,7 @@ class Findings:
     floor_reason: str | None
     search: SearchReport | None = None
     audit: tuple[Finding, ...] = ()
-    eager: EagerBaseline = EagerBaseline()
+    eager: EagerBaseline = ON_CPU
 
     def baseline(self) -> CandidateResult:
         """Eager torch as a row of the report."""

@@ -75,7 +75,7 @@ class GpuTarget:
     gpu: GpuFacts | None = None
 
     def options_for(self, engine: str) -> BuildOptions:
-        """`options`; where targets were not chosen, those of RTX hold this machine's GPU as well."""
+        """`options`; where no targets were chosen, those of RTX hold this machine's GPU too."""
         options, gpu = self.options, self.gpu
         own = () if gpu is None else tuple({gpu.target} & set(RTX_TARGETS))
         if engine != "tensorrt_rtx" or options.targets != DEFAULT_TARGETS or not own:

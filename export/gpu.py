@@ -8,6 +8,27 @@ from dataclasses import dataclass
 
 _CUDA = re.compile(r"CUDA Version\s*:\s*([\d.]+)")
 _TIMEOUT_S = 20
+_STATE_FIELDS = (
+    "clocks.sm",
+    "clocks.max.sm",
+    "clocks.mem",
+    "power.draw",
+    "temperature.gpu",
+)
+_REASONS_FIELDS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
+"""The name of now, and the one of drivers before 535."""
+_REASONS = {
+    0x1: "idle",
+    0x2: "application clocks",
+    0x4: "power cap",
+    0x8: "hardware slowdown",
+    0x10: "sync boost",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+    0x100: "display clocks",
+}
+"""Bits of NVML's ``nvmlClocksEventReason``."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +53,39 @@ class GpuFacts:
         return f"SM{self.capability.replace('.', '')}"
 
 
+@dataclass(frozen=True)
+class GpuState:
+    """What of a GPU moves while it works; None where its driver does not say.
+
+    Attributes:
+        sm_mhz, memory_mhz: clocks now; `max_sm_mhz`: the most that the first may be.
+        watts: drawn now.
+        celsius: of the GPU itself.
+        reasons: why its clocks are not higher, by the driver's names; empty: for no reason.
+    """
+
+    sm_mhz: float | None
+    max_sm_mhz: float | None
+    memory_mhz: float | None
+    watts: float | None
+    celsius: float | None
+    reasons: tuple[str, ...] | None
+
+
+def read_gpu_state() -> GpuState | None:
+    """The state of the first GPU, now; None where there is none, or no working driver."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    for reasons in _REASONS_FIELDS:
+        query = f"--query-gpu={','.join((*_STATE_FIELDS, reasons))}"
+        row = _ask(tool, query, "--format=csv,noheader,nounits", "-i", "0")
+        values = [value.strip() for value in (row or "").partition("\n")[0].split(",")]
+        if len(values) == len(_STATE_FIELDS) + 1:
+            return GpuState(*map(_read_number, values[:-1]), reasons=_read_reasons(values[-1]))
+    return None
+
+
 @functools.cache
 def read_gpu() -> GpuFacts | None:
     """Facts of the first GPU; None where there is none, or no working driver."""
@@ -45,6 +99,25 @@ def read_gpu() -> GpuFacts | None:
     found = _CUDA.search(_ask(tool, "-q", "-i", "0") or "")
     name, driver, capability = fields
     return GpuFacts(name, driver, capability, found.group(1) if found else None)
+
+
+def _read_number(text: str) -> float | None:
+    """What a GPU does not tell reads ``[N/A]``, ``[Not Supported]`` and the like."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _read_reasons(text: str) -> tuple[str, ...] | None:
+    """Names of the bits that are set."""
+    try:
+        bits = int(text, 16)
+    except ValueError:
+        return None
+    known = tuple(name for bit, name in _REASONS.items() if bits & bit)
+    rest = bits & ~sum(_REASONS)
+    return (*known, f"{rest:#x}") if rest else known
 
 
 def _ask(tool: str, *arguments: str) -> str | None:

@@ -240,7 +240,7 @@ def _list_warnings(a: Report, b: Report, same: bool) -> list[str]:
         warnings.append("the gates differ: the two builds allowed for different losses.")
     if not same:
         warnings.append(
-            "the conditions differ (CPU, GPU, where eager ran, threads, batch): times are not judged."
+            "the conditions differ (CPU, GPU, device, threads or batch): times are not judged."
         )
     for report, letter in ((a, "A"), (b, "B")):
         control = report["control"]

@@ -108,6 +108,7 @@ CLASSES = {
         "__init__": "(logger: ILogger) -> None",
         "deserialize_cuda_engine": "(serialized_engine: buffer) -> ICudaEngine",
         "engine_host_code_allowed": "bool, settable",
+        "get_plugin_registry": "() -> IPluginRegistry",
         "get_engine_validity": "(buffer: buffer) -> tuple",
     },
     "Refitter": {

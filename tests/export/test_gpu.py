@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from export.gpu import GpuFacts, read_gpu
+from export.gpu import GpuFacts, GpuState, read_gpu, read_gpu_state
 
 TOOL = """#!/bin/sh
 case "$1" in
@@ -54,3 +54,37 @@ def test_without_the_tool_there_is_no_gpu(tmp_path: Path, monkeypatch) -> None:
     read_gpu.cache_clear()
     assert read_gpu() is None
     read_gpu.cache_clear()
+
+
+STATE = """
+case "$1" in
+*clocks_event_reasons*) {new} ;;
+*clocks_throttle_reasons*) {old} ;;
+esac
+exit"""
+
+
+def test_clocks_power_temperature_and_why_clocks_are_low_are_read(tool) -> None:
+    tool(STATE.format(new='echo "1410, 1980, 2619, 312.45, 64, 0x0000000000000024"', old="exit 2"))
+    assert read_gpu_state() == GpuState(
+        1410, 1980, 2619, 312.45, 64, ("power cap", "software thermal slowdown")
+    )
+
+
+def test_an_older_driver_is_asked_by_its_own_name(tool) -> None:
+    refused = 'echo "Field \\"clocks_event_reasons.active\\" is not a valid field"; exit 2'
+    tool(STATE.format(new=refused, old='echo "300, 1590, 5000, [N/A], 41, 0x0000000000000000"'))
+    assert read_gpu_state() == GpuState(300, 1590, 5000, None, 41, ())
+
+
+def test_bits_without_a_name_are_shown_and_what_is_no_number_is_not_known(tool) -> None:
+    tool(STATE.format(new='echo "300, 1590, 5000, 20, 41, 0x1001"', old="exit 2"))
+    assert read_gpu_state().reasons == ("idle", "0x1000")
+    tool(STATE.format(new='echo "[N/A], 1590, 5000, 20, 41, [Not Supported]"', old="exit 2"))
+    state = read_gpu_state()
+    assert (state.sm_mhz, state.reasons) == (None, None)
+
+
+def test_a_tool_that_fails_tells_no_state(tool) -> None:
+    tool("exit 9")
+    assert read_gpu_state() is None
