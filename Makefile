@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 DEMO := examples/digits
 
-.PHONY: help setup demo test test-slow check clean
+.PHONY: help setup demo test test-slow test-gpu check clean
 
 help:
 	@echo "make demo       train a small model, build it, print the table"
 	@echo "make test       the test suite"
 	@echo "make test-slow  the tests that take longer"
+	@echo "make test-gpu   on an NVIDIA GPU: its tests, then engines against peers in one table"
 	@echo "make check      format, lint, types, Dockerfiles, import directions"
 
 setup: $(VENV)/.installed
@@ -30,6 +31,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/gpu.py --short -o gpu.json
 
 check: setup
 	$(BIN)/ruff format --check .

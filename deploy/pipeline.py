@@ -91,13 +91,12 @@ def build(
     """
     config = config or BuildConfig()
     target = _choose_output(model, output or config.output)
-    clock = _Clock(progress)
+    clock, device = _Clock(progress), choose_device(config.device)
     machine = describe_machine()
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deploy-")))
         with clock.stage("load"):
             problem = open_problem(model, config, scratch)
-        device = choose_device(config.device)
         key = build_key(problem, replace(config, device=device), machine)
         if not config.remeasure and (unchanged := find_built(target, key)) is not None:
             return unchanged

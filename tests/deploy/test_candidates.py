@@ -14,7 +14,9 @@ from deploy.plans import PLANS, PRODUCT_PLANS, GpuTarget, Plan, choose_plans
 from export.artifacts import OnnxModel, TensorSpec
 from export.errors import QuantizeError
 from export.execute import read_precision
+from export.gpu import GpuFacts
 from export.tensorrt import BuildOptions
+from export.tensorrt.options import RTX_TARGETS
 from quantize.weight_only import WEIGHT_PRESETS, quantize_weights
 
 WIDTH = 512
@@ -159,3 +161,41 @@ def test_openvino_keeps_activations_float_unless_the_variant_says_otherwise(tmp_
     if not any("vnni" in feature for feature in describe_machine().features):
         pytest.skip("OpenVINO quantizes activations by itself only on CPUs with VNNI")
     assert errors[1] > 1e-3
+
+
+def test_an_engine_that_fits_this_machine_s_gpu_is_run_and_another_is_told_why(
+    tmp_path: Path,
+) -> None:
+    rtx = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+    model = perceptron(tmp_path / "model.onnx", 64)
+    found = {}
+    for capability in ("8.9", "9.0"):
+        stage = tmp_path / capability
+        stage.mkdir()
+        target = GpuTarget(gpu=GpuFacts("NVIDIA GPU", "580.65.06", capability, "13.0"))
+        built = build_candidates(
+            model, QuantizeError("no data"), stage=stage, scratch=stage / "s", target=target
+        )
+        found[capability] = next(c for c in built if c.name == "tensorrt_rtx-tf32")
+    fits, other = found["8.9"], found["9.0"]
+    assert (fits.status, fits.reason) == ("built", None)
+    assert fits.spec(1).source == str(model.path)
+    assert fits.record.version == rtx.__version__
+    assert other.status == "not_run"
+    assert "was built for SM80, SM89, SM120, and NVIDIA GPU is SM90" in str(other.reason)
+
+
+def test_rtx_builds_for_this_machine_s_gpu_too_where_no_targets_were_chosen() -> None:
+    known = GpuTarget(gpu=GpuFacts("RTX 3090", "580", "8.6"))
+    assert known.options_for("tensorrt_rtx").targets == ("SM80", "SM89", "SM120", "SM86")
+    assert known.options_for("tensorrt") == BuildOptions()
+    unknown = GpuTarget(gpu=GpuFacts("H100", "580", "9.0"))
+    assert unknown.options_for("tensorrt_rtx") == BuildOptions()
+    chosen = GpuTarget(BuildOptions(targets=("SM120",)), gpu=known.gpu)
+    assert chosen.options_for("tensorrt_rtx").targets == ("SM120",)
+
+
+def test_the_targets_of_rtx_are_those_of_the_library() -> None:
+    rtx = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+    members = {name for name in rtx.ComputeCapability.__members__ if name.startswith("SM")}
+    assert members == set(RTX_TARGETS)

@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 from tiny import Cli
 from torch import nn
 
+from export.gpu import read_gpu
+
 pytestmark = pytest.mark.long
 
 FACTORY = """
@@ -78,6 +80,13 @@ def _refused(cli: Cli, *arguments: object, words: tuple[str, ...]) -> None:
 
 def test_a_missing_file(cli: Cli) -> None:
     _refused(cli, "nowhere.pt", "--input", "1x4", words=("There is no file nowhere.pt",))
+
+
+def test_a_gpu_that_is_asked_for_and_is_not_there(cli: Cli) -> None:
+    if read_gpu() is not None:
+        pytest.skip("this machine has an NVIDIA GPU")
+    given = (_save_linear(), "--input", "1x4", "--device", "cuda")
+    _refused(cli, *given, words=("--device cuda: no NVIDIA GPU", "--device cpu", "deploy finish"))
 
 
 @pytest.mark.parametrize(

@@ -304,3 +304,20 @@ def test_nan_and_infinity_of_toml_are_refused(tmp_path: Path) -> None:
     options = read_project_options(project(tmp_path, "[tool.deploy]\nmin-sqnr = nan\n"))
     with pytest.raises(ConfigError, match="--min-sqnr nan: must be"):
         make_config(options, where="pyproject.toml")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, (1, 8, 16)),
+        ({"batch": 16}, (1, 8, 16)),
+        ({"batch": 64}, (1, 64, 64)),
+        ({"batch": "1,2,4"}, (1, 2, 4)),
+    ],
+)
+def test_engines_of_tensorrt_take_the_batch_that_is_measured(
+    values: dict[str, Any], expected: tuple[int, int, int]
+) -> None:
+    config = make_config(values, where="here")
+    (sizes,) = config.engine_options().batch
+    assert (sizes.least, sizes.best, sizes.most) == expected

@@ -91,6 +91,15 @@ def test_full_row_is_in_the_units_of_the_report() -> None:
     assert parity["accuracy"]["drop_ci95"] == [0.0, 0.02]
 
 
+@pytest.mark.parametrize(
+    "changes", [{"engine": "tensorrt", "name": "tensorrt-int8"}, {"variant": "cuda"}]
+)
+def test_what_runs_on_a_gpu_is_not_held_against_the_peak_of_the_cpu(
+    changes: dict[str, str],
+) -> None:
+    assert row(replace(RESULT, **changes))["latency"]["peak_fraction"] is None
+
+
 def test_a_candidate_that_never_ran_is_a_valid_row() -> None:
     result = CandidateResult("tensorrt_rtx-int8", "tensorrt_rtx", "int8", "not_run", "no GPU")
     found = row(result)

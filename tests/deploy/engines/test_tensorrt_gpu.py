@@ -1,6 +1,7 @@
 """Engines of TensorRT on a real GPU. Written where there was none; see docs/gpu.md."""
 
 import resource
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,9 +13,11 @@ import pytest
 from rtx import make_model
 from tiny import FEATURES, answer, draw
 
+from deploy.census import take_census
 from deploy.engines import EngineSpec, open_engine
 from deploy.engines.device_memory import choose_memory
 from deploy.engines.tensorrt import TensorRtEngine
+from deploy.engines.tensorrt_layers import profile_engine
 from export.errors import DeployError, EngineError
 from export.gpu import read_gpu
 from export.optional import is_installed
@@ -95,6 +98,28 @@ def test_tensors_of_torch_are_used_where_they_lie(engine: TensorRtEngine) -> Non
         outputs = engine.run_device({"x": torch.from_numpy(x).cuda()})
         got = torch.as_tensor(outputs["logits"], device="cuda").cpu().numpy()
         np.testing.assert_allclose(got, answer(x), rtol=1e-4, atol=1e-4)
+
+
+def test_every_layer_that_runs_has_its_time(spec: EngineSpec, engine: TensorRtEngine) -> None:
+    layers = profile_engine(engine, {"x": draw(4)})
+    assert layers
+    assert all(layer.seconds > 0 for layer in layers)
+    named = [layer for layer in layers if layer.precision != "other"]
+    assert {layer.precision for layer in named} == {"fp32"}
+    onnx = Path(spec.path).with_name("model.onnx")
+    census = take_census(replace(spec, source=str(onnx)), {"x": draw(4)})
+    assert census.seconds > 0
+    assert census.macs > 0
+    check(engine, 4)
+
+
+def test_the_gpu_s_own_time_is_positive_and_below_that_of_the_call(engine: TensorRtEngine) -> None:
+    feeds = {"x": draw(16)}
+    own = sorted(engine.time_device(feeds, 50))[25]
+    start = time.perf_counter()
+    for _ in range(50):
+        engine(feeds)
+    assert 0 < own < (time.perf_counter() - start) / 50
 
 
 def test_a_flipped_byte_is_refused(spec: EngineSpec, tmp_path: Path) -> None:

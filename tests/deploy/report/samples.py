@@ -189,6 +189,7 @@ def _frame() -> Report:
         "measurement": {
             "batch": 1,
             "threads": 4,
+            "device": "cpu",
             "rounds": 20,
             "blocks_per_round": 2,
             "seconds": 21.3,

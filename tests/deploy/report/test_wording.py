@@ -7,6 +7,7 @@ import pytest
 from deploy.report.wording import (
     clean,
     format_bytes,
+    format_conditions,
     format_count,
     format_decibel,
     format_number,
@@ -68,3 +69,23 @@ def test_control_and_direction_characters_are_spelled_out() -> None:
     assert clean("two\n lines\t") == "two lines"
     assert clean("Größe 模型 é") == "Größe 模型 é"
     assert clean("\ud800").encode("utf-8") == rb"\ud800"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "measured", "words"),
+    [
+        (None, {"device": "cpu"}, "CPU A, 4 threads, batch 1, 2026-11-25 12:00 UTC"),
+        ("NVIDIA L4", {}, "CPU A and NVIDIA L4, 4 threads, batch 1, 2026-11-25 12:00 UTC"),
+        ("NVIDIA L4", {"device": "cuda"}, "batch 1, eager on the GPU, 2026"),
+        ("NVIDIA L4", {"device": "cpu"}, "batch 1, eager on the CPU, 2026"),
+    ],
+)
+def test_conditions_say_where_eager_ran_where_that_is_not_plain(
+    gpu: str | None, measured: dict[str, str], words: str
+) -> None:
+    report = {
+        "machine": {"cpu": "CPU A", "gpu": gpu},
+        "measurement": {"threads": 4, "batch": 1, **measured},
+        "created": "2026-11-25T12:00:00Z",
+    }
+    assert words in format_conditions(report)
