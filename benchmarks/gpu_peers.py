@@ -4,9 +4,8 @@
 of its own documentation. The input is ``x``, the output ``y``, float32 in and out.
 """
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -231,23 +230,28 @@ OPENERS: Mapping[str, Callable[[Path, str], Peer]] = {
 }
 
 
-def make_network(network: str, folder: str, seed: int, samples: int) -> None:
-    """Weights with BN statistics of a few batches, images, and the exact answers in float64."""
+def make_network(network: str, folder: str, seed: int, samples: int) -> Any:
+    """Weights with BN statistics of a few batches, images, the exact answers, the ONNX model."""
     import torch
     from peers import make_images
 
+    from export.onnx import to_onnx
+
     torch.manual_seed(seed)
-    net = _create(network)
+    net, place = _create(network), Path(folder)
     images = make_images(samples)
-    with torch.no_grad(), _threads():
+    with torch.no_grad():
         net.train()
         for start in range(0, min(32, samples), 8):
             net(torch.from_numpy(images[start : start + 8]))
         net.eval()
-        torch.save(net.state_dict(), Path(folder) / "weights.pt")
-        merged = load_network(network, Path(folder))
-        exact = merged.double()(torch.from_numpy(images).double()).numpy()
-    np.savez(Path(folder) / "data.npz", x=images, exact=exact)
+        torch.save(net.state_dict(), place / "weights.pt")
+        exact = load_network(network, place).double()(torch.from_numpy(images).double()).numpy()
+    np.savez(place / "data.npz", x=images, exact=exact)
+    (place / "stage").mkdir()
+    path = place / "stage" / "model.onnx"
+    program = _fuse(network, place).program
+    return to_onnx(program, path, input_names=["x"], output_names=["y"], opset=20)
 
 
 def load_network(network: str, folder: Path) -> Any:
@@ -271,26 +275,22 @@ def _fuse(network: str, folder: Path) -> Any:
     return fuse(_load(network, folder), torch.zeros(2, 3, 224, 224))
 
 
-def make_graphs(network: str, folder: str, engine: str, batch: Any) -> dict[str, Any]:
+def make_graphs(model: Any, folder: str, engine: str, batch: Any) -> dict[str, Any]:
     """The graphs that a build makes for an engine, by precision; a text says why there is none."""
     from deploy.graphs import GraphSources, make_graph
     from deploy.plans import GpuTarget, choose_plans
     from export.errors import DeployError
     from export.gpu import read_gpu
-    from export.onnx import to_onnx
     from export.tensorrt import BuildOptions
     from quantize.calibrate import calibrate
 
     stage, scratch = Path(folder) / "stage", Path(folder) / "scratch"
-    stage.mkdir(exist_ok=True), scratch.mkdir(exist_ok=True)
-    path, program = stage / "model.onnx", _fuse(network, Path(folder)).program
-    model = to_onnx(program, path, input_names=["x"], output_names=["y"], opset=20)
+    scratch.mkdir(exist_ok=True)
     with np.load(Path(folder) / "data.npz") as arrays:
         images = arrays["x"]
     batches = [{"x": images[start : start + 4]} for start in range(0, len(images), 4)]
-    sources = GraphSources(
-        model, calibrate(model, batches), stage, scratch, samples=tuple(batches[:2])
-    )
+    ranges = calibrate(model, batches, observer="minmax")
+    sources = GraphSources(model, ranges, stage, scratch, samples=tuple(batches[:2]))
     target = GpuTarget(BuildOptions(batch=batch), asked=engine == "tensorrt", gpu=read_gpu())
     graphs: dict[str, Any] = {}
     for plan in choose_plans(model, target):
@@ -304,18 +304,3 @@ def _create(network: str) -> Any:
     import timm_zoo  # declares what timm's import needs beside a torch for CPUs
 
     return timm_zoo.Portable(timm_zoo.timm.create_model(network))
-
-
-@contextlib.contextmanager
-def _threads() -> Iterator[None]:
-    """All usable cores, for what a child does on the CPU."""
-    import torch
-
-    from deploy.machine import usable_cores
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(usable_cores())
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,6 +1,5 @@
 """What `benchmarks/gpu.py` measured, as numbers and as one table. Nothing here needs a GPU."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -29,16 +28,23 @@ HEADS = (
 Array = np.ndarray[Any, Any]
 
 
-def compare(expected: Array, ours: Array) -> dict[str, float]:
-    """SQNR in dB, and the largest error over the largest value expected."""
+def compare(expected: Array, ours: Array) -> dict[str, float | None]:
+    """SQNR in dB, and the largest error over the largest value expected.
+
+    JSON has no infinity: what is identical has no SQNR, and what is no number has neither.
+    """
     exact = expected.astype(np.float64)
     noise = ours.astype(np.float64) - exact
+    if not np.isfinite(noise).all():
+        return {"sqnr_db": None, "max_rel": None}
+    if not noise.any():
+        return {"sqnr_db": None, "max_rel": 0.0}
     sqnr = decibels(float(np.square(exact).sum()), float(np.square(noise).sum()))
     largest = float(np.abs(exact).max()) or 1.0
     return {"sqnr_db": sqnr, "max_rel": float(np.abs(noise).max()) / largest}
 
 
-def measure_parity(exact: Array, answers: Mapping[str, Array]) -> dict[str, dict[str, float]]:
+def measure_parity(exact: Array, answers: Mapping[str, Array]) -> dict[str, dict[str, Any]]:
     """Every engine's answers beside those of float64 on the CPU and of eager float32 on the GPU."""
     found = {}
     for name, ours in answers.items():
@@ -101,8 +107,7 @@ def _row(network: str, name: str, entry: Mapping[str, Any], batches: list[str]) 
     parity = entry["parity"].get(name, {})
     timed = [batch for batch in batches if name in entry["batches"][batch]]
     cells = [network, name]
-    for key in ("sqnr_db_float64", "max_rel_float64", "sqnr_db_eager", "max_rel_eager"):
-        cells.append(_number(parity.get(key), "{:.1f}" if key.startswith("sqnr") else "{:.1e}"))
+    cells += [*_parity_cells(parity, "float64"), *_parity_cells(parity, "eager")]
     if not timed:
         return [*cells, *["-"] * (len(HEADS) - len(cells))]
     first = entry["batches"][timed[0]][name]
@@ -117,10 +122,14 @@ def _row(network: str, name: str, entry: Mapping[str, Any], batches: list[str]) 
     return [*cells, timed[0], *times, ratio, f"{most:,.0f} at {best}"]
 
 
-def _number(value: float | None, form: str) -> str:
-    if value is None:
-        return "-"
-    return form.format(value) if math.isfinite(value) else "identical" if value > 0 else "none"
+def _parity_cells(parity: Mapping[str, Any], against: str) -> tuple[str, str]:
+    """SQNR and largest error; ``NaN`` where an answer is no number, ``-`` where there is none."""
+    if f"max_rel_{against}" not in parity:
+        return "-", "-"
+    sqnr, largest = parity[f"sqnr_db_{against}"], parity[f"max_rel_{against}"]
+    if largest is None:
+        return "NaN", "NaN"
+    return "identical" if sqnr is None else f"{sqnr:.1f}", f"{largest:.1e}"
 
 
 def describe_states(states: list[Mapping[str, Any]]) -> list[str]:

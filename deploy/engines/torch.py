@@ -35,9 +35,9 @@ class TorchEngine(BackendEngine):
         self.outputs = spec.outputs
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:
-        tensors = {name: self._to_tensor(array) for name, array in feeds.items()}
         if self._device is not None:
-            return self._run_on_device(tensors)
+            return self._run_on_device(feeds)
+        tensors = {name: self._to_tensor(array) for name, array in feeds.items()}
         with self._torch.inference_mode():
             try:
                 outputs = self._signature.call(self._module, tensors)
@@ -49,12 +49,19 @@ class TorchEngine(BackendEngine):
         shared = self._held | {_address(tensor) for tensor in tensors.values()}
         return {name: _to_array(value, shared) for name, value in outputs.items()}
 
-    def _run_on_device(self, tensors: dict[str, Any]) -> dict[str, Array]:
-        """Errors of a kernel come late, so the GPU is waited for where they can be told."""
+    def _run_on_device(self, feeds: Feeds) -> dict[str, Array]:
+        """Errors of a kernel come late, so the GPU is waited for where they can be told.
+
+        The copies to the GPU are the model's to write to.
+        """
         torch = self._torch
+        here = {
+            name: torch.from_numpy(array if array.flags.writeable else array.copy())
+            for name, array in feeds.items()
+        }
         try:
             with torch.inference_mode():
-                there = {name: tensor.to(self._device) for name, tensor in tensors.items()}
+                there = {name: tensor.to(self._device) for name, tensor in here.items()}
                 outputs = self._signature.call(self._module, there)
                 arrays = {
                     name: _to_array(value.cpu(), frozenset()) for name, value in outputs.items()
