@@ -17,7 +17,6 @@ ENUMS = {
     "MemoryPoolType": "TACTIC_DRAM WORKSPACE",
     "NetworkDefinitionCreationFlag": "STRONGLY_TYPED",
     "ProfilingVerbosity": "DETAILED LAYER_NAMES_ONLY NONE",
-    "CudaGraphStrategy": "WHOLE_GRAPH_CAPTURE",
     "SerializationFlag": "EXCLUDE_LEAN_RUNTIME EXCLUDE_WEIGHTS",
     "TensorIOMode": "INPUT OUTPUT",
     "TensorLocation": "DEVICE HOST",
@@ -104,7 +103,6 @@ CLASSES = {
     "ITimingCache": {"serialize": "() -> IHostMemory"},
     "IHostMemory": {"nbytes": "int"},
     "Runtime": {
-        "get_plugin_registry": "() -> IPluginRegistry",
         "__init__": "(logger: ILogger) -> None",
         "deserialize_cuda_engine": "(serialized_engine: buffer) -> ICudaEngine",
         "engine_host_code_allowed": "bool, settable",
@@ -128,13 +126,7 @@ CLASSES = {
         "load_library": "(plugin_path: str) -> capsule",
         "deregister_library": "(handle: capsule) -> None",
     },
-    "IRuntimeConfig": {
-        "cuda_graph_strategy": "CudaGraphStrategy, settable",
-        "create_runtime_cache": "() -> IRuntimeCache",
-        "set_runtime_cache": "(cache: IRuntimeCache = None) -> bool",
-    },
     "ICudaEngine": {
-        "create_runtime_config": "() -> IRuntimeConfig",
         "num_io_tensors": "int",
         "num_layers": "int",
         "num_optimization_profiles": "int",
