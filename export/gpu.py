@@ -82,7 +82,8 @@ def read_gpu_state() -> GpuState | None:
         row = _ask(tool, query, "--format=csv,noheader,nounits", "-i", "0")
         values = [value.strip() for value in (row or "").partition("\n")[0].split(",")]
         if len(values) == len(_STATE_FIELDS) + 1:
-            return GpuState(*map(_read_number, values[:-1]), reasons=_read_reasons(values[-1]))
+            sm, most, memory, watts, celsius = map(_read_number, values[:-1])
+            return GpuState(sm, most, memory, watts, celsius, _read_reasons(values[-1]))
     return None
 
 

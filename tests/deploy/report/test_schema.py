@@ -67,7 +67,7 @@ def test_rejects(name: str, validator: jsonschema.Draft202012Validator) -> None:
     assert not validator.is_valid(report)
 
 
-OPTIONAL = {"census"}
+OPTIONAL = {"census", "device"}
 """Keys that a report of before does not have."""
 
 
