@@ -85,8 +85,11 @@ def test_a_missing_file(cli: Cli) -> None:
 def test_a_gpu_that_is_asked_for_and_is_not_there(cli: Cli) -> None:
     if read_gpu() is not None:
         pytest.skip("this machine has an NVIDIA GPU")
-    given = (_save_linear(), "--input", "1x4", "--device", "cuda")
-    _refused(cli, *given, words=("--device cuda: no NVIDIA GPU", "--device cpu", "deploy finish"))
+    code, out, error = cli("build", _save_linear(), "--input", "1x4", "--device", "cuda")
+    assert (code, out) == (2, "")
+    assert error.startswith("Error: --device cuda: no NVIDIA GPU")  # before anything is begun
+    assert "give --device cpu" in error
+    assert not list(Path.cwd().glob("*.deploy"))
 
 
 @pytest.mark.parametrize(
