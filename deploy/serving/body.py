@@ -55,6 +55,8 @@ class BodyReader:
         encoding = headers.get(b"content-encoding", b"identity").strip().lower()
         if encoding not in (b"", b"identity"):
             raise UnsupportedEncodingError("compressed bodies are not taken; send it as it is")
+        if headers.get(b"transfer-encoding", b"chunked").strip().lower() != b"chunked":
+            raise UnsupportedEncodingError("no transfer encoding but chunked is taken")
         announced = headers.get(b"content-length", b"0")
         if announced.isdigit() and (len(announced) > 18 or int(announced) > self._limit):
             raise self._too_large()
