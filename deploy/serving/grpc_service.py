@@ -1,16 +1,22 @@
 """The gRPC side: ``inference.GRPCInferenceService`` and the standard health service."""
 
 import asyncio
+import contextlib
 import hmac
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from deploy.serving.errors import MalformedRequestError, RequestError, UnauthorizedError
+from deploy.serving.errors import (
+    MalformedRequestError,
+    QueueFullError,
+    RequestError,
+    UnauthorizedError,
+)
 from deploy.serving.grpc_codec import decode_message, encode_message
 from deploy.serving.grpc_messages import (
     HEALTH,
@@ -52,6 +58,7 @@ class GrpcService:
         self._repository = repository
         self._statistics = statistics
         self._token = f"Bearer {options.token}" if options.token else None
+        self._inflight_limit = options.max_inflight_mb * 2**20
 
     def handlers(self) -> list[Any]:
         """What a grpc.aio server takes."""
@@ -153,7 +160,8 @@ class GrpcService:
             try:
                 if self._token is not None and not open_to_all:
                     self._check_token(context)
-                return await method(_parse(asked, data), context)
+                with self._hold(len(data)):
+                    return await method(_parse(asked, data), context)
             except RequestError as error:
                 if error.status in (401, 404):
                     self._statistics.refuse(error.status)
@@ -165,6 +173,17 @@ class GrpcService:
                 await context.abort(grpc.StatusCode.INTERNAL, "the server failed")
 
         return call
+
+    @contextlib.contextmanager
+    def _hold(self, size: int) -> Iterator[None]:
+        """Count a message as held while it is answered, as HTTP does with bodies."""
+        if self._statistics.inflight_bytes + size > self._inflight_limit:
+            raise QueueFullError("the server holds as many bytes of requests as it may")
+        self._statistics.inflight_bytes += size
+        try:
+            yield
+        finally:
+            self._statistics.inflight_bytes -= size
 
     def _check_token(self, context: Any) -> None:
         given = dict(context.invocation_metadata() or ()).get("authorization", "")
