@@ -38,7 +38,7 @@ def parse_infer_path(path: str) -> tuple[str, str] | None:
         return None
     if len(parts) == 5:
         return parts[3], ""
-    if len(parts) == 7 and parts[4] == "versions":
+    if len(parts) == 7 and parts[4] == "versions" and parts[5]:
         return parts[3], parts[5]
     return None
 
