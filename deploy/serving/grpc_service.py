@@ -40,6 +40,9 @@ HEALTH_SERVICE = "grpc.health.v1.Health"
 _WATCH_S = 0.5
 """Seconds between looks at the health that is watched."""
 
+MAX_WATCHERS = 64
+"""At a time: each holds one of the calls that may be open, asks for no token and never ends."""
+
 Method = Callable[[Any, Any], Awaitable[Any]]
 
 
@@ -58,6 +61,7 @@ class GrpcService:
         self._repository = repository
         self._statistics = statistics
         self._token = f"Bearer {options.token}" if options.token else None
+        self._watchers = 0
         self._inflight_limit = options.max_inflight_mb * 2**20
 
     def handlers(self) -> list[Any]:
@@ -140,13 +144,20 @@ class GrpcService:
 
     async def watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
         """The health whenever it changes, until the caller leaves or the server ends."""
+        if self._watchers >= MAX_WATCHERS:
+            text = f"{MAX_WATCHERS} watch already, as many as may; Check asks once"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        self._watchers += 1
         last = UNKNOWN
-        while not self._repository.draining or last != NOT_SERVING:
-            status = self._health(request.service)
-            if status != last:
-                last = status
-                yield HEALTH["HealthCheckResponse"](status=status)
-            await asyncio.sleep(_WATCH_S)
+        try:
+            while not self._repository.draining or last != NOT_SERVING:
+                status = self._health(request.service)
+                if status != last:
+                    last = status
+                    yield HEALTH["HealthCheckResponse"](status=status)
+                await asyncio.sleep(_WATCH_S)
+        finally:
+            self._watchers -= 1
 
     def _health(self, service: str) -> int:
         if service not in ("", SERVICE):
