@@ -96,9 +96,7 @@ class GrpcService:
                 self._guard(self.check, asked, open_to_all=True), response_serializer=_serialize
             ),
             "Watch": grpc.unary_stream_rpc_method_handler(
-                self.watch,
-                request_deserializer=asked.FromString,
-                response_serializer=_serialize,
+                self.watch, response_serializer=_serialize
             ),
         }
 
@@ -142,8 +140,12 @@ class GrpcService:
     async def check(self, request: Any, context: Any) -> Any:
         return HEALTH["HealthCheckResponse"](status=self._health(request.service))
 
-    async def watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
+    async def watch(self, data: bytes, context: Any) -> AsyncIterator[Any]:
         """The health whenever it changes, until the caller leaves or the server ends."""
+        try:
+            request = _parse(HEALTH["HealthCheckRequest"], data)
+        except MalformedRequestError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         if self._watchers >= MAX_WATCHERS:
             text = f"{MAX_WATCHERS} watch already, as many as may; Check asks once"
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
