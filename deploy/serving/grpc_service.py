@@ -62,6 +62,7 @@ class GrpcService:
         self._statistics = statistics
         self._token = f"Bearer {options.token}" if options.token else None
         self._watchers = 0
+        self._receive_s = options.receive_timeout
         self._inflight_limit = options.max_inflight_mb * 2**20
 
     def handlers(self) -> list[Any]:
@@ -82,19 +83,14 @@ class GrpcService:
             "RepositoryIndex": self.repository_index,
         }
         return {
-            name: grpc.unary_unary_rpc_method_handler(
-                self._guard(method, INFERENCE[f"{name}Request"], open_to_all=name in _OPEN),
-                response_serializer=_serialize,
-            )
+            name: self._handle(method, INFERENCE[f"{name}Request"], open_to_all=name in _OPEN)
             for name, method in methods.items()
         }
 
     def _health_methods(self) -> dict[str, Any]:
         asked = HEALTH["HealthCheckRequest"]
         return {
-            "Check": grpc.unary_unary_rpc_method_handler(
-                self._guard(self.check, asked, open_to_all=True), response_serializer=_serialize
-            ),
+            "Check": self._handle(self.check, asked, open_to_all=True),
             "Watch": grpc.unary_stream_rpc_method_handler(
                 self.watch, response_serializer=_serialize
             ),
@@ -165,6 +161,24 @@ class GrpcService:
         if service not in ("", SERVICE):
             return SERVICE_UNKNOWN
         return SERVING if self._repository.ready else NOT_SERVING
+
+    def _handle(self, method: Method, asked: Any, *, open_to_all: bool) -> Any:
+        """The handler of a call with one message, which must come in time.
+
+        It is a handler of streams, since that of single messages waits for one without end.
+        """
+        guarded = self._guard(method, asked, open_to_all=open_to_all)
+
+        async def call(messages: AsyncIterator[bytes], context: Any) -> Any:
+            try:
+                data = await asyncio.wait_for(anext(messages), self._receive_s)
+            except TimeoutError:
+                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no message came in time")
+            except StopAsyncIteration:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
+            return await guarded(data, context)
+
+        return grpc.stream_unary_rpc_method_handler(call, response_serializer=_serialize)
 
     def _guard(self, method: Method, asked: Any, *, open_to_all: bool) -> Method:
         """`method` for bytes that should be a message `asked`, with refusals as gRPC has them."""
