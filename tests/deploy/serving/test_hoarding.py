@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import numpy as np
 import psutil
 import pytest
@@ -187,6 +188,62 @@ def test_requests_that_wait_behind_another_are_few(echo: Server) -> None:
             peak = max(peak, resident_mib(echo))
         sender.join()
     assert peak - before < 24
+
+
+def test_messages_over_grpc_count_as_held(echo: Server) -> None:
+    """A message is not taken while HTTP holds all that may be held, and the other way round."""
+    head = f"POST {ECHO} HTTP/1.1\r\nHost: a\r\nContent-Length: {61 * MIB}\r\n\r\n".encode()
+    with (
+        connect(echo) as [connection],
+        grpc.insecure_channel(f"127.0.0.1:{echo.grpc_port}") as channel,
+    ):
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        connection.sendall(head + bytes(60 * MIB))
+        time.sleep(0.3)
+        with pytest.raises(grpc.RpcError, match="holds as many bytes") as caught:
+            infer(bytes(30 * MIB), timeout=20)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def test_watchers_of_health_leave_room_for_others(echo: Server) -> None:
+    """They need no token and would hold every call that may be open."""
+    with grpc.insecure_channel(f"127.0.0.1:{echo.grpc_port}") as channel:
+        watch = channel.unary_stream("/grpc.health.v1.Health/Watch")
+        watching = [watch(b"") for _ in range(64)]
+        assert [next(stream) for stream in watching] == [b"\x08\x01"] * 64
+        with pytest.raises(grpc.RpcError, match="as many as may"):
+            next(watch(b""))
+        with pytest.raises(grpc.RpcError, match="no such message"):
+            next(watch(b"\xff" * 50))
+        live = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+        assert live(b"", timeout=5) == b"\x08\x01"
+        for stream in watching:
+            stream.cancel()
+        time.sleep(1.0)
+        stream = watch(b"")
+        assert next(stream) == b"\x08\x01"
+        stream.cancel()
+
+
+def test_calls_without_a_message_end_in_time(echo: Server) -> None:
+    """Each holds one of the calls that may be open, before any token is looked at."""
+    silent = threading.Event()
+
+    def never() -> Iterator[bytes]:
+        silent.wait(20)
+        yield from ()
+
+    with grpc.insecure_channel(f"127.0.0.1:{echo.grpc_port}") as channel:
+        infer = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+        begun = time.monotonic()
+        call = infer.future(never())
+        error = call.exception(timeout=20)
+        silent.set()
+        assert error is not None
+        assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        assert 1 < time.monotonic() - begun < 6
+        with pytest.raises(grpc.RpcError, match="has no message"):
+            infer(iter(()), timeout=20)
 
 
 def test_what_is_encoded_in_transfer_is_refused(echo: Server) -> None:
