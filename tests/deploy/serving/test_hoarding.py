@@ -124,6 +124,31 @@ def test_a_long_head_within_the_limit_and_a_long_body_behind_it_are_read(echo: S
     assert echo.request("POST", ECHO, pieces, padding)[0] == 200
 
 
+@pytest.mark.parametrize(
+    "part",
+    [b"[],", b"{},", b"1,", b'"ab",', b'{"":'],
+    ids=["lists", "objects", "numbers", "texts", "keys"],
+)
+def test_json_of_many_small_parts_stops_nobody(echo: Server, part: bytes) -> None:
+    """Thirty MiB of the smallest values would take seconds and a GiB."""
+    before = resident_mib(echo)
+    body = b'{"inputs":[' + part * (30 * MIB // len(part))
+    begun = time.monotonic()
+    status, answered = echo.infer("echo", body)
+    assert status == 400
+    assert "too many parts" in answered["error"]
+    assert time.monotonic() - begun < 2
+    assert resident_mib(echo) - before < 300
+
+
+def test_a_large_tensor_as_json_is_still_read(echo: Server) -> None:
+    numbers = ",".join(["0.123456789"] * 1_000_000).encode()
+    head = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1000,1000],"data":['
+    status, answered = echo.infer("echo", head + numbers + b"]}]}")
+    assert status == 400
+    assert "may have 8 rows and has 1000" in answered["error"]
+
+
 def test_answers_that_nobody_takes_are_thrown_away_in_time(echo: Server) -> None:
     request = make_raw(4 * MIB)
     with connect(echo, 4) as held:
