@@ -96,13 +96,13 @@ class BodyReader:
         self, body: "Body", begun: bytearray, layout: "_Layout", connection: Any
     ) -> None:
         """The rest of a body of known length, copied once from the socket's chunks to its place."""
+        self._hold(body, (layout.length or 0) - body.held)  # its memory is taken before it comes
         data = memoryview(bytearray(layout.padding + (layout.length or 0)))
         data[: len(begun)] = begun
         position = len(begun)
 
         def take(chunk: bytes) -> None:
             nonlocal position
-            self._hold(body, len(chunk))
             data[position : position + len(chunk)] = chunk
             position += len(chunk)
 

@@ -149,6 +149,20 @@ def test_a_large_tensor_as_json_is_still_read(echo: Server) -> None:
     assert "may have 8 rows and has 1000" in answered["error"]
 
 
+def test_bodies_that_are_announced_and_do_not_come_count_as_held(echo: Server) -> None:
+    """Their memory is taken when they are announced, so that is when it is counted."""
+    before = resident_mib(echo)
+    head = f"POST {ECHO} HTTP/1.1\r\nHost: a\r\nContent-Length: {60 * MIB}\r\n\r\n".encode()
+    with connect(echo, 10) as held:
+        for connection in held:
+            connection.sendall(head + b"{")
+        time.sleep(0.5)
+        assert resident_mib(echo) - before < 100
+        assert echo.metrics()["deploy_inflight_bytes"] == 60 * MIB
+        answers = [connection.recv(12) for connection in held[1:]]
+    assert answers == [b"HTTP/1.1 503"] * 9
+
+
 def test_answers_that_nobody_takes_are_thrown_away_in_time(echo: Server) -> None:
     request = make_raw(4 * MIB)
     with connect(echo, 4) as held:
