@@ -165,7 +165,7 @@ def hostile_grpc(server: Server, seed: int) -> Callable[[], None]:
 
 @pytest.fixture
 def soaked(pristine: Path) -> Iterator[Server]:
-    with serving(pristine, "--receive-timeout", "2", "--log-level", "error") as running:
+    with serving(pristine, "--receive-timeout", "2") as running:
         yield running
 
 
