@@ -33,7 +33,7 @@ INLINE_S = 1.5e-4
 """Seconds of a run below which it happens on the event loop; a thread costs about as much."""
 
 _LAST_RUNS = 8
-"""All of which must have been that short."""
+"""All of which must have been that short; a request that is larger than all of them may not be."""
 
 Observe = Callable[[Sequence[Job], BatchRun], None]
 """Told of every run, on the event loop, before its answers are given."""
@@ -80,6 +80,7 @@ class Batcher:
         self._stopping = False
         self._seconds_a_row = 0.0
         self._last_s = deque([float("inf")], _LAST_RUNS)
+        self._last_sizes = deque([0], _LAST_RUNS)
 
     @property
     def pending(self) -> int:
@@ -132,7 +133,7 @@ class Batcher:
         future: asyncio.Future[dict[str, Array]] = self._loop.create_future()
         job = Job(feeds, rows, priority, time.monotonic(), _Answer(future))
         if self._idle and not self._waiting.jobs:
-            if max(self._last_s) < INLINE_S:
+            if max(self._last_s) < INLINE_S and _count_bytes([job]) <= max(self._last_sizes):
                 self._finish([job], run_batch(self._idle[-1].engine, [job], self._plan))
                 return future
             self._run([job])
@@ -207,6 +208,7 @@ class Batcher:
 
     def _finish(self, jobs: list[Job], done: BatchRun) -> None:
         self._last_s.append(done.total_s)
+        self._last_sizes.append(_count_bytes(jobs))
         rows = sum(job.rows for job in jobs)
         self._seconds_a_row += 0.2 * (done.compute_s / rows - self._seconds_a_row)
         if self._observe is not None:
@@ -229,6 +231,10 @@ class Batcher:
             timer.cancel()
         if done.cancelled():
             self._waiting.remove(job)
+
+
+def _count_bytes(jobs: Sequence[Job]) -> int:
+    return sum(array.nbytes for job in jobs for array in job.feeds.values())
 
 
 class _Answer:

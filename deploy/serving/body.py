@@ -55,6 +55,8 @@ class BodyReader:
         encoding = headers.get(b"content-encoding", b"identity").strip().lower()
         if encoding not in (b"", b"identity"):
             raise UnsupportedEncodingError("compressed bodies are not taken; send it as it is")
+        if headers.get(b"transfer-encoding", b"chunked").strip().lower() != b"chunked":
+            raise UnsupportedEncodingError("no transfer encoding but chunked is taken")
         announced = headers.get(b"content-length", b"0")
         if announced.isdigit() and (len(announced) > 18 or int(announced) > self._limit):
             raise self._too_large()
@@ -94,13 +96,13 @@ class BodyReader:
         self, body: "Body", begun: bytearray, layout: "_Layout", connection: Any
     ) -> None:
         """The rest of a body of known length, copied once from the socket's chunks to its place."""
+        self._hold(body, (layout.length or 0) - body.held)  # its memory is taken before it comes
         data = memoryview(bytearray(layout.padding + (layout.length or 0)))
         data[: len(begun)] = begun
         position = len(begun)
 
         def take(chunk: bytes) -> None:
             nonlocal position
-            self._hold(body, len(chunk))
             data[position : position + len(chunk)] = chunk
             position += len(chunk)
 

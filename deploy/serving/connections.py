@@ -1,14 +1,16 @@
-"""HTTP connections with an end: a request must arrive in time, and only so many may be open.
+"""HTTP connections with bounds: on time, on number, and on what is held for them.
 
 uvicorn bounds how long a connection may be idle between requests. It does not bound how long one
-may take to send a request, or to begin with one, which is what a slow client holds a server by.
+may take to send a request or to take its answer, how long a head may be, or how many requests may
+wait behind the one that runs; each of them is what a client holds a server by.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from typing import Any, cast
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from deploy.serving.body import DisconnectedError
@@ -17,13 +19,20 @@ from deploy.serving.errors import RequestError
 from deploy.serving.inference import CONNECTION
 from deploy.serving.metrics import ServerStatistics
 
+HEAD_LIMIT = 64 * 2**10
+"""Bytes that may come without a byte of a body among them: heads, trailers, extensions of chunks.
+
+A little more passes where it comes at once: it is looked at after each read of the socket.
+"""
+
 
 @dataclass(frozen=True)
 class ConnectionLimits:
     """What a connection may take.
 
     Attributes:
-        receive_s: seconds within which a request must have arrived whole.
+        receive_s: seconds within which a request must have arrived whole, and within which what
+            was answered must have been taken.
         connections: open at a time.
     """
 
@@ -48,9 +57,12 @@ class LimitedProtocol(HttpToolsProtocol):
     _taker: Callable[[bytes], None] | None = None
     _arrived: asyncio.Future[None] | None = None
     _arrival: asyncio.TimerHandle | None = None
+    _departure: asyncio.TimerHandle | None = None
+    _without_body = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = _PatientFlow(transport, self.pipeline)
         self.counts.connections += 1
         if self.counts.connections > self.limits.connections:
             self.counts.turned_away += 1
@@ -62,6 +74,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.counts.connections -= 1
         self.lost = True
         self._stop_waiting()
+        self._stop_departure()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
         if self.withdraw is not None:
@@ -83,6 +96,7 @@ class LimitedProtocol(HttpToolsProtocol):
         await self._arrived
 
     def on_body(self, body: bytes) -> None:
+        self._without_body = 0
         if self._taker is None:
             super().on_body(body)
             return
@@ -101,13 +115,18 @@ class LimitedProtocol(HttpToolsProtocol):
         self._arrived = None
 
     def data_received(self, data: bytes) -> None:
+        self._without_body += len(data)
         super().data_received(data)
+        if self._without_body > HEAD_LIMIT:
+            self._refuse_head()
+            return
         idle = self.cycle is None or self.cycle.response_complete
         if idle and self.timeout_keep_alive_task is None and not self.transport.is_closing():
             self._expect_request()  # blank lines come before a request and do not begin one
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._without_body = 0
         cast("dict[str, Any]", self.scope)[CONNECTION] = self
         self._expect_request()
 
@@ -116,13 +135,61 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_complete()
         self._end_arrival(None)
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._end()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_departure()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._stop_departure()
+
+    def timeout_keep_alive_handler(self) -> None:
+        self._end()
+
     def send_400_response(self, msg: str) -> None:
-        body = encode_error(msg)
+        self._refuse(b"400 Bad Request", msg)
+
+    def _refuse_head(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.abort()  # within trailers or chunks: it will never be whole
+        else:
+            self._refuse(b"431 Request Header Fields Too Large", "the head is too long")
+
+    def _refuse(self, status: bytes, message: str) -> None:
+        body = encode_error(message)
         self.transport.write(
-            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
-            b"content-length: %d\r\nconnection: close\r\n\r\n%s" % (len(body), body)
+            b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+            b"connection: close\r\n\r\n%s" % (status, len(body), body)
         )
+        self._end()
+
+    def _end(self) -> None:
+        """Close; what the other side does not take is thrown away after a while."""
         self.transport.close()
+        if self.transport.get_write_buffer_size():
+            self._expect_departure()
+
+    def _expect_departure(self) -> None:
+        if self._departure is None:
+            self._departure = self.loop.call_later(self.limits.receive_s, self._cut_off)
+
+    def _stop_departure(self) -> None:
+        if self._departure is not None:
+            self._departure.cancel()
+            self._departure = None
+
+    def _cut_off(self) -> None:
+        self._departure = None
+        self.counts.timed_out += 1
+        self.transport.abort()
 
     def _expect_request(self) -> None:
         if self._arrival is None:
@@ -136,7 +203,19 @@ class LimitedProtocol(HttpToolsProtocol):
     def _give_up(self) -> None:
         self._arrival = None
         self.counts.timed_out += 1
-        self.transport.close()
+        self._end()
+
+
+class _PatientFlow(FlowControl):
+    """Reads on only when no request waits behind another, so that few are held."""
+
+    def __init__(self, transport: asyncio.Transport, pipeline: Sized) -> None:
+        super().__init__(transport)
+        self._pipeline = pipeline
+
+    def resume_reading(self) -> None:
+        if not self._pipeline:
+            super().resume_reading()
 
 
 def limit_connections(

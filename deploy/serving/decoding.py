@@ -33,6 +33,13 @@ HEADER_LENGTH = "inference-header-content-length"
 _NUMBERS: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
 """By kind of dtype, what its values are in JSON."""
 
+_LOOKED_AT = 2**20
+"""Bytes of JSON from which its parts are counted before it is read, as many at a time."""
+
+_MOST = {b",": 2**22, b"[{:": 2**20}
+"""How often these may be there. Three bytes of JSON may become a hundred of memory and hold the
+event loop meanwhile; a large tensor should come raw."""
+
 
 class _RawTensors:
     """The bytes behind the JSON, handed out from first to last."""
@@ -115,6 +122,8 @@ def parse_header_length(text: str, body_size: int) -> int:
 
 
 def _parse_json(data: memoryview) -> dict[str, Any]:
+    if len(data) > _LOOKED_AT:
+        _check_parts(data)
     try:
         content = orjson.loads(data)
     except orjson.JSONDecodeError as error:  # also where it nests too deeply
@@ -122,6 +131,20 @@ def _parse_json(data: memoryview) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise MalformedRequestError("the body must be a JSON object")
     return content
+
+
+def _check_parts(data: memoryview) -> None:
+    found = dict.fromkeys(_MOST, 0)
+    for start in range(0, len(data), _LOOKED_AT):
+        window = np.frombuffer(data[start : start + _LOOKED_AT], np.uint8)
+        for kinds in _MOST:
+            found[kinds] += sum(int(np.count_nonzero(window == kind)) for kind in kinds)
+    for kinds, most in _MOST.items():
+        if found[kinds] > most:
+            raise MalformedRequestError(
+                f"the body has more than {most} of {kinds.decode()!r}: too many parts for JSON; "
+                "send tensors raw"
+            )
 
 
 def _take_object(content: Mapping[str, Any], key: str) -> dict[str, Any]:

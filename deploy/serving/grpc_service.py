@@ -1,16 +1,22 @@
 """The gRPC side: ``inference.GRPCInferenceService`` and the standard health service."""
 
 import asyncio
+import contextlib
 import hmac
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from deploy.serving.errors import MalformedRequestError, RequestError, UnauthorizedError
+from deploy.serving.errors import (
+    MalformedRequestError,
+    QueueFullError,
+    RequestError,
+    UnauthorizedError,
+)
 from deploy.serving.grpc_codec import decode_message, encode_message
 from deploy.serving.grpc_messages import (
     HEALTH,
@@ -34,6 +40,9 @@ HEALTH_SERVICE = "grpc.health.v1.Health"
 _WATCH_S = 0.5
 """Seconds between looks at the health that is watched."""
 
+MAX_WATCHERS = 64
+"""At a time: each holds one of the calls that may be open, asks for no token and never ends."""
+
 Method = Callable[[Any, Any], Awaitable[Any]]
 
 
@@ -52,6 +61,9 @@ class GrpcService:
         self._repository = repository
         self._statistics = statistics
         self._token = f"Bearer {options.token}" if options.token else None
+        self._watchers = 0
+        self._receive_s = options.receive_timeout
+        self._inflight_limit = options.max_inflight_mb * 2**20
 
     def handlers(self) -> list[Any]:
         """What a grpc.aio server takes."""
@@ -71,23 +83,16 @@ class GrpcService:
             "RepositoryIndex": self.repository_index,
         }
         return {
-            name: grpc.unary_unary_rpc_method_handler(
-                self._guard(method, INFERENCE[f"{name}Request"], open_to_all=name in _OPEN),
-                response_serializer=_serialize,
-            )
+            name: self._handle(method, INFERENCE[f"{name}Request"], open_to_all=name in _OPEN)
             for name, method in methods.items()
         }
 
     def _health_methods(self) -> dict[str, Any]:
         asked = HEALTH["HealthCheckRequest"]
         return {
-            "Check": grpc.unary_unary_rpc_method_handler(
-                self._guard(self.check, asked, open_to_all=True), response_serializer=_serialize
-            ),
+            "Check": self._handle(self.check, asked, open_to_all=True),
             "Watch": grpc.unary_stream_rpc_method_handler(
-                self.watch,
-                request_deserializer=asked.FromString,
-                response_serializer=_serialize,
+                self.watch, response_serializer=_serialize
             ),
         }
 
@@ -131,20 +136,49 @@ class GrpcService:
     async def check(self, request: Any, context: Any) -> Any:
         return HEALTH["HealthCheckResponse"](status=self._health(request.service))
 
-    async def watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
+    async def watch(self, data: bytes, context: Any) -> AsyncIterator[Any]:
         """The health whenever it changes, until the caller leaves or the server ends."""
+        try:
+            request = _parse(HEALTH["HealthCheckRequest"], data)
+        except MalformedRequestError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        if self._watchers >= MAX_WATCHERS:
+            text = f"{MAX_WATCHERS} watch already, as many as may; Check asks once"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        self._watchers += 1
         last = UNKNOWN
-        while not self._repository.draining or last != NOT_SERVING:
-            status = self._health(request.service)
-            if status != last:
-                last = status
-                yield HEALTH["HealthCheckResponse"](status=status)
-            await asyncio.sleep(_WATCH_S)
+        try:
+            while not self._repository.draining or last != NOT_SERVING:
+                status = self._health(request.service)
+                if status != last:
+                    last = status
+                    yield HEALTH["HealthCheckResponse"](status=status)
+                await asyncio.sleep(_WATCH_S)
+        finally:
+            self._watchers -= 1
 
     def _health(self, service: str) -> int:
         if service not in ("", SERVICE):
             return SERVICE_UNKNOWN
         return SERVING if self._repository.ready else NOT_SERVING
+
+    def _handle(self, method: Method, asked: Any, *, open_to_all: bool) -> Any:
+        """The handler of a call with one message, which must come in time.
+
+        It is a handler of streams, since that of single messages waits for one without end.
+        """
+        guarded = self._guard(method, asked, open_to_all=open_to_all)
+
+        async def call(messages: AsyncIterator[bytes], context: Any) -> Any:
+            try:
+                data = await asyncio.wait_for(anext(messages), self._receive_s)
+            except TimeoutError:
+                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no message came in time")
+            except StopAsyncIteration:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
+            return await guarded(data, context)
+
+        return grpc.stream_unary_rpc_method_handler(call, response_serializer=_serialize)
 
     def _guard(self, method: Method, asked: Any, *, open_to_all: bool) -> Method:
         """`method` for bytes that should be a message `asked`, with refusals as gRPC has them."""
@@ -153,7 +187,8 @@ class GrpcService:
             try:
                 if self._token is not None and not open_to_all:
                     self._check_token(context)
-                return await method(_parse(asked, data), context)
+                with self._hold(len(data)):
+                    return await method(_parse(asked, data), context)
             except RequestError as error:
                 if error.status in (401, 404):
                     self._statistics.refuse(error.status)
@@ -165,6 +200,17 @@ class GrpcService:
                 await context.abort(grpc.StatusCode.INTERNAL, "the server failed")
 
         return call
+
+    @contextlib.contextmanager
+    def _hold(self, size: int) -> Iterator[None]:
+        """Count a message as held while it is answered, as HTTP does with bodies."""
+        if self._statistics.inflight_bytes + size > self._inflight_limit:
+            raise QueueFullError("the server holds as many bytes of requests as it may")
+        self._statistics.inflight_bytes += size
+        try:
+            yield
+        finally:
+            self._statistics.inflight_bytes -= size
 
     def _check_token(self, context: Any) -> None:
         given = dict(context.invocation_metadata() or ()).get("authorization", "")

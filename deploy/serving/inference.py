@@ -38,7 +38,7 @@ def parse_infer_path(path: str) -> tuple[str, str] | None:
         return None
     if len(parts) == 5:
         return parts[3], ""
-    if len(parts) == 7 and parts[4] == "versions":
+    if len(parts) == 7 and parts[4] == "versions" and parts[5]:
         return parts[3], parts[5]
     return None
 
@@ -83,7 +83,7 @@ class InferEndpoint:
                 parts, header = await self._answer(model, body, headers, scope)
             finally:
                 body.release()
-            await self._send(send, parts, header, identity)
+            await self._send_counted(send, parts, header, identity, scope)
         except RequestError as error:
             status = error.status
             self._count(model, error, time.monotonic() - started)
@@ -129,6 +129,25 @@ class InferEndpoint:
             raise
         finally:
             connection.withdraw = None
+
+    async def _send_counted(
+        self,
+        send: Send,
+        parts: list[bytes | memoryview],
+        header: int | None,
+        identity: bytes,
+        scope: Scope,
+    ) -> None:
+        """Send an answer, which counts as held until the other side took most of it."""
+        size = sum(map(len, parts))
+        self._statistics.inflight_bytes += size
+        try:
+            await self._send(send, parts, header, identity)
+            connection = scope.get(CONNECTION)
+            if connection is not None:
+                await connection.flow.drain()
+        finally:
+            self._statistics.inflight_bytes -= size
 
     async def _send(
         self, send: Send, parts: list[bytes | memoryview], header: int | None, identity: bytes

@@ -27,9 +27,10 @@ class ServerStatistics:
         started: by the wall clock, in seconds.
         ready_after_s: seconds from the start of the process until all models were ready.
         refused: requests that met no model, by HTTP status.
-        timed_out: connections closed because a request did not arrive in time.
+        timed_out: connections closed because a request did not arrive, or an answer was not taken,
+            in time.
         turned_away: connections closed because too many were open.
-        inflight_bytes: bytes of bodies that are held.
+        inflight_bytes: bytes of bodies and of answers that are held.
     """
 
     started: float = field(default_factory=time.time)
@@ -217,7 +218,7 @@ def _write_server(lines: list[str], repository: ModelRepository, server: ServerS
         (
             "deploy_connections_timed_out_total",
             "counter",
-            "Connections on which a request did not arrive in time",
+            "Connections on which a request did not arrive or an answer was not taken in time",
             server.timed_out,
         ),
         (
@@ -226,7 +227,12 @@ def _write_server(lines: list[str], repository: ModelRepository, server: ServerS
             "Connections beyond those that may be open",
             server.turned_away,
         ),
-        ("deploy_inflight_bytes", "gauge", "Bytes of bodies that are held", server.inflight_bytes),
+        (
+            "deploy_inflight_bytes",
+            "gauge",
+            "Bytes of bodies and answers held",
+            server.inflight_bytes,
+        ),
         ("process_start_time_seconds", "gauge", "By the wall clock", server.started),
     ]
     for name, kind, text, value in plain:

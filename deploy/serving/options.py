@@ -40,9 +40,10 @@ class ServeOptions:
         queue_mb: MiB of inputs that may wait, at most.
         timeout: seconds until a request is given up with 504; its sender may ask for less.
         max_body_mb: MiB of a request's body, at most.
-        max_inflight_mb: MiB of all bodies that are held at a time.
+        max_inflight_mb: MiB of all bodies and answers that are held at a time.
         max_connections: open at a time; more are closed at once.
-        receive_timeout: seconds within which a request must have arrived whole.
+        receive_timeout: seconds within which a request must have arrived whole, and its answer
+            must have been taken.
         keep_alive: seconds that a connection may be idle between requests.
         drain: seconds from SIGTERM, in which ready answers 503 and requests are still taken.
         stop_timeout: seconds that requests then have to be answered.

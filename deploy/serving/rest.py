@@ -22,6 +22,7 @@ from deploy.serving.errors import (
     RequestError,
     UnauthorizedError,
     UnavailableError,
+    UnknownModelError,
 )
 from deploy.serving.inference import InferEndpoint, Scope, Send, parse_infer_path, send_refusal
 from deploy.serving.metrics import CONTENT_TYPE, ServerStatistics, render_metrics
@@ -80,6 +81,10 @@ class RestApplication:
             error = UnauthorizedError("a bearer token is asked for, and none or another came")
             self._statistics.refuse(error.status)
             await send_refusal(send, error)
+            return
+        if b"%2f" in scope.get("raw_path", b"").lower():  # a proxy would see another path than we
+            await send_refusal(send, UnknownModelError("no such path; see /openapi.json"))
+            self._statistics.refuse(404)
             return
         target = parse_infer_path(path)
         if target is not None:

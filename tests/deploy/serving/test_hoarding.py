@@ -1,0 +1,305 @@
+"""What one client could make the server hold or wait for without end, and what bounds it."""
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import psutil
+import pytest
+from servers import Server, serving
+
+ECHO = "/v2/models/echo/infer"
+SMALL = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def echo(identity_bundle: Path) -> Iterator[Server]:
+    """A server that gives up after two seconds, of a model whose answers are as large as wished."""
+    with serving(identity_bundle, "--receive-timeout", "2", "--max-inflight-mb", "80") as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _still_right(echo: Server) -> Iterator[None]:
+    """After every test the server answers as before, and holds nothing."""
+    yield
+    status, answered = echo.infer("echo", SMALL)
+    assert (status, answered["outputs"][0]["data"]) == (200, [1.0, 2.0])
+    assert echo.metrics()["deploy_inflight_bytes"] == 0
+
+
+def resident_mib(server: Server) -> float:
+    return float(psutil.Process(server.process.pid).memory_info().rss / MIB)
+
+
+def make_raw(values: int) -> bytes:
+    """A whole request whose answer is as long as itself."""
+    entry = {"name": "x", "datatype": "FP32", "shape": [1, values]}
+    entry |= {"parameters": {"binary_data_size": 4 * values}}  # type: ignore[dict-item]
+    output = {"name": "y", "parameters": {"binary_data": True}}
+    head = json.dumps({"inputs": [entry], "outputs": [output]}).encode()
+    body = head + np.ones(values, np.float32).tobytes()
+    lines = [
+        f"POST {ECHO} HTTP/1.1",
+        "Host: a",
+        f"Inference-Header-Content-Length: {len(head)}",
+        f"Content-Length: {len(body)}",
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+@contextlib.contextmanager
+def connect(server: Server, count: int = 1) -> Iterator[list[socket.socket]]:
+    """Connections with a receive buffer of a few KiB, as slow readers have them."""
+    with contextlib.ExitStack() as stack:
+        opened = []
+        for _ in range(count):
+            connection = stack.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.settimeout(15)
+            connection.connect(("127.0.0.1", server.port))
+            opened.append(connection)
+        yield opened
+    time.sleep(0.3)
+
+
+def send_until_cut_off(server: Server, beginning: bytes, more: bytes) -> int:
+    """Bytes that could be sent before the server ended the connection; 64 MiB are the end."""
+    with socket.create_connection(("127.0.0.1", server.port), 15) as connection:
+        connection.sendall(beginning)
+        sent = 0
+        try:
+            while sent < 64 * MIB:
+                connection.sendall(more)
+                sent += len(more)
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+        return sent
+
+
+CHUNKED = f"POST {ECHO} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("beginning", "more"),
+    [
+        (b"GET /v2 HTTP/1.1\r\n", b"X-Header: aaaaaaaaaaaaaaaa\r\n" * 1000),
+        (b"GET /v2 HTTP/1.1\r\nX: ", b"a" * 65536),
+        (b"GET /v2/models/", b"a" * 65536),
+        (b"", b"\r\n" * 32768),
+        (CHUNKED + b"1\r\n{\r\n0\r\n", b"X-Trailer: aaaaaaaaaaaaaaa\r\n" * 1000),
+        (CHUNKED + b"1;", b"a" * 65536),
+    ],
+    ids=["headers", "one-header", "path", "blank-lines", "trailers", "chunk-extension"],
+)
+def test_a_head_without_end_is_cut_off(echo: Server, beginning: bytes, more: bytes) -> None:
+    before = resident_mib(echo)
+    assert send_until_cut_off(echo, beginning, more) < 32 * MIB  # what sockets hold, not the server
+    assert resident_mib(echo) - before < 24
+
+
+def test_a_head_that_is_too_long_is_told_so(echo: Server) -> None:
+    with socket.create_connection(("127.0.0.1", echo.port), 15) as connection:
+        connection.sendall(
+            b"GET /v2 HTTP/1.1\r\nX: " + b"a" * 60_000
+        )  # a first read is not counted
+        time.sleep(0.1)
+        connection.sendall(b"a" * 70_000)
+        answered = connection.recv(4096)
+    assert answered.startswith(b"HTTP/1.1 431 ")
+    assert answered.endswith(b'{"error":"the head is too long"}')
+
+
+def test_a_long_head_within_the_limit_and_a_long_body_behind_it_are_read(echo: Server) -> None:
+    padding = {"X-Padding": "a" * 50_000}
+    assert echo.request("POST", ECHO, json.dumps(SMALL), padding)[0] == 200
+    pieces = (bytes([byte]) for byte in json.dumps(SMALL).encode() + b" " * 100_000)
+    assert echo.request("POST", ECHO, pieces, padding)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "part",
+    [b"[],", b"{},", b"1,", b'"ab",', b'{"":'],
+    ids=["lists", "objects", "numbers", "texts", "keys"],
+)
+def test_json_of_many_small_parts_stops_nobody(echo: Server, part: bytes) -> None:
+    """Thirty MiB of the smallest values would take seconds and a GiB."""
+    before = resident_mib(echo)
+    body = b'{"inputs":[' + part * (30 * MIB // len(part))
+    begun = time.monotonic()
+    status, answered = echo.infer("echo", body)
+    assert status == 400
+    assert "too many parts" in answered["error"]
+    assert time.monotonic() - begun < 2
+    assert resident_mib(echo) - before < 300
+
+
+def test_a_large_tensor_as_json_is_still_read(echo: Server) -> None:
+    numbers = ",".join(["0.123456789"] * 1_000_000).encode()
+    head = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1000,1000],"data":['
+    status, answered = echo.infer("echo", head + numbers + b"]}]}")
+    assert status == 400
+    assert "may have 8 rows and has 1000" in answered["error"]
+
+
+def test_bodies_that_are_announced_and_do_not_come_count_as_held(echo: Server) -> None:
+    """Their memory is taken when they are announced, so that is when it is counted."""
+    before = resident_mib(echo)
+    head = f"POST {ECHO} HTTP/1.1\r\nHost: a\r\nContent-Length: {60 * MIB}\r\n\r\n".encode()
+    with connect(echo, 10) as held:
+        for connection in held:
+            connection.sendall(head + b"{")
+        time.sleep(0.5)
+        assert resident_mib(echo) - before < 100
+        assert echo.metrics()["deploy_inflight_bytes"] == 60 * MIB
+        answers = [connection.recv(12) for connection in held[1:]]
+    assert answers == [b"HTTP/1.1 503"] * 9
+
+
+def test_answers_that_nobody_takes_are_thrown_away_in_time(echo: Server) -> None:
+    request = make_raw(4 * MIB)
+    with connect(echo, 4) as held:
+        for connection in held:
+            connection.sendall(request)
+        time.sleep(1.0)
+        assert echo.metrics()["deploy_inflight_bytes"] >= 48 * MIB
+        time.sleep(3.0)
+        metrics = echo.metrics()
+        assert metrics["deploy_connections"] == 1
+        assert metrics["deploy_inflight_bytes"] == 0
+
+
+def test_answers_that_nobody_takes_count_as_held(echo: Server) -> None:
+    """Else as many of them could lie in buffers as there are connections."""
+    request = make_raw(4 * MIB)
+    answers = []
+    with connect(echo, 8) as held:
+        for connection in held:
+            connection.sendall(request)
+            time.sleep(0.1)
+            answers.append(connection.recv(12))
+    assert answers.count(b"HTTP/1.1 503") >= 3
+    assert b"HTTP/1.1 200" in answers
+
+
+@pytest.mark.parametrize("last", [b"Connection: close\r\n", b""])
+def test_small_answers_that_nobody_takes_hold_no_connection(echo: Server, last: bytes) -> None:
+    """What is left in a buffer below its high-water mark must not keep a closing one open."""
+    one = b"GET /metrics HTTP/1.1\r\nHost: a\r\n%s\r\n"
+    with connect(echo) as [connection]:
+        connection.sendall(one % b"" * 400 + one % last + b"GARBAGE\r\n\r\n")
+        time.sleep(4.5)
+        assert echo.metrics()["deploy_connections"] == 1
+
+
+def test_a_slow_reader_who_reads_gets_everything(echo: Server) -> None:
+    with connect(echo) as [connection]:
+        connection.sendall(make_raw(MIB))
+        got = bytearray()
+        while len(got) < 4 * MIB:
+            got += connection.recv(64 * 1024)
+    head, _, body = bytes(got).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    assert body.endswith(np.ones(1000, np.float32).tobytes())
+
+
+def test_requests_that_wait_behind_another_are_few(echo: Server) -> None:
+    """Thousands sent at once are all answered, and no more than a read of the socket is held."""
+    body = json.dumps(SMALL).encode()
+    one = f"POST {ECHO} HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    count = 20_000
+    before = peak = resident_mib(echo)
+    answered, rest = 0, b""
+    with socket.create_connection(("127.0.0.1", echo.port), 30) as connection:
+        sender = threading.Thread(target=connection.sendall, args=(one * count,))
+        sender.start()
+        while answered < count:
+            data = rest + connection.recv(1 << 20)
+            lines = data.split(b"HTTP/1.1 200")
+            answered, rest = answered + len(lines) - 1, lines[-1][-11:]
+            peak = max(peak, resident_mib(echo))
+        sender.join()
+    assert peak - before < 24
+
+
+def test_messages_over_grpc_count_as_held(echo: Server) -> None:
+    """A message is not taken while HTTP holds all that may be held, and the other way round."""
+    head = f"POST {ECHO} HTTP/1.1\r\nHost: a\r\nContent-Length: {61 * MIB}\r\n\r\n".encode()
+    with (
+        connect(echo) as [connection],
+        grpc.insecure_channel(f"127.0.0.1:{echo.grpc_port}") as channel,
+    ):
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        connection.sendall(head + bytes(60 * MIB))
+        time.sleep(0.3)
+        with pytest.raises(grpc.RpcError, match="holds as many bytes") as caught:
+            infer(bytes(30 * MIB), timeout=20)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def test_watchers_of_health_leave_room_for_others(echo: Server) -> None:
+    """They need no token and would hold every call that may be open."""
+    with grpc.insecure_channel(f"127.0.0.1:{echo.grpc_port}") as channel:
+        watch = channel.unary_stream("/grpc.health.v1.Health/Watch")
+        watching = [watch(b"") for _ in range(64)]
+        assert [next(stream) for stream in watching] == [b"\x08\x01"] * 64
+        with pytest.raises(grpc.RpcError, match="as many as may"):
+            next(watch(b""))
+        with pytest.raises(grpc.RpcError, match="no such message"):
+            next(watch(b"\xff" * 50))
+        live = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+        assert live(b"", timeout=5) == b"\x08\x01"
+        for stream in watching:
+            stream.cancel()
+        time.sleep(1.0)
+        stream = watch(b"")
+        assert next(stream) == b"\x08\x01"
+        stream.cancel()
+
+
+def test_calls_without_a_message_end_in_time(echo: Server) -> None:
+    """Each holds one of the calls that may be open, before any token is looked at."""
+    silent = threading.Event()
+
+    def never() -> Iterator[bytes]:
+        silent.wait(20)
+        yield from ()
+
+    with grpc.insecure_channel(f"127.0.0.1:{echo.grpc_port}") as channel:
+        infer = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+        begun = time.monotonic()
+        call = infer.future(never())
+        error = call.exception(timeout=20)
+        silent.set()
+        assert error is not None
+        assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        assert 1 < time.monotonic() - begun < 6
+        with pytest.raises(grpc.RpcError, match="has no message"):
+            infer(iter(()), timeout=20)
+
+
+def test_what_is_encoded_in_transfer_is_refused(echo: Server) -> None:
+    body = b"0\r\n\r\n"
+    for encoding in (b"gzip, chunked", b"deflate, chunked"):
+        head = (
+            f"POST {ECHO} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: ".encode()
+        )
+        answered = echo.raw(head + encoding + b"\r\n\r\n" + body)
+        assert answered.startswith(b"HTTP/1.1 415"), answered
+
+
+@pytest.mark.parametrize("identity", [b"a\tb", b"\xff\xfe", b"a" * 129, b"", b"'\"<script>{}%00"])
+def test_odd_request_ids_are_no_failure(echo: Server, identity: bytes) -> None:
+    body = json.dumps(SMALL).encode()
+    head = (
+        f"POST {ECHO} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
+    )
+    answered = echo.raw(head.encode() + b"X-Request-Id: " + identity + b"\r\n\r\n" + body)
+    assert answered.startswith(b"HTTP/1.1 200"), answered
