@@ -6,11 +6,12 @@
 
 Every server has the same ONNX file in ONNX Runtime on one thread, and the same client.
 
-- `overhead`: a model that answers with its input, so what is measured is the server: CPU time of its
-  process tree for a request, and throughput.
+- `overhead`: a model that answers with its input, so what is measured is the server: CPU time of
+  its process tree for a request, and throughput.
 - `resnet50`: throughput in a closed loop, then latencies under Poisson load at half of the engine's
   own rate, beside a simulated queue with the measured service times.
-- `pinned`: ours with its engine on one core, server and client on the other, against the engine alone.
+- `pinned`: ours with its engine on one core, server and client on the other, against the engine
+  alone.
 - `start`: seconds to ready.
 
 A peer is a package of an environment of its own, named by its interpreter.

@@ -122,7 +122,7 @@ def running(
     else:
         script = HERE / "serving_peers" / f"run_{server.script}.py"
         command = [python, str(script), str(port), str(bundle / "model.onnx")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(bundle.parent)}
     environment["PYTHONPATH"] = str(
         HERE.parent if server.script is None else HERE / "serving_peers"
     )
@@ -158,8 +158,12 @@ def _compare(server: Server, port: int, request: bytes, bundle: Path, x: Array) 
     from session import open_session
 
     caller = Caller(port, request)
-    answered = server.read(caller.call())
+    body = caller.call()
     caller.close()
+    try:
+        answered = server.read(body)
+    except (ValueError, TypeError, LookupError) as error:
+        raise RuntimeError(f"an answer that cannot be read ({error}): {body[:300]!r}") from error
     expected = open_session(str(bundle / "model.onnx"))(x)
     if answered.shape != expected.shape or not np.allclose(answered, expected, 1e-4, 1e-4):
         raise RuntimeError(f"a wrong answer of shape {answered.shape}")

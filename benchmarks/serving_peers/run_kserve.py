@@ -18,13 +18,9 @@ class Echo(Model):
     def predict(self, payload: InferRequest, headers=None, response_headers=None):
         output = self.engine(payload.inputs[0].as_numpy())
         answer = InferOutput("y", list(output.shape), "FP32")
-        answer.set_data_from_numpy(output, binary_data=payload.from_grpc or is_raw(payload))
-        return InferResponse(payload.id, self.name, [answer])
-
-
-def is_raw(payload: InferRequest) -> bool:
-    """Whether the input came as a raw tensor."""
-    return bool((payload.parameters or {}).get("binary_data_output"))
+        raw = bool(payload.use_binary_outputs)
+        answer.set_data_from_numpy(output, binary_data=raw)
+        return InferResponse(payload.id, self.name, [answer], use_binary_outputs=raw)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ def main(port: int, model: str) -> None:
     folder = Path(tempfile.mkdtemp(prefix="triton-"))
     root = Path(pytriton.__file__).parent
     library = sysconfig.get_config_var("LIBDIR")
-    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path[1:] if path)
+    binaries = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    os.environ["PATH"] = os.pathsep.join(binaries)  # where the backend looks for packages
     libraries = [str(root.parent / "nvidia_pytriton.libs"), library]
     os.environ["LD_LIBRARY_PATH"] = os.pathsep.join(libraries)
     server = str(root / "tritonserver" / "bin" / "tritonserver")

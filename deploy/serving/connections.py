@@ -2,6 +2,8 @@
 
 uvicorn bounds how long a connection may be idle between requests. It does not bound how long one
 may take to send a request, or to begin with one, which is what a slow client holds a server by.
+And it writes the head of an answer before it has the body, which costs one more call of the system
+and wakes the client for nothing; here the two go out together.
 """
 
 import asyncio
@@ -12,10 +14,13 @@ from typing import Any, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from deploy.serving.body import DisconnectedError
-from deploy.serving.encoding import encode_error
+from deploy.serving.encoding import JOIN_BELOW, encode_error
 from deploy.serving.errors import RequestError
 from deploy.serving.inference import CONNECTION
 from deploy.serving.metrics import ServerStatistics
+
+_CONTINUE = b"HTTP/1.1 100"
+"""What uvicorn writes before an answer, where the client waits for it."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,43 @@ class ConnectionLimits:
 
     receive_s: float
     connections: int
+
+
+class _AnswerWriter:
+    """Stands for the transport while answers are written: a head goes out with what follows it."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head: bytes | None = None
+        self._begun = False
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Keep the head of an answer, and write what follows."""
+        if not self._begun and not bytes(data[:12]).startswith(_CONTINUE):
+            self._begun, self._head = True, bytes(data)
+            return
+        head, self._head = self._head, None
+        if head is None:
+            self._transport.write(data)
+        elif len(data) <= JOIN_BELOW:
+            self._transport.write(head + data)
+        else:
+            self._transport.writelines((head, data))
+
+    def end_answer(self) -> None:
+        """Write a head that nothing followed; the next write begins another answer."""
+        head, self._head, self._begun = self._head, None, False
+        if head is not None:
+            self._transport.write(head)
+
+    def close(self) -> None:
+        """Write what is kept, and close."""
+        self.end_answer()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Whether the transport is."""
+        return self._transport.is_closing()
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -48,9 +90,11 @@ class LimitedProtocol(HttpToolsProtocol):
     _taker: Callable[[bytes], None] | None = None
     _arrived: asyncio.Future[None] | None = None
     _arrival: asyncio.TimerHandle | None = None
+    _coming = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._writer = _AnswerWriter(transport)
         self.counts.connections += 1
         if self.counts.connections > self.limits.connections:
             self.counts.turned_away += 1
@@ -103,15 +147,26 @@ class LimitedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         idle = self.cycle is None or self.cycle.response_complete
-        if idle and self.timeout_keep_alive_task is None and not self.transport.is_closing():
-            self._expect_request()  # blank lines come before a request and do not begin one
+        # blank lines come before a request and do not begin one
+        waits = self._coming or (idle and self.timeout_keep_alive_task is None)
+        if waits and not self.transport.is_closing():
+            self._expect_request()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         cast("dict[str, Any]", self.scope)[CONNECTION] = self
-        self._expect_request()
+        self._coming = True  # most are here whole when all that has come is read: no timer for them
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self.cycle.transport = cast("asyncio.Transport", self._writer)
+
+    def on_response_complete(self) -> None:
+        self._writer.end_answer()
+        super().on_response_complete()
 
     def on_message_complete(self) -> None:
+        self._coming = False
         self._stop_waiting()
         super().on_message_complete()
         self._end_arrival(None)
