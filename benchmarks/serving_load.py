@@ -76,14 +76,24 @@ class Caller:
             data += chunk
             if size < 0 and (end := data.find(b"\r\n\r\n")) >= 0:
                 begin = end + 4
-                size = begin + self._read_head(bytes(data[: end + 2]))
+                length = _read_length(bytes(data[: end + 2]))
+                if length is None:
+                    return self._read_chunks(data[begin:])
+                size = begin + length
         return bytes(data[begin:])
 
-    def _read_head(self, head: bytes) -> int:
-        length = head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
-        if not head.startswith(b"HTTP/1.1 200") or not length.strip().isdigit():
-            raise RuntimeError(f"not an answer: {head[:300]!r}")
-        return int(length)
+    def _read_chunks(self, data: bytearray) -> bytes:
+        """The rest of a chunked answer."""
+        while not data.endswith(b"0\r\n\r\n"):
+            chunk = self._socket.recv(1 << 20)
+            if not chunk:
+                raise RuntimeError("the connection ended within an answer")
+            data += chunk
+        parts, position = [], 0
+        while (end := data.index(b"\r\n", position)) and (size := int(data[position:end], 16)):
+            parts.append(data[end + 2 : end + 2 + size])
+            position = end + 4 + size
+        return b"".join(parts)
 
     def close(self) -> None:
         """End the connection."""
@@ -170,6 +180,16 @@ def await_ready(process: psutil.Process, port: int, path: str, seconds: float) -
             connection.close()
         time.sleep(0.1)
     raise RuntimeError(f"it was not ready after {seconds:g} s")
+
+
+def _read_length(head: bytes) -> int | None:
+    """Bytes of the body; None where it comes in chunks."""
+    lowered = head.lower()
+    length = lowered.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0].strip()
+    chunked = b"\r\ntransfer-encoding: chunked\r\n" in lowered
+    if not head.startswith(b"HTTP/1.1 200") or not (length.isdigit() or chunked):
+        raise RuntimeError(f"not an answer: {head[:300]!r}")
+    return None if chunked else int(length)
 
 
 @contextmanager

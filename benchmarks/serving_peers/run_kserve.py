@@ -20,7 +20,7 @@ class Echo(Model):
         answer = InferOutput("y", list(output.shape), "FP32")
         raw = bool(payload.use_binary_outputs)
         answer.set_data_from_numpy(output, binary_data=raw)
-        return InferResponse(payload.id, self.name, [answer], use_binary_outputs=raw)
+        return InferResponse(payload.id or "0", self.name, [answer], use_binary_outputs=raw)
 
 
 if __name__ == "__main__":
