@@ -36,7 +36,7 @@ class ConnectionLimits:
     connections: int
 
 
-class _AnswerWriter:
+class AnswerWriter:
     """Stands for the transport while answers are written: a head goes out with what follows it."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
@@ -94,7 +94,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._writer = _AnswerWriter(transport)
+        self._writer = AnswerWriter(transport)
         self.counts.connections += 1
         if self.counts.connections > self.limits.connections:
             self.counts.turned_away += 1
