@@ -1,14 +1,14 @@
 """`deploy serve` against MLServer, KServe's SDK, LitServe, BentoML and Triton's python backend.
 
     python benchmarks/serving.py overhead --peer mlserver=venv/bin/python --peer triton=...
-    python benchmarks/serving.py resnet50 --peer ...
+    python benchmarks/serving.py network --peer ...
     python benchmarks/serving.py start
 
 Every server has the same ONNX file in ONNX Runtime on one thread, and the same client.
 
 - `overhead`: a model that answers with its input, so what is measured is the server: CPU time of
   its process tree for a request, and throughput.
-- `resnet50`: throughput in a closed loop, then latencies under Poisson load at half of the engine's
+- `network`: ResNet-50 in int8, or another bundle of images; throughput in a closed loop, then latencies under Poisson load at half of the engine's
   own rate, beside a simulated queue with the measured service times.
 - `pinned`: ours with its engine on one core, server and client on the other, against the engine
   alone.
@@ -83,8 +83,8 @@ def measure_overhead(options: argparse.Namespace, folder: Path) -> None:
             show(server.name, f"{case} {wire}", f"{one.cpu_ms:.3f}", *times, *loaded)
 
 
-def measure_resnet50(options: argparse.Namespace, folder: Path) -> None:
-    """Throughput and p99 of ResNet-50 in int8."""
+def measure_network(options: argparse.Namespace, folder: Path) -> None:
+    """Throughput and p99 of a network that takes one core some milliseconds."""
     bundle = options.model or write_resnet50(folder / "echo.deploy")
     x = draw_input(*IMAGE)
     service = time_engine(bundle, options.seconds)
@@ -192,7 +192,7 @@ def pin_engine(process: psutil.Process) -> None:
 
 STAGES = {
     "overhead": measure_overhead,
-    "resnet50": measure_resnet50,
+    "network": measure_network,
     "pinned": measure_pinned,
     "start": measure_start,
     "engine": loop_engine,
