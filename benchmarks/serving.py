@@ -8,8 +8,9 @@ Every server has the same ONNX file in ONNX Runtime on one thread, and the same 
 
 - `overhead`: a model that answers with its input, so what is measured is the server: CPU time of
   its process tree for a request, and throughput.
-- `network`: ResNet-50 in int8, or another bundle of images; throughput in a closed loop, then latencies under Poisson load at half of the engine's
-  own rate, beside a simulated queue with the measured service times.
+- `network`: ResNet-50 in int8, or another bundle of images. Throughput in a closed loop, then
+  latencies under Poisson load at half of the engine's own rate, beside a simulated queue with the
+  measured service times.
 - `pinned`: ours with its engine on one core, server and client on the other, against the engine
   alone.
 - `start`: seconds to ready.
