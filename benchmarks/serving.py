@@ -8,6 +8,7 @@ Every server has the same ONNX file in ONNX Runtime on one thread, and the same 
 
 - `overhead`: a model that answers with its input, so what is measured is the server: CPU time of
   its process tree for a request, and throughput.
+- `grpc`: the same of ours over gRPC.
 - `network`: ResNet-50 in int8, or another bundle of images. Throughput in a closed loop, then
   latencies under Poisson load at half of the engine's own rate, beside a simulated queue with the
   measured service times.
@@ -30,9 +31,17 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from serving_load import Floats, Trace, draw_arrivals, run_closed, run_schedule, simulate_queue
+from serving_load import (
+    Floats,
+    Trace,
+    draw_arrivals,
+    run_calls,
+    run_closed,
+    run_schedule,
+    simulate_queue,
+)
 from serving_models import IMAGE, write_identity, write_resnet50
-from serving_servers import OURS, PEERS, Running, Server, running
+from serving_servers import OURS, PEERS, Running, Server, free_port, running
 
 from deploy.machine import describe_machine
 
@@ -82,6 +91,27 @@ def measure_overhead(options: argparse.Namespace, folder: Path) -> None:
             times = (f"{one.percentile_ms(50):.2f}", f"{one.percentile_ms(99):.2f}")
             loaded = (f"{many.rate:.0f}", f"{many.percentile_ms(99):.2f}", f"{many.cpu_ms:.3f}")
             show(server.name, f"{case} {wire}", f"{one.cpu_ms:.3f}", *times, *loaded)
+
+
+def measure_grpc(options: argparse.Namespace, folder: Path) -> None:
+    """CPU time of ours for the image over gRPC, asked by tritonclient."""
+    import tritonclient.grpc
+
+    bundle = write_identity(folder / "echo.deploy", IMAGE)
+    image, port = draw_input(*IMAGE), free_port()
+    given = tritonclient.grpc.InferInput("x", list(image.shape), "FP32")
+    given.set_data_from_numpy(image)
+    flags = ["--grpc-port", str(port)]
+    with (
+        running(OURS, sys.executable, bundle, image, flags=flags) as at,
+        tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{port}") as client,
+    ):
+        if not np.array_equal(client.infer("echo", [given]).as_numpy("y"), image):
+            raise SystemExit("gRPC: a wrong answer")
+        run_calls(at.process, lambda: client.infer("echo", [given]), seconds=1.0)
+        one = run_calls(at.process, lambda: client.infer("echo", [given]), seconds=options.seconds)
+    times = (f"{one.percentile_ms(50):.2f}", f"{one.percentile_ms(99):.2f}")
+    show("deploy serve, gRPC", "image raw", f"{one.cpu_ms:.3f}", *times)
 
 
 def measure_network(options: argparse.Namespace, folder: Path) -> None:
@@ -193,6 +223,7 @@ def pin_engine(process: psutil.Process) -> None:
 
 STAGES = {
     "overhead": measure_overhead,
+    "grpc": measure_grpc,
     "network": measure_network,
     "pinned": measure_pinned,
     "start": measure_start,

@@ -119,6 +119,20 @@ def run_closed(
         return _watch(process, [lambda caller=caller: work(caller) for caller in opened])
 
 
+def run_calls(process: psutil.Process, call: Callable[[], object], *, seconds: float) -> Trace:
+    """`call` again and again for so many seconds."""
+    end = time.perf_counter() + seconds
+
+    def work() -> list[float]:
+        times = []
+        while (begun := time.perf_counter()) < end:
+            call()
+            times.append(time.perf_counter() - begun)
+        return times
+
+    return _watch(process, [work])
+
+
 def run_schedule(process: psutil.Process, port: int, request: bytes, arrivals: Floats) -> Trace:
     """Requests are made at `arrivals`, seconds from the start, whatever became of earlier ones.
 
