@@ -1,291 +1,254 @@
-"""What `deploy serve` costs a request: CPU time of the server, latency and throughput.
+"""`deploy serve` against MLServer, KServe's SDK, LitServe, BentoML and Triton's python backend.
 
-    python benchmarks/serving.py [--requests 2000] [--connections 1]
+    python benchmarks/serving.py overhead --peer mlserver=venv/bin/python --peer triton=...
+    python benchmarks/serving.py network --peer ...
+    python benchmarks/serving.py start
 
-A model that answers with its input, so that what is measured is the server: CPU time of its process
-with all threads, for a small JSON request and for a 1x3x224x224 float32 image as a raw tensor, over
-HTTP on connections that stay open, and over gRPC. Every answer is compared with what was sent.
+Every server has the same ONNX file in ONNX Runtime on one thread, and the same client.
+
+- `overhead`: a model that answers with its input, so what is measured is the server: CPU time of
+  its process tree for a request, and throughput.
+- `grpc`: the same of ours over gRPC.
+- `network`: ResNet-50 in int8, or another bundle of images. Throughput in a closed loop, then
+  latencies under Poisson load at half of the engine's own rate, beside a simulated queue with the
+  measured service times.
+- `pinned`: ours with its engine on one core, server and client on the other, against the engine
+  alone.
+- `start`: seconds to ready.
+
+A peer is a package of an environment of its own, named by its interpreter.
 """
 
 import argparse
 import json
 import os
-import platform
-import socket
-import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import onnx
 import psutil
-from onnx import TensorProto, helper
+from serving_load import (
+    Floats,
+    Trace,
+    draw_arrivals,
+    run_calls,
+    run_closed,
+    run_schedule,
+    simulate_queue,
+)
+from serving_models import IMAGE, write_identity, write_resnet50
+from serving_servers import OURS, PEERS, Running, Server, free_port, running
 
-from deploy.bundle import GOLDEN, REPORT_HTML, REPORT_JSON
-from deploy.golden import Golden
 from deploy.machine import describe_machine
-from deploy.manifest import BundledEngine, write_manifest
-from export.artifacts import TensorSpec
 
-ENGINE = "onnxruntime-fp32"
-
-
-@dataclass(frozen=True)
-class Case:
-    """One kind of request: its bytes on the wire, and what its answer must end with."""
-
-    name: str
-    request: bytes
-    ending: bytes
+HERE = Path(__file__).parent
+ENGINE_CORE, SERVER_CORE = 1, 0
+SEED = 7
 
 
-def write_bundle(path: Path, shape: tuple[int, ...]) -> Path:
-    """A bundle whose model is Identity over [batch, *shape] in float32."""
-    path.mkdir()
-    dims = ["batch", *shape]
-    graph = helper.make_graph(
-        [helper.make_node("Identity", ["x"], ["y"])],
-        "echo",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, dims)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, dims)],
-    )
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10),
-        path / "model.onnx",
-    )
-    x = np.ones((1, *shape), np.float32)
-    Golden({"x": x}, {key: {"y": x} for key in ("reference", ENGINE)}).save(path / GOLDEN)
-    spec = [TensorSpec(name, ("batch", *shape), "float32") for name in ("x", "y")]
-    (path / REPORT_HTML).write_text("")
-    (path / REPORT_JSON).write_text(json.dumps(make_report(spec)))
-    write_manifest(
-        path,
-        created="2026-11-25T00:00:00Z",
-        model="echo.pt",
-        winner=ENGINE,
-        engines={ENGINE: BundledEngine("onnxruntime", "fp32", "model.onnx", 1e-6)},
-        inputs=(spec[0],),
-        outputs=(spec[1],),
-        structure="tensor",
-        machine={},
-    )
-    return path
+def draw_input(*shape: int) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
+    """The input that all are asked for."""
+    return np.random.default_rng(0).standard_normal((1, *shape), dtype=np.float32)
 
 
-def make_report(spec: list[TensorSpec]) -> dict[str, object]:
-    """As little of a report as a reader accepts."""
-    latency = {"p50_ms": 1.0, "p50_ci95": [1.0, 1.0], "speedup": 1.0, "speedup_ci95": [1.0, 1.0]}
-    baseline = {
-        "name": "torch",
-        "engine": "torch",
-        "precision": "fp32",
-        "status": "ok",
-        "reason": None,
-        "parity": None,
-        "latency": latency,
-        "size_bytes": None,
-    }
-    model = {"name": "echo.pt", "sha256": None, "form": "module", "parameters": 0, "macs": 0}
-    empty = {key: [] for key in ("fused", "skipped", "attempts")}
-    tensors = {"inputs": [str(spec[0])], "outputs": [str(spec[1])]}
-    return {
-        "schema_version": 1,
-        "created": "2026-11-25T00:00:00Z",
-        "deploykit": "0",
-        "model": {**model, **empty, **tensors},
-        "machine": {"cpu": None, "gpu": None, "threads": 1, "versions": {}, "peak_gmacs": {}},
-        "data": {
-            "source": None,
-            "kind": "synthetic",
-            "evaluation_samples": 0,
-            "classes_of": None,
-        },
-        "gates": {"max_drop": 0.01, "min_sqnr_db": {}},
-        "measurement": {"batch": 1, "threads": 1, "seconds": 0.0},
-        "control": None,
-        "baseline": baseline,
-        "candidates": [],
-        "winner": "torch",
-        "verdict": "",
-        "warnings": [],
-        "stages": [],
-    }
+def list_servers(options: argparse.Namespace) -> Iterator[tuple[Server, str]]:
+    """Ours, and the peers with their interpreters; says which are not given."""
+    yield OURS, sys.executable
+    given = dict(item.partition("=")[::2] for item in options.peer)
+    for name, server in PEERS.items():
+        if name in given:
+            yield server, given[name]
+        else:
+            print(f"| {server.name} | not given |")
 
 
-def make_cases() -> list[Case]:
-    """The two requests, over HTTP."""
-    small = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1.5, 2.0, 3.0, 4.0]}
-    body = json.dumps({"inputs": [small]}).encode()
-    image = np.random.default_rng(0).standard_normal((1, 3, 224, 224), dtype=np.float32)
-    described = {
-        "name": "x",
-        "datatype": "FP32",
-        "shape": list(image.shape),
-        "parameters": {"binary_data_size": image.nbytes},
-    }
-    head = json.dumps({"inputs": [described], "parameters": {"binary_data_output": True}}).encode()
-    return [
-        Case("small JSON", post("small", body), b'"data":[1.5,2.0,3.0,4.0]}]}'),
-        Case(
-            "1x3x224x224 raw",
-            post("image", head + image.tobytes(), len(head)),
-            image.tobytes(),
-        ),
-    ]
+def show(name: str, *cells: str) -> None:
+    """A row of a table."""
+    print(f"| {' | '.join([name, *cells])} |", flush=True)
 
 
-def post(model: str, body: bytes, header: int | None = None) -> bytes:
-    """An infer request as bytes."""
-    lines = [
-        f"POST /v2/models/{model}/infer HTTP/1.1",
-        "Host: localhost",
-        f"Content-Length: {len(body)}",
-    ]
-    if header is not None:
-        lines.append(f"Inference-Header-Content-Length: {header}")
-    return "\r\n".join([*lines, "", ""]).encode() + body
+def measure_overhead(options: argparse.Namespace, folder: Path) -> None:
+    """CPU time of each server for a request, one connection; throughput of eight."""
+    shapes = {"small": (4,), "image": IMAGE}
+    bundles = {name: write_identity(folder / name / "echo.deploy", s) for name, s in shapes.items()}
+    show("server", "case", "CPU ms", "p50 ms", "p99 ms", "8 callers: /s", "p99 ms", "CPU ms")
+    for server, python in list_servers(options):
+        for case, shape in shapes.items():
+            wire = "raw" if server.raw and case == "image" else "JSON"
+            x = draw_input(*shape)
+            try:
+                with running(server, python, bundles[case], x) as at:
+                    warm_up(at)
+                    one = load(at, 1, options.seconds)
+                    many = load(at, 8, options.seconds)
+            except RuntimeError as error:
+                show(server.name, case, f"failed: {str(error)[: options.words]}")
+                continue
+            times = (f"{one.percentile_ms(50):.2f}", f"{one.percentile_ms(99):.2f}")
+            loaded = (f"{many.rate:.0f}", f"{many.percentile_ms(99):.2f}", f"{many.cpu_ms:.3f}")
+            show(server.name, f"{case} {wire}", f"{one.cpu_ms:.3f}", *times, *loaded)
 
 
-def send(connection: socket.socket, case: Case) -> float:
-    """One request; seconds until its whole answer is there, which must be right."""
-    begun = time.perf_counter()
-    connection.sendall(case.request)
-    data = bytearray()
-    size = None
-    while size is None or len(data) < size:
-        chunk = connection.recv(1 << 20)
-        if not chunk:
-            raise SystemExit(f"{case.name}: the connection ended: {bytes(data[:200])!r}")
-        data += chunk
-        if size is None and (end := data.find(b"\r\n\r\n")) >= 0:
-            headers = data[:end].lower()
-            length = headers.split(b"content-length: ")[1].split(b"\r\n")[0]
-            size = end + 4 + int(length)
-    seconds = time.perf_counter() - begun
-    if not data.startswith(b"HTTP/1.1 200") or not data.endswith(case.ending):
-        raise SystemExit(f"{case.name}: a wrong answer: {bytes(data[:300])!r}")
-    return seconds
-
-
-def measure(
-    process: psutil.Process, ask: Callable[[], list[float]]
-) -> tuple[float, list[float], float]:
-    """CPU seconds of the server, seconds of each request, and wall seconds of all."""
-    before, begun = process.cpu_times(), time.perf_counter()
-    times = ask()
-    wall, after = time.perf_counter() - begun, process.cpu_times()
-    return after.user + after.system - before.user - before.system, times, wall
-
-
-def ask_http(port: int, case: Case, requests: int, connections: int) -> list[float]:
-    """Closed loop: every connection sends its next request when it has the answer."""
-    times: list[float] = []
-
-    def client() -> None:
-        with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            times.extend([send(connection, case) for _ in range(requests // connections)])
-
-    threads = [threading.Thread(target=client) for _ in range(connections)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return times
-
-
-def ask_grpc(port: int, requests: int) -> list[float]:
-    """The image over gRPC, by tritonclient."""
+def measure_grpc(options: argparse.Namespace, folder: Path) -> None:
+    """CPU time of ours for the image over gRPC, asked by tritonclient."""
     import tritonclient.grpc
 
-    client = tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{port}")
-    image = np.random.default_rng(0).standard_normal((1, 3, 224, 224), dtype=np.float32)
+    bundle = write_identity(folder / "echo.deploy", IMAGE)
+    image, port = draw_input(*IMAGE), free_port()
     given = tritonclient.grpc.InferInput("x", list(image.shape), "FP32")
     given.set_data_from_numpy(image)
-    times = []
-    for _ in range(requests):
-        begun = time.perf_counter()
-        answer = client.infer("image", [given])
-        times.append(time.perf_counter() - begun)
-        if not np.array_equal(answer.as_numpy("y"), image):
+    flags = ["--grpc-port", str(port)]
+    with (
+        running(OURS, sys.executable, bundle, image, flags=flags) as at,
+        tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{port}") as client,
+    ):
+        if not np.array_equal(client.infer("echo", [given]).as_numpy("y"), image):
             raise SystemExit("gRPC: a wrong answer")
-    return times
+        run_calls(at.process, lambda: client.infer("echo", [given]), seconds=1.0)
+        one = run_calls(at.process, lambda: client.infer("echo", [given]), seconds=options.seconds)
+    times = (f"{one.percentile_ms(50):.2f}", f"{one.percentile_ms(99):.2f}")
+    show("deploy serve, gRPC", "image raw", f"{one.cpu_ms:.3f}", *times)
 
 
-def start_server(folder: Path) -> tuple["subprocess.Popen[str]", dict[str, int], float]:
-    """A server of both models, ready; its ports and the seconds until then."""
-    bundles = [write_bundle(folder / "small", (4,)), write_bundle(folder / "image", (3, 224, 224))]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        grpc_port = probe.getsockname()[1]
-    flags = ["--port", "0", "--grpc-port", str(grpc_port), "--threads", "1"]
-    begun = time.perf_counter()
-    server = subprocess.Popen(
-        [sys.executable, "-m", "deploy", "serve", *map(str, bundles), *flags],
-        stderr=subprocess.PIPE,
-        text=True,
+def measure_network(options: argparse.Namespace, folder: Path) -> None:
+    """Throughput and p99 of a network that takes one core some milliseconds."""
+    bundle = options.model or write_resnet50(folder / "echo.deploy")
+    x = draw_input(*IMAGE)
+    service = time_engine(bundle, options.seconds)
+    rate = 0.5 / float(service.mean())
+    count = round(rate * options.poisson_seconds)
+    arrivals = draw_arrivals(rate, count, SEED)
+    simulated = 1e3 * np.percentile(simulate_queue(arrivals, service, SEED), [50, 99])
+    alone = f"{1 / service.mean():.2f}"
+    show("server", "4 callers: /s", "p99 ms", f"{rate:.1f}/s Poisson: p50 ms", "p99 ms")
+    show("engine alone, simulated queue", alone, "-", *(f"{ms:.1f}" for ms in simulated))
+    for server, python in list_servers(options):
+        try:
+            with running(server, python, bundle, x) as at:
+                warm_up(at)
+                closed = load(at, 4, options.seconds)
+                loaded = run_schedule(at.process, at.port, at.request, arrivals)
+        except RuntimeError as error:
+            show(server.name, f"failed: {str(error)[: options.words]}")
+            continue
+        open_loop = (f"{loaded.percentile_ms(50):.1f}", f"{loaded.percentile_ms(99):.1f}")
+        show(server.name, f"{closed.rate:.2f}", f"{closed.percentile_ms(99):.1f}", *open_loop)
+
+
+def measure_pinned(options: argparse.Namespace, folder: Path) -> None:
+    """Ours with its engine on one core and all else on the other, against the engine alone."""
+    bundle = options.model or write_resnet50(folder / "echo.deploy")
+    show("round", "engine alone /s", "through the server /s", "ratio")
+    os.sched_setaffinity(0, {SERVER_CORE})
+    flags = ["--max-batch", "1"]
+    with running(OURS, sys.executable, bundle, draw_input(*IMAGE), flags=flags) as at:
+        load(at, 2, 2.0)
+        pin_engine(at.process)
+        load(at, 2, 1.0)
+        ratios = []
+        for number in range(1, options.rounds + 1):
+            alone = 1 / float(time_engine(bundle, options.seconds).mean())
+            served = load(at, 4, options.seconds).rate
+            ratios.append(served / alone)
+            show(str(number), f"{alone:.2f}", f"{served:.2f}", f"{ratios[-1]:.3f}")
+    print(f"median {np.median(ratios):.3f}")
+
+
+def measure_start(options: argparse.Namespace, folder: Path) -> None:
+    """Seconds from the command to ready."""
+    bundle = options.model or write_identity(folder / "echo.deploy", (4,))
+    times = []
+    for _ in range(options.rounds):
+        begun = time.perf_counter()
+        command = [sys.executable, "-m", "deploy", "serve", str(bundle), "--port", "0"]
+        with subprocess.Popen(
+            [*command, "--grpc-port", "0", "--drain", "0"], stderr=subprocess.PIPE, text=True
+        ) as child:
+            assert child.stderr is not None
+            ready = any(json.loads(line)["message"] == "ready" for line in child.stderr)
+            times.append(time.perf_counter() - begun)
+            child.terminate()
+        if not ready:
+            raise SystemExit("the server ended before it was ready")
+    print("start to ready:", ", ".join(f"{seconds:.2f}" for seconds in times), "s")
+
+
+def warm_up(at: Running) -> None:
+    """A second of load."""
+    load(at, 4, 1.0)
+
+
+def load(at: Running, callers: int, seconds: float) -> Trace:
+    """A closed loop."""
+    return run_closed(at.process, at.port, at.request, callers=callers, seconds=seconds)
+
+
+def time_engine(bundle: Path, seconds: float) -> Floats:
+    """Seconds of each call of the engine in a loop of its own, in a process on one core."""
+    command = [sys.executable, str(Path(__file__)), "engine", "--model", str(bundle)]
+    done = subprocess.run(
+        [*command, "--seconds", str(seconds)], capture_output=True, text=True, check=True
     )
-    assert server.stderr is not None
-    ports: dict[str, int] = {}
-    for line in server.stderr:
-        event = json.loads(line)
-        ports |= {key: event[key] for key in ("http_port", "grpc_port") if key in event}
-        if event["message"] == "ready":
-            return server, ports, time.perf_counter() - begun
-    raise SystemExit("the server ended before it was ready")
+    return np.array(json.loads(done.stdout))
 
 
-def show(name: str, cpu: float, times: list[float], wall: float) -> None:
-    """One line of the table."""
-    times.sort()
-    p50, p99 = (statistics.quantiles(times, n=100)[q - 1] * 1e3 for q in (50, 99))
-    print(
-        f"{name:<26} {1e3 * cpu / len(times):>8.3f} ms CPU  p50 {p50:>7.3f} ms  "
-        f"p99 {p99:>7.3f} ms  {len(times) / wall:>8.0f}/s"
-    )
+def loop_engine(options: argparse.Namespace, folder: Path) -> None:
+    """The child of `time_engine`."""
+    from deploy.bundle import load as load_engine
+
+    os.sched_setaffinity(0, {ENGINE_CORE})
+    feeds = {"x": draw_input(*IMAGE)}
+    with load_engine(options.model, threads=1) as engine:
+        for _ in range(5):
+            engine(feeds)
+        times = []
+        end = time.perf_counter() + options.seconds
+        while (begun := time.perf_counter()) < end:
+            engine(feeds)
+            times.append(time.perf_counter() - begun)
+    print(json.dumps(times))
+
+
+def pin_engine(process: psutil.Process) -> None:
+    """Move the thread that spent most of the server's CPU time to its own core, the rest away."""
+    threads = sorted(process.threads(), key=lambda thread: thread.user_time + thread.system_time)
+    for thread in threads:
+        os.sched_setaffinity(thread.id, {SERVER_CORE})
+    os.sched_setaffinity(threads[-1].id, {ENGINE_CORE})
+
+
+STAGES = {
+    "overhead": measure_overhead,
+    "grpc": measure_grpc,
+    "network": measure_network,
+    "pinned": measure_pinned,
+    "start": measure_start,
+    "engine": loop_engine,
+    "model": lambda options, folder: print(write_resnet50(options.model)),
+}
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--connections", type=int, default=1)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON")
+    parser.add_argument("--model", type=Path, help="bundle; `model` writes ResNet-50 there")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each load")
+    parser.add_argument("--poisson-seconds", type=float, default=30.0)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--words", type=int, default=300, help="characters of a failure to show")
     options = parser.parse_args()
-    machine = describe_machine()
-    stamp = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    print(f"{machine.cpu}, {machine.cores} cores, load {os.getloadavg()[0]:.2f}, {stamp}")
-    print(f"Python {platform.python_version()}, {options.connections} connections")
+    if options.stage != "engine":
+        machine = describe_machine()
+        stamp = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+        print(f"{machine.cpu}, {machine.cores} cores, load {machine.load_average}, {stamp}")
     with tempfile.TemporaryDirectory() as folder:
-        server, ports, seconds = start_server(Path(folder))
-        try:
-            print(f"start to ready: {seconds:.2f} s, two models")
-            process = psutil.Process(server.pid)
-            for case in make_cases():
-                ask_http(ports["http_port"], case, 200, options.connections)
-                show(
-                    f"HTTP {case.name}",
-                    *measure(
-                        process,
-                        lambda case=case: ask_http(
-                            ports["http_port"], case, options.requests, options.connections
-                        ),
-                    ),
-                )
-            ask_grpc(ports["grpc_port"], 50)
-            asked = options.requests // 4
-            show(
-                "gRPC 1x3x224x224",
-                *measure(process, lambda: ask_grpc(ports["grpc_port"], asked)),
-            )
-        finally:
-            server.terminate()
-            server.wait(60)
+        STAGES[options.stage](options, Path(folder))
 
 
 if __name__ == "__main__":

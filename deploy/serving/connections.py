@@ -1,8 +1,8 @@
 """HTTP connections with bounds: on time, on number, and on what is held for them.
 
 uvicorn bounds how long a connection may be idle between requests. It does not bound how long one
-may take to send a request or to take its answer, how long a head may be, or how many requests may
-wait behind the one that runs; each of them is what a client holds a server by.
+may take to send a request, to begin with one, or to take its answer, how long a head may be, or how
+many requests may wait behind the one that runs; each of them is what a client holds a server by.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from typing import Any, cast
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from deploy.serving.answer_writer import AnswerWriter
 from deploy.serving.body import DisconnectedError
 from deploy.serving.encoding import encode_error
 from deploy.serving.errors import RequestError
@@ -59,10 +60,12 @@ class LimitedProtocol(HttpToolsProtocol):
     _arrival: asyncio.TimerHandle | None = None
     _departure: asyncio.TimerHandle | None = None
     _without_body = 0
+    _coming = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = _PatientFlow(transport, self.pipeline)
+        self._writer = AnswerWriter(transport)
         self.counts.connections += 1
         if self.counts.connections > self.limits.connections:
             self.counts.turned_away += 1
@@ -121,21 +124,29 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refuse_head()
             return
         idle = self.cycle is None or self.cycle.response_complete
-        if idle and self.timeout_keep_alive_task is None and not self.transport.is_closing():
-            self._expect_request()  # blank lines come before a request and do not begin one
+        # blank lines come before a request and do not begin one
+        waits = self._coming or (idle and self.timeout_keep_alive_task is None)
+        if waits and not self.transport.is_closing():
+            self._expect_request()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._without_body = 0
         cast("dict[str, Any]", self.scope)[CONNECTION] = self
-        self._expect_request()
+        self._coming = True  # most are here whole when all that has come is read: no timer for them
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self.cycle.transport = cast("asyncio.Transport", self._writer)
 
     def on_message_complete(self) -> None:
+        self._coming = False
         self._stop_waiting()
         super().on_message_complete()
         self._end_arrival(None)
 
     def on_response_complete(self) -> None:
+        self._writer.end_answer()
         super().on_response_complete()
         if self.transport.is_closing():
             self._end()

@@ -125,9 +125,11 @@ def _call(engine: Run, feeds: Feeds) -> Outcome:
 
 def _join(jobs: Sequence[Job], plan: RunPlan) -> Feeds:
     """One batch of all jobs' rows; where it must be filled up, the last row is repeated."""
+    first = jobs[0].feeds
+    if len(jobs) == 1 and not plan.sizes:
+        return first
     rows = sum(job.rows for job in jobs)
     missing = next((size for size in plan.sizes if size >= rows), rows) - rows
-    first = jobs[0].feeds
     if len(jobs) == 1 and not missing:
         return first
     parts = {name: [job.feeds[name] for job in jobs] for name in first}
