@@ -28,9 +28,12 @@ _OURS_FIRST_S = 5.0
 """Seconds after our own deadline until Ray Serve gives a request up, with 408 and no JSON."""
 
 _HEALTH_PERIOD_S = 5.0
+_SURGE_PERCENT = 25
+"""Replicas beyond their number while a new version takes over: it proves itself first."""
+
 _NOT_ARGUMENTS = frozenset(
     {"host", "port", "grpc_port", "metrics_port", "max_connections", "receive_timeout"}
-    | {"keep_alive", "drain", "stop_timeout", "token", "tls_cert", "tls_key"}
+    | {"keep_alive", "drain", "stop_timeout", "token", "tls_cert", "tls_key", "workers", "control"}
     | {"min_replicas", "max_replicas", "target_requests", "replica_cpus", "replica_gpus"}
 )
 """Options that a replica has no use for, or that stand elsewhere in the file; a token in none."""
@@ -40,12 +43,21 @@ def check_options(options: ServeOptions) -> None:
     """Refuse what Ray Serve has no place for, rather than serve without it.
 
     Raises:
-        ConfigError: TLS is asked for.
+        ConfigError: TLS, workers or a control socket are asked for.
     """
     if options.tls_cert:
         raise ConfigError(
             "--tls-cert is for one process: between the proxy and the replicas of Ray Serve it "
             "would not hold. Leave it out, and end TLS in front of the proxy."
+        )
+    if options.workers > 1:
+        raise ConfigError(
+            f"--workers {options.workers} is for one machine; on Ray Serve set --max-replicas."
+        )
+    if options.control:
+        raise ConfigError(
+            "--control is for one process; on Ray Serve deploy a config file that names the new "
+            "bundle."
         )
 
 
@@ -59,6 +71,7 @@ def describe_deployment(options: ServeOptions) -> dict[str, Any]:
     return {
         "max_ongoing_requests": 2 * full,
         "max_queued_requests": options.queue_rows,
+        "max_surge_percent": _SURGE_PERCENT,
         "autoscaling_config": {
             "min_replicas": options.min_replicas,
             "max_replicas": options.max_replicas,
@@ -115,7 +128,7 @@ def write_config(path: Path, paths: Sequence[Path], options: ServeOptions) -> Pa
         f"  - name: {APPLICATION}",
         "    route_prefix: /",
         f"    import_path: {IMPORT_PATH}",
-        "    args:  # a change here starts every replica anew",
+        "    args:  # a change here is a new version of every replica",
         *_lines({"bundles": bundles, **_describe_arguments(options)}, 6),
         "    deployments:  # a change of numbers here does not",
         f"      - name: {DEPLOYMENT}",

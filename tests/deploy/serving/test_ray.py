@@ -285,16 +285,37 @@ def test_the_load_alone_adds_a_replica(cluster: Cluster, pristine: Path, tmp_pat
 def test_a_bundle_that_is_not_what_it_was_does_not_deploy(
     cluster: Cluster, bundle_path: Path, pristine: Path, tmp_path: Path
 ) -> None:
+    """And leaves the one that serves where it is."""
+    put(cluster, pristine, tmp_path)
+    (serving,) = cluster.replicas()
     spoil_golden(bundle_path, 1.5)
     path = write_config(tmp_path / "bad.yaml", [bundle_path], ServeOptions(port=cluster.port))
-    cluster.deploy(path)
-    cluster.wait_for(
-        lambda: (
-            cluster.application()["status"] in ("DEPLOY_FAILED", "UNHEALTHY")
-            and "does not repeat the answers" in json.dumps(cluster.application())
+    with Load(cluster.port) as load:
+        cluster.deploy(path)
+        cluster.wait_for(
+            lambda: (
+                cluster.application()["status"] in ("DEPLOY_FAILED", "UNHEALTHY")
+                and "does not repeat the answers" in json.dumps(cluster.application())
+            )
         )
-    )
+    assert list(cluster.replicas()) == [serving]
+    assert load.lost == []
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_new_version_takes_over_without_a_failed_request(
+    cluster: Cluster, bundle_path: Path, pristine: Path, tmp_path: Path
+) -> None:
     put(cluster, pristine, tmp_path)
+    (old,) = cluster.replicas()
+    with Load(cluster.port) as load:
+        put(cluster, bundle_path, tmp_path)
+        cluster.wait_for(lambda: old not in cluster.replicas() and len(cluster.replicas()) == 1)
+        time.sleep(3.0)
+    assert not psutil.pid_exists(old) or psutil.Process(old).status() == psutil.STATUS_ZOMBIE
+    assert load.lost == []
+    print(f"{load.answered} answered while the version changed")
 
 
 @needs_ray

@@ -62,6 +62,12 @@ def test_what_ray_serve_has_not_is_refused(pristine: Path, tmp_path: Path, cli: 
     target = tmp_path / "serve.yaml"
     with pytest.raises(ConfigError, match="--tls-cert is for one process"):
         write_config(target, [pristine], ServeOptions(tls_cert="a.pem", tls_key="b.pem"))
+    for options, message in [
+        (ServeOptions(workers=2), "--workers 2 is for one machine; on Ray Serve set"),
+        (ServeOptions(control="s"), "--control is for one process"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            write_config(target, [pristine], options)
     with pytest.raises(BundleError, match="is no bundle and holds none"):
         write_config(target, [tmp_path], ServeOptions())
     code, _, err = cli("serve", pristine, "--ray", "--min-replicas", 2)
