@@ -161,15 +161,16 @@ def serve_on_ray(paths: Sequence[Path], options: ServeOptions) -> None:
         application = make_application(bundles, options)
         try:
             serve.run(application, name=APPLICATION, route_prefix="/")
+            _LOG.info("ready", extra={"http_port": options.port})
+            _wait_for_signal()
+            _LOG.info("draining: replicas answer what they have")
         except RuntimeError as error:
             raise EngineError(f"Ray Serve could not start the replicas: {error}") from error
-        _LOG.info("ready", extra={"http_port": options.port})
-        _wait_for_signal()
-        _LOG.info("draining: replicas answer what they have")
-        if joined:
-            serve.delete(APPLICATION)
-        else:
-            serve.shutdown()
+        finally:
+            if joined:
+                serve.delete(APPLICATION)
+            else:
+                serve.shutdown()
     _LOG.info("stopped")
 
 
@@ -177,10 +178,13 @@ def serve_on_ray(paths: Sequence[Path], options: ServeOptions) -> None:
 def _cluster(host: str) -> Iterator[tuple[Any, bool]]:
     """Ray Serve on a cluster, and whether that was there before."""
     joined = "RAY_ADDRESS" in os.environ
+    defaults = dict(ENVIRONMENT)
     if not joined and host == _LOOPBACK:  # HAProxy's statistics would listen on every address
-        os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "0")
-    for name, value in ENVIRONMENT.items():
+        defaults["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
+    for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    if os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "0":
+        _LOG.info("without HAProxy, which is faster: RAY_SERVE_ENABLE_HA_PROXY=1 turns it on")
     ray = require("ray", extra="ray")  # reads the environment as it is imported
     local = {"address": "local", "dashboard_host": _LOOPBACK, "_node_ip_address": _LOOPBACK}
     handler = signal.getsignal(signal.SIGTERM)
