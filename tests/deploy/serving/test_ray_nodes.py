@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,31 +45,34 @@ def cluster() -> Iterator[Cluster]:
     assert running.stop() == []
 
 
-def put(
-    cluster: Cluster,
-    bundle: Path,
-    folder: Path,
-    *,
-    least: int = 1,
-    most: int = 1,
-    target: float = 0,
-) -> None:
-    """Deploy the bundle and wait until `least` replicas take requests."""
+@dataclass(frozen=True)
+class Scale:
+    """How many replicas there are to be, and what may wait in front of them."""
+
+    least: int = 1
+    most: int = 1
+    target: float = 0.0
+    queue: int = 256
+
+
+def put(cluster: Cluster, bundle: Path, folder: Path, scale: Scale = Scale()) -> None:
+    """Deploy the bundle and wait until as many replicas as there are to be take requests."""
     options = ServeOptions(
         port=cluster.port,
         max_batch=4,
-        min_replicas=least,
-        max_replicas=most,
-        target_requests=target,
+        min_replicas=scale.least,
+        max_replicas=scale.most,
+        target_requests=scale.target,
     )
     path = write_config(folder / "serve.yaml", [bundle], options)
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     content["proxy_location"] = "HeadOnly"  # one machine has one port for the proxies of two nodes
-    scaling = content["applications"][0]["deployments"][0]["autoscaling_config"]
-    scaling |= {"upscale_delay_s": 1.0, "look_back_period_s": 2.0}
+    deployment = content["applications"][0]["deployments"][0]
+    deployment["max_queued_requests"] = scale.queue
+    deployment["autoscaling_config"] |= {"upscale_delay_s": 1.0, "look_back_period_s": 2.0}
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     cluster.deploy(path)
-    cluster.wait_for(lambda: len(cluster.replicas()) == least)
+    cluster.wait_for(lambda: len(cluster.replicas()) == scale.least)
     cluster.wait_for(lambda: cluster.request("GET", "/v2/health/ready")[0] == 200)
 
 
@@ -104,10 +108,31 @@ def test_refusals_are_those_of_one_process(
         assert list(json.loads(answered)) == ["error"]
 
 
+def test_what_waits_in_front_of_the_replicas_is_bounded(
+    cluster: Cluster, pristine: Path, tmp_path: Path
+) -> None:
+    put(cluster, pristine, tmp_path, Scale(queue=1))
+    body = json.dumps(rows([1, 2, 3, 4]))
+    statuses: list[int] = []
+
+    def burst() -> None:
+        def ask() -> None:
+            statuses.append(cluster.request("POST", "/v2/models/tiny/infer", body)[0])
+
+        threads = [threading.Thread(target=ask) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    cluster.wait_for(lambda: burst() or 503 in statuses)
+    assert set(statuses) == {200, 503}
+
+
 def test_a_killed_replica_costs_few_requests_and_is_replaced(
     cluster: Cluster, pristine: Path, tmp_path: Path
 ) -> None:
-    put(cluster, pristine, tmp_path, least=2, most=2)
+    put(cluster, pristine, tmp_path, Scale(least=2, most=2))
     before = cluster.replicas()
     assert len(set(before.values())) == 2  # nodes
     killed = next(iter(before))
@@ -140,11 +165,10 @@ def test_a_replica_is_added_under_load_and_loses_nothing(
     put(cluster, pristine, tmp_path)
     (first,) = cluster.replicas()
     with Load(cluster.port) as load:
-        put(cluster, pristine, tmp_path, least=1, most=1)
+        put(cluster, pristine, tmp_path)
         assert list(cluster.replicas()) == [first]  # the same file again changes nothing
-        put_more = threading.Thread(
-            target=put, args=(cluster, pristine, tmp_path), kwargs={"least": 2, "most": 2}
-        )
+        two = Scale(least=2, most=2)
+        put_more = threading.Thread(target=put, args=(cluster, pristine, tmp_path, two))
         put_more.start()
         added = cluster.wait_for(lambda: len(cluster.replicas()) == 2)
         put_more.join()
@@ -155,7 +179,7 @@ def test_a_replica_is_added_under_load_and_loses_nothing(
 
 
 def test_the_load_alone_adds_a_replica(cluster: Cluster, pristine: Path, tmp_path: Path) -> None:
-    put(cluster, pristine, tmp_path, least=1, most=2, target=0.2)
+    put(cluster, pristine, tmp_path, Scale(most=2, target=0.2))
     with Load(cluster.port) as load:
         added = cluster.wait_for(lambda: len(cluster.replicas()) == 2)
     print(f"second replica after {added:.1f} s of load; {load.answered} answered")
