@@ -429,6 +429,11 @@ _serve_options = _shared(
     click.option(
         "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[info]"
     ),
+    click.option("--min-replicas", type=int, help="On Ray: always there.  [1]"),
+    click.option("--max-replicas", type=int, help="On Ray: at most, under load.  [1]"),
+    click.option("--target-requests", type=float, help="On Ray: in a replica.  [a full run each]"),
+    click.option("--replica-cpus", type=float, help="On Ray: cores of a replica.  [1]"),
+    click.option("--replica-gpus", type=float, help="On Ray: GPUs of a replica.  [0]"),
 )
 
 
@@ -436,7 +441,16 @@ _serve_options = _shared(
 @click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path())
 @_serve_options
 @click.option("--check", is_flag=True, help="Verify bundles and options, and exit.")
-def serve(bundles: tuple[str, ...], check: bool, **flags: Any) -> None:
+@click.option("--ray", is_flag=True, help="Serve in replicas, on Ray Serve.")
+@click.option(
+    "--ray-config",
+    metavar="OUT.yaml",
+    type=click.Path(path_type=Path),
+    help="Write the config file of `serve deploy`, and exit.",
+)
+def serve(
+    bundles: tuple[str, ...], check: bool, ray: bool, ray_config: Path | None, **flags: Any
+) -> None:
     """Serve bundles, or folders of them, by the Open Inference Protocol v2."""
     import os
 
@@ -452,6 +466,14 @@ def serve(bundles: tuple[str, ...], check: bool, **flags: Any) -> None:
     paths = [Path(bundle) for bundle in bundles]
     if check:
         click.echo("\n".join(check_bundles(paths, options)))
+    elif ray_config is not None:
+        from deploy.serving.ray_config import write_config
+
+        click.echo(f"Ray Serve config: {write_config(ray_config, paths, options)}")
+    elif ray:
+        from deploy.serving.ray import serve_on_ray
+
+        serve_on_ray(paths, options)
     else:
         serve_bundles(paths, options)
 

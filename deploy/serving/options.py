@@ -54,6 +54,10 @@ class ServeOptions:
         tls_cert, tls_key: PEM files; both or none.
         control: a Unix socket for ``deploy ctl``; empty: none.
         log_level: of the log on stderr, which is JSON, a line an event.
+        min_replicas, max_replicas: on Ray Serve, which moves between them with the load.
+        target_requests: on Ray Serve, requests in a replica above which another is started; 0: as
+            many as fill its engines.
+        replica_cpus, replica_gpus: on Ray Serve, what a replica asks of its node.
     """
 
     host: str = "127.0.0.1"
@@ -84,6 +88,11 @@ class ServeOptions:
     tls_key: str = ""
     control: str = ""
     log_level: LogLevel = "info"
+    min_replicas: int = 1
+    max_replicas: int = 1
+    target_requests: float = 0.0
+    replica_cpus: float = 1.0
+    replica_gpus: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("port", "grpc_port", "metrics_port"):
@@ -96,8 +105,11 @@ class ServeOptions:
         for name in ("timeout", "receive_timeout", "keep_alive", "stop_timeout"):
             value = getattr(self, name)
             _check(0 < value < math.inf, name, value, "seconds, more than 0")
-        for name in ("max_delay_ms", "drain"):
+        for name in ("max_delay_ms", "drain", "target_requests", "replica_cpus", "replica_gpus"):
             _check(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more")
+        _check(self.min_replicas >= 1, "min_replicas", self.min_replicas, "1 or more")
+        at_least = f"at least --min-replicas {self.min_replicas}"
+        _check(self.max_replicas >= self.min_replicas, "max_replicas", self.max_replicas, at_least)
         _check(0 <= self.shadow <= 1, "shadow", self.shadow, "a share, 0 to 1")
         _check(self.nonfinite in get_args(NonFinite), "nonfinite", self.nonfinite, _or(NonFinite))
         _check(self.log_level in get_args(LogLevel), "log_level", self.log_level, _or(LogLevel))
