@@ -13,6 +13,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -48,10 +49,11 @@ class Load(threading.Thread):
             self.done += 1
 
 
-def valid_http(server: Server, seed: int) -> Callable[[], None]:
+def valid_http(server: Server, seed: int, stack: ExitStack) -> Callable[[], None]:
     """Asks on one connection, by turns as JSON and raw, and holds answers against the model."""
     generator = np.random.default_rng(seed)
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    stack.callback(connection.close)
 
     def act() -> None:
         x = generator.standard_normal((int(generator.integers(1, 9)), 4)).astype(np.float32)
@@ -75,9 +77,10 @@ def valid_http(server: Server, seed: int) -> Callable[[], None]:
     return act
 
 
-def valid_grpc(server: Server, seed: int) -> Callable[[], None]:
+def valid_grpc(server: Server, seed: int, stack: ExitStack) -> Callable[[], None]:
     generator = np.random.default_rng(seed)
     client = triton.InferenceServerClient(f"127.0.0.1:{server.grpc_port}")
+    stack.callback(client.close)
 
     def act() -> None:
         x = generator.standard_normal((int(generator.integers(1, 9)), 4)).astype(np.float32)
@@ -145,9 +148,9 @@ def hostile_http(server: Server, seed: int) -> Callable[[], None]:
     return act
 
 
-def hostile_grpc(server: Server, seed: int) -> Callable[[], None]:
+def hostile_grpc(server: Server, seed: int, stack: ExitStack) -> Callable[[], None]:
     choice = random.Random(seed)
-    channel = grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}")
+    channel = stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}"))
     infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
 
     def act() -> None:
@@ -164,19 +167,26 @@ def hostile_grpc(server: Server, seed: int) -> Callable[[], None]:
 
 
 @pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """Closes what clients opened."""
+    with ExitStack() as opened:
+        yield opened
+
+
+@pytest.fixture
 def soaked(pristine: Path) -> Iterator[Server]:
     with serving(pristine, "--receive-timeout", "2") as running:
         yield running
 
 
 def test_valid_and_hostile_load_side_by_side(
-    soaked: Server, capsys: pytest.CaptureFixture[str]
+    soaked: Server, stack: ExitStack, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stop = threading.Event()
-    valid = [Load(valid_http(soaked, 1), stop), Load(valid_http(soaked, 2), stop)]
-    valid.append(Load(valid_grpc(soaked, 3), stop))
+    valid = [Load(valid_http(soaked, seed, stack), stop) for seed in (1, 2)]
+    valid.append(Load(valid_grpc(soaked, 3, stack), stop))
     hostile = [Load(hostile_http(soaked, seed), stop) for seed in range(4)]
-    hostile.append(Load(hostile_grpc(soaked, 5), stop))
+    hostile.append(Load(hostile_grpc(soaked, 5, stack), stop))
     process = psutil.Process(soaked.process.pid)
     resident: list[tuple[float, float]] = []
     begun = time.monotonic()
