@@ -22,6 +22,7 @@ A peer is a package of an environment of its own, named by its interpreter.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -243,6 +244,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--words", type=int, default=300, help="characters of a failure to show")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # end the servers too
     if options.stage != "engine":
         machine = describe_machine()
         stamp = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
