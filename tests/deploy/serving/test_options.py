@@ -98,5 +98,6 @@ def test_the_token_is_not_shown() -> None:
 def test_every_option_is_a_flag() -> None:
     command = cli.commands["serve"]
     assert isinstance(command, click.Command)
-    flags = {parameter.name for parameter in command.params} - {"bundles", "check", "config"}
+    others = {"bundles", "check", "config", "ray", "ray_config"}
+    flags = {parameter.name for parameter in command.params} - others
     assert flags == set(ServeOptions.__dataclass_fields__)
