@@ -1,0 +1,75 @@
+"""The command line: parse, call one library function, print, exit code. No logic.
+
+Exit codes: 0 done and the gates hold; 1 a gate failed; 2 wrong use or bad input; 130 interrupted.
+Heavy modules are imported inside the commands, so that --help answers at once.
+"""
+
+import signal
+import sys
+
+import click
+
+from deploy.cli.building import build, finish, fuse, inspect
+from deploy.cli.exporting import export_kserve, export_triton
+from deploy.cli.judging import bench, compare, debug, doctor, verify
+from deploy.cli.serving import ctl, serve
+from export.errors import DeployError
+
+COMMANDS = (
+    build,
+    inspect,
+    fuse,
+    finish,
+    bench,
+    verify,
+    compare,
+    doctor,
+    debug,
+    serve,
+    ctl,
+    export_triton,
+    export_kserve,
+)
+
+
+def main() -> None:
+    """Entry point of the ``deploy`` command."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # clean up as well
+    try:
+        cli(standalone_mode=False, prog_name="deploy")
+    except DeployError as error:
+        from deploy.commands import explain_error
+
+        click.echo(f"Error: {explain_error(error, sys.argv[1:])}", err=True)
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted. What was there before is as it was.", err=True)
+        sys.exit(130)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="deploykit", prog_name="deploy")
+def cli() -> None:
+    """Take a trained PyTorch model to a verified, fast engine.
+
+    \b
+      deploy build model.pt                     writes model.deploy/
+      deploy inspect model.pt                   its layers, and what would merge
+      deploy fuse model.pt -o fused.pt2         only the merged model and its proof
+      deploy compare A.deploy B.deploy          exit 1 on a regression
+      deploy verify model.deploy --data DIR     parity again, on other data
+      deploy finish model.deploy                on the GPU machine: what waited for it
+      deploy bench --url URL --rate 200         a running server under load
+      deploy debug precision model.deploy --precision int8     which layers are wrong
+      deploy serve model.deploy                 the verified winner behind HTTP and gRPC
+      deploy ctl --control SOCKET load new.deploy              a new version, no request lost
+    """
+
+
+for command in COMMANDS:
+    cli.add_command(command)

@@ -1,0 +1,119 @@
+"""The commands that make something of a model: build, fuse, inspect, finish."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from deploy.cli.options import (
+    EPILOG,
+    data_options,
+    fusion_options,
+    make_console,
+    measure_options,
+    model_options,
+    read_config,
+    search_options,
+    tensorrt_options,
+    trust_options,
+)
+from deploy.config import Observer
+
+
+@click.command(epilog=EPILOG)
+@click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(), help="Bundle to write.")
+@model_options
+@trust_options
+@data_options
+@click.option("--calibration-samples", type=int, help="Samples to calibrate int8 on.  [256]")
+@click.option(
+    "--observer", type=click.Choice(get_args(Observer)), help="How int8 ranges are found.  [auto]"
+)
+@measure_options
+@fusion_options
+@search_options
+@tensorrt_options
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    help="Where the baseline runs; auto: on the GPU if torch can.  [auto]",
+)
+@click.option("--opset", type=int, help="ONNX opset, 18 to 25.  [20]")
+@click.option("--golden-from-data", is_flag=True, help="Ship real samples as golden inputs.")
+def build(model_file: Path, **flags: Any) -> None:
+    """Fuse, export, quantize, check, measure; write a verified bundle."""
+    from deploy.bundle import REPORT_HTML, describe_reuse
+    from deploy.report import print_report
+    from deploy.report.progress import ProgressDisplay
+    from export.optional import require
+
+    require("torch", extra="build")
+    from deploy.pipeline import build as build_bundle
+
+    config = read_config(flags)
+    with ProgressDisplay(make_console(stderr=True)) as progress:
+        bundle = build_bundle(model_file, config, progress=progress)
+    print_report(bundle.report(), make_console())
+    if bundle.reused:
+        click.echo(f"\n{describe_reuse(bundle)}")
+    click.echo(f"\nBundle: {bundle.path}\nReport: {bundle.path / REPORT_HTML}")
+
+
+@click.command(epilog=EPILOG)
+@click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Program to write, .pt2.")
+@model_options
+@trust_options
+@fusion_options
+def fuse(model_file: Path, output: Path | None, **flags: Any) -> None:
+    """Merge branches and norms; write the merged model and its certificate."""
+    from deploy.report.fusion import print_certificate
+    from export.optional import require
+
+    require("torch", extra="build")
+    from deploy.fusing import fuse_file
+
+    result = fuse_file(
+        model_file, read_config(flags), output or model_file.with_suffix(".fused.pt2")
+    )
+    print_certificate(result.certificate.as_dict(), make_console())
+    batch = "any batch size" if result.dynamic_batch else "the batch size of the inputs alone"
+    click.echo(
+        f"\nMerged model: {result.path}, for {batch}\nCertificate: {result.certificate_path}"
+    )
+
+
+@click.command(epilog=EPILOG)
+@click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
+@model_options
+@trust_options
+@fusion_options
+def inspect(model_file: Path, **flags: Any) -> None:
+    """Show the layers of a model and what would merge; write nothing."""
+    from deploy.report.fusion import print_certificate, print_layers
+    from export.optional import require
+
+    require("torch", extra="build")
+    from deploy.fusing import inspect_file
+
+    inspection = inspect_file(model_file, read_config(flags))
+    print_layers(inspection.layers, make_console())
+    make_console().print()
+    print_certificate(inspection.certificate.as_dict(), make_console())
+
+
+@click.command(epilog=EPILOG)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@trust_options
+@data_options
+@measure_options
+def finish(bundle: Path, **flags: Any) -> None:
+    """Build, check and measure here the engines that waited for a GPU."""
+    from deploy.finishing import finish as finish_bundle
+    from deploy.report.progress import ProgressDisplay
+    from deploy.report.tables import print_finish
+
+    with ProgressDisplay(make_console(stderr=True)) as progress:
+        found = finish_bundle(bundle, read_config(flags), progress=progress)
+    print_finish(found, make_console())

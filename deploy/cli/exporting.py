@@ -1,0 +1,57 @@
+"""The commands that write a bundle for other servers: export-triton, export-kserve."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command("export-triton")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Model repository."
+)
+@click.option("--name", help="Of the model.  [that of the model file]")
+@click.option("--version", type=int, default=1, show_default=True, help="Of the model.")
+@click.option("--engine", metavar="NAME", help="To export.  [the winner, or the fastest]")
+def export_triton(bundle: Path, output: Path, **options: Any) -> None:
+    """Write a bundle into a model repository of Triton."""
+    from deploy.bundle import read_bundle
+    from deploy.exports import export_triton as write_repository
+
+    export = write_repository(read_bundle(bundle), output, **options)
+    _warn(export.warnings)
+    click.echo(f"{export.engine} is version {export.version} of {export.name}: {export.path}")
+
+
+@click.command("export-kserve")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="YAML to write."
+)
+@click.option(
+    "--runtime",
+    type=click.Choice(["deploy", "triton"]),
+    default="deploy",
+    show_default=True,
+    help="That serves it.",
+)
+@click.option("--image", help="Container image of the runtime; deploy needs one.")
+@click.option("--storage-uri", metavar="URI", help="Where the bundle or the repository is.")
+@click.option("--name", help="Of the service.  [that of the model file]")
+def export_kserve(bundle: Path, output: Path, **options: Any) -> None:
+    """Write an InferenceService of KServe."""
+    from deploy.bundle import read_bundle
+    from deploy.exports import KserveOptions
+    from deploy.exports import export_kserve as write_service
+
+    _warn(write_service(read_bundle(bundle), output, KserveOptions(**options)))
+    click.echo(f"InferenceService: {output}")
+
+
+def _warn(warnings: Sequence[str]) -> None:
+    from deploy.report.wording import clean
+
+    for warning in warnings:
+        click.echo(f"Warning: {clean(warning)}", err=True)

@@ -1,0 +1,136 @@
+"""The commands of a server: serve, and ctl for one that runs."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deploy.cli.options import shared
+
+serve_options = shared(
+    click.option("--config", metavar="FILE", help="Options as TOML, for [tool.deploy.serve]."),
+    click.option("--host", metavar="ADDRESS", help="Address to listen on.  [127.0.0.1]"),
+    click.option("--port", type=int, help="Of HTTP; 0: any free one.  [8000]"),
+    click.option("--grpc-port", type=int, help="Of gRPC; 0: none.  [8001]"),
+    click.option("--metrics-port", type=int, help="Of metrics and health alone; 0: none.  [0]"),
+    click.option("--engine", metavar="NAME", help="Of the bundle.  [its winner]"),
+    click.option("--instances", type=int, help="Engines side by side.  [1]"),
+    click.option("--threads", type=int, help="Threads of each engine.  [cores shared out]"),
+    click.option("--workers", type=int, help="Processes that share the port.  [1]"),
+    click.option("--max-batch", type=int, help="Rows of a run, at most.  [8]"),
+    click.option("--max-delay-ms", type=float, help="Wait for a fuller run, at most.  [0]"),
+    click.option("--queue-rows", type=int, help="Rows that may wait; beyond, 503.  [256]"),
+    click.option("--queue-mb", type=int, help="MiB of inputs that may wait.  [256]"),
+    click.option("--timeout", type=float, help="Seconds of a request; beyond, 504.  [30]"),
+    click.option("--max-body-mb", type=int, help="MiB of a body; beyond, 413.  [64]"),
+    click.option("--max-inflight-mb", type=int, help="MiB of all bodies held.  [1024]"),
+    click.option("--max-connections", type=int, help="Open at a time.  [1024]"),
+    click.option("--receive-timeout", type=float, help="Seconds to send a request in.  [30]"),
+    click.option("--keep-alive", type=float, help="Seconds a connection may be idle.  [75]"),
+    click.option("--drain", type=float, help="Seconds not ready but answering.  [1]"),
+    click.option("--stop-timeout", type=float, help="Seconds for what is left then.  [30]"),
+    click.option("--shadow", type=float, help="Share also run in float32, 0 to 1.  [0]"),
+    click.option(
+        "--nonfinite", type=click.Choice(["refuse", "report"]), help="NaN outputs.  [refuse]"
+    ),
+    click.option("--trust", multiple=True, metavar="PACKAGE", help="Run this package's classes."),
+    click.option("--token", metavar="TEXT", help="Bearer token; better in DEPLOY_SERVE_TOKEN."),
+    click.option("--tls-cert", metavar="FILE", help="Certificate chain, PEM."),
+    click.option("--tls-key", metavar="FILE", help="Its key, PEM."),
+    click.option("--control", metavar="PATH", help="Unix socket to make for deploy ctl."),
+    click.option(
+        "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[info]"
+    ),
+    click.option("--min-replicas", type=int, help="On Ray: always there.  [1]"),
+    click.option("--max-replicas", type=int, help="On Ray: at most, under load.  [1]"),
+    click.option("--target-requests", type=float, help="On Ray: in a replica.  [a full run each]"),
+    click.option("--replica-cpus", type=float, help="On Ray: cores of a replica.  [1]"),
+    click.option("--replica-gpus", type=float, help="On Ray: GPUs of a replica.  [0]"),
+)
+
+
+@click.command(epilog="Options: flags, then DEPLOY_SERVE_*, then [tool.deploy.serve], then these.")
+@click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path())
+@serve_options
+@click.option("--check", is_flag=True, help="Verify bundles and options, and exit.")
+@click.option("--ray", is_flag=True, help="Serve in replicas, on Ray Serve.")
+@click.option(
+    "--ray-config",
+    metavar="OUT.yaml",
+    type=click.Path(path_type=Path),
+    help="Write the config file of `serve deploy`, and exit.",
+)
+def serve(
+    bundles: tuple[str, ...], check: bool, ray: bool, ray_config: Path | None, **flags: Any
+) -> None:
+    """Serve bundles, or folders of them, by the Open Inference Protocol v2."""
+    import os
+
+    from export.optional import require
+
+    for module in ("starlette", "uvicorn", "uvloop", "httptools", "orjson", "grpc"):
+        require(module, extra="serve")
+    from deploy.serving.lifecycle import check as check_bundles
+    from deploy.serving.lifecycle import serve as serve_bundles
+    from deploy.serving.options import gather_options
+
+    options = gather_options(flags, os.environ, Path.cwd())
+    paths = [Path(bundle) for bundle in bundles]
+    if check:
+        click.echo("\n".join(check_bundles(paths, options)))
+    elif ray_config is not None:
+        from deploy.serving.ray_config import write_config
+
+        click.echo(f"Ray Serve config: {write_config(ray_config, paths, options)}")
+    elif ray:
+        from deploy.serving.ray import serve_on_ray
+
+        serve_on_ray(paths, options)
+    else:
+        serve_bundles(paths, options)
+
+
+@click.group()
+@click.option("--control", required=True, metavar="PATH", help="Socket of deploy serve --control.")
+@click.pass_context
+def ctl(context: click.Context, control: str) -> None:
+    """Look at a server that runs, and change what it serves."""
+    context.obj = Path(control)
+
+
+@ctl.command()
+@click.pass_obj
+def status(control: Path) -> None:
+    """Show the models of the server, as JSON."""
+    _send(control, {"command": "status"})
+
+
+@ctl.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--name", help="Of the model.  [the folder's, without .deploy]")
+@click.option("--keep", is_flag=True, help="Serve the versions that there are as well.")
+@click.pass_obj
+def load(control: Path, bundle: Path, name: str | None, keep: bool) -> None:
+    """Verify a bundle beside what serves, and let it take over as the next version."""
+    path = str(bundle.absolute())
+    _send(control, {"command": "load", "path": path, "name": name, "keep": keep})
+
+
+@ctl.command()
+@click.argument("name")
+@click.option("--version", help="One of its versions.  [all]")
+@click.pass_obj
+def unload(control: Path, name: str, version: str | None) -> None:
+    """Serve a model no more, once it has answered what it took."""
+    _send(control, {"command": "unload", "name": name, "version": version})
+
+
+def _send(control: Path, command: dict[str, Any]) -> None:
+    import json
+
+    from export.optional import require
+
+    require("starlette", extra="serve")
+    from deploy.serving.control import send_command
+
+    click.echo(json.dumps(send_command(control, command), indent=2))
