@@ -3,36 +3,62 @@
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
-from deploy.inputs import DTYPES, numpy_dtype
-
-_NAMES: Mapping[str, str] = {
-    **{name: name.upper() for name in ("bool", "uint8", "int8", "int16", "int32", "int64")},
+DATATYPES: Mapping[str, str] = {
+    **{
+        name: name.upper()
+        for name in (
+            "bool",
+            "uint8",
+            "uint16",
+            "uint32",
+            "uint64",
+            "int8",
+            "int16",
+            "int32",
+            "int64",
+        )
+    },
     "float16": "FP16",
-    "bfloat16": "BF16",
     "float32": "FP32",
     "float64": "FP64",
+    "bfloat16": "BF16",
 }
-_DTYPES = {_NAMES[name]: name for name in DTYPES}
+"""numpy's name → the protocol's. BYTES is not among them: no engine takes text."""
+
+RAW_ONLY = frozenset({"FP16", "BF16"})
+"""What JSON has no numbers for; such tensors travel in the binary extension alone."""
+
+_DTYPES = {
+    datatype: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+    for name, datatype in DATATYPES.items()
+}
+_DATATYPES = {dtype: datatype for datatype, dtype in _DTYPES.items()}
 
 
 def name_datatype(dtype: str) -> str:
-    """The protocol's name of one of `deploy.inputs.DTYPES`, such as ``FP32``.
+    """The protocol's name of a dtype by numpy's, such as ``FP32``.
 
     Raises:
         KeyError: the protocol has no such dtype.
     """
-    return _NAMES[dtype]
+    return DATATYPES[dtype]
 
 
 def read_datatype(name: str) -> np.dtype[Any]:
-    """The numpy dtype of one of the protocol's names; ``BF16`` is that of ml_dtypes.
+    """The numpy dtype of one of the protocol's names, little-endian as the protocol sends it.
 
     Raises:
         KeyError: no engine takes or gives it, such as ``BYTES``.
     """
-    return numpy_dtype(_DTYPES[name])
+    return _DTYPES[name]
+
+
+def datatype_of(dtype: np.dtype[Any]) -> str:
+    """The protocol's name for an array's dtype, which is one of `DATATYPES`."""
+    return _DATATYPES[dtype]
 
 
 def to_wire(array: np.ndarray[Any, Any]) -> bytes:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import orjson
 
+from deploy.datatypes import RAW_ONLY
 from deploy.engines.base import Array
-from deploy.serving.dtypes import RAW_ONLY
 from deploy.serving.errors import MalformedRequestError
 from deploy.serving.protocol import (
     MAX_ID,

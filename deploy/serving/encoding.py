@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import orjson
 
+from deploy.datatypes import RAW_ONLY, datatype_of
 from deploy.engines.base import Array
-from deploy.serving.dtypes import RAW_ONLY, datatype_of
 from deploy.serving.errors import MalformedRequestError
 from deploy.serving.protocol import InferRequest, InferResponse
 

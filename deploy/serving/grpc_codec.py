@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from deploy.datatypes import RAW_ONLY
 from deploy.engines.base import Array
-from deploy.serving.dtypes import RAW_ONLY
 from deploy.serving.encoding import view_bytes
 from deploy.serving.errors import MalformedRequestError
 from deploy.serving.grpc_messages import INFERENCE

@@ -6,7 +6,7 @@ routes, and lacks BF16.
 
 from typing import Any
 
-from deploy.serving.dtypes import DATATYPES
+from deploy.datatypes import DATATYPES
 
 _ERROR = {"$ref": "#/components/schemas/Error"}
 _TEXT = {"type": "string"}

@@ -8,10 +8,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from deploy.datatypes import DATATYPES, read_datatype
 from deploy.engines.base import Array
-from deploy.serving.dtypes import to_datatype, to_dtype
 from deploy.serving.errors import MalformedRequestError
 from export.artifacts import TensorSpec
+from export.errors import BundleError
 
 MAX_ID = 256
 """Characters of a request's id, which is echoed and logged."""
@@ -229,9 +230,14 @@ def read_parameters(given: Mapping[str, Any]) -> tuple[int, float | None]:
 
 
 def _make_type(spec: TensorSpec) -> TensorType:
-    datatype = to_datatype(spec.dtype)
+    if spec.dtype not in DATATYPES:
+        raise BundleError(
+            f"The model has a tensor of dtype {spec.dtype}, which the protocol does not know; it "
+            f"knows {', '.join(DATATYPES)}."
+        )
+    datatype = DATATYPES[spec.dtype]
     shape = tuple(size if isinstance(size, int) else None for size in spec.shape)
-    dtype = to_dtype(datatype)
+    dtype = read_datatype(datatype)
     return TensorType(spec.name, datatype, dtype, shape, spec.batch_axis, _find_limits(dtype))
 
 

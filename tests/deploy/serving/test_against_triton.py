@@ -19,10 +19,10 @@ from tiny import fill_stage
 from triton_server import Answer, ask, find_triton, running_triton
 
 from deploy.bundle import GOLDEN
+from deploy.datatypes import DATATYPES, read_datatype
 from deploy.engines.base import Array
 from deploy.golden import Golden
 from deploy.manifest import BundledEngine, write_manifest
-from deploy.serving.dtypes import DATATYPES, to_dtype
 from deploy.staging import stage_bundle
 from export.artifacts import TensorSpec
 
@@ -297,7 +297,7 @@ def read(answer: Answer) -> Any:
     content = json.loads(answer[2])
     outputs = {}
     for output in content.pop("outputs"):
-        values = np.array(output["data"], to_dtype(output["datatype"]))
+        values = np.array(output["data"], read_datatype(output["datatype"]))
         outputs[output["name"]] = output["datatype"], output["shape"], values.tobytes()
     content.pop("parameters", None)
     return content, outputs
