@@ -17,12 +17,12 @@ from torch import nn
 from deploy.gates import Verdict
 from deploy.parity import ParityAccumulator
 from deploy.recovery import Climb, Judged, Tools, climb
+from deploy.schemes import choose_scheme
 from export.artifacts import OnnxModel
 from export.fusion import fuse
 from export.onnx import to_onnx
 from quantize.adjustments import Adjustments
 from quantize.calibrate import calibrate
-from quantize.scheme import PRESETS
 from quantize.sensitivity import Quantizer
 
 IMAGES = np.random.default_rng(0).standard_normal((48, 3, 16, 16)).astype(np.float32)
@@ -39,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
 @pytest.fixture(scope="module")
 def quantizer(model: OnnxModel) -> Quantizer:
     ranges = calibrate(model, [{"x": IMAGES[:32]}], observer="minmax")
-    return Quantizer(model, ranges, PRESETS["onnxruntime"])
+    return Quantizer(model, ranges, choose_scheme("onnxruntime"))
 
 
 def make_judge(model: OnnxModel, least: float) -> Callable[[Path, str], Judged]:
@@ -119,7 +119,7 @@ def test_a_fallback_cut_short_keeps_the_best_that_passed(tmp_path: Path) -> None
     path = tmp_path / "model.onnx"
     model = to_onnx(program, path, input_names=["x"], output_names=["y"], opset=20)
     ranges = calibrate(model, [{"x": IMAGES[:32]}], observer="minmax")
-    quantizer = Quantizer(model, ranges, PRESETS["onnxruntime"])
+    quantizer = Quantizer(model, ranges, choose_scheme("onnxruntime"))
     plain = make_judge(model, 150.0)(quantizer.write(tmp_path / "plain.onnx").path, "int8")
     tools = Tools(
         judge=make_judge(model, 0.0),  # whatever leaves int8 will do
