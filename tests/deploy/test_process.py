@@ -86,11 +86,9 @@ def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    """Every test: the children that it started are gone; servers of other tests may run on."""
-    before = set(psutil.Process().children(recursive=True))
+    """Every test: the children that it started are gone."""
     yield
-    left = set(psutil.Process().children(recursive=True)) - before
-    assert [child.cmdline() for child in left] == []
+    assert [child.cmdline() for child in psutil.Process().children(recursive=True)] == []
 
 
 def wait_until_gone(pids: list[int], seconds: float) -> list[int]:

@@ -20,9 +20,9 @@ from deploy.staging import stage_bundle
 from export.artifacts import TensorSpec
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(pristine: Path) -> Iterator[Server]:
-    """The tiny bundle, model ``tiny``."""
+    """The tiny bundle, model ``tiny``; it ends with its file, as other tests count processes."""
     with serving(pristine) as running:
         yield running
 
