@@ -238,12 +238,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON")
-    parser.add_argument("--model", type=Path, help="bundle; `model` writes ResNet-50 there")
+    parser.add_argument("--model", type=Path, help="a bundle called echo.deploy; `model` writes it")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each load")
     parser.add_argument("--poisson-seconds", type=float, default=30.0)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--words", type=int, default=300, help="characters of a failure to show")
     options = parser.parse_args()
+    if options.model is not None and options.model.name != "echo.deploy":
+        parser.error("--model: every server calls its model echo, so name the bundle echo.deploy")
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # end the servers too
     if options.stage != "engine":
         machine = describe_machine()

@@ -13,7 +13,7 @@ from deploy.plans import GpuTarget, Plan, choose_plans
 from deploy.preflight import explain_mismatch, read_host
 from deploy.process import call_in_child
 from export.artifacts import OnnxModel
-from export.errors import DeployError, EngineError, NothingToQuantizeError
+from export.errors import DeployError, NothingToQuantizeError
 from export.progress import Progress, ProgressCallback, ignore_progress
 from export.tensorrt.products import PRODUCTS
 from export.tensorrt.record import EngineFile, EngineRecord
@@ -128,7 +128,7 @@ def _build_engine(
             options=target.options_for(plan.engine),
             progress=progress,
         )
-    except EngineError as error:
+    except DeployError as error:  # options that one product has not stop no other candidate
         return Candidate(plan, "failed", str(error))
     record = built.record
     if plan.precision == "int8":

@@ -33,7 +33,7 @@ from deploy.staging import stage_bundle
 from deploy.substitutes import explain_unfit
 from deploy.verification import FloatReference, open_evaluation, plan_check, recorded_noise
 from export.artifacts import OnnxModel
-from export.errors import BundleError, EngineError
+from export.errors import BundleError, DeployError, EngineError
 from export.execute import read_opset
 from export.gpu import read_gpu
 from export.progress import ProgressCallback, ignore_progress
@@ -145,7 +145,7 @@ def _make(work: _Work, name: str, entry: BundledEngine) -> BundledEngine | str:
             options=entry.recipe,
             progress=work.progress,
         )
-    except EngineError as error:
+    except DeployError as error:
         return str(error)
     file = built.path.relative_to(work.stage).as_posix()
     return replace(entry, file=file, record=built.record)

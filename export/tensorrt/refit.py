@@ -57,6 +57,9 @@ def _serialize(trt: Any, engine: Any) -> Any:
     """The engine with its weights, so that it can be refitted again."""
     config = engine.create_serialization_config()
     config.clear_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS)
+    refittable = getattr(trt.SerializationFlag, "INCLUDE_REFIT", None)  # TensorRT 10.13 has it not
+    if refittable is not None:
+        config.set_flag(refittable)
     return engine.serialize_with_config(config)
 
 

@@ -74,6 +74,21 @@ def test_nvidia_tensorrt_is_planned_where_it_is_asked_for(tmp_path: Path) -> Non
     assert "tensorrt_rtx-tf32" not in exact
 
 
+def test_an_option_that_one_product_lacks_stops_no_other_candidate(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+    stage, scratch = tmp_path / "stage", tmp_path / "scratch"
+    stage.mkdir()
+    model = perceptron(stage / "model.onnx", 64)
+    target = GpuTarget(asked=True, options=BuildOptions(hardware_compatible=True))
+    refused = QuantizeError("no data")
+    built = build_candidates(model, refused, stage=stage, scratch=scratch, target=target)
+    found = {candidate.name: candidate for candidate in built}
+    assert found["tensorrt_rtx-fp16"].status == "failed"
+    assert "no hardware-compatible engines" in str(found["tensorrt_rtx-fp16"].reason)
+    assert found["tensorrt-fp16"].source is not None
+    assert found["onnxruntime-fp32"].status == "built"
+
+
 def test_what_only_a_gpu_machine_can_build_keeps_the_file_to_build_it_from(tmp_path: Path) -> None:
     stage, scratch = tmp_path / "stage", tmp_path / "scratch"
     stage.mkdir()

@@ -23,6 +23,16 @@ from export.gpu import read_gpu
 from export.tensorrt.options import BuildOptions
 
 QUICK = BuildConfig(measure_seconds=0.5, threads=1, min_sqnr=20.0)
+UNBUILT = BundledEngine(
+    "tensorrt",
+    "fp16",
+    "model.onnx",
+    2e-2,
+    not_run="no NVIDIA GPU",
+    source="model.onnx",
+    recipe=BuildOptions(),
+)
+"""An engine that only a machine with a GPU can build."""
 SCHEMA = Path(__file__).parents[2] / "deploy" / "report" / "schema.json"
 
 
@@ -137,41 +147,23 @@ def test_int8_without_data_is_rejected(bundle_path: Path) -> None:
 def test_what_cannot_be_finished_here_is_said_and_changes_nothing(bundle_path: Path) -> None:
     if read_gpu() is not None:
         pytest.skip("there is a GPU")
-    entry = BundledEngine(
-        "tensorrt",
-        "fp16",
-        "model.onnx",
-        2e-2,
-        not_run="no NVIDIA GPU",
-        source="model.onnx",
-        recipe=BuildOptions(),
-    )
-    path = remake(bundle_path, {"tensorrt-fp16": entry})
+    path = remake(bundle_path, {"tensorrt-fp16": UNBUILT})
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
     with pytest.raises(EngineError, match="tensorrt-fp16: no NVIDIA GPU"):
         finish(path, QUICK)
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
-    assert read_bundle(path).manifest.engines["tensorrt-fp16"] == entry
+    assert read_bundle(path).manifest.engines["tensorrt-fp16"] == UNBUILT
 
 
 def test_the_rest_waits_on_where_one_can_be_finished(bundle_path: Path) -> None:
     if read_gpu() is not None:
         pytest.skip("there is a GPU")
-    entry = BundledEngine(
-        "tensorrt",
-        "fp16",
-        "model.onnx",
-        2e-2,
-        not_run="no NVIDIA GPU",
-        source="model.onnx",
-        recipe=BuildOptions(),
-    )
-    remake(bundle_path, {"tensorrt-fp16": entry})
+    remake(bundle_path, {"tensorrt-fp16": UNBUILT})
     path = waiting(bundle_path, "openvino-fp32")
     pytest.importorskip("openvino", reason="needs OpenVINO")
     statuses = {result.name: result.status for result in finish(path, QUICK).results}
     assert statuses["tensorrt-fp16"] == "not_run"
-    assert read_bundle(path).manifest.engines["tensorrt-fp16"] == entry
+    assert read_bundle(path).manifest.engines["tensorrt-fp16"] == UNBUILT
 
 
 def test_a_bundle_without_anything_that_waits_is_refused(bundle_path: Path) -> None:
