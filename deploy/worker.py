@@ -135,7 +135,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     descriptor = int(sys.argv[1])
     os.dup2(2, 1)  # vendor libraries print to stdout
-    threading.Thread(target=end_with_parent, args=(descriptor,), daemon=True).start()
+    watched = os.dup(descriptor)  # the connection closes its own when a call raises SystemExit
+    threading.Thread(target=end_with_parent, args=(watched,), daemon=True).start()
     serve(Connection(descriptor))
 
 
