@@ -179,17 +179,31 @@ class Reservation:
         self._position = 0
         self._data: memoryview | None = None
 
+    @property
+    def missing(self) -> int:
+        """Bytes that are still to come."""
+        return self._length - self._position
+
     def take(self, chunk: bytes) -> None:
         """The next bytes; the parser sees to it that no more come than were announced."""
+        size = len(chunk)
+        if size == self._length and not self._padding:
+            self.body.data = memoryview(chunk)
+            self._position = size
+            return
+        self.rest()[:size] = chunk
+        self._position += size
+
+    def rest(self) -> memoryview:
+        """Where the next bytes belong, for whoever puts them there; `advance` says how many."""
         if self._data is None:
-            if len(chunk) == self._length and not self._padding:
-                self.body.data = memoryview(chunk)
-                return
             room = np.empty(self._padding + self._length, np.uint8)
             self.body.data = self._data = room.data[self._padding :]
-        end = self._position + len(chunk)
-        self._data[self._position : end] = chunk
-        self._position = end
+        return self._data[self._position :]
+
+    def advance(self, size: int) -> None:
+        """Bytes were put where they belong."""
+        self._position += size
 
 
 @dataclass(frozen=True)

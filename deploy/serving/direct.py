@@ -25,6 +25,7 @@ from deploy.serving.inference import (
     Target,
     parse_infer_path,
 )
+from deploy.serving.intake import BodyIntake, can_take_over
 from deploy.serving.model import Outputs
 
 _STATUS_LINES = {
@@ -137,6 +138,8 @@ class DirectRequest:
             if self._room is None:
                 return False
         self._room.take(chunk)
+        if can_take_over(self._connection, self._room):
+            BodyIntake(self._connection, self._room)
         return True
 
     def run(self) -> None:
