@@ -17,7 +17,6 @@ import asyncio
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from deploy.engines.base import Array
@@ -27,15 +26,10 @@ from deploy.serving.errors import (
     QueueFullError,
     UnavailableError,
 )
+from deploy.serving.inline import InlineRuns
 from deploy.serving.joining import JoiningGain
 from deploy.serving.running import BatchRun, Run, RunPlan, run_batch
 from deploy.serving.waiting import BatchPolicy, Job, WaitingJobs
-
-INLINE_S = 1.5e-4
-"""Seconds of a run below which it happens on the event loop; a thread costs about as much."""
-
-_LAST_RUNS = 8
-"""All of which must have been that short; a request that is larger than all of them may not be."""
 
 Observe = Callable[[Sequence[Job], BatchRun], None]
 """Told of every run, on the event loop, before its answers are given."""
@@ -82,8 +76,7 @@ class Batcher:
         self._stopping = False
         self._seconds_a_row = 0.0
         self._gain = JoiningGain()
-        self._last_s = deque([float("inf")], _LAST_RUNS)
-        self._last_sizes = deque([0], _LAST_RUNS)
+        self._inline = InlineRuns()
 
     @property
     def pending(self) -> int:
@@ -136,8 +129,9 @@ class Batcher:
         future: asyncio.Future[dict[str, Array]] = self._loop.create_future()
         job = Job(feeds, rows, priority, time.monotonic(), _Answer(future))
         if self._idle and not self._waiting.jobs:
-            if max(self._last_s) < INLINE_S and _count_bytes([job]) <= max(self._last_sizes):
-                self._finish([job], run_batch(self._idle[-1].engine, [job], self._plan))
+            if self._inline.allow(_count_bytes([job])):
+                done = run_batch(self._idle[-1].engine, [job], self._plan)
+                self._finish([job], done, inline=True)
                 return future
             self._run([job])
         else:
@@ -214,9 +208,8 @@ class Batcher:
             self._dispatch()  # the engine's time is dearer than that of the answers
         self._finish(jobs, done)
 
-    def _finish(self, jobs: list[Job], done: BatchRun) -> None:
-        self._last_s.append(done.total_s)
-        self._last_sizes.append(_count_bytes(jobs))
+    def _finish(self, jobs: list[Job], done: BatchRun, *, inline: bool = False) -> None:
+        self._inline.observe(done.total_s, _count_bytes(jobs), inline=inline)
         rows = sum(job.rows for job in jobs)
         if done.executions == 1:
             self._gain.observe(len(jobs), rows, done.total_s)

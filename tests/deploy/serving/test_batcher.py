@@ -95,7 +95,7 @@ def test_runs_that_are_shorter_than_a_handover_happen_at_once() -> None:
         def quick(feeds: Mapping[str, Array]) -> dict[str, Array]:
             threads.append(threading.current_thread())
             if feeds["x"][0, 0] < 0:
-                time.sleep(0.005)
+                time.sleep(0.03)
             return {"y": feeds["x"] * 2}
 
         batcher = await started(quick)

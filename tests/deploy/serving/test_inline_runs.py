@@ -8,10 +8,60 @@ import numpy as np
 import pytest
 
 from deploy.engines.base import Array
-from deploy.serving import batcher as module
+from deploy.serving import inline as module
 from deploy.serving.batcher import Batcher
+from deploy.serving.inline import INLINE_S, InlineRuns
 from deploy.serving.running import RunPlan
 from deploy.serving.waiting import BatchPolicy
+
+SHORT, LONG = INLINE_S / 5, INLINE_S * 5
+
+
+def after(*seconds: float, runs: InlineRuns | None = None) -> InlineRuns:
+    """What is decided after runs of so many seconds, each where it was allowed."""
+    runs = runs or InlineRuns()
+    for value in seconds:
+        runs.observe(value, 100, inline=runs.on)
+    return runs
+
+
+def test_nothing_is_known_at_first() -> None:
+    assert not InlineRuns().allow(0)
+    assert not after(*[SHORT] * 7).allow(100)
+
+
+def test_short_runs_come_to_happen_on_the_event_loop_and_long_ones_do_not() -> None:
+    assert after(*[SHORT] * 8).allow(100)
+    assert not after(*[LONG] * 100).allow(100)
+
+
+def test_runs_in_threads_that_had_to_wait_for_the_interpreter_do_not_count() -> None:
+    runs = InlineRuns()
+    for seconds in (SHORT, LONG, LONG) * 3:
+        runs.observe(seconds, 100, inline=False)
+    assert runs.allow(100)
+
+
+def test_a_stray_long_run_changes_nothing_and_many_do() -> None:
+    runs = after(*[SHORT] * 20)
+    assert after(LONG, *[SHORT] * 3, runs=runs).on
+    assert not after(*[LONG] * 12, runs=runs).on
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_a_run_that_would_hold_everybody_ends_it_for_long(inline: bool) -> None:
+    runs = after(*[SHORT] * 20)
+    runs.observe(0.1, 100, inline=inline)
+    assert not runs.on
+    assert not after(*[SHORT] * 200, runs=runs).on
+    assert after(*[SHORT] * 100, runs=runs).on
+
+
+def test_a_larger_request_is_not_allowed_until_it_was_seen() -> None:
+    runs = after(*[SHORT] * 20)
+    assert not runs.allow(101)
+    runs.observe(SHORT, 101, inline=False)
+    assert runs.allow(101)
 
 
 def test_a_request_larger_than_all_before_it_does_not_run_on_the_event_loop(

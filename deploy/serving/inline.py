@@ -1,0 +1,64 @@
+"""Which runs happen on the event loop itself: those that take less than handing them over does.
+
+A run in a thread seems longer than it is while the event loop keeps the interpreter busy, so the
+faster quarter of such runs says how long they take; on the event loop nothing is in their way, and
+the median does.
+"""
+
+import statistics
+from collections import deque
+
+INLINE_S = 1.5e-4
+"""Seconds of a run below which it happens on the event loop; a thread costs about as much."""
+
+_LONGEST_S = 0.02
+"""Seconds of one run after which the event loop is spared for a while."""
+
+_RUNS = 16
+_ENOUGH = 8
+_SPARED = 256
+"""Runs in threads after such a long one."""
+
+
+class InlineRuns:
+    """Decides for the next run, by those before it.
+
+    Attributes:
+        on: runs that are no larger than those before happen on the event loop.
+    """
+
+    def __init__(self) -> None:
+        self.on = False
+        self._seconds: deque[float] = deque(maxlen=_RUNS)
+        self._sizes: deque[int] = deque(maxlen=_RUNS)
+        self._spared = 0
+
+    def allow(self, size: int) -> bool:
+        """Whether a run of `size` bytes of input may happen on the event loop."""
+        return self.on and size <= max(self._sizes)
+
+    def observe(self, seconds: float, size: int, *, inline: bool) -> None:
+        """Count a run, which happened there or in a thread."""
+        self._sizes.append(size)
+        if self.on and seconds > _LONGEST_S:
+            self._turn(on=False)
+            self._spared = _SPARED
+            return
+        if inline != self.on:  # a larger one, or handed over before it was decided otherwise
+            return
+        self._seconds.append(seconds)
+        if self._spared:
+            self._spared -= 1
+        elif len(self._seconds) >= _ENOUGH:
+            self._decide()
+
+    def _decide(self) -> None:
+        if self.on:
+            if statistics.median(self._seconds) > INLINE_S:
+                self._turn(on=False)
+        elif sorted(self._seconds)[len(self._seconds) // 4] < INLINE_S:
+            self._turn(on=True)
+
+    def _turn(self, *, on: bool) -> None:
+        self.on = on
+        self._seconds.clear()
