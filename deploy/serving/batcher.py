@@ -129,9 +129,11 @@ class Batcher:
         future: asyncio.Future[dict[str, Array]] = self._loop.create_future()
         job = Job(feeds, rows, priority, time.monotonic(), _Answer(future))
         if self._idle and not self._waiting.jobs:
-            if self._inline.allow(_count_bytes([job])):
+            size = _count_bytes([job])
+            if self._inline.allow(size):
                 done = run_batch(self._idle[-1].engine, [job], self._plan)
-                self._finish([job], done, inline=True)
+                self._inline.observe(done.total_s, size, inline=True)
+                self._finish([job], done)
                 return future
             self._run([job])
         else:
@@ -206,10 +208,10 @@ class Batcher:
         self._running.difference_update(jobs)
         if self._waiting.jobs:
             self._dispatch()  # the engine's time is dearer than that of the answers
+        self._inline.observe(done.total_s, _count_bytes(jobs), inline=False)
         self._finish(jobs, done)
 
-    def _finish(self, jobs: list[Job], done: BatchRun, *, inline: bool = False) -> None:
-        self._inline.observe(done.total_s, _count_bytes(jobs), inline=inline)
+    def _finish(self, jobs: list[Job], done: BatchRun) -> None:
         rows = sum(job.rows for job in jobs)
         if done.executions == 1:
             self._gain.observe(len(jobs), rows, done.total_s)

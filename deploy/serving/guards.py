@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from deploy.engines.base import Array, Feeds
-from deploy.serving.encoding import is_finite
+from deploy.serving.encoding import FEW, is_finite
 from deploy.serving.errors import NonFiniteError, RequestError
 
 NonFinite = Literal["refuse", "report"]
@@ -48,7 +48,7 @@ class Guard:
         self.out_of_range = 0
         margins = {name: MARGIN * (high - low) for name, (low, high) in plan.ranges.items()}
         self._limits = {
-            name: (low - margins[name], high + margins[name])
+            name: (float(np.float32(low - margins[name])), float(np.float32(high + margins[name])))
             for name, (low, high) in plan.ranges.items()
         }
 
@@ -70,10 +70,14 @@ class Guard:
         return None
 
     def _in_range(self, feeds: Feeds) -> bool:
-        return all(
-            low <= feeds[name].min() and feeds[name].max() <= high
-            for name, (low, high) in self._limits.items()
-        )
+        return all(_is_within(feeds[name], low, high) for name, (low, high) in self._limits.items())
+
+
+def _is_within(array: Array, low: float, high: float) -> bool:
+    """Whether all values are; NaN is not."""
+    if array.size <= FEW:
+        return all(low <= value <= high for value in array.ravel().tolist())
+    return bool(low <= array.min() and array.max() <= high)
 
 
 def find_nonfinite(outputs: Feeds) -> frozenset[str]:

@@ -5,6 +5,7 @@ faster quarter of such runs says how long they take; on the event loop nothing i
 the median does.
 """
 
+import itertools
 import statistics
 from collections import deque
 
@@ -16,6 +17,9 @@ _LONGEST_S = 0.02
 
 _RUNS = 16
 _ENOUGH = 8
+_EVERY = 4
+"""Runs between two decisions."""
+
 _SPARED = 256
 """Runs in threads after such a long one."""
 
@@ -30,16 +34,17 @@ class InlineRuns:
     def __init__(self) -> None:
         self.on = False
         self._seconds: deque[float] = deque(maxlen=_RUNS)
-        self._sizes: deque[int] = deque(maxlen=_RUNS)
         self._spared = 0
+        self._largest = 0
+        self._numbers = itertools.count()
 
     def allow(self, size: int) -> bool:
         """Whether a run of `size` bytes of input may happen on the event loop."""
-        return self.on and size <= max(self._sizes)
+        return self.on and size <= self._largest
 
     def observe(self, seconds: float, size: int, *, inline: bool) -> None:
         """Count a run, which happened there or in a thread."""
-        self._sizes.append(size)
+        self._largest = max(self._largest, size)
         if self.on and seconds > _LONGEST_S:
             self._turn(on=False)
             self._spared = _SPARED
@@ -49,7 +54,7 @@ class InlineRuns:
         self._seconds.append(seconds)
         if self._spared:
             self._spared -= 1
-        elif len(self._seconds) >= _ENOUGH:
+        elif len(self._seconds) >= _ENOUGH and next(self._numbers) % _EVERY == 0:
             self._decide()
 
     def _decide(self) -> None:

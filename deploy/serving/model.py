@@ -107,7 +107,10 @@ class ServedModel:
         except RequestError as error:
             self.statistics.fail(error, time.monotonic() - started)
             raise
-        future.add_done_callback(lambda done: self._count(request, started, done))
+        if future.done():  # it ran on the event loop
+            self._count(request, started, future)
+        else:
+            future.add_done_callback(lambda done: self._count(request, started, done))
         return future
 
     async def unload(self) -> None:

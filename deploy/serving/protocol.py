@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -41,6 +42,13 @@ class TensorType:
         return {"name": self.name, "datatype": self.datatype, "shape": shape}
 
 
+class OutputRequest(NamedTuple):
+    """An output that is asked for, raw or as JSON."""
+
+    name: str
+    binary: bool = False
+
+
 @dataclass(frozen=True)
 class ModelSignature:
     """What a model takes and gives, by name and in order.
@@ -54,17 +62,16 @@ class ModelSignature:
     outputs: Mapping[str, TensorType]
     batched: bool
 
+    @cached_property
+    def all_outputs(self) -> dict[bool, tuple[OutputRequest, ...]]:
+        """What a request asks for that names no output, by whether it wants them raw."""
+        return {
+            binary: tuple(OutputRequest(name, binary) for name in self.outputs)
+            for binary in (False, True)
+        }
 
-@dataclass(frozen=True)
-class OutputRequest:
-    """An output that is asked for, raw or as JSON."""
 
-    name: str
-    binary: bool = False
-
-
-@dataclass(frozen=True)
-class InferRequest:
+class InferRequest(NamedTuple):
     """A request that fits the model's signature.
 
     Attributes:
@@ -81,11 +88,9 @@ class InferRequest:
     outputs: tuple[OutputRequest, ...]
     priority: int = 0
     timeout_s: float | None = None
-    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class InferResponse:
+class InferResponse(NamedTuple):
     """The answer to a request; `outputs` has what it asked for."""
 
     model: str
@@ -114,20 +119,20 @@ def check_shape(tensor: TensorType, shape: object) -> tuple[int, ...]:
     Raises:
         MalformedRequestError: it is no list of whole numbers of 1 or more, or not of this input.
     """
+    if type(shape) is list and len(shape) == len(tensor.shape):
+        for size, expected in zip(shape, tensor.shape, strict=True):
+            if type(size) is not int or size < 1 or (expected is not None and size != expected):
+                break
+        else:
+            return tuple(shape)
     if not isinstance(shape, list) or not all(type(size) is int and size >= 1 for size in shape):
         raise MalformedRequestError(
             f"input {tensor.name!r}: shape must be a list of whole numbers of 1 or more"
         )
-    fits = len(shape) == len(tensor.shape) and all(
-        expected is None or size == expected
-        for size, expected in zip(shape, tensor.shape, strict=True)
+    raise MalformedRequestError(
+        f"input {tensor.name!r} has shape {_show(shape)}; "
+        f"the model takes {tensor.describe()['shape']}, -1 standing for any size"
     )
-    if not fits:
-        raise MalformedRequestError(
-            f"input {tensor.name!r} has shape {_show(shape)}; "
-            f"the model takes {tensor.describe()['shape']}, -1 standing for any size"
-        )
-    return tuple(shape)
 
 
 def count_bytes(tensor: TensorType, shape: tuple[int, ...]) -> int:
@@ -183,7 +188,9 @@ def choose_outputs(
     Raises:
         MalformedRequestError: one is not known, is there twice, or JSON cannot hold it.
     """
-    chosen = tuple(requested) or tuple(OutputRequest(name, binary) for name in signature.outputs)
+    if not requested:
+        return signature.all_outputs[binary]
+    chosen = tuple(requested)
     if len({output.name for output in chosen}) != len(chosen):
         raise MalformedRequestError("an output is asked for twice")
     for output in chosen:
@@ -219,6 +226,8 @@ def read_parameters(given: Mapping[str, Any]) -> tuple[int, float | None]:
     Raises:
         MalformedRequestError: one is no whole number of 0 or more, or asks for a sequence.
     """
+    if not given:
+        return 0, None
     if any(given.get(key) for key in ("sequence_id", "sequence_start", "sequence_end")):
         raise MalformedRequestError("sequences are not offered: models here keep no state")
     priority, timeout = given.get("priority", 0), given.get("timeout", 0)

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,8 +26,7 @@ Inspect = Callable[[Feeds, Mapping[str, Array]], RequestError | None]
 Outcome = dict[str, Array] | RequestError
 
 
-@dataclass(frozen=True)
-class BatchRun:
+class BatchRun(NamedTuple):
     """What became of a run.
 
     Attributes:
