@@ -31,10 +31,18 @@ from deploy.serving.options import ServeOptions
 from deploy.serving.protocol import InferResponse
 from deploy.serving.repository import ModelRepository
 from deploy.serving.rest import describe_server
+from deploy.serving.spans import SpanSender
+from deploy.serving.traced import note_code, trace_call
+from deploy.serving.tracing import note_model
 from export.errors import ConfigError, EngineError
 
 _LOG = logging.getLogger("deploy.serving")
-_OPEN = ("ServerLive", "ServerReady")
+_OPEN = ("ServerLive", "ServerReady", "Check")
+"""Calls that ask for no token, since probes have none."""
+
+_PROBES = (*_OPEN, "ModelReady")
+"""Calls that leave no traces."""
+
 SERVICE = "inference.GRPCInferenceService"
 HEALTH_SERVICE = "grpc.health.v1.Health"
 _WATCH_S = 0.5
@@ -53,13 +61,19 @@ class GrpcService:
         repository: the models.
         options: limits and the token.
         statistics: counts what meets no model.
+        sender: takes traces; None: there are none.
     """
 
     def __init__(
-        self, repository: ModelRepository, options: ServeOptions, statistics: ServerStatistics
+        self,
+        repository: ModelRepository,
+        options: ServeOptions,
+        statistics: ServerStatistics,
+        sender: SpanSender | None = None,
     ) -> None:
         self._repository = repository
         self._statistics = statistics
+        self._sender = sender
         self._token = f"Bearer {options.token}" if options.token else None
         self._watchers = 0
         self._receive_s = options.receive_timeout
@@ -83,14 +97,14 @@ class GrpcService:
             "RepositoryIndex": self.repository_index,
         }
         return {
-            name: self._handle(method, INFERENCE[f"{name}Request"], open_to_all=name in _OPEN)
+            name: self._handle(name, method, INFERENCE[f"{name}Request"])
             for name, method in methods.items()
         }
 
     def _health_methods(self) -> dict[str, Any]:
         asked = HEALTH["HealthCheckRequest"]
         return {
-            "Check": self._handle(self.check, asked, open_to_all=True),
+            "Check": self._handle("Check", self.check, asked),
             "Watch": grpc.unary_stream_rpc_method_handler(
                 self.watch, response_serializer=_serialize
             ),
@@ -124,6 +138,7 @@ class GrpcService:
     async def model_infer(self, request: Any, context: Any) -> Any:
         """Run a model; a call that is cancelled or runs out of time is withdrawn."""
         model = self._repository.get(request.model_name, request.model_version)
+        note_model(model.name, model.version)
         try:
             wanted = decode_message(request, model.signature)
         except RequestError as error:
@@ -141,10 +156,10 @@ class GrpcService:
         try:
             request = _parse(HEALTH["HealthCheckRequest"], data)
         except MalformedRequestError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         if self._watchers >= MAX_WATCHERS:
             text = f"{MAX_WATCHERS} watch already, as many as may; Check asks once"
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+            await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         self._watchers += 1
         last = UNKNOWN
         try:
@@ -162,22 +177,24 @@ class GrpcService:
             return SERVICE_UNKNOWN
         return SERVING if self._repository.ready else NOT_SERVING
 
-    def _handle(self, method: Method, asked: Any, *, open_to_all: bool) -> Any:
+    def _handle(self, name: str, method: Method, asked: Any) -> Any:
         """The handler of a call with one message, which must come in time.
 
         It is a handler of streams, since that of single messages waits for one without end.
         """
-        guarded = self._guard(method, asked, open_to_all=open_to_all)
+        guarded = self._guard(method, asked, open_to_all=name in _OPEN)
 
         async def call(messages: AsyncIterator[bytes], context: Any) -> Any:
             try:
                 data = await asyncio.wait_for(anext(messages), self._receive_s)
             except TimeoutError:
-                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no message came in time")
+                await _abort(context, grpc.StatusCode.DEADLINE_EXCEEDED, "no message came in time")
             except StopAsyncIteration:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
+                await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
             return await guarded(data, context)
 
+        if self._sender is not None and name not in _PROBES:
+            call = trace_call(call, SERVICE, name, self._sender)
         return grpc.stream_unary_rpc_method_handler(call, response_serializer=_serialize)
 
     def _guard(self, method: Method, asked: Any, *, open_to_all: bool) -> Method:
@@ -192,12 +209,12 @@ class GrpcService:
             except RequestError as error:
                 if error.status in (401, 404):
                     self._statistics.refuse(error.status)
-                await context.abort(getattr(grpc.StatusCode, error.code), str(error))
+                await _abort(context, getattr(grpc.StatusCode, error.code), str(error))
             except (grpc.aio.AbortError, asyncio.CancelledError):
                 raise
             except Exception:  # noqa: BLE001  a bug is INTERNAL, without its insides
                 _LOG.exception("a call failed")
-                await context.abort(grpc.StatusCode.INTERNAL, "the server failed")
+                await _abort(context, grpc.StatusCode.INTERNAL, "the server failed")
 
         return call
 
@@ -254,6 +271,11 @@ def _credentials(options: ServeOptions) -> Any:
     except OSError as error:
         raise ConfigError(f"A TLS file cannot be read: {error}.") from error
     return grpc.ssl_server_credentials([(key, certificate)])
+
+
+async def _abort(context: Any, code: grpc.StatusCode, message: str) -> None:
+    note_code(code)
+    await context.abort(code, message)
 
 
 def _parse(asked: Any, data: bytes) -> Any:

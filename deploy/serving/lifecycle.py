@@ -31,7 +31,9 @@ from deploy.serving.model import ServedModel
 from deploy.serving.options import ServeOptions
 from deploy.serving.repository import ModelRepository, make_models
 from deploy.serving.rest import RestApplication, make_metrics_application
+from deploy.serving.spans import open_sender
 from deploy.serving.supervisor import Supervisor
+from deploy.serving.traced import TracedApplication
 from export.errors import ConfigError, EngineError
 
 _LOG = logging.getLogger("deploy.serving")
@@ -48,6 +50,7 @@ def serve(paths: Sequence[Path], options: ServeOptions) -> None:
     """
     if options.workers > 1:
         make_models(paths, options)  # what is wrong with them is said once, here
+        open_sender(options.traces, os.environ)
         Supervisor(paths, options).run()
     else:
         serve_here(paths, options)
@@ -107,6 +110,7 @@ class Lifecycle:
         self.statistics = ServerStatistics()
         self._options = options
         self._stop = asyncio.Event()
+        self._sender = open_sender(options.traces, os.environ)
         for model in models:
             self.repository.add(model)
 
@@ -127,6 +131,8 @@ class Lifecycle:
         await self._close(listening)
         for model in self.repository.models():
             await model.unload()
+        if self._sender is not None:
+            await asyncio.to_thread(self._sender.stop)
         _LOG.info("stopped")
 
     async def _listen(self) -> "_Listening":
@@ -136,7 +142,12 @@ class Lifecycle:
             ConfigError, EngineError: one cannot be.
         """
         options = self._options
-        application = RestApplication(self.repository, options, self.statistics)
+        application: Any = RestApplication(self.repository, options, self.statistics)
+        if self._sender is not None:
+            self._sender.start()
+            self.statistics.spans = self._sender.counts
+            # which has no direct way around it, as nothing is noted there
+            application = TracedApplication(application, self.repository, self._sender)
         main = self._make_server(application, options.port)
         servers = [main]
         tasks = [await _start(main, self._listener)]
@@ -146,7 +157,7 @@ class Lifecycle:
             tasks.append(await _start(servers[-1], None))
         grpc_server, grpc_port = None, 0
         if options.grpc_port:
-            service = GrpcService(self.repository, options, self.statistics)
+            service = GrpcService(self.repository, options, self.statistics, self._sender)
             grpc_server, grpc_port = await start_grpc(service, options)
         controller = Controller(self.repository, options, self.statistics)
         control = await controller.start(Path(options.control)) if options.control else None
