@@ -149,6 +149,36 @@ def test_a_large_tensor_as_json_is_still_read(echo: Server) -> None:
     assert "may have 8 rows and has 1000" in answered["error"]
 
 
+def test_a_large_answer_as_json_keeps_nobody_waiting(echo: Server) -> None:
+    """Writing millions of numbers takes most of a second; health is told meanwhile."""
+    values = 3 * MIB
+    entry = {"name": "x", "datatype": "FP32", "shape": [1, values]}
+    entry |= {"parameters": {"binary_data_size": 4 * values}}  # type: ignore[dict-item]
+    outputs = [{"name": name, "parameters": {"binary_data": False}} for name in ("y", "log")]
+    head = json.dumps({"inputs": [entry], "outputs": outputs}).encode()
+    given = np.random.default_rng(0).uniform(1, 2, values).astype(np.float32)
+    answers: list[bytes] = []
+
+    def ask() -> None:
+        headers = {"Inference-Header-Content-Length": str(len(head))}
+        answers.append(echo.request("POST", ECHO, head + given.tobytes(), headers)[2])
+
+    asking = threading.Thread(target=ask)
+    begun = time.monotonic()
+    asking.start()
+    slowest = 0.0
+    while asking.is_alive():
+        before = time.monotonic()
+        assert echo.ask("/v2/health/live") == {"live": True}
+        slowest = max(slowest, time.monotonic() - before)
+        time.sleep(0.005)
+    took = time.monotonic() - begun
+    assert slowest < took / 3
+    first, second = json.loads(answers[0])["outputs"]
+    np.testing.assert_array_equal(np.array(first["data"], np.float32), given)
+    np.testing.assert_allclose(second["data"], np.log(given), rtol=1e-5, atol=1e-6)
+
+
 def test_bodies_that_are_announced_and_do_not_come_count_as_held(echo: Server) -> None:
     """Their memory is taken when they are announced, so that is when it is counted."""
     before = resident_mib(echo)
