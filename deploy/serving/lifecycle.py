@@ -24,7 +24,8 @@ import uvloop
 
 from deploy.serving.connections import ConnectionLimits, limit_connections
 from deploy.serving.control import Controller
-from deploy.serving.grpc_service import GrpcService, start_grpc
+from deploy.serving.grpc_server import start_grpc
+from deploy.serving.grpc_service import GrpcService
 from deploy.serving.logs import log_to_stderr
 from deploy.serving.metrics import ServerStatistics
 from deploy.serving.model import ServedModel
