@@ -57,14 +57,27 @@ def serve(paths: Sequence[Path], options: ServeOptions) -> None:
         serve_here(paths, options)
 
 
+@dataclass(frozen=True)
+class WorkerPlace:
+    """Where a worker stands among those of a supervisor.
+
+    Attributes:
+        listener: the HTTP socket of all of them.
+        deaths: of processes that were in its place before.
+    """
+
+    listener: socket.socket
+    deaths: int = 0
+
+
 def serve_here(
-    paths: Sequence[Path], options: ServeOptions, listener: socket.socket | None = None
+    paths: Sequence[Path], options: ServeOptions, place: WorkerPlace | None = None
 ) -> None:
-    """Serve in this process; `listener` is the HTTP socket of a supervisor."""
+    """Serve in this process; with `place` under a supervisor."""
     log_to_stderr(options.log_level)
     models = make_models(paths, options)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(Lifecycle(models, options, listener).run())
+        runner.run(Lifecycle(models, options, place).run())
 
 
 def check(paths: Sequence[Path], options: ServeOptions) -> list[str]:
@@ -74,6 +87,7 @@ def check(paths: Sequence[Path], options: ServeOptions) -> list[str]:
         DeployError: why it would not be ready.
     """
     lines = []
+    open_sender(options.traces, os.environ)
     for model in make_models(paths, options):
         asyncio.run(_check_model(model))
         opened = model.opened
@@ -97,18 +111,18 @@ class Lifecycle:
     Args:
         models: that it is to serve; none is loaded yet.
         options: of the server.
-        listener: to take HTTP connections from; None: `options` say where.
+        place: under a supervisor; None: there is none, and `options` say where to listen.
     """
 
     def __init__(
         self,
         models: Sequence[ServedModel],
         options: ServeOptions,
-        listener: socket.socket | None = None,
+        place: WorkerPlace | None = None,
     ) -> None:
-        self._listener = listener
+        self._listener = place.listener if place is not None else None
         self.repository = ModelRepository()
-        self.statistics = ServerStatistics()
+        self.statistics = ServerStatistics(deaths=place.deaths if place is not None else None)
         self._options = options
         self._stop = asyncio.Event()
         self._sender = open_sender(options.traces, os.environ)

@@ -33,6 +33,7 @@ class ServerStatistics:
         turned_away: connections closed because too many were open.
         inflight_bytes: bytes of bodies and of answers that are held.
         spans: what became of traces; None: none are asked for.
+        deaths: of workers in whose place this one is; None: there is no supervisor.
     """
 
     started: float = field(default_factory=time.time)
@@ -43,6 +44,7 @@ class ServerStatistics:
     turned_away: int = 0
     inflight_bytes: int = 0
     spans: SpanCounts | None = None
+    deaths: int | None = None
 
     def refuse(self, status: int) -> None:
         """Count a request that was refused before it reached a model."""
@@ -248,6 +250,7 @@ def _write_server(lines: list[str], repository: ModelRepository, server: ServerS
             "Spans for which there was no room, or that the collector did not take",
             server.spans.dropped if server.spans else None,
         ),
+        ("deploy_worker_deaths_total", "counter", "Workers that were replaced", server.deaths),
         ("process_start_time_seconds", "gauge", "By the wall clock", server.started),
     ]
     for name, kind, text, value in plain:
