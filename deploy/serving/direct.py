@@ -196,6 +196,7 @@ class DirectRequest:
             answer = self._service.refuse(error, self._head.target, caller)
         if self._connection.lost:
             self._release()
+            self._service.log(499, caller)
             return
         self._write(answer)
 

@@ -149,14 +149,36 @@ def test_a_large_tensor_as_json_is_still_read(echo: Server) -> None:
     assert "may have 8 rows and has 1000" in answered["error"]
 
 
+def describe_raw(given: np.ndarray) -> bytes:
+    """The JSON of a request whose tensor is raw and whose answer is JSON."""
+    entry = {"name": "x", "datatype": "FP32", "shape": [1, given.size]}
+    entry |= {"parameters": {"binary_data_size": given.nbytes}}  # type: ignore[dict-item]
+    outputs = [{"name": name, "parameters": {"binary_data": False}} for name in ("y", "log")]
+    return json.dumps({"inputs": [entry], "outputs": outputs}).encode()
+
+
+@pytest.mark.parametrize("after", [0.0, 0.05, 0.15, 0.3])
+def test_who_leaves_while_a_large_answer_is_written_leaves_nothing_behind(
+    echo: Server, after: float
+) -> None:
+    given = np.ones(2 * MIB, np.float32) / 3
+    head = describe_raw(given)
+    lines = f"Inference-Header-Content-Length: {len(head)}\r\n"
+    lines += f"Content-Length: {len(head) + given.nbytes}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", echo.port), 15) as connection:
+        connection.sendall(f"POST {ECHO} HTTP/1.1\r\nHost: a\r\n{lines}".encode() + head)
+        connection.sendall(given.tobytes())
+        time.sleep(after)
+    end = time.monotonic() + 10
+    while echo.metrics()["deploy_inflight_bytes"] or echo.metrics()["deploy_connections"] > 1:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def test_a_large_answer_as_json_keeps_nobody_waiting(echo: Server) -> None:
     """Writing millions of numbers takes most of a second; health is told meanwhile."""
-    values = 3 * MIB
-    entry = {"name": "x", "datatype": "FP32", "shape": [1, values]}
-    entry |= {"parameters": {"binary_data_size": 4 * values}}  # type: ignore[dict-item]
-    outputs = [{"name": name, "parameters": {"binary_data": False}} for name in ("y", "log")]
-    head = json.dumps({"inputs": [entry], "outputs": outputs}).encode()
-    given = np.random.default_rng(0).uniform(1, 2, values).astype(np.float32)
+    given = np.random.default_rng(0).uniform(1, 2, 3 * MIB).astype(np.float32)
+    head = describe_raw(given)
     answers: list[bytes] = []
 
     def ask() -> None:
