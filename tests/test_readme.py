@@ -83,7 +83,7 @@ def test_help_lists_every_command() -> None:
 def test_constraints_pin_every_requirement_of_the_two_commands() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    parts = ("build", "rtx", "serve", "dev")
+    parts = ("build", "otel", "rtx", "serve", "dev")
     wanted = [*project["dependencies"], *(line for part in parts for line in extras[part])]
     names = {_canonical(re.split(r"[\[<>=]", line)[0]) for line in wanted} - {"deploykit"}
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()

@@ -38,6 +38,7 @@ serve_options = shared(
     click.option("--tls-cert", metavar="FILE", help="Certificate chain, PEM."),
     click.option("--tls-key", metavar="FILE", help="Its key, PEM."),
     click.option("--control", metavar="PATH", help="Unix socket to make for deploy ctl."),
+    click.option("--traces", metavar="URL", help="OpenTelemetry collector (OTLP over HTTP)."),
     click.option(
         "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[info]"
     ),

@@ -29,6 +29,7 @@ from deploy.serving.errors import (
 from deploy.serving.inline import InlineRuns
 from deploy.serving.joining import JoiningGain
 from deploy.serving.running import BatchRun, Run, RunPlan, run_batch
+from deploy.serving.tracing import RequestTrace
 from deploy.serving.waiting import BatchPolicy, Job, WaitingJobs
 
 Observe = Callable[[Sequence[Job], BatchRun], None]
@@ -106,6 +107,7 @@ class Batcher:
         *,
         priority: int = 0,
         timeout_s: float | None = None,
+        trace: RequestTrace | None = None,
     ) -> "asyncio.Future[dict[str, Array]]":
         """Hand over a request; cancel the future to withdraw it.
 
@@ -114,6 +116,7 @@ class Batcher:
             rows: samples in it.
             priority: 1 is the most urgent; 0 is in the middle.
             timeout_s: seconds until it is given up; None: never.
+            trace: goes along with it, for `observe`.
 
         Raises:
             MalformedRequestError: it has more rows than a run may hold.
@@ -127,7 +130,7 @@ class Batcher:
                 f"a request may have {self.policy.max_batch} rows and has {rows}; send it in parts"
             )
         future: asyncio.Future[dict[str, Array]] = self._loop.create_future()
-        job = Job(feeds, rows, priority, time.monotonic(), _Answer(future))
+        job = Job(feeds, rows, priority, time.monotonic(), _Answer(future), trace)
         if self._idle and not self._waiting.jobs:
             size = _count_bytes([job])
             if self._inline.allow(size):

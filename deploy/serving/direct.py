@@ -10,6 +10,7 @@ for `deploy.serving.inference` decides it.
 import asyncio
 import hmac
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -27,6 +28,7 @@ from deploy.serving.inference import (
 )
 from deploy.serving.intake import BodyIntake, can_take_over
 from deploy.serving.model import Outputs
+from deploy.serving.slices import is_large
 
 _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
@@ -175,12 +177,35 @@ class DirectRequest:
         if isinstance(error, RequestError):
             self._refuse(error)
             return
+        if is_large(accepted.request, done.result()):
+            self._start(self._answer_in_turns(accepted, done.result()))
+            return
         try:
             answer = self._service.answer(accepted, done.result(), self._head.caller)
         except RequestError as refusal:
             self._refuse(refusal)
             return
         self._write(answer)
+
+    async def _answer_in_turns(self, accepted: Accepted, outputs: Outputs) -> None:
+        """Answer with what takes long to write."""
+        caller = self._head.caller
+        try:
+            answer = await self._service.answer_in_turns(accepted, outputs, caller)
+        except RequestError as error:
+            answer = self._service.refuse(error, self._head.target, caller)
+        if self._connection.lost:
+            self._release()
+            self._service.log(499, caller)
+            return
+        self._write(answer)
+
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run what the server must not end before."""
+        tasks = self._connection.tasks
+        task = self._connection.loop.create_task(coroutine)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
     def _refuse(self, error: RequestError) -> None:
         self._write(self._service.refuse(error, self._head.target, self._head.caller))
@@ -201,9 +226,7 @@ class DirectRequest:
         else:
             transport.writelines((head, *answer.parts))
         if flow.write_paused:
-            task = connection.loop.create_task(self._hold(size))
-            connection.tasks.add(task)
-            task.add_done_callback(connection.tasks.discard)
+            self._start(self._hold(size))
         self.response_complete = True
         if not self.keep_alive:
             transport.close()

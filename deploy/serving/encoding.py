@@ -9,7 +9,7 @@ import orjson
 from deploy.datatypes import RAW_ONLY, datatype_of
 from deploy.engines.base import Array
 from deploy.serving.errors import MalformedRequestError
-from deploy.serving.protocol import InferRequest, InferResponse
+from deploy.serving.protocol import InferRequest, InferResponse, OutputRequest
 
 FEW = 64
 """Values up to which Python looks at them sooner than numpy, whose code is cold after a run."""
@@ -32,20 +32,13 @@ def encode_response(
     raw: list[bytes | memoryview] = []
     for wanted in request.outputs:
         array = response.outputs[wanted.name]
-        entry: dict[str, Any] = {
-            "name": wanted.name,
-            "datatype": datatype_of(array.dtype),
-            "shape": array.shape,
-        }
+        entry = describe_output(wanted, array)
         if wanted.binary:
-            entry["parameters"] = {"binary_data_size": array.nbytes}
             raw.append(view_bytes(array))
         else:
             entry["data"] = _to_json(wanted.name, array)
         described.append(entry)
-    content: dict[str, Any] = {"model_name": response.model, "model_version": response.version}
-    if response.id:
-        content["id"] = response.id
+    content = describe_response(response)
     content["outputs"] = described
     header = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     if b"null" in header:  # what orjson writes for NaN and infinity; names may hold it too
@@ -56,6 +49,26 @@ def encode_response(
     if sum(map(len, parts)) <= JOIN_BELOW:
         parts = [b"".join(parts)]
     return parts, len(header)
+
+
+def describe_response(response: InferResponse) -> dict[str, Any]:
+    """What stands in an answer beside its outputs."""
+    content: dict[str, Any] = {"model_name": response.model, "model_version": response.version}
+    if response.id:
+        content["id"] = response.id
+    return content
+
+
+def describe_output(wanted: OutputRequest, array: Array) -> dict[str, Any]:
+    """What stands in an answer of an output, but for its data."""
+    entry: dict[str, Any] = {
+        "name": wanted.name,
+        "datatype": datatype_of(array.dtype),
+        "shape": array.shape,
+    }
+    if wanted.binary:
+        entry["parameters"] = {"binary_data_size": array.nbytes}
+    return entry
 
 
 def encode_error(message: str) -> bytes:

@@ -1,11 +1,9 @@
 """The gRPC side: ``inference.GRPCInferenceService`` and the standard health service."""
 
 import asyncio
-import contextlib
 import hmac
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -13,9 +11,15 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from deploy.serving.errors import (
     MalformedRequestError,
-    QueueFullError,
     RequestError,
     UnauthorizedError,
+)
+from deploy.serving.grpc_bounds import (
+    PROBE_S,
+    PROBE_SLOTS,
+    Arrivals,
+    HeldBytes,
+    count_slots,
 )
 from deploy.serving.grpc_codec import decode_message, encode_message
 from deploy.serving.grpc_messages import (
@@ -31,10 +35,17 @@ from deploy.serving.options import ServeOptions
 from deploy.serving.protocol import InferResponse
 from deploy.serving.repository import ModelRepository
 from deploy.serving.rest import describe_server
-from export.errors import ConfigError, EngineError
+from deploy.serving.spans import SpanSender
+from deploy.serving.traced import Call, note_code, trace_call
+from deploy.serving.tracing import note_model
 
 _LOG = logging.getLogger("deploy.serving")
-_OPEN = ("ServerLive", "ServerReady")
+_OPEN = ("ServerLive", "ServerReady", "Check")
+"""Calls that ask for no token, since probes have none."""
+
+_PROBES = (*_OPEN, "ModelReady")
+"""Calls that leave no traces."""
+
 SERVICE = "inference.GRPCInferenceService"
 HEALTH_SERVICE = "grpc.health.v1.Health"
 _WATCH_S = 0.5
@@ -53,17 +64,24 @@ class GrpcService:
         repository: the models.
         options: limits and the token.
         statistics: counts what meets no model.
+        sender: takes traces; None: there are none.
     """
 
     def __init__(
-        self, repository: ModelRepository, options: ServeOptions, statistics: ServerStatistics
+        self,
+        repository: ModelRepository,
+        options: ServeOptions,
+        statistics: ServerStatistics,
+        sender: SpanSender | None = None,
     ) -> None:
         self._repository = repository
         self._statistics = statistics
+        self._sender = sender
         self._token = f"Bearer {options.token}" if options.token else None
         self._watchers = 0
-        self._receive_s = options.receive_timeout
         self._inflight_limit = options.max_inflight_mb * 2**20
+        self._tensors = Arrivals(count_slots(options), options.receive_timeout)
+        self._others = Arrivals(PROBE_SLOTS, min(options.receive_timeout, PROBE_S))
 
     def handlers(self) -> list[Any]:
         """What a grpc.aio server takes."""
@@ -83,15 +101,15 @@ class GrpcService:
             "RepositoryIndex": self.repository_index,
         }
         return {
-            name: self._handle(method, INFERENCE[f"{name}Request"], open_to_all=name in _OPEN)
+            name: self._handle(name, method, INFERENCE[f"{name}Request"])
             for name, method in methods.items()
         }
 
     def _health_methods(self) -> dict[str, Any]:
         asked = HEALTH["HealthCheckRequest"]
         return {
-            "Check": self._handle(self.check, asked, open_to_all=True),
-            "Watch": grpc.unary_stream_rpc_method_handler(
+            "Check": self._handle("Check", self.check, asked),
+            "Watch": grpc.stream_stream_rpc_method_handler(
                 self.watch, response_serializer=_serialize
             ),
         }
@@ -124,6 +142,7 @@ class GrpcService:
     async def model_infer(self, request: Any, context: Any) -> Any:
         """Run a model; a call that is cancelled or runs out of time is withdrawn."""
         model = self._repository.get(request.model_name, request.model_version)
+        note_model(model.name, model.version)
         try:
             wanted = decode_message(request, model.signature)
         except RequestError as error:
@@ -136,15 +155,16 @@ class GrpcService:
     async def check(self, request: Any, context: Any) -> Any:
         return HEALTH["HealthCheckResponse"](status=self._health(request.service))
 
-    async def watch(self, data: bytes, context: Any) -> AsyncIterator[Any]:
+    async def watch(self, messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
         """The health whenever it changes, until the caller leaves or the server ends."""
         try:
+            data = await self._others.receive(messages)
             request = _parse(HEALTH["HealthCheckRequest"], data)
-        except MalformedRequestError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except RequestError as error:
+            await _abort(context, getattr(grpc.StatusCode, error.code), str(error))
         if self._watchers >= MAX_WATCHERS:
             text = f"{MAX_WATCHERS} watch already, as many as may; Check asks once"
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+            await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         self._watchers += 1
         last = UNKNOWN
         try:
@@ -162,55 +182,46 @@ class GrpcService:
             return SERVICE_UNKNOWN
         return SERVING if self._repository.ready else NOT_SERVING
 
-    def _handle(self, method: Method, asked: Any, *, open_to_all: bool) -> Any:
-        """The handler of a call with one message, which must come in time.
+    def _handle(self, name: str, method: Method, asked: Any) -> Any:
+        """The handler of a call with one message `asked`, which must come in time.
 
-        It is a handler of streams, since that of single messages waits for one without end.
+        It is a handler of streams, since that of single messages waits for one without end. Who may
+        not call is told so before a message is waited for.
         """
-        guarded = self._guard(method, asked, open_to_all=open_to_all)
+        arrivals = self._tensors if name == "ModelInfer" else self._others
+
+        async def answer(messages: AsyncIterator[bytes], context: Any) -> bytes:
+            if self._token is not None and name not in _OPEN:
+                self._check_token(context)
+            held = HeldBytes(self._statistics, self._inflight_limit, context)
+            data = await arrivals.receive(messages)
+            held.take(len(data))
+            answered = _serialize(await method(_parse(asked, data), context))
+            held.add(len(answered))
+            return answered
+
+        call = self._guard(answer)
+        if self._sender is not None and name not in _PROBES:
+            call = trace_call(call, SERVICE, name, self._sender)
+        return grpc.stream_unary_rpc_method_handler(call)
+
+    def _guard(self, answer: Call) -> Call:
+        """`answer`, with refusals as gRPC has them."""
 
         async def call(messages: AsyncIterator[bytes], context: Any) -> Any:
             try:
-                data = await asyncio.wait_for(anext(messages), self._receive_s)
-            except TimeoutError:
-                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no message came in time")
-            except StopAsyncIteration:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
-            return await guarded(data, context)
-
-        return grpc.stream_unary_rpc_method_handler(call, response_serializer=_serialize)
-
-    def _guard(self, method: Method, asked: Any, *, open_to_all: bool) -> Method:
-        """`method` for bytes that should be a message `asked`, with refusals as gRPC has them."""
-
-        async def call(data: bytes, context: Any) -> Any:
-            try:
-                if self._token is not None and not open_to_all:
-                    self._check_token(context)
-                with self._hold(len(data)):
-                    return await method(_parse(asked, data), context)
+                return await answer(messages, context)
             except RequestError as error:
                 if error.status in (401, 404):
                     self._statistics.refuse(error.status)
-                await context.abort(getattr(grpc.StatusCode, error.code), str(error))
+                await _abort(context, getattr(grpc.StatusCode, error.code), str(error))
             except (grpc.aio.AbortError, asyncio.CancelledError):
                 raise
             except Exception:  # noqa: BLE001  a bug is INTERNAL, without its insides
                 _LOG.exception("a call failed")
-                await context.abort(grpc.StatusCode.INTERNAL, "the server failed")
+                await _abort(context, grpc.StatusCode.INTERNAL, "the server failed")
 
         return call
-
-    @contextlib.contextmanager
-    def _hold(self, size: int) -> Iterator[None]:
-        """Count a message as held while it is answered, as HTTP does with bodies."""
-        if self._statistics.inflight_bytes + size > self._inflight_limit:
-            raise QueueFullError("the server holds as many bytes of requests as it may")
-        self._statistics.inflight_bytes += size
-        try:
-            yield
-        finally:
-            self._statistics.inflight_bytes -= size
 
     def _check_token(self, context: Any) -> None:
         given = dict(context.invocation_metadata() or ()).get("authorization", "")
@@ -218,42 +229,9 @@ class GrpcService:
             raise UnauthorizedError("a bearer token is asked for, and none or another came")
 
 
-async def start_grpc(service: GrpcService, options: ServeOptions) -> tuple[Any, int]:
-    """A grpc.aio server that listens, and its port.
-
-    Raises:
-        ConfigError: a TLS file cannot be read.
-        EngineError: the port is taken.
-    """
-    server = grpc.aio.server(
-        options=[
-            ("grpc.max_receive_message_length", options.max_body_mb * 2**20),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", int(options.workers > 1)),
-        ],
-        maximum_concurrent_rpcs=options.max_connections,
-    )
-    server.add_generic_rpc_handlers(service.handlers())
-    address = f"{options.host}:{options.grpc_port}"
-    try:
-        if options.tls_cert:
-            port = server.add_secure_port(address, _credentials(options))
-        else:
-            port = server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise EngineError(
-            f"gRPC cannot listen on {address}: {error}. Choose another --grpc-port."
-        ) from error
-    await server.start()
-    return server, port
-
-
-def _credentials(options: ServeOptions) -> Any:
-    try:
-        key, certificate = (Path(f).read_bytes() for f in (options.tls_key, options.tls_cert))
-    except OSError as error:
-        raise ConfigError(f"A TLS file cannot be read: {error}.") from error
-    return grpc.ssl_server_credentials([(key, certificate)])
+async def _abort(context: Any, code: grpc.StatusCode, message: str) -> None:
+    note_code(code)
+    await context.abort(code, message)
 
 
 def _parse(asked: Any, data: bytes) -> Any:

@@ -50,7 +50,7 @@ class InferEndpoint:
             try:
                 accepted = service.accept(target, body.data, headers)
                 outputs = await self._await_outputs(accepted, scope)
-                answer = service.answer(accepted, outputs, caller)
+                answer = await service.answer_in_turns(accepted, outputs, caller)
             finally:
                 body.release()
             await self._send_counted(send, answer, scope)

@@ -19,6 +19,7 @@ from deploy.serving.metrics import ServerStatistics
 from deploy.serving.model import Outputs, ServedModel
 from deploy.serving.protocol import InferRequest, InferResponse
 from deploy.serving.repository import ModelRepository
+from deploy.serving.slices import Parts, encode_in_slices
 
 _LOG = logging.getLogger("deploy.serving.requests")
 _JSON = (b"content-type", b"application/json")
@@ -125,14 +126,30 @@ class InferService:
         Raises:
             RequestError: an output was asked for as JSON, which cannot hold it.
         """
-        model, request = accepted.model, accepted.request
         try:
-            response = InferResponse(model.name, model.version, request.id, outputs)
-            parts, header = encode_response(response, request)
+            parts, header = encode_response(_respond(accepted, outputs), accepted.request)
         except RequestError:
             raise
         except Exception as error:
             raise _blame_ourselves(error) from error
+        return self._make_answer(parts, header, caller)
+
+    async def answer_in_turns(self, accepted: Accepted, outputs: Outputs, caller: Caller) -> Answer:
+        """As `answer`; while a large one is written, others have their turn.
+
+        Raises:
+            RequestError: as there.
+        """
+        try:
+            response = _respond(accepted, outputs)
+            parts, header = await encode_in_slices(response, accepted.request)
+        except RequestError:
+            raise
+        except Exception as error:
+            raise _blame_ourselves(error) from error
+        return self._make_answer(parts, header, caller)
+
+    def _make_answer(self, parts: Parts, header: int | None, caller: Caller) -> Answer:
         answer = Answer(200, [_JSON if header is None else _RAW], parts)
         answer.headers.append((b"content-length", b"%d" % answer.size))
         answer.headers.append((b"x-request-id", caller.identity))
@@ -177,6 +194,11 @@ class InferService:
             return self.repository.get(*target)
         except UnknownModelError:  # it was unloaded meanwhile
             return None
+
+
+def _respond(accepted: Accepted, outputs: Outputs) -> InferResponse:
+    model = accepted.model
+    return InferResponse(model.name, model.version, accepted.request.id, outputs)
 
 
 def make_refusal(error: RequestError, identity: bytes = b"", *, close: bool = False) -> Answer:

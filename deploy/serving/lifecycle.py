@@ -11,32 +11,30 @@ import logging
 import os
 import signal
 import socket
-import ssl
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 import uvloop
 
-from deploy.serving.connections import ConnectionLimits, limit_connections
 from deploy.serving.control import Controller
-from deploy.serving.grpc_service import GrpcService, start_grpc
+from deploy.serving.grpc_server import start_grpc
+from deploy.serving.grpc_service import GrpcService
+from deploy.serving.http_server import HttpServer, make_server, port_of, start_server
 from deploy.serving.logs import log_to_stderr
 from deploy.serving.metrics import ServerStatistics
 from deploy.serving.model import ServedModel
 from deploy.serving.options import ServeOptions
 from deploy.serving.repository import ModelRepository, make_models
 from deploy.serving.rest import RestApplication, make_metrics_application
+from deploy.serving.spans import open_sender
 from deploy.serving.supervisor import Supervisor
-from export.errors import ConfigError, EngineError
+from deploy.serving.traced import TracedApplication
 
 _LOG = logging.getLogger("deploy.serving")
-_TICK_S = 0.02
-_BACKLOG = 1024
 
 
 def serve(paths: Sequence[Path], options: ServeOptions) -> None:
@@ -48,19 +46,33 @@ def serve(paths: Sequence[Path], options: ServeOptions) -> None:
     """
     if options.workers > 1:
         make_models(paths, options)  # what is wrong with them is said once, here
+        open_sender(options.traces, os.environ)
         Supervisor(paths, options).run()
     else:
         serve_here(paths, options)
 
 
+@dataclass(frozen=True)
+class WorkerPlace:
+    """Where a worker stands among those of a supervisor.
+
+    Attributes:
+        listener: the HTTP socket of all of them.
+        deaths: of processes that were in its place before.
+    """
+
+    listener: socket.socket
+    deaths: int = 0
+
+
 def serve_here(
-    paths: Sequence[Path], options: ServeOptions, listener: socket.socket | None = None
+    paths: Sequence[Path], options: ServeOptions, place: WorkerPlace | None = None
 ) -> None:
-    """Serve in this process; `listener` is the HTTP socket of a supervisor."""
+    """Serve in this process; with `place` under a supervisor."""
     log_to_stderr(options.log_level)
     models = make_models(paths, options)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(Lifecycle(models, options, listener).run())
+        runner.run(Lifecycle(models, options, place).run())
 
 
 def check(paths: Sequence[Path], options: ServeOptions) -> list[str]:
@@ -70,6 +82,7 @@ def check(paths: Sequence[Path], options: ServeOptions) -> list[str]:
         DeployError: why it would not be ready.
     """
     lines = []
+    open_sender(options.traces, os.environ)
     for model in make_models(paths, options):
         asyncio.run(_check_model(model))
         opened = model.opened
@@ -93,20 +106,21 @@ class Lifecycle:
     Args:
         models: that it is to serve; none is loaded yet.
         options: of the server.
-        listener: to take HTTP connections from; None: `options` say where.
+        place: under a supervisor; None: there is none, and `options` say where to listen.
     """
 
     def __init__(
         self,
         models: Sequence[ServedModel],
         options: ServeOptions,
-        listener: socket.socket | None = None,
+        place: WorkerPlace | None = None,
     ) -> None:
-        self._listener = listener
+        self._listener = place.listener if place is not None else None
         self.repository = ModelRepository()
-        self.statistics = ServerStatistics()
+        self.statistics = ServerStatistics(deaths=place.deaths if place is not None else None)
         self._options = options
         self._stop = asyncio.Event()
+        self._sender = open_sender(options.traces, os.environ)
         for model in models:
             self.repository.add(model)
 
@@ -127,6 +141,8 @@ class Lifecycle:
         await self._close(listening)
         for model in self.repository.models():
             await model.unload()
+        if self._sender is not None:
+            await asyncio.to_thread(self._sender.stop)
         _LOG.info("stopped")
 
     async def _listen(self) -> "_Listening":
@@ -136,21 +152,26 @@ class Lifecycle:
             ConfigError, EngineError: one cannot be.
         """
         options = self._options
-        application = RestApplication(self.repository, options, self.statistics)
-        main = self._make_server(application, options.port)
+        application: Any = RestApplication(self.repository, options, self.statistics)
+        if self._sender is not None:
+            self._sender.start()
+            self.statistics.spans = self._sender.counts
+            # which has no direct way around it, as nothing is noted there
+            application = TracedApplication(application, self.repository, self._sender)
+        main = make_server(application, options.port, options, self.statistics)
         servers = [main]
-        tasks = [await _start(main, self._listener)]
+        tasks = [await start_server(main, self._listener)]
         if options.metrics_port:
             alone = make_metrics_application(self.repository, self.statistics)
-            servers.append(self._make_server(alone, options.metrics_port))
-            tasks.append(await _start(servers[-1], None))
+            servers.append(make_server(alone, options.metrics_port, options, self.statistics))
+            tasks.append(await start_server(servers[-1], None))
         grpc_server, grpc_port = None, 0
         if options.grpc_port:
-            service = GrpcService(self.repository, options, self.statistics)
+            service = GrpcService(self.repository, options, self.statistics, self._sender)
             grpc_server, grpc_port = await start_grpc(service, options)
         controller = Controller(self.repository, options, self.statistics)
         control = await controller.start(Path(options.control)) if options.control else None
-        ports = {"http_port": _port_of(main), "grpc_port": grpc_port}
+        ports = {"http_port": port_of(main), "grpc_port": grpc_port}
         _LOG.info("listening on %s", options.host, extra=ports)
         return _Listening(servers, tasks, grpc_server, control)
 
@@ -186,76 +207,15 @@ class Lifecycle:
         with contextlib.suppress(TimeoutError):  # a second signal ends the wait
             await asyncio.wait_for(self._stop.wait(), self._options.drain)
 
-    def _make_server(self, application: Any, port: int) -> "_Server":
-        options = self._options
-        limits = ConnectionLimits(options.receive_timeout, options.max_connections)
-        direct = application.direct if isinstance(application, RestApplication) else None
-        config = uvicorn.Config(
-            application,
-            host=options.host,
-            port=port,
-            http=limit_connections(limits, self.statistics, direct),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            date_header=False,
-            backlog=_BACKLOG,
-            timeout_keep_alive=options.keep_alive,  # type: ignore[arg-type]
-            timeout_graceful_shutdown=max(1, round(options.stop_timeout)),
-            ssl_certfile=options.tls_cert or None,
-            ssl_keyfile=options.tls_key or None,
-        )
-        try:
-            config.load()
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"The TLS files cannot be used: {error}.") from error
-        return _Server(config)
-
 
 @dataclass(frozen=True)
 class _Listening:
     """All that takes requests: HTTP servers with the tasks they run in, gRPC, `deploy ctl`."""
 
-    servers: "list[_Server]"
+    servers: list[HttpServer]
     tasks: "list[asyncio.Task[None]]"
     grpc_server: Any
     control: asyncio.AbstractServer | None
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's server, which leaves signals to the lifecycle."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-async def _start(server: _Server, listener: socket.socket | None) -> "asyncio.Task[None]":
-    """Run `server` and return once it listens.
-
-    Raises:
-        EngineError: its port is taken.
-    """
-    task = asyncio.ensure_future(_serve_quietly(server, listener))
-    while not server.started:
-        if task.done():
-            where = f"{server.config.host}:{server.config.port}"
-            raise EngineError(f"HTTP cannot listen on {where}. Choose another --port.")
-        await asyncio.sleep(_TICK_S)
-    return task
-
-
-async def _serve_quietly(server: _Server, listener: socket.socket | None) -> None:
-    with contextlib.suppress(SystemExit):  # uvicorn's way to say that it cannot listen
-        await server.serve(None if listener is None else [listener])
-
-
-def _port_of(server: _Server) -> int:
-    port: int = server.servers[0].sockets[0].getsockname()[1]
-    return port
 
 
 def _process_age_s() -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from deploy.serving.model import ServedModel
 from deploy.serving.repository import ModelRepository
 from deploy.serving.statistics import BUCKETS_S
+from deploy.serving.tracing import SpanCounts
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Labels = Mapping[str, str]
@@ -31,6 +32,8 @@ class ServerStatistics:
             in time.
         turned_away: connections closed because too many were open.
         inflight_bytes: bytes of bodies and of answers that are held.
+        spans: what became of traces; None: none are asked for.
+        deaths: of workers in whose place this one is; None: there is no supervisor.
     """
 
     started: float = field(default_factory=time.time)
@@ -40,6 +43,8 @@ class ServerStatistics:
     timed_out: int = 0
     turned_away: int = 0
     inflight_bytes: int = 0
+    spans: SpanCounts | None = None
+    deaths: int | None = None
 
     def refuse(self, status: int) -> None:
         """Count a request that was refused before it reached a model."""
@@ -233,6 +238,19 @@ def _write_server(lines: list[str], repository: ModelRepository, server: ServerS
             "Bytes of bodies and answers held",
             server.inflight_bytes,
         ),
+        (
+            "deploy_trace_spans_sent_total",
+            "counter",
+            "Spans that the collector took",
+            server.spans.sent if server.spans else None,
+        ),
+        (
+            "deploy_trace_spans_dropped_total",
+            "counter",
+            "Spans for which there was no room, or that the collector did not take",
+            server.spans.dropped if server.spans else None,
+        ),
+        ("deploy_worker_deaths_total", "counter", "Workers that were replaced", server.deaths),
         ("process_start_time_seconds", "gauge", "By the wall clock", server.started),
     ]
     for name, kind, text, value in plain:

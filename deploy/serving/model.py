@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from deploy.bundle import Bundle
@@ -13,9 +14,11 @@ from deploy.serving.guards import Guard, GuardPlan
 from deploy.serving.options import ServeOptions
 from deploy.serving.protocol import InferRequest, ModelSignature, make_signature
 from deploy.serving.readiness import OpenedModel, open_verified
-from deploy.serving.running import RunPlan
+from deploy.serving.running import BatchRun, RunPlan
 from deploy.serving.shadow import ShadowSampler
 from deploy.serving.statistics import ModelStatistics
+from deploy.serving.tracing import CURRENT, RequestTrace
+from deploy.serving.waiting import Job
 from export.errors import DeployError
 
 _LOG = logging.getLogger("deploy.serving")
@@ -96,17 +99,26 @@ class ServedModel:
             RequestError: not ready, too many rows, or the queue is full.
         """
         started = time.monotonic()
+        trace = CURRENT.get()
+        if trace is not None:
+            self._note(trace, request)
         if self._batcher is None or not self.ready:
             raise UnavailableError(f"model {self.name!r} is not ready")
         limit = self._options.timeout
         timeout = limit if request.timeout_s is None else min(limit, request.timeout_s)
         try:
             future = self._batcher.submit(
-                request.feeds, request.rows, priority=request.priority, timeout_s=timeout
+                request.feeds,
+                request.rows,
+                priority=request.priority,
+                timeout_s=timeout,
+                trace=trace,
             )
         except RequestError as error:
             self.statistics.fail(error, time.monotonic() - started)
             raise
+        if trace is not None:
+            trace.queued = started
         if future.done():  # it ran on the event loop
             self._count(request, started, future)
         else:
@@ -155,13 +167,27 @@ class ServedModel:
             opened.engines,
             opened.policy,
             RunPlan(axes, self.guard, opened.sizes),
-            observe=self.statistics.observe,
+            observe=self._observe,
         )
         self._batcher.start()
         if opened.reference is not None:
             self.shadow = ShadowSampler(opened.reference, self._options.shadow)
             self.shadow.start()
         self.opened, self.state, self.reason = opened, "READY", ""
+
+    def _note(self, trace: RequestTrace, request: InferRequest) -> None:
+        trace.note_model(self.name, self.version)
+        trace.attributes["deploy.rows"] = request.rows
+        if request.id:
+            trace.attributes["deploy.request_id"] = request.id
+
+    def _observe(self, jobs: Sequence[Job], run: BatchRun) -> None:
+        """Count a run, and note it in the traces of its members."""
+        self.statistics.observe(jobs, run)
+        for job in jobs:
+            if job.trace is not None:
+                rows = sum(member.rows for member in jobs)
+                job.trace.note_run(run.started, run.total_s, rows, len(jobs))
 
     def _count(
         self, request: InferRequest, started: float, done: "asyncio.Future[Outputs]"

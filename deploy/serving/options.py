@@ -53,6 +53,7 @@ class ServeOptions:
         token: what ``Authorization: Bearer`` must hold; empty: nothing is asked.
         tls_cert, tls_key: PEM files; both or none.
         control: a Unix socket for ``deploy ctl``; empty: none.
+        traces: URL of an OpenTelemetry collector, by HTTP; empty: as OTEL_* say, else none.
         log_level: of the log on stderr, which is JSON, a line an event.
         min_replicas, max_replicas: on Ray Serve, which moves between them with the load.
         target_requests: on Ray Serve, requests in a replica above which another is started; 0: as
@@ -87,6 +88,7 @@ class ServeOptions:
     tls_cert: str = ""
     tls_key: str = ""
     control: str = ""
+    traces: str = ""
     log_level: LogLevel = "info"
     min_replicas: int = 1
     max_replicas: int = 1

@@ -34,6 +34,7 @@ _SURGE_PERCENT = 25
 _NOT_ARGUMENTS = frozenset(
     {"host", "port", "grpc_port", "metrics_port", "max_connections", "receive_timeout"}
     | {"keep_alive", "drain", "stop_timeout", "token", "tls_cert", "tls_key", "workers", "control"}
+    | {"traces"}
     | {"min_replicas", "max_replicas", "target_requests", "replica_cpus", "replica_gpus"}
 )
 """Options that a replica has no use for, or that stand elsewhere in the file; a token in none."""
@@ -43,7 +44,7 @@ def check_options(options: ServeOptions) -> None:
     """Refuse what Ray Serve has no place for, rather than serve without it.
 
     Raises:
-        ConfigError: TLS, workers or a control socket are asked for.
+        ConfigError: TLS, workers, a control socket or traces are asked for.
     """
     if options.tls_cert:
         raise ConfigError(
@@ -58,6 +59,10 @@ def check_options(options: ServeOptions) -> None:
         raise ConfigError(
             "--control is for one process; on Ray Serve deploy a config file that names the new "
             "bundle."
+        )
+    if options.traces:
+        raise ConfigError(
+            "--traces is for one process; Ray Serve leaves traces of its own: set them up there."
         )
 
 

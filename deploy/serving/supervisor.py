@@ -5,6 +5,7 @@ gRPC shares its port by SO_REUSEPORT. A worker that dies is started anew, and wh
 does not notice. Metrics are asked for on any worker and summed over all: see `summing.py`.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -30,6 +31,11 @@ _SHORT_LIFE_S = 5.0
 """A worker that dies sooner than that again and again waits before it is started."""
 
 _LONGEST_S = 30.0
+"""Seconds that one waits at most which dies before it takes requests."""
+
+_LONGEST_READY_S = 1.0
+"""The same of one that took requests: it will again, and somebody waits for it."""
+
 _PATIENCE_S = 5.0
 """Seconds beyond its own time that a worker has to end, before it is killed."""
 
@@ -39,14 +45,27 @@ class _Worker:
     """One place among the workers, and the process that fills it now."""
 
     number: int
+    socket: Path
     process: "subprocess.Popen[bytes] | None" = None
     started: float = 0.0
+    died: float = float("-inf")
+    deaths: int = 0
     short_lives: int = 0
+    longest_s: float = _LONGEST_S
 
     @property
     def wait_s(self) -> float:
         """Seconds between a death and the next start: none at first, then 1, 2, 4 and so on."""
-        return 0.0 if self.short_lives < 2 else min(2.0 ** (self.short_lives - 2), _LONGEST_S)
+        return 0.0 if self.short_lives < 2 else min(2.0 ** (self.short_lives - 2), self.longest_s)
+
+    def note_death(self, now: float) -> None:
+        """Its process is gone; what it left is taken away."""
+        short = now - self.started < _SHORT_LIFE_S
+        self.short_lives = self.short_lives + 1 if short else 0
+        self.longest_s = _LONGEST_READY_S if self.socket.exists() else _LONGEST_S
+        self.socket.unlink(missing_ok=True)  # else the next would seem to take requests already
+        self.process, self.died = None, now
+        self.deaths += 1
 
 
 class Supervisor:
@@ -65,7 +84,7 @@ class Supervisor:
         self._paths = [str(path.absolute()) for path in paths]
         self._options = options
         self._stopping = False
-        self._workers = [_Worker(number) for number in range(options.workers)]
+        self._workers: list[_Worker] = []
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT.
@@ -77,11 +96,14 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         folder = Path(tempfile.mkdtemp(prefix="deploy-serve-"))
+        self._workers = [
+            _Worker(number, folder / f"{number}.sock") for number in range(self._options.workers)
+        ]
         try:
             with self._listen() as listener:
                 while not self._stopping:
                     for worker in self._workers:
-                        self._look_after(worker, listener, folder)
+                        self._look_after(worker, listener)
                     time.sleep(_TICK_S)
                 self._end()
         finally:
@@ -105,32 +127,34 @@ class Supervisor:
     def _stop(self, number: int, frame: object) -> None:
         self._stopping = True
 
-    def _look_after(self, worker: _Worker, listener: socket.socket, folder: Path) -> None:
+    def _look_after(self, worker: _Worker, listener: socket.socket) -> None:
         now = time.monotonic()
         if worker.process is not None:
             code = worker.process.poll()
             if code is None:
                 return
             _LOG.error("worker %d died with %d; another takes its place", worker.number, code)
-            short = now - worker.started < _SHORT_LIFE_S
-            worker.short_lives = worker.short_lives + 1 if short else 0
-            worker.process, worker.started = None, now
-        if now - worker.started >= worker.wait_s:
-            worker.process = self._start(worker.number, listener, folder)
+            worker.note_death(now)
+        if now - worker.died >= worker.wait_s:
+            worker.process = self._start(worker, listener)
             worker.started = now
 
-    def _start(
-        self, number: int, listener: socket.socket, folder: Path
-    ) -> "subprocess.Popen[bytes]":
-        options = replace(self._options, control=str(folder / f"{number}.sock"))
-        plan = {"paths": self._paths, "options": asdict(options), "socket": listener.fileno()}
+    def _start(self, worker: _Worker, listener: socket.socket) -> "subprocess.Popen[bytes]":
+        options = replace(self._options, control=str(worker.socket))
+        plan = {
+            "paths": self._paths,
+            "options": asdict(options),
+            "socket": listener.fileno(),
+            "deaths": worker.deaths,
+        }
         code = "from deploy.serving.supervisor import run_worker; run_worker()"
         process = subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.PIPE, pass_fds=[listener.fileno()]
         )
         assert process.stdin is not None
-        process.stdin.write(json.dumps(plan).encode() + b"\n")
-        process.stdin.flush()  # and stays open: its end tells the worker that nobody is left
+        with contextlib.suppress(BrokenPipeError):  # it is dead already, which is seen next time
+            process.stdin.write(json.dumps(plan).encode() + b"\n")
+            process.stdin.flush()  # and stays open: its end tells the worker that nobody is left
         return process
 
     def _end(self) -> None:
@@ -151,11 +175,12 @@ class Supervisor:
 
 def run_worker() -> None:
     """The process of a worker: its plan comes as a line of JSON on stdin."""
-    from deploy.serving.lifecycle import serve_here
+    from deploy.serving.lifecycle import WorkerPlace, serve_here
 
     plan = json.loads(sys.stdin.buffer.readline())
     given = plan["options"]
     options = ServeOptions(**{**given, "trust": tuple(given["trust"])})
     with socket.socket(fileno=plan["socket"]) as listener:
-        serve_here([Path(path) for path in plan["paths"]], options, listener)
+        place = WorkerPlace(listener, plan["deaths"])
+        serve_here([Path(path) for path in plan["paths"]], options, place)
     os._exit(0)  # engines of vendors may hold threads that never end

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from deploy.engines.base import Array
 from deploy.serving.errors import QueueFullError
+from deploy.serving.tracing import RequestTrace
 
 DEFAULT_PRIORITY = 128
 LEAST_URGENT = 255
@@ -45,6 +46,7 @@ class Job:
         answer: called once with the outputs or the reason why there are none; not after `cancel`.
         size: bytes of its inputs.
         group: requests of equal groups may share a run.
+        trace: notes what becomes of it, where traces are asked for.
     """
 
     feeds: dict[str, Array]
@@ -54,6 +56,7 @@ class Job:
     answer: Callable[[dict[str, Array] | BaseException], None]
     size: int = field(init=False, default=0)
     group: Hashable = field(init=False, default=None)
+    trace: RequestTrace | None = None
 
     def measure(self) -> None:
         """Find out size and group, which only those need that wait."""

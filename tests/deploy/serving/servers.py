@@ -136,6 +136,23 @@ def serving(*arguments: object, env: dict[str, str] | None = None) -> Iterator[S
         server.stop()
 
 
+def write_slow_script(folder: Path, seconds: float) -> Path:
+    """A ``deploy`` whose ONNX Runtime engines take so much longer, as `script` of a `Server`."""
+    script = folder / "slow.py"
+    script.write_text(
+        "import sys, time\n"
+        "from deploy.engines.onnxruntime import OnnxRuntimeEngine\n"
+        "run = OnnxRuntimeEngine._run\n"
+        "def slowly(self, feeds):\n"
+        f"    time.sleep({seconds})\n"
+        "    return run(self, feeds)\n"
+        "OnnxRuntimeEngine._run = slowly\n"
+        "from deploy.cli import main\n"
+        "main()\n"
+    )
+    return script
+
+
 def read_all(connection: socket.socket) -> bytes:
     """What comes until the other side closes, or half a second passes without a byte."""
     connection.settimeout(0.5)

@@ -149,6 +149,58 @@ def test_a_large_tensor_as_json_is_still_read(echo: Server) -> None:
     assert "may have 8 rows and has 1000" in answered["error"]
 
 
+def describe_raw(given: np.ndarray) -> bytes:
+    """The JSON of a request whose tensor is raw and whose answer is JSON."""
+    entry = {"name": "x", "datatype": "FP32", "shape": [1, given.size]}
+    entry |= {"parameters": {"binary_data_size": given.nbytes}}  # type: ignore[dict-item]
+    outputs = [{"name": name, "parameters": {"binary_data": False}} for name in ("y", "log")]
+    return json.dumps({"inputs": [entry], "outputs": outputs}).encode()
+
+
+@pytest.mark.parametrize("after", [0.0, 0.05, 0.15, 0.3])
+def test_who_leaves_while_a_large_answer_is_written_leaves_nothing_behind(
+    echo: Server, after: float
+) -> None:
+    given = np.ones(2 * MIB, np.float32) / 3
+    head = describe_raw(given)
+    lines = f"Inference-Header-Content-Length: {len(head)}\r\n"
+    lines += f"Content-Length: {len(head) + given.nbytes}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", echo.port), 15) as connection:
+        connection.sendall(f"POST {ECHO} HTTP/1.1\r\nHost: a\r\n{lines}".encode() + head)
+        connection.sendall(given.tobytes())
+        time.sleep(after)
+    end = time.monotonic() + 10
+    while echo.metrics()["deploy_inflight_bytes"] or echo.metrics()["deploy_connections"] > 1:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_large_answer_as_json_keeps_nobody_waiting(echo: Server) -> None:
+    """Writing millions of numbers takes most of a second; health is told meanwhile."""
+    given = np.random.default_rng(0).uniform(1, 2, 3 * MIB).astype(np.float32)
+    head = describe_raw(given)
+    answers: list[bytes] = []
+
+    def ask() -> None:
+        headers = {"Inference-Header-Content-Length": str(len(head))}
+        answers.append(echo.request("POST", ECHO, head + given.tobytes(), headers)[2])
+
+    asking = threading.Thread(target=ask)
+    begun = time.monotonic()
+    asking.start()
+    slowest = 0.0
+    while asking.is_alive():
+        before = time.monotonic()
+        assert echo.ask("/v2/health/live") == {"live": True}
+        slowest = max(slowest, time.monotonic() - before)
+        time.sleep(0.005)
+    took = time.monotonic() - begun
+    assert slowest < took / 3
+    first, second = json.loads(answers[0])["outputs"]
+    np.testing.assert_array_equal(np.array(first["data"], np.float32), given)
+    np.testing.assert_allclose(second["data"], np.log(given), rtol=1e-5, atol=1e-6)
+
+
 def test_bodies_that_are_announced_and_do_not_come_count_as_held(echo: Server) -> None:
     """Their memory is taken when they are announced, so that is when it is counted."""
     before = resident_mib(echo)

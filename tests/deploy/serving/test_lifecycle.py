@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from servers import Server, free_port, rows, serving, spoil_golden
+from servers import Server, free_port, rows, serving, spoil_golden, write_slow_script
 from tiny import Cli, answer
 
 
@@ -86,18 +86,7 @@ def test_metrics_and_health_on_a_port_of_their_own(pristine: Path) -> None:
 @pytest.fixture
 def slow(tmp_path: Path, pristine: Path) -> Any:
     """A server whose engine takes 50 ms, in a process that we start ourselves."""
-    script = tmp_path / "slow.py"
-    script.write_text(
-        "import sys, time\n"
-        "from deploy.engines.onnxruntime import OnnxRuntimeEngine\n"
-        "run = OnnxRuntimeEngine._run\n"
-        "def slowly(self, feeds):\n"
-        "    time.sleep(0.05)\n"
-        "    return run(self, feeds)\n"
-        "OnnxRuntimeEngine._run = slowly\n"
-        "from deploy.cli import main\n"
-        "main()\n"
-    )
+    script = write_slow_script(tmp_path, 0.05)
 
     def start(*arguments: object) -> Server:
         return Server(pristine, *arguments, script=script).wait_until_ready()

@@ -65,6 +65,7 @@ def test_what_ray_serve_has_not_is_refused(pristine: Path, tmp_path: Path, cli: 
     for options, message in [
         (ServeOptions(workers=2), "--workers 2 is for one machine; on Ray Serve set"),
         (ServeOptions(control="s"), "--control is for one process"),
+        (ServeOptions(traces="http://a"), "--traces is for one process"),
     ]:
         with pytest.raises(ConfigError, match=message):
             write_config(target, [pristine], options)

@@ -8,12 +8,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from servers import Server, rows
-from tiny import Cli
+from tiny import Cli, answer
 
 from deploy.serving.summing import sum_metrics
+from deploy.serving.supervisor import _Worker
 
+X = np.array([[1, 2, 3, 4]], np.float32)
+LOST = {"BrokenPipeError", "ConnectionResetError", "IncompleteRead", "RemoteDisconnected"}
 ANSWERED = 'nv_inference_request_success{model="tiny",version="1"}'
 
 
@@ -21,56 +25,104 @@ ANSWERED = 'nv_inference_request_success{model="tiny",version="1"}'
 def pair(pristine: Path) -> Any:
     """Two workers, both ready."""
     server = Server(pristine, "--workers", "2")
-    wait_for_ready(server, 2)
+    wait_for_workers(server, 2)
     yield server
     assert server.stop() == 0
 
 
-def wait_for_ready(server: Server, count: int) -> list[int]:
-    """Process ids of all workers that became ready, when they are `count`."""
-    end = time.monotonic() + 40
+def wait_for_workers(server: Server, count: int) -> list[int]:
+    """Process ids of all workers that took requests so far, once they are `count`."""
+    end = time.monotonic() + 60
     while time.monotonic() < end:
-        pids = [event["pid"] for event in server.events if event["message"] == "ready"]
+        pids = [event["pid"] for event in server.events if event["message"].startswith("listening")]
         if len(pids) >= count:
             return pids
-        time.sleep(0.02)
+        time.sleep(0.01)
     raise AssertionError(server.events)
 
 
-def test_a_killed_worker_is_replaced_and_the_other_serves_on(pair: Server) -> None:
-    ended = threading.Event()
-    outcomes: list[str] = []
+class Clients:
+    """Four that ask, one request on a connection each, and keep what came of them."""
 
-    def ask() -> None:
-        while not ended.is_set():
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.outcomes: list[str] = []
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(4)]
+
+    def __enter__(self) -> "Clients":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(20)
+
+    def _ask(self) -> None:
+        while not self._ended.wait(0.005):
             try:
-                outcomes.append(str(pair.infer("tiny", rows([1, 2, 3, 4]))[0]))
+                status, content = self.server.infer("tiny", rows([1, 2, 3, 4]))
+                got = content["outputs"][0]["data"] if status == 200 else status
+                right = status == 200 and np.allclose(got, answer(X)[0], 1e-4, 1e-4)
+                self.outcomes.append("right" if right else str(got))
             except (OSError, http.client.HTTPException) as error:
-                outcomes.append(type(error).__name__)
+                self.outcomes.append(type(error).__name__)
 
-    threads = [threading.Thread(target=ask) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.3)
-    killed = wait_for_ready(pair, 2)[0]
+    def lost(self) -> list[str]:
+        return [outcome for outcome in self.outcomes if outcome != "right"]
+
+
+def test_a_killed_worker_costs_its_own_requests_and_is_replaced(pristine: Path) -> None:
+    """Both are killed, one after the other: in the end only replacements answer."""
     begun = time.monotonic()
-    os.kill(killed, signal.SIGKILL)
-    pair.wait_for("worker")
-    assert len(set(wait_for_ready(pair, 3))) == 3
-    recovered = time.monotonic() - begun
-    time.sleep(0.2)
-    ended.set()
-    for thread in threads:
-        thread.join(20)
-    lost = [outcome for outcome in outcomes if outcome != "200"]
-    assert len(lost) <= 4, lost  # what each client had sent to it
-    assert len(outcomes) > 20
-    assert recovered < 20  # under 1 s where nothing else runs
+    server = Server(pristine, "--workers", "2")
+    first, second = wait_for_workers(server, 2)
+    start = time.monotonic() - begun
+    try:
+        with Clients(server) as clients:
+            for number, pid in enumerate((first, second)):
+                time.sleep(0.3)
+                before = len(clients.outcomes)
+                assert before > 10
+                killed = time.monotonic()
+                os.kill(pid, signal.SIGKILL)
+                assert len(set(wait_for_workers(server, 3 + number))) == 3 + number
+                recovered = time.monotonic() - killed
+                # 1 s where nothing else runs; a machine that is overloaded was so at the start
+                assert recovered < max(5.0, 3 * start)
+            time.sleep(0.3)
+            assert len(clients.outcomes) > before + 10
+        lost = clients.lost()
+        assert len(lost) <= 8, lost  # what each client had sent to the two
+        assert set(lost) <= LOST
+        assert server.metrics()["deploy_worker_deaths_total"] == 2
+    finally:
+        assert server.stop() == 0
+
+
+def test_a_worker_that_took_requests_waits_little_however_often_it_dies(tmp_path: Path) -> None:
+    """One that never does waits longer and longer, as whatever ails it will not pass at once."""
+    worker = _Worker(0, tmp_path / "0.sock")
+    waits = []
+    for now in range(9):
+        worker.started = float(now)
+        worker.note_death(now + 0.5)
+        waits.append(worker.wait_s)
+    assert waits == [0, 1, 2, 4, 8, 16, 30, 30, 30]
+    worker.socket.touch()
+    worker.note_death(10.0)
+    assert worker.wait_s == 1
+    assert not worker.socket.exists()
+    worker.started = 20.0
+    worker.note_death(30.0)
+    assert (worker.wait_s, worker.deaths) == (0, 11)
 
 
 def test_workers_end_where_their_supervisor_was_killed(pristine: Path) -> None:
     server = Server(pristine, "--workers", "2")
-    pids = wait_for_ready(server, 2)
+    pids = wait_for_workers(server, 2)
     server.process.kill()
     server.process.wait(20)
     end = time.monotonic() + 20
