@@ -19,6 +19,7 @@ from deploy.serving.metrics import ServerStatistics, render_metrics
 from deploy.serving.model import ServedModel
 from deploy.serving.options import ServeOptions
 from deploy.serving.pages import describe_status
+from deploy.serving.pauses import settle
 from deploy.serving.repository import ModelRepository, check_name
 from export.errors import BundleError, ConfigError, DeployError, EngineError
 
@@ -80,9 +81,9 @@ class Controller:
                 f"There is no command {what!r}; there are load, metrics, status, unload."
             )
         async with self._changing:
-            if what == "load":
-                return await self._load(command)
-            return await self._unload(command)
+            done = await (self._load(command) if what == "load" else self._unload(command))
+            settle()
+            return done
 
     async def _load(self, command: Mapping[str, Any]) -> dict[str, Any]:
         path = Path(str(command.get("path")))

@@ -28,6 +28,7 @@ from deploy.serving.logs import log_to_stderr
 from deploy.serving.metrics import ServerStatistics
 from deploy.serving.model import ServedModel
 from deploy.serving.options import ServeOptions
+from deploy.serving.pauses import settle, shorten_turns
 from deploy.serving.repository import ModelRepository, make_models
 from deploy.serving.rest import RestApplication, make_metrics_application
 from deploy.serving.spans import open_sender
@@ -126,6 +127,7 @@ class Lifecycle:
 
     async def run(self) -> None:
         """Serve until a signal, then drain."""
+        shorten_turns()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -194,6 +196,7 @@ class Lifecycle:
     async def _load(self) -> None:
         for model in self.repository.models():
             await model.load()
+        settle()
         if self.repository.ready:
             self.statistics.ready_after_s = round(_process_age_s(), 3)
             _LOG.info("ready", extra={"seconds": self.statistics.ready_after_s})
