@@ -19,6 +19,7 @@ from deploy.serving.direct import DirectRequest, DirectWay
 from deploy.serving.encoding import encode_error
 from deploy.serving.errors import RequestError
 from deploy.serving.infer_endpoint import CONNECTION
+from deploy.serving.intake import Intake
 from deploy.serving.metrics import ServerStatistics
 
 HEAD_LIMIT = 64 * 2**10
@@ -51,6 +52,7 @@ class LimitedProtocol(HttpToolsProtocol):
         direct: the way of infer requests that need nothing else; None: there is none.
         withdraw: called when the connection is lost while its request runs.
         lost: it is.
+        intake: what reads for it, once a large body came.
     """
 
     limits: ConnectionLimits
@@ -58,6 +60,7 @@ class LimitedProtocol(HttpToolsProtocol):
     direct: DirectWay | None = None
     withdraw: Callable[[], Any] | None = None
     lost = False
+    intake: Intake | None = None
     _taker: Callable[[bytes], None] | None = None
     _arrived: asyncio.Future[None] | None = None
     _arrival: asyncio.TimerHandle | None = None

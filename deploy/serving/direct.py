@@ -26,7 +26,7 @@ from deploy.serving.inference import (
     Target,
     parse_infer_path,
 )
-from deploy.serving.intake import BodyIntake, can_take_over
+from deploy.serving.intake import take_over
 from deploy.serving.model import Outputs
 from deploy.serving.slices import is_large
 
@@ -140,8 +140,7 @@ class DirectRequest:
             if self._room is None:
                 return False
         self._room.take(chunk)
-        if can_take_over(self._connection, self._room):
-            BodyIntake(self._connection, self._room)
+        take_over(self._connection, self._room)
         return True
 
     def run(self) -> None:

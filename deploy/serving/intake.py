@@ -1,9 +1,10 @@
-"""A large body, read by the system straight to where it will lie.
+"""Large bodies, read by the system straight to where they will lie.
 
 As a connection's protocol is called, what comes in was copied before: out of the loop's own buffer,
-and by the parser once more. For as long as the rest of a body of known length is due, this stands
-in the connection's place and offers the body's own memory to the loop to read into. The parser of
-the head has not seen that body, so the connection gets a new one.
+and by the parser once more. From the first large body of known length on, an intake stands between
+the loop and the connection. It offers the body's own memory to read into, and between two bodies a
+small buffer, so that little of the next body comes with its head. The parser of the head has not
+seen the body, so the connection gets a new one after it.
 """
 
 import asyncio
@@ -14,38 +15,56 @@ import httptools
 from deploy.serving.body import Reservation
 
 WORTH_IT = 64 * 2**10
-"""Bytes still to come from which changing the protocol costs less than copying them twice."""
+"""Bytes still to come from which this costs less than copying them twice."""
+
+_HEAD = 16 * 2**10
+"""Bytes that are read at a time while no body is expected."""
 
 
-def can_take_over(connection: Any, room: Reservation) -> bool:
-    """Whether the rest of a body should come by itself: it is long, and not encrypted."""
-    return room.missing >= WORTH_IT and connection.transport.get_extra_info("ssl_object") is None
-
-
-class BodyIntake(asyncio.BaseProtocol):
-    """Takes the rest of a body in place of `connection`, and gives the transport back after it.
+def take_over(connection: Any, room: Reservation) -> None:
+    """Let the rest of a body come straight to `room`, where it is long and not encrypted.
 
     Args:
         connection: a `deploy.serving.connections.LimitedProtocol`, in the middle of a body.
         room: where the body goes.
     """
+    if room.missing < WORTH_IT or connection.transport.get_extra_info("ssl_object") is not None:
+        return
+    if connection.intake is None:
+        connection.intake = Intake(connection)
+    connection.intake.expect(room)
 
-    def __init__(self, connection: Any, room: Reservation) -> None:
+
+class Intake(asyncio.BaseProtocol):
+    """Reads for `connection`, in whose place it is the protocol of the transport from now on."""
+
+    def __init__(self, connection: Any) -> None:
         self._connection = connection
+        self._head = memoryview(bytearray(_HEAD))
+        self._room: Reservation | None = None
+        transport = connection.transport
+        transport.pause_reading()  # the loop looks at the kind of a protocol when it begins to read
+        transport.set_protocol(self)
+        transport.resume_reading()
+
+    def expect(self, room: Reservation) -> None:
+        """What comes next is the rest of this body."""
         self._room = room
-        _change_protocol(connection.transport, self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go."""
-        return self._room.rest()
+        return self._head if self._room is None else self._room.rest()
 
     def buffer_updated(self, nbytes: int) -> None:
         """So many have come."""
-        self._room.advance(nbytes)
-        if not self._room.missing:
-            connection = self._connection
+        connection, room = self._connection, self._room
+        if room is None:
+            connection.data_received(bytes(self._head[:nbytes]))
+            return
+        room.advance(nbytes)
+        if not room.missing:
+            self._room = None
             connection.parser = make_parser(connection)
-            _change_protocol(connection.transport, connection)
             connection.on_message_complete()
 
     def eof_received(self) -> None:
@@ -53,6 +72,7 @@ class BodyIntake(asyncio.BaseProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Passed on."""
+        self._room = None
         self._connection.connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -69,10 +89,3 @@ def make_parser(connection: Any) -> httptools.HttpRequestParser:
     parser = httptools.HttpRequestParser(connection)
     parser.set_dangerous_leniencies(lenient_data_after_close=True)
     return parser
-
-
-def _change_protocol(transport: Any, protocol: asyncio.BaseProtocol) -> None:
-    """Let `protocol` have what comes next; a loop looks at its kind when it begins to read."""
-    transport.pause_reading()
-    transport.set_protocol(protocol)
-    transport.resume_reading()

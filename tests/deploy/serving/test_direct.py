@@ -1,6 +1,7 @@
 """The direct way answers what the ordinary way answers, and leaves alone what it should."""
 
 import contextlib
+import http.client
 import json
 import socket
 import time
@@ -220,6 +221,27 @@ def test_requests_behind_one_another_are_answered_in_order(echo: Server) -> None
     places = [answered.find(b'"id":"%s"' % identity.encode()) for identity in wanted]
     assert -1 not in places
     assert places == sorted(places)
+
+
+def test_after_a_large_body_all_else_comes_through_too(echo: Server) -> None:
+    large, lengths = raw(np.tile(X, (1, 40)), **BINARY)
+    small = json.dumps(asking()).encode()
+    given = {"authorization": "Bearer key"}
+    connection = http.client.HTTPConnection("127.0.0.1", echo.port, timeout=20)
+    answers = []
+    for body, headers, chunked in (
+        (large, lengths, False),
+        (small, {}, False),
+        (large, lengths, True),
+        (large, lengths, False),
+        (small, {}, True),
+    ):
+        sent = iter([body[:100_000], body[100_000:]]) if chunked else body
+        connection.request("POST", PATH, sent, {**given, **headers}, encode_chunked=chunked)
+        answers.append(connection.getresponse().read())
+    connection.close()
+    assert answers[0] == answers[2] == answers[3] == post(echo, large, lengths)[2]
+    assert answers[1] == answers[4] == post(echo, small, {})[2]
 
 
 def test_a_body_that_comes_byte_by_byte(echo: Server) -> None:
