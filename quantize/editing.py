@@ -1,5 +1,6 @@
-"""Replaces nodes of an ONNX graph by others, with constants of their own."""
+"""Adds nodes to an ONNX graph, or puts them in place of others, with constants of their own."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,9 +11,10 @@ from export.graph import GraphIndex
 
 
 class GraphEdit:
-    """Gathers replacements for nodes of `proto`; `finish` makes them.
+    """Gathers changes to the nodes of `proto`; `finish` makes them.
 
-    The graph's order stays as it is: a replacement stands where its node stood.
+    The graph's order stays as it is: what is new stands at the head, behind a node, or where the
+    node stood that it replaces.
     """
 
     def __init__(self, proto: onnx.ModelProto) -> None:
@@ -21,7 +23,9 @@ class GraphEdit:
         self._taken = {name for node in self.graph.nodes for name in (*node.input, *node.output)}
         self._taken |= {tensor.name for tensor in proto.graph.initializer}
         self._taken |= self.graph.inputs | self.graph.captured
+        self._head: list[NodeProto] = []
         self._replacements: dict[int, Sequence[NodeProto]] = {}
+        self._followers: dict[int, list[NodeProto]] = defaultdict(list)
 
     def name(self, name: str) -> str:
         """`name`, or the first of ``name_1``, ``name_2`` ... that no tensor has."""
@@ -37,6 +41,14 @@ class GraphEdit:
         self._proto.graph.initializer.append(numpy_helper.from_array(array, name))
         return name
 
+    def lead(self, *nodes: NodeProto) -> None:
+        """Put `nodes` before all of the graph, behind those that were put there earlier."""
+        self._head.extend(nodes)
+
+    def follow(self, number: int, nodes: Sequence[NodeProto]) -> None:
+        """Put `nodes` behind node `number`, and behind those that follow it already."""
+        self._followers[number].extend(nodes)
+
     def replace(self, number: int, nodes: Sequence[NodeProto]) -> None:
         """Put `nodes` where node `number` stands; its metadata goes to each of them."""
         for node in nodes:
@@ -50,9 +62,10 @@ class GraphEdit:
 
     def finish(self) -> None:
         """Change the model in place; constants that nobody reads any more go."""
-        body: list[NodeProto] = []
+        body = list(self._head)
         for number, node in enumerate(self.graph.nodes):
             body.extend(self._replacements.get(number, [node]))
+            body.extend(self._followers.get(number, ()))
         body = self._drop_unread(body)
         del self._proto.graph.node[:]
         self._proto.graph.node.extend(body)
