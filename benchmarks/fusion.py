@@ -33,12 +33,12 @@ from deploy.process import EngineProcess
 from deploy.source import write_module
 from export.artifacts import OnnxModel, TensorSpec
 from export.capture import capture
-from export.execute import float_tensors
 from export.fusion import fuse
 from export.fusion.conv_bn import fold_conv_bn
 from export.fusion.draft import Draft
 from export.fusion.options import FusionOptions
 from export.onnx import to_onnx
+from export.tensor_types import float_tensors
 from quantize.calibrate import calibrate
 
 ROOT = Path(__file__).parents[1]

@@ -41,8 +41,8 @@ from deploy.latency import LatencySettings, measure  # noqa: E402
 from deploy.machine import describe_machine, usable_cores  # noqa: E402
 from deploy.process import EngineProcess  # noqa: E402
 from deploy.source import Problem, open_problem  # noqa: E402
-from export.execute import float_tensors  # noqa: E402
 from export.ladder import export_model  # noqa: E402
+from export.tensor_types import float_tensors  # noqa: E402
 from quantize.calibrate import calibrate  # noqa: E402
 
 SECONDS = 40.0

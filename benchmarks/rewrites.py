@@ -34,12 +34,13 @@ from deploy.engines import EngineSpec, open_engine
 from deploy.machine import describe_machine, usable_cores
 from export.artifacts import OnnxModel
 from export.capture import capture
-from export.execute import float_tensors, read_model
 from export.fusion.conv_bn import fold_conv_bn
 from export.fusion.draft import Draft
 from export.fusion.options import FusionOptions
 from export.graph import node_label
 from export.onnx import to_onnx
+from export.onnx_files import read_model
+from export.tensor_types import float_tensors
 from quantize.calibrate import Ranges, calibrate
 from quantize.int8 import quantize_int8
 from quantize.rules import RULES, OpRule

@@ -7,6 +7,9 @@ from typing import Any
 import onnx
 from onnx import AttributeProto, NodeProto, TensorProto
 
+STANDARD_DOMAINS = ("", "ai.onnx")
+"""Both names of the domain of ONNX's own operators."""
+
 
 class GraphIndex:
     """Producers, readers and constants of the top-level graph of a model, by tensor name."""
@@ -46,9 +49,14 @@ class GraphIndex:
             self._tensors[node.output[0]] = self._tensors[node.input[0]]
 
 
+def find_opset(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators that `model` uses."""
+    return max((i.version for i in model.opset_import if i.domain in STANDARD_DOMAINS), default=1)
+
+
 def is_standard(node: NodeProto) -> bool:
     """Whether its operator is one of ONNX's own."""
-    return node.domain in ("", "ai.onnx")
+    return node.domain in STANDARD_DOMAINS
 
 
 def name_node(node: NodeProto) -> str:

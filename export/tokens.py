@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from export.execute import float_shapes
 from export.graph import GraphIndex, attribute, is_standard
+from export.tensor_types import float_shapes
 
 _CHANNELS_LAST = [0, 2, 3, 1]
 _WORTH = frozenset({"LayerNormalization", "MatMul"})

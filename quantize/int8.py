@@ -15,8 +15,8 @@ from onnx import NodeProto, TensorProto, helper
 
 from export.artifacts import OnnxModel, Skip
 from export.errors import NothingToQuantizeError, QuantizeError
-from export.execute import read_model, write_model
-from export.graph import GraphIndex, name_node
+from export.graph import GraphIndex, find_opset, name_node
+from export.onnx_files import read_model, write_model
 from quantize.adjustments import Adjustments
 from quantize.codes import (
     activation_parameters,
@@ -76,7 +76,7 @@ def quantize_int8(
     if model.path.resolve() == path.resolve():
         raise QuantizeError(f"{path} is the float model itself; write the int8 one elsewhere.")
     proto = read_model(model.path)
-    opset = next(item.version for item in proto.opset_import if item.domain in ("", "ai.onnx"))
+    opset = find_opset(proto)
     if opset < MIN_OPSET:
         raise QuantizeError(
             f"opset {opset} cannot hold per-channel Q/DQ; export with opset {MIN_OPSET} or later"

@@ -9,8 +9,8 @@ x86 with AVX-512).
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from export.execute import float_ranks
-from export.graph import GraphIndex, attribute
+from export.graph import GraphIndex, attribute, is_standard
+from export.tensor_types import float_ranks
 
 
 def use_global_pooling(model: onnx.ModelProto) -> dict[str, str]:
@@ -52,8 +52,7 @@ def _replace(node: NodeProto, kind: str, source: str, result: str) -> NodeProto:
 
 def _find_means(model: onnx.ModelProto) -> list[NodeProto]:
     """The ReduceMean nodes over exactly the spatial axes of a float tensor."""
-    nodes = [node for node in model.graph.node if node.op_type == "ReduceMean"]
-    nodes = [node for node in nodes if node.domain in ("", "ai.onnx")]
+    nodes = [n for n in model.graph.node if n.op_type == "ReduceMean" and is_standard(n)]
     if not nodes:
         return []
     graph, ranks = GraphIndex(model), float_ranks(model)

@@ -13,7 +13,8 @@ from types import TracebackType
 import numpy as np
 from onnx import NodeProto
 
-from export.execute import ExposedModel, read_model
+from export.execute import ExposedModel
+from export.onnx_files import read_model
 from quantize.codes import activation_parameters, has_unsigned_codes
 from quantize.instruments import Instruments
 from quantize.observers.statistic import Span

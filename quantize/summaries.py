@@ -15,7 +15,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from export.execute import ExposedModel, element_types, float_ranks, read_model
+from export.execute import ExposedModel
+from export.onnx_files import read_model
+from export.tensor_types import element_types, float_ranks
 from quantize.instruments import Instruments
 from quantize.observers.statistic import Summary
 

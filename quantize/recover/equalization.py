@@ -21,8 +21,9 @@ from onnx import helper, numpy_helper
 
 from export.artifacts import OnnxModel, Skip
 from export.errors import QuantizeError
-from export.execute import float_ranks, read_model, write_model
-from export.graph import GraphIndex, attribute, node_label
+from export.graph import GraphIndex, attribute, name_node, node_label
+from export.onnx_files import read_model, write_model
+from export.tensor_types import float_ranks
 from quantize.recover.chains import Link, find_links
 
 _SWEEPS = 100
@@ -221,7 +222,7 @@ def _set_ceilings(
             body.append(node)
             continue
         link, total = wanted[number]
-        result, name = node.output[0], node.name or node.output[0]
+        result, name = node.output[0], name_node(node)
         spatial = [1] * link.spatial_rank
         ceiling = (link.ceiling / total).astype(np.float32).reshape(-1, *spatial)
         limit, positive = _free(f"{name}_ceilings", taken), _free(f"{result}_positive", taken)
