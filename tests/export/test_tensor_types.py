@@ -1,6 +1,5 @@
 """What shape inference says of tensors, weights of any size left out."""
 
-
 import numpy as np
 import pytest
 from onnx import TensorProto, numpy_helper
