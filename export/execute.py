@@ -8,7 +8,6 @@ Runtime on the CPU, graph optimizations on, but for those that would saturate th
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -91,12 +90,7 @@ class ExposedModel:
     def __enter__(self) -> "ExposedModel":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._session = None
 
 
