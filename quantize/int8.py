@@ -129,8 +129,8 @@ class _Rewriter:
         for use in self._placement.weights:
             layer = adjustments.layers.get(name_node(self._graph.nodes[use.node]))
             weights.store(use, float(scales[originals[use.node]][0]), layer)
-        for name, use in self._placement.activations.items():
-            if use.pair:
+        for name, activation in self._placement.activations.items():
+            if activation.pair:
                 self._insert_pair(name, *scales[name])
         self._edit.finish()
 
