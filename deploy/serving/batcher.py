@@ -3,6 +3,7 @@
 - A request that finds an instance free and nothing waiting runs at once.
 - Otherwise it waits, within bounds of rows and bytes. An instance that comes free takes what fills
   a run, or whose oldest member has waited `max_delay_s`; with a delay of 0 whatever waits.
+- Requests share a run where that takes less time a row than one after the other, as seen so far.
 - A run that takes less than handing it to a thread does happens on the event loop itself.
 - A run holds at most `max_batch` rows of requests that agree in dtypes and trailing shapes; no
   request is split.
@@ -26,6 +27,7 @@ from deploy.serving.errors import (
     QueueFullError,
     UnavailableError,
 )
+from deploy.serving.joining import JoiningGain
 from deploy.serving.running import BatchRun, Run, RunPlan, run_batch
 from deploy.serving.waiting import BatchPolicy, Job, WaitingJobs
 
@@ -79,6 +81,7 @@ class Batcher:
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
         self._seconds_a_row = 0.0
+        self._gain = JoiningGain()
         self._last_s = deque([float("inf")], _LAST_RUNS)
         self._last_sizes = deque([0], _LAST_RUNS)
 
@@ -178,7 +181,7 @@ class Batcher:
             self._timer = None
         while self._idle and self._waiting.jobs:
             now = float("inf") if self._stopping else time.monotonic()
-            jobs = self._waiting.take(now)
+            jobs = self._waiting.take(now, alone=not self._should_join())
             if not jobs:
                 due = self._waiting.next_due()
                 if due is not None:
@@ -186,6 +189,11 @@ class Batcher:
                     self._timer = self._loop.call_later(delay, self._dispatch)
                 return
             self._run(jobs)
+
+    def _should_join(self) -> bool:
+        """Whoever lets requests wait for others wants them joined; else it must pay."""
+        rows = min(self._waiting.rows, self.policy.max_batch)
+        return self.policy.max_delay_s > 0 or self._waiting.jobs < 2 or self._gain.pays(rows)
 
     def _run(self, jobs: list[Job]) -> None:
         self._running.update(jobs)
@@ -210,6 +218,8 @@ class Batcher:
         self._last_s.append(done.total_s)
         self._last_sizes.append(_count_bytes(jobs))
         rows = sum(job.rows for job in jobs)
+        if done.executions == 1:
+            self._gain.observe(len(jobs), rows, done.total_s)
         self._seconds_a_row += 0.2 * (done.compute_s / rows - self._seconds_a_row)
         if self._observe is not None:
             self._observe(jobs, done)

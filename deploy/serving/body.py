@@ -4,6 +4,8 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from deploy.serving.decoding import HEADER_LENGTH
 from deploy.serving.errors import (
     MalformedRequestError,
@@ -16,6 +18,9 @@ from deploy.serving.metrics import ServerStatistics
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _ALIGNMENT = 64
 """Bytes; raw tensors begin on a cache line."""
+
+
+_HEADER_LENGTH = HEADER_LENGTH.encode()
 
 
 class DisconnectedError(Exception):
@@ -67,6 +72,29 @@ class BodyReader:
             body.release()
             raise
         return body
+
+    def find_length(self, headers: Mapping[bytes, bytes]) -> int | None:
+        """The announced length of a plain body that may be taken; None: `read` says what is wrong.
+
+        Args:
+            headers: by lower-case name.
+        """
+        announced = headers.get(b"content-length", b"")
+        if not announced.isdigit() or len(announced) > 18:
+            return None
+        if b"transfer-encoding" in headers or b"content-encoding" in headers:
+            return None
+        length = int(announced)
+        return length if length <= self._limit else None
+
+    def reserve(self, length: int, headers: Mapping[bytes, bytes]) -> "Reservation | None":
+        """Room for a body of `length` bytes; None: as much is held as may be."""
+        body = Body(self._statistics)
+        try:
+            self._hold(body, length)
+        except QueueFullError:
+            return None
+        return Reservation(body, length, _find_padding(headers))
 
     async def _fill(
         self, body: "Body", receive: Receive, layout: "_Layout", connection: Any
@@ -135,6 +163,49 @@ class Body:
         self.held = 0
 
 
+class Reservation:
+    """Room for a body that comes in chunks, which are copied once, to their place.
+
+    Args:
+        body: what it becomes; counted as held.
+        length: bytes of it.
+        padding: bytes before it, for alignment.
+    """
+
+    def __init__(self, body: Body, length: int, padding: int) -> None:
+        self.body = body
+        self._length = length
+        self._padding = padding
+        self._position = 0
+        self._data: memoryview | None = None
+
+    @property
+    def missing(self) -> int:
+        """Bytes that are still to come."""
+        return self._length - self._position
+
+    def take(self, chunk: bytes) -> None:
+        """The next bytes; the parser sees to it that no more come than were announced."""
+        size = len(chunk)
+        if size == self._length and not self._padding:
+            self.body.data = memoryview(chunk)
+            self._position = size
+            return
+        self.rest()[:size] = chunk
+        self._position += size
+
+    def rest(self) -> memoryview:
+        """Where the next bytes belong, for whoever puts them there; `advance` says how many."""
+        if self._data is None:
+            room = np.empty(self._padding + self._length, np.uint8)
+            self.body.data = self._data = room.data[self._padding :]
+        return self._data[self._position :]
+
+    def advance(self, size: int) -> None:
+        """Bytes were put where they belong."""
+        self._position += size
+
+
 @dataclass(frozen=True)
 class _Layout:
     """Where a body is to lie.
@@ -149,10 +220,13 @@ class _Layout:
 
     @classmethod
     def of(cls, headers: Mapping[bytes, bytes]) -> "_Layout":
-        text = headers.get(HEADER_LENGTH.encode(), b"0")
-        padding = -int(text) % _ALIGNMENT if text.isdigit() and len(text) < 19 else 0
         announced = headers.get(b"content-length", b"")
-        return cls(padding, int(announced) if announced.isdigit() else None)
+        return cls(_find_padding(headers), int(announced) if announced.isdigit() else None)
+
+
+def _find_padding(headers: Mapping[bytes, bytes]) -> int:
+    text = headers.get(_HEADER_LENGTH, b"0")
+    return -int(text) % _ALIGNMENT if text.isdigit() and len(text) < 19 else 0
 
 
 def read_header_length(headers: Mapping[bytes, bytes]) -> str | None:
@@ -161,7 +235,7 @@ def read_header_length(headers: Mapping[bytes, bytes]) -> str | None:
     Raises:
         MalformedRequestError: it is not ASCII.
     """
-    value = headers.get(HEADER_LENGTH.encode())
+    value = headers.get(_HEADER_LENGTH)
     if value is None:
         return None
     try:

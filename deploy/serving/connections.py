@@ -15,9 +15,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from deploy.serving.answer_writer import AnswerWriter
 from deploy.serving.body import DisconnectedError
+from deploy.serving.direct import DirectRequest, DirectWay
 from deploy.serving.encoding import encode_error
 from deploy.serving.errors import RequestError
-from deploy.serving.inference import CONNECTION
+from deploy.serving.infer_endpoint import CONNECTION
 from deploy.serving.metrics import ServerStatistics
 
 HEAD_LIMIT = 64 * 2**10
@@ -47,12 +48,14 @@ class LimitedProtocol(HttpToolsProtocol):
     Attributes:
         limits: what it may take.
         counts: of the server.
+        direct: the way of infer requests that need nothing else; None: there is none.
         withdraw: called when the connection is lost while its request runs.
         lost: it is.
     """
 
     limits: ConnectionLimits
     counts: ServerStatistics
+    direct: DirectWay | None = None
     withdraw: Callable[[], Any] | None = None
     lost = False
     _taker: Callable[[bytes], None] | None = None
@@ -61,6 +64,7 @@ class LimitedProtocol(HttpToolsProtocol):
     _departure: asyncio.TimerHandle | None = None
     _without_body = 0
     _coming = False
+    _held_back = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -82,6 +86,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if self.withdraw is not None:
             self.withdraw()
+        if isinstance(self.cycle, DirectRequest):
+            self.cycle.abandon()
         self._end_arrival(DisconnectedError())
 
     async def hand_over(self, taker: Callable[[bytes], None]) -> None:
@@ -100,6 +106,9 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._without_body = 0
+        if isinstance(self.cycle, DirectRequest):
+            self._give_directly(self.cycle, body)
+            return
         if self._taker is None:
             super().on_body(body)
             return
@@ -107,6 +116,13 @@ class LimitedProtocol(HttpToolsProtocol):
             self._taker(body)
         except RequestError as error:
             self._end_arrival(error)
+
+    def _give_directly(self, request: DirectRequest, body: bytes) -> None:
+        if request.take(body):
+            return
+        self.cycle = cast("Any", None)  # there is no room for it: the ordinary way says so
+        self._begin_cycle()
+        super().on_body(body)
 
     def _end_arrival(self, error: Exception | None) -> None:
         self._taker = None
@@ -126,7 +142,7 @@ class LimitedProtocol(HttpToolsProtocol):
         idle = self.cycle is None or self.cycle.response_complete
         # blank lines come before a request and do not begin one
         waits = self._coming or (idle and self.timeout_keep_alive_task is None)
-        if waits and not self.transport.is_closing():
+        if waits and not self._held_back and not self.transport.is_closing():
             self._expect_request()
 
     def on_message_begin(self) -> None:
@@ -136,12 +152,24 @@ class LimitedProtocol(HttpToolsProtocol):
         self._coming = True  # most are here whole when all that has come is read: no timer for them
 
     def on_headers_complete(self) -> None:
+        if self.direct is not None and (self.cycle is None or self.cycle.response_complete):
+            request = self.direct.begin(self)
+            if request is not None:
+                self.cycle = cast("Any", request)
+                return
+        self._begin_cycle()
+
+    def _begin_cycle(self) -> None:
         super().on_headers_complete()
         self.cycle.transport = cast("asyncio.Transport", self._writer)
+        self._held_back = bool(self.pipeline)  # nothing is read until those before it are answered
 
     def on_message_complete(self) -> None:
         self._coming = False
         self._stop_waiting()
+        if isinstance(self.cycle, DirectRequest):
+            self.cycle.run()
+            return
         super().on_message_complete()
         self._end_arrival(None)
 
@@ -150,6 +178,10 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self._end()
+        elif self._held_back and not self.flow.read_paused:
+            self._held_back = False
+            if self._coming:
+                self._expect_request()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -230,7 +262,8 @@ class _PatientFlow(FlowControl):
 
 
 def limit_connections(
-    limits: ConnectionLimits, statistics: ServerStatistics
+    limits: ConnectionLimits, statistics: ServerStatistics, direct: DirectWay | None = None
 ) -> type[LimitedProtocol]:
-    """uvicorn's HTTP protocol, held to `limits`."""
-    return type("Protocol", (LimitedProtocol,), {"limits": limits, "counts": statistics})
+    """uvicorn's HTTP protocol, held to `limits`; infer requests go the `direct` way."""
+    members = {"limits": limits, "counts": statistics, "direct": direct}
+    return type("Protocol", (LimitedProtocol,), members)

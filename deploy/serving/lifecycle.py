@@ -189,11 +189,12 @@ class Lifecycle:
     def _make_server(self, application: Any, port: int) -> "_Server":
         options = self._options
         limits = ConnectionLimits(options.receive_timeout, options.max_connections)
+        direct = application.direct if isinstance(application, RestApplication) else None
         config = uvicorn.Config(
             application,
             host=options.host,
             port=port,
-            http=limit_connections(limits, self.statistics),
+            http=limit_connections(limits, self.statistics, direct),
             ws="none",
             lifespan="off",
             log_config=None,

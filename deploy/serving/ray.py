@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.serving.body import Receive
-from deploy.serving.inference import Scope, Send
+from deploy.serving.infer_endpoint import Scope, Send
 from deploy.serving.logs import JsonFormatter, log_to_stderr
 from deploy.serving.metrics import ServerStatistics
 from deploy.serving.options import ServeOptions, gather_options

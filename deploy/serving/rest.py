@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from deploy.machine import installed_versions
 from deploy.serving.body import BodyReader, Receive
+from deploy.serving.direct import DirectWay
 from deploy.serving.encoding import encode_error
 from deploy.serving.errors import (
     MalformedRequestError,
@@ -24,7 +25,8 @@ from deploy.serving.errors import (
     UnavailableError,
     UnknownModelError,
 )
-from deploy.serving.inference import InferEndpoint, Scope, Send, parse_infer_path, send_refusal
+from deploy.serving.infer_endpoint import InferEndpoint, Scope, Send, send_answer
+from deploy.serving.inference import InferService, make_refusal, parse_infer_path
 from deploy.serving.metrics import CONTENT_TYPE, ServerStatistics, render_metrics
 from deploy.serving.openapi import make_document
 from deploy.serving.options import ServeOptions
@@ -56,17 +58,21 @@ class RestApplication:
         repository: the models.
         options: limits and the token.
         statistics: of the server.
+
+    Attributes:
+        direct: the way of infer requests around this application.
     """
 
     def __init__(
         self, repository: ModelRepository, options: ServeOptions, statistics: ServerStatistics
     ) -> None:
-        self._repository = repository
         self._statistics = statistics
         self._token = f"Bearer {options.token}".encode() if options.token else None
         mib = 2**20
         reader = BodyReader(options.max_body_mb * mib, options.max_inflight_mb * mib, statistics)
-        self._infer = InferEndpoint(repository, reader, statistics)
+        service = InferService(repository, statistics)
+        self._infer = InferEndpoint(service, reader)
+        self.direct = DirectWay(service, reader, self._token)
         peers = Path(options.control) if options.workers > 1 else None
         self._others = _Routes(repository, statistics, peers).application()
 
@@ -80,10 +86,12 @@ class RestApplication:
         if self._token is not None and path not in _OPEN and not self._is_known(scope):
             error = UnauthorizedError("a bearer token is asked for, and none or another came")
             self._statistics.refuse(error.status)
-            await send_refusal(send, error)
+            await send_answer(send, make_refusal(error))
             return
         if b"%2f" in scope.get("raw_path", b"").lower():  # a proxy would see another path than we
-            await send_refusal(send, UnknownModelError("no such path; see /openapi.json"))
+            await send_answer(
+                send, make_refusal(UnknownModelError("no such path; see /openapi.json"))
+            )
             self._statistics.refuse(404)
             return
         target = parse_infer_path(path)

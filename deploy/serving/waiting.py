@@ -135,8 +135,10 @@ class WaitingJobs:
         self.jobs -= 1
         return True
 
-    def take(self, now: float) -> list[Job]:
+    def take(self, now: float, *, alone: bool = False) -> list[Job]:
         """The jobs of the next run, which wait no more; empty where none is due at `now`.
+
+        With `alone` it is one job, the first of those that are due.
 
         Due is a group that fills a run, and one whose oldest member waited as long as it may. The
         most urgent member decides which goes first. A job that does not fit into what is left of a
@@ -147,7 +149,7 @@ class WaitingJobs:
             return []
         group = min(due, key=_urgency)
         taken: list[Job] = []
-        room = self._policy.max_batch if self._policy.batched else 0
+        room = self._policy.max_batch if self._policy.batched and not alone else 0
         for job in group:
             if job.rows <= room or not taken:
                 taken.append(job)

@@ -1,0 +1,240 @@
+"""The direct way of an infer request: from the connection to its model, and back.
+
+ASGI costs each request a task, two coroutines and several messages, which for a small model is most
+of what a server spends. What is an infer request without anything out of the ordinary (a known
+model, a body of announced length, a connection that stays) goes around it here. All else, whatever
+there is to refuse before the body is in, goes the ordinary way; what the two answer is the same,
+for `deploy.serving.inference` decides it.
+"""
+
+import asyncio
+import hmac
+import time
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from deploy.serving.body import BodyReader, Reservation
+from deploy.serving.encoding import JOIN_BELOW
+from deploy.serving.errors import RequestError, UnknownModelError
+from deploy.serving.inference import (
+    Accepted,
+    Answer,
+    Caller,
+    InferService,
+    Target,
+    parse_infer_path,
+)
+from deploy.serving.intake import BodyIntake, can_take_over
+from deploy.serving.model import Outputs
+
+_STATUS_LINES = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+}
+
+
+@dataclass(slots=True)
+class Head:
+    """What is known of a request before its body.
+
+    Attributes:
+        length: bytes of the body.
+        headers: by lower-case name.
+    """
+
+    target: Target
+    headers: dict[bytes, bytes]
+    length: int
+    caller: Caller
+
+
+class DirectWay:
+    """Recognizes the requests that can go the direct way.
+
+    Args:
+        service: what they are handed to.
+        reader: whose bounds their bodies keep.
+        token: the value of the authorization header that is asked for; None: none.
+    """
+
+    def __init__(self, service: InferService, reader: BodyReader, token: bytes | None) -> None:
+        self.service = service
+        self.reader = reader
+        self._token = token
+
+    def begin(self, connection: Any) -> "DirectRequest | None":
+        """The request whose head `connection` has read; None: it is to go the ordinary way.
+
+        Args:
+            connection: a `deploy.serving.connections.LimitedProtocol`.
+        """
+        parser, url = connection.parser, connection.url
+        if parser.get_method() != b"POST" or b"%" in url or b"?" in url:
+            return None
+        path = url.decode("latin-1")
+        target = parse_infer_path(path)
+        headers = dict(connection.headers)
+        length = self.reader.find_length(headers)
+        if target is None or length is None or not self._knows(target):
+            return None
+        if b"expect" in headers or b"upgrade" in headers or not self._admits(headers):
+            return None
+        if not parser.should_keep_alive() or connection.flow.write_paused:
+            return None
+        host = connection.client[0] if connection.client else None
+        caller = Caller(self.service.identify(headers), path, host, time.monotonic())
+        return DirectRequest(self, connection, Head(target, headers, length, caller))
+
+    def _knows(self, target: Target) -> bool:
+        try:
+            self.service.repository.get(*target)
+        except UnknownModelError:
+            return False
+        return not self.service.repository.draining
+
+    def _admits(self, headers: dict[bytes, bytes]) -> bool:
+        if self._token is None:
+            return True
+        return hmac.compare_digest(headers.get(b"authorization", b""), self._token)
+
+
+class DirectRequest:
+    """One request on the direct way; to uvicorn, the cycle of a request and its answer.
+
+    Attributes:
+        response_complete: it is answered.
+        keep_alive: the connection stays when it is; uvicorn clears this when the server ends.
+        disconnected: the connection is lost; set by uvicorn.
+        message_event: stands for the one that uvicorn sets, which nobody waits for.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_head",
+        "_reader",
+        "_room",
+        "_service",
+        "disconnected",
+        "keep_alive",
+        "message_event",
+        "response_complete",
+    )
+
+    def __init__(self, way: DirectWay, connection: Any, head: Head) -> None:
+        self._service = way.service
+        self._reader = way.reader
+        self._connection = connection
+        self._head = head
+        self._room: Reservation | None = None
+        self.response_complete = False
+        self.disconnected = False
+        self.keep_alive = True
+        self.message_event = _UNHEARD
+
+    def take(self, chunk: bytes) -> bool:
+        """The next bytes of its body; False: there is no room for it, nothing was taken."""
+        if self._room is None:
+            self._room = self._reader.reserve(self._head.length, self._head.headers)
+            if self._room is None:
+                return False
+        self._room.take(chunk)
+        if can_take_over(self._connection, self._room):
+            BodyIntake(self._connection, self._room)
+        return True
+
+    def run(self) -> None:
+        """Hand it to its model; its body is whole."""
+        body = self._room.body.data if self._room is not None else memoryview(b"")
+        try:
+            accepted = self._service.accept(self._head.target, body, self._head.headers)
+        except RequestError as error:
+            self._refuse(error)
+            return
+        if accepted.outputs.done():  # it ran on the event loop
+            self._settle(accepted, accepted.outputs)
+            return
+        self._connection.withdraw = accepted.outputs.cancel
+        accepted.outputs.add_done_callback(lambda done: self._settle(accepted, done))
+
+    def abandon(self) -> None:
+        """Let go of its body; the connection is lost."""
+        self._release()
+
+    def _settle(self, accepted: Accepted, done: "asyncio.Future[Outputs]") -> None:
+        """Answer with what became of it."""
+        self._connection.withdraw = None
+        error = None if done.cancelled() else done.exception()
+        if self._connection.lost:
+            self._release()
+            self._service.log(499, self._head.caller)
+            return
+        if done.cancelled():  # the server ends without waiting for it
+            self._release()
+            self._connection.transport.abort()
+            return
+        if isinstance(error, RequestError):
+            self._refuse(error)
+            return
+        try:
+            answer = self._service.answer(accepted, done.result(), self._head.caller)
+        except RequestError as refusal:
+            self._refuse(refusal)
+            return
+        self._write(answer)
+
+    def _refuse(self, error: RequestError) -> None:
+        self._write(self._service.refuse(error, self._head.target, self._head.caller))
+
+    def _write(self, answer: Answer) -> None:
+        """Send an answer, which counts as held until the other side took most of it."""
+        self._release()
+        connection = self._connection
+        transport, flow = connection.transport, connection.flow
+        if self._service.repository.draining:
+            self.keep_alive = False  # and the answer says so
+        elif not self.keep_alive:
+            answer.headers.append((b"connection", b"close"))
+        head = render_head(answer)
+        size = answer.size
+        if size <= JOIN_BELOW:
+            transport.write(b"".join((head, *answer.parts)))
+        else:
+            transport.writelines((head, *answer.parts))
+        if flow.write_paused:
+            task = connection.loop.create_task(self._hold(size))
+            connection.tasks.add(task)
+            task.add_done_callback(connection.tasks.discard)
+        self.response_complete = True
+        if not self.keep_alive:
+            transport.close()
+        connection.on_response_complete()
+
+    async def _hold(self, size: int) -> None:
+        statistics = self._service.statistics
+        statistics.inflight_bytes += size
+        try:
+            await self._connection.flow.drain()
+        finally:
+            statistics.inflight_bytes -= size
+
+    def _release(self) -> None:
+        if self._room is not None:
+            self._room.body.release()
+            self._room = None
+
+
+def render_head(answer: Answer) -> bytes:
+    """Status line and headers as they go over the wire."""
+    lines = [_STATUS_LINES[answer.status]]
+    lines += [b"%s: %s\r\n" % header for header in answer.headers]
+    return b"".join((*lines, b"\r\n"))
+
+
+class _Unheard:
+    """An event that nobody waits for."""
+
+    def set(self) -> None:
+        """Nothing."""
+
+
+_UNHEARD = _Unheard()

@@ -1,0 +1,99 @@
+"""Requests share a run where that was seen to pay, and only there."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pytest
+
+from deploy.engines.base import Array
+from deploy.serving.batcher import Batcher
+from deploy.serving.joining import JoiningGain
+from deploy.serving.running import RunPlan
+from deploy.serving.waiting import BatchPolicy
+
+ROWS = 8
+
+
+def seen(*, seconds_alone: float, seconds_shared: float, runs: int = 10) -> JoiningGain:
+    gain = JoiningGain()
+    for _ in range(runs):
+        gain.observe(1, 1, seconds_alone)
+        gain.observe(ROWS, ROWS, seconds_shared)
+    return gain
+
+
+def test_until_it_is_known_requests_share() -> None:
+    assert JoiningGain().pays(ROWS)
+    assert seen(seconds_alone=0.01, seconds_shared=0.2, runs=3).pays(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("shared", "pays"), [(0.010, True), (0.050, True), (0.079, False), (0.16, False)]
+)
+def test_sharing_pays_where_a_row_takes_less_time(shared: float, pays: bool) -> None:
+    assert seen(seconds_alone=0.01, seconds_shared=shared).pays(ROWS) == pays
+
+
+def test_runs_that_are_shorter_than_their_handover_are_shared() -> None:
+    assert seen(seconds_alone=1e-5, seconds_shared=ROWS * 1e-5).pays(ROWS)
+
+
+def test_sizes_are_told_apart() -> None:
+    gain = seen(seconds_alone=0.01, seconds_shared=0.01)
+    for _ in range(10):
+        gain.observe(2, 2, 0.03)
+    assert gain.pays(ROWS)
+    assert not gain.pays(2)
+
+
+def test_it_looks_again_and_changes_its_mind() -> None:
+    gain = seen(seconds_alone=0.01, seconds_shared=0.09)
+    asked = [gain.pays(ROWS) for _ in range(200)]
+    assert 1 <= sum(asked) <= 4
+    for _ in range(40):
+        gain.observe(ROWS, ROWS, 0.01)
+    assert gain.pays(ROWS)
+
+
+def serve(seconds: Callable[[int], float], policy: BatchPolicy) -> list[int]:
+    """Rows of every run when four requests are made again and again, 40 times."""
+    sizes: list[int] = []
+
+    def engine(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        rows = len(feeds["x"])
+        sizes.append(rows)
+        time.sleep(seconds(rows))
+        return {"y": feeds["x"]}
+
+    async def scenario() -> None:
+        batcher = Batcher([engine], policy, RunPlan({"y": 0}))
+        batcher.start()
+        for value in range(40):
+            x = np.full((1, 2), value, np.float32)
+            answers = await asyncio.gather(*(batcher.submit({"x": x + n}, 1) for n in range(4)))
+            assert [a["y"][0, 0] for a in answers] == [value + n for n in range(4)]
+        await batcher.stop()
+
+    asyncio.run(scenario())
+    return sizes
+
+
+def grow(rows: int) -> float:
+    """Seconds of a run that loses by being shared."""
+    return 0.001 * rows**2
+
+
+def test_an_engine_that_gains_nothing_comes_to_run_requests_alone() -> None:
+    sizes = serve(grow, BatchPolicy())
+    assert sizes[:2] == [1, 3]
+    assert sizes[-40:].count(1) >= 36  # now and then it looks again
+
+
+def test_an_engine_that_gains_goes_on_sharing() -> None:
+    assert serve(lambda rows: 0.003, BatchPolicy())[-20:] == [1, 3] * 10
+
+
+def test_whoever_asked_for_delay_gets_shared_runs() -> None:
+    assert max(serve(grow, BatchPolicy(max_delay_s=0.002))[-20:]) > 1
