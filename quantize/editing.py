@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, numpy_helper
 
-from export.graph import GraphIndex
+from export.graph import GraphIndex, TensorNames
 
 
 class GraphEdit:
@@ -20,20 +20,14 @@ class GraphEdit:
     def __init__(self, proto: onnx.ModelProto) -> None:
         self.graph = GraphIndex(proto)
         self._proto = proto
-        self._taken = {name for node in self.graph.nodes for name in (*node.input, *node.output)}
-        self._taken |= {tensor.name for tensor in proto.graph.initializer}
-        self._taken |= self.graph.inputs | self.graph.captured
+        self._names = TensorNames(proto)
         self._head: list[NodeProto] = []
         self._replacements: dict[int, Sequence[NodeProto]] = {}
         self._followers: dict[int, list[NodeProto]] = defaultdict(list)
 
     def name(self, name: str) -> str:
         """`name`, or the first of ``name_1``, ``name_2`` ... that no tensor has."""
-        candidate, number = name, 1
-        while candidate in self._taken:
-            candidate, number = f"{name}_{number}", number + 1
-        self._taken.add(candidate)
-        return candidate
+        return self._names.take(name)
 
     def store(self, name: str, array: np.ndarray) -> str:
         """A new initializer; returns its name."""
@@ -80,8 +74,9 @@ class GraphEdit:
             if not constant or node.output[0] in read:
                 kept.append(node)
                 read.update(node.input)
+        read |= self.graph.inputs
         stored = self._proto.graph.initializer
-        alive = [tensor for tensor in stored if tensor.name in read | self.graph.inputs]
-        del stored[:]
-        stored.extend(alive)
+        for number in reversed(range(len(stored))):  # what stays is not copied: it may be large
+            if stored[number].name not in read:
+                del stored[number]
         return kept[::-1]
