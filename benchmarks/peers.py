@@ -12,7 +12,6 @@ after every network and prints the tables of docs/benchmarks.md.
 """
 
 import argparse
-import datetime
 import json
 import math
 import os
@@ -21,16 +20,24 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from conditions import describe_conditions
+from peers_table import (
+    INT8_PEERS,
+    OURS,
+    PEERS,
+    SEED,
+    make_quality_table,
+    make_table,
+    summarize,
+)
 
-from deploy.bootstrap import estimate_ratio
 from deploy.bundle import read_bundle
 from deploy.engines.base import EngineSpec
-from deploy.machine import describe_machine, usable_cores
+from deploy.machine import usable_cores
 from deploy.parity import decibels
 from deploy.peaks import measure_peaks
 from deploy.process import ChildProcess, EngineProcess
@@ -50,20 +57,7 @@ NETWORKS = (
     "convnext_tiny",
     "vit_small_patch16_224",
 )
-MERGED = ("repvgg_a0", "mobileone_s1")
 TRANSFORMERS = ("vit_small_patch16_224",)
-PEERS = {
-    "eager": "net.pt",
-    "eager channels_last": "net.pt",
-    "eager bf16": "net.pt",
-    "torch.compile, frozen": "net.pt",
-    "onnxruntime fp32": "plain.onnx",
-    "onnxruntime quantize_static": "static.onnx",
-    "openvino fp32": "plain.onnx",
-    "openvino bf16": "plain.onnx",
-    "openvino nncf int8": "nncf.xml",
-}
-INT8_PEERS = ("onnxruntime quantize_static", "openvino nncf int8")
 LEAST_SQNR = 20.0
 """dB that our int8 must reach, or what the worse int8 peer reaches, where that is less.
 
@@ -72,8 +66,6 @@ would leave int8 where no peer does, and would not be compared at the same preci
 """
 CALIBRATION, EVALUATION = 64, 64
 ROUNDS, BLOCKS, BLOCK_SECONDS = 12, 2, 0.12
-SEED = 0
-OURS = "deploy"
 
 
 @dataclass
@@ -117,17 +109,10 @@ def main() -> None:
     options = parser.parse_args()
     sys.path[:0] = FOLDERS
     os.environ["PYTHONPATH"] = os.pathsep.join((*FOLDERS, os.environ.get("PYTHONPATH", "")))
-    machine = describe_machine()
+    packages = ("torch", "onnxruntime", "openvino", "nncf", "timm", "onnx")
     result: dict[str, Any] = {
-        "machine": machine.cpu,
-        "features": machine.features,
-        "threads": usable_cores(),
+        **describe_conditions(*packages),
         "peaks_gmacs": measure_peaks(threads=usable_cores()),
-        "versions": {
-            name: version(name)
-            for name in ("torch", "onnxruntime", "openvino", "nncf", "timm", "onnx")
-        },
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "networks": {},
     }
     for name in options.networks:
@@ -305,74 +290,6 @@ def measure_all(runners: dict[str, Runner], x: np.ndarray) -> dict[str, np.ndarr
         for name, block in blocks:
             times[name][turn, block] = np.median(runners[name].time(calls[name], warmup=2))
     return times
-
-
-def summarize(times: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Medians in ms, and ours against eager and against the best peer."""
-    medians = {name: float(np.median(blocks)) for name, blocks in times.items()}
-    best = min((name for name in medians if name != OURS), key=medians.__getitem__)
-    ratio, interval = estimate_ratio(times[OURS], times[best], seed=SEED)
-    speedup, bounds = estimate_ratio(times["eager"], times[OURS], seed=SEED)
-    return {
-        "p50_ms": {name: round(value * 1e3, 3) for name, value in medians.items()},
-        "best_peer": best,
-        "ratio": round(ratio, 3),
-        "ratio_ci95": [round(end, 3) for end in interval],
-        "speedup": round(speedup, 2),
-        "speedup_ci95": [round(end, 2) for end in bounds],
-    }
-
-
-def make_table(result: dict[str, Any]) -> str:
-    """Markdown: a row a network, times in ms, ours last."""
-    columns = [*PEERS, OURS]
-    heads = ["network", *columns, "winner", "against the best peer", "against eager", "of the peak"]
-    rows = [heads, ["---"] * len(heads)]
-    for name, entry in result["networks"].items():
-        times, build = entry["p50_ms"], entry["build"]
-        precision = "int8" if build["winner"].split("-")[1] in ("int8", "mixed") else None
-        peak = result["peaks_gmacs"].get(precision or build["winner"].split("-")[1])
-        rate = build["macs"] / times[OURS] / 1e6
-        rows.append(
-            [
-                name,
-                *(f"{times[peer]:.2f}" if peer in times else "-" for peer in columns),
-                build["winner"],
-                "{:.2f} ({:.2f} to {:.2f}), {}".format(
-                    entry["ratio"], *entry["ratio_ci95"], entry["best_peer"]
-                ),
-                "{:.1f}x ({:.1f} to {:.1f})".format(entry["speedup"], *entry["speedup_ci95"]),
-                f"{100 * rate / peak:.0f}%" if peak else "-",
-            ]
-        )
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    for label, names in (
-        ("merged", MERGED),
-        ("the rest", [n for n in result["networks"] if n not in MERGED]),
-        ("all", list(result["networks"])),
-    ):
-        ratios = [result["networks"][n]["ratio"] for n in names if n in result["networks"]]
-        if ratios:
-            mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-            lines.append(f"\nGeometric mean of the ratio to the best peer, {label}: {mean:.3f}")
-    return "\n".join(lines)
-
-
-def make_quality_table(result: dict[str, Any]) -> str:
-    """Markdown: output SQNR in dB of every int8; the share of MACs that our winner has in it."""
-    columns = [*INT8_PEERS, f"{OURS} onnxruntime-int8", f"{OURS} openvino-int8", OURS]
-    rows = [["network", *columns, "MACs in int8"], ["---"] * (len(columns) + 2)]
-    for name, entry in result["networks"].items():
-        found = entry["sqnr_db"]
-        census = entry["build"]["census"] or {}
-        shares = [
-            part["share_of_macs"]
-            for part in census.get("precisions") or ()
-            if part["precision"] == "int8"
-        ]
-        cells = [f"{found[column]:.1f}" if column in found else "-" for column in columns]
-        rows.append([name, *cells, f"{100 * sum(shares):.0f}%"])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def in_child(function: str, /, **kwargs: Any) -> Any:

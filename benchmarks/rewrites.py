@@ -12,34 +12,33 @@ turns in one process; it has no interval.
 """
 
 import argparse
-import datetime
 import json
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+from conditions import describe_conditions
 from fusion import compare
 from torch import Tensor, nn
 
 from deploy.engines import EngineSpec, open_engine
-from deploy.machine import describe_machine, usable_cores
+from deploy.machine import usable_cores
 from export.artifacts import OnnxModel
 from export.capture import capture
-from export.execute import float_tensors, read_model
 from export.fusion.conv_bn import fold_conv_bn
 from export.fusion.draft import Draft
 from export.fusion.options import FusionOptions
 from export.graph import node_label
 from export.onnx import to_onnx
+from export.onnx_files import read_model
+from export.tensor_types import float_tensors
 from quantize.calibrate import Ranges, calibrate
 from quantize.int8 import quantize_int8
 from quantize.rules import RULES, OpRule
@@ -183,7 +182,8 @@ def main() -> None:
                     row |= {"precision": precision} | time_them(engine, precision, files)
                 rows.append(row)
                 print(row, file=sys.stderr)
-    print(json.dumps({**conditions(), "rows": [] if options.build else rows}, indent=2))
+    conditions = describe_conditions("torch", "openvino", "onnxruntime", "timm")
+    print(json.dumps({**conditions, "rows": [] if options.build else rows}, indent=2))
 
 
 def time_files(engine: str, precision: str, files: tuple[Path, Path]) -> dict[str, Any]:
@@ -219,19 +219,6 @@ def time_cpu(engine: str, precision: str, files: tuple[Path, Path]) -> dict[str,
         "without_ms": round(without, 3),
         "with_ms": round(with_it, 3),
         "ratio": round(without / with_it, 3),
-    }
-
-
-def conditions() -> dict[str, Any]:
-    """Where and with what it was measured."""
-    machine = describe_machine()
-    return {
-        "machine": machine.cpu,
-        "features": machine.features,
-        "cores": usable_cores(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "openvino", "onnxruntime", "timm")},
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }
 
 

@@ -30,9 +30,9 @@ from deploy.process import call_in_child  # noqa: E402
 from export.artifacts import OnnxModel  # noqa: E402
 from export.capture import capture  # noqa: E402
 from export.errors import DeployError  # noqa: E402
-from export.execute import read_model  # noqa: E402
 from export.fusion import fuse  # noqa: E402
 from export.onnx import to_onnx  # noqa: E402
+from export.onnx_files import read_model  # noqa: E402
 from export.tensorrt.contract import find_stray_float  # noqa: E402
 from quantize.calibrate import calibrate  # noqa: E402
 

@@ -17,9 +17,9 @@ from deploy.preflight import read_host
 from deploy.process import EngineProcess
 from deploy.substitutes import explain_unfit
 from export.errors import BundleError, DeployError, EngineError, LoadError, TrustError
-from export.execute import read_precision
 from export.optional import is_installed
 from export.progress import ProgressCallback, ignore_progress
+from export.tensor_types import read_precision
 from export.tensorrt.products import PRODUCTS
 
 

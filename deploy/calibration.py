@@ -12,8 +12,8 @@ from deploy.engines.base import Feeds
 from deploy.reuse import data_key
 from deploy.source import Problem
 from export.artifacts import OnnxModel
-from export.execute import float_tensors
 from export.progress import ProgressCallback, ignore_progress
+from export.tensor_types import float_tensors
 from quantize.audit import AUDITED_SAMPLES, Finding, InputProfile, audit_data
 from quantize.calibrate import calibrate
 from quantize.observers.statistic import ChannelStatistic

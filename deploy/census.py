@@ -15,7 +15,8 @@ import onnx
 from deploy.engines.base import EngineSpec, Feeds
 from deploy.engines.layers import ExecutedLayer, read_layers
 from export.cost import model_cost, read_path
-from export.execute import read_model
+from export.graph import name_node
+from export.onnx_files import read_model
 
 PRECISIONS = ("int8", "fp16", "bf16", "fp32", "fp64", "other")
 """From few bits to many; ``other``: what computes shapes and indices."""
@@ -204,7 +205,7 @@ class _FileGraph:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.nodes = list(model.graph.node)
-        self.names = [node.name or node.output[0] for node in self.nodes]
+        self.names = [name_node(node) for node in self.nodes]
         self._by_name = {
             tensor: number for number, node in enumerate(self.nodes) for tensor in node.output
         }

@@ -1,16 +1,12 @@
-"""The options of a build, from flags, ``[tool.deploy]`` and Python, in one frozen record."""
+"""The options of a build in one frozen record, each checked."""
 
-import dataclasses
-import difflib
 import math
-import tomllib
-import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from deploy.option_values import check_choice, check_option, convert_value
 from export.errors import ConfigError
 from export.tensorrt.options import (
     DEFAULT_BATCH,
@@ -141,62 +137,37 @@ class BuildConfig:
     def __post_init__(self) -> None:
         for name, hint in typing.get_type_hints(BuildConfig).items():
             value, option = getattr(self, name), f"--{name.replace('_', '-')}"
-            if _convert(value, hint, option) != value and value == value:  # NaN is told below
+            if convert_value(value, hint, option) != value and value == value:  # NaN is told below
                 raise ConfigError(f"{option} must be a tuple, not {value!r}.")
-        _check(self.threads >= 0, "threads", self.threads, "0 (all cores) or more")
-        _check(self.batch >= 1, "batch", self.batch, "1 or more")
-        _check(self.seed >= 0, "seed", self.seed, "0 or more")
-        _check(0 <= self.max_drop < 1, "max_drop", self.max_drop, "a fraction, such as 0.01")
-        _check(0 <= self.min_agreement <= 1, "min_agreement", self.min_agreement, "0 to 1")
-        _check(
+        check_option(self.threads >= 0, "threads", self.threads, "0 (all cores) or more")
+        check_option(self.batch >= 1, "batch", self.batch, "1 or more")
+        check_option(self.seed >= 0, "seed", self.seed, "0 or more")
+        check_option(0 <= self.max_drop < 1, "max_drop", self.max_drop, "a fraction, such as 0.01")
+        check_option(0 <= self.min_agreement <= 1, "min_agreement", self.min_agreement, "0 to 1")
+        check_option(
             0 < self.measure_seconds < math.inf,
             "measure_seconds",
             self.measure_seconds,
             "more than 0, and finite",
         )
-        _check(
+        check_option(
             self.min_sqnr is None or math.isfinite(self.min_sqnr),
             "min_sqnr",
             self.min_sqnr,
             "a number of dB, such as 20",
         )
-        _check(self.calibration_samples >= 1, "calibration_samples", self.calibration_samples, "1+")
-        _check(self.evaluation_samples >= 1, "evaluation_samples", self.evaluation_samples, "1+")
-        _check(18 <= self.opset <= 25, "opset", self.opset, "18 to 25")
-        _check(
-            self.observer in typing.get_args(Observer),
-            "observer",
-            self.observer,
-            " or ".join(typing.get_args(Observer)),
-        )
-        _check(
-            self.effort in typing.get_args(EffortName),
-            "effort",
-            self.effort,
-            " or ".join(typing.get_args(EffortName)),
-        )
-        _check(
-            self.target in typing.get_args(TargetName),
-            "target",
-            self.target,
-            " or ".join(typing.get_args(TargetName)),
-        )
-        _check(
-            self.device in typing.get_args(DeviceName),
-            "device",
-            self.device,
-            " or ".join(typing.get_args(DeviceName)),
-        )
-        self.engine_options()
+        for name in ("calibration_samples", "evaluation_samples"):
+            check_option(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        check_option(18 <= self.opset <= 25, "opset", self.opset, "18 to 25")
+        check_choice("observer", self.observer, Observer)
+        check_choice("effort", self.effort, EffortName)
+        check_choice("target", self.target, TargetName)
+        check_choice("device", self.device, DeviceName)
+        if self.image_mode is not None:
+            check_choice("image_mode", self.image_mode, ImageMode)
         for step in self.recover:
-            names = typing.get_args(Recovery)
-            _check(step in names, "recover", step, " or ".join(names))
-        _check(
-            self.image_mode in (None, *typing.get_args(ImageMode)),
-            "image_mode",
-            self.image_mode,
-            " or ".join(typing.get_args(ImageMode)),
-        )
+            check_choice("recover", step, Recovery)
+        self.engine_options()
 
     def engine_options(self) -> BuildOptions:
         """What the builders of TensorRT are told.
@@ -231,118 +202,3 @@ class BuildConfig:
         return ImageConfig(
             self.image_resize, self.image_crop, self.image_mean, self.image_std, mode
         )
-
-
-def make_config(
-    values: Mapping[str, Any], *, where: str, base: BuildConfig | None = None
-) -> BuildConfig:
-    """A config from plain values under the names of the flags, with dashes or underscores.
-
-    Args:
-        values: by name; ``input`` and ``inputs`` are the same, ``trust-all`` is ``trust = ["*"]``.
-        where: the file or the flags, for messages.
-        base: what is not in `values` is taken from it; None: the defaults.
-
-    Raises:
-        ConfigError: a key that is not known (the message lists those that are) or is there twice,
-            or a value of the wrong type.
-    """
-    hints = {**typing.get_type_hints(BuildConfig), _TRUST_ALL: bool}
-    cleaned: dict[str, Any] = {}
-    for key, value in _split_batch(values, where).items():
-        name = _FIELDS.get(key.replace("-", "_"), key.replace("-", "_"))
-        if name not in hints:
-            close = difflib.get_close_matches(key.replace("_", "-"), OPTIONS, n=1)
-            hint = f"Did you mean {close[0]}? " if close else ""
-            known = ", ".join(OPTIONS)
-            raise ConfigError(f"{where}: unknown option {key!r}. {hint}Known: {known}.")
-        if name in cleaned:
-            raise ConfigError(f"{where}: {key!r} is there twice. Keep one of them.")
-        cleaned[name] = _convert(value, hints[name], f"{where}: {key}")
-    if cleaned.pop(_TRUST_ALL, False):
-        cleaned["trust"] = ("*",)
-    return dataclasses.replace(base or BuildConfig(), **cleaned)
-
-
-def _split_batch(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """``batch``, where it is text: one size, or ``least,best,most``, which says `batches` too."""
-    split = dict(values)
-    batch = split.get("batch")
-    if not isinstance(batch, str):
-        return split
-    if batch.lstrip("-").isdigit():
-        return {**split, "batch": int(batch)}
-    try:
-        sizes = parse_sizes(batch)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: batch: {error}") from error
-    split["batch"] = sizes.best
-    split["batches"] = (batch, *_listed(split.get("batches", ())))
-    return split
-
-
-def _listed(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
-
-
-def read_project_options(directory: Path) -> dict[str, Any]:
-    """The ``[tool.deploy]`` table of the ``pyproject.toml`` in `directory`; empty without one.
-
-    Only the working directory is asked, never the folder of the model: a file that travels with a
-    model must not be able to extend the trust in it.
-
-    Raises:
-        ConfigError: the file cannot be read or is not valid TOML, or ``tool.deploy`` is not a
-            table.
-    """
-    path = directory / "pyproject.toml"
-    if not path.is_file():
-        return {}
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}. Mend it or remove it.") from error
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error}. Mend it or remove it.") from error
-    tools = content.get("tool", {})
-    table = tools.get("deploy", {}) if isinstance(tools, dict) else tools
-    if not isinstance(table, dict):
-        raise ConfigError(f"{path}: tool.deploy must be a table: write [tool.deploy].")
-    return {key: value for key, value in table.items() if key != "serve"}  # `deploy serve` reads it
-
-
-def _convert(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the type `hint`, or a ConfigError that says what was expected."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        return _convert(value, next(a for a in arguments if a is not type(None)), where)
-    if origin is tuple:
-        if isinstance(value, str) or not isinstance(value, (list, tuple)):
-            value = [value]
-        return tuple(_convert(item, arguments[0], where) for item in value)
-    if origin is Literal:
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ConfigError(f"{where} must be {hint.__name__}, not {value!r}.")
-    return value
-
-
-def _check(holds: bool, name: str, value: object, expected: str) -> None:
-    if not holds:
-        option = name.replace("_", "-")
-        raise ConfigError(f"--{option} {value}: must be {expected}.")
-
-
-CONFIG_FIELDS = tuple(field.name for field in dataclasses.fields(BuildConfig))
-_FIELDS = {"input": "inputs"}
-_TRUST_ALL = "trust_all"
-OPTIONS = tuple(
-    sorted(
-        name.replace("_", "-") for name in ({*CONFIG_FIELDS, _TRUST_ALL} - {"inputs"}) | {"input"}
-    )
-)
-"""The names of all options as flags and ``[tool.deploy]`` have them."""

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from deploy.config import ImageConfig
+from deploy.config import BuildConfig, ImageConfig
 from deploy.data_files import LABELS, check_arrays, read_arrays
 from deploy.data_images import open_images
 from deploy.dataset import ArrayRows, Dataset, describe_inputs, is_float
@@ -36,6 +36,7 @@ __all__ = [
     "Split",
     "check_data",
     "open_data",
+    "split_checked",
     "split_data",
 ]
 
@@ -130,6 +131,23 @@ def split_data(
         calibration=dataset.select(np.sort(order[:calibration_samples])),
         evaluation=dataset.select(np.sort(order[calibration_samples:end])),
     )
+
+
+def split_checked(dataset: Dataset, config: BuildConfig, specs: Sequence[TensorSpec]) -> Split:
+    """The views that a build of `config` uses, each held against the model's inputs `specs`.
+
+    Raises:
+        DataError: as of `split_data` and `check_data`.
+    """
+    split = split_data(
+        dataset,
+        calibration_samples=config.calibration_samples,
+        evaluation_samples=config.evaluation_samples,
+        seed=config.seed,
+    )
+    for view in (split.calibration, split.evaluation):
+        check_data(view, specs)
+    return split
 
 
 def check_data(dataset: Dataset, specs: Sequence[TensorSpec]) -> None:

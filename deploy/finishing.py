@@ -34,8 +34,8 @@ from deploy.substitutes import explain_unfit
 from deploy.verification import FloatReference, open_evaluation, plan_check, recorded_noise
 from export.artifacts import OnnxModel
 from export.errors import BundleError, DeployError, EngineError
-from export.execute import read_opset
 from export.gpu import read_gpu
+from export.onnx_files import read_opset
 from export.progress import ProgressCallback, ignore_progress
 from export.tensorrt.products import PRODUCTS
 from export.tensorrt.record import EngineFile

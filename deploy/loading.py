@@ -9,7 +9,7 @@ programs, which are code. What was read is checked tensor by tensor (`deploy.ten
 
 import pickle
 import warnings as python_warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from deploy.archive import detect_kind, read_pickle
-from deploy.references import import_object, search_working_directory
+from deploy.references import search_working_directory
 from deploy.tensors import check_rebuilds, check_tensors, check_total
 from deploy.trust import (
     TRUST_ALL,
@@ -30,12 +30,11 @@ from deploy.trust import (
     refuse_legacy,
     resolve_globals,
 )
+from deploy.weights import fill_weights, find_model, make_module
 from export.copying import deep_copy
 from export.errors import ConfigError, DeployError, LoadError, Remedy
 from export.optional import require
 
-_STATE_KEYS = ("state_dict", "model_state_dict", "model", "net", "module", "weights")
-_PREFIXES = ("module.", "_orig_mod.")
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _TRAINING = "The model was saved in training mode; it is judged in eval mode, on a copy."
 
@@ -193,7 +192,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _make_model(content: Any, path: Path, factory: str | None, form: str | None) -> LoadedModel:
     """The module in `content`, or the factory's module with the weights in `content`."""
-    found, notes = _find_model(content, path)
+    found, notes = find_model(content, path)
     if isinstance(found, nn.Module):
         if factory is not None:
             raise _refuse_factory(path, "a whole module")
@@ -203,87 +202,11 @@ def _make_model(content: Any, path: Path, factory: str | None, form: str | None)
         example = "package.module:factory"
         remedy = Remedy("Say what makes it:", (("--model", example),), f'model="{example}"')
         raise LoadError(f"{path} holds weights and no module.", remedy)
-    module = _call_factory(factory)
-    _fill_weights(module, found, path, factory)
+    module = make_module(factory)
+    fill_weights(module, found, path, factory)
     module, _, more = _finish_module(module)
     more = tuple(note for note in more if note != _TRAINING)
     return LoadedModel(module, form or "state_dict", False, path, (*notes, *more))
-
-
-def _find_model(content: Any, path: Path) -> tuple[nn.Module | Mapping[str, Any], tuple[str, ...]]:
-    """The module or the state_dict in `content`, which may be a training checkpoint."""
-    if isinstance(content, nn.Module) or _is_state(content):
-        return content, ()
-    if isinstance(content, Mapping):
-        for key in _STATE_KEYS:
-            if isinstance(content.get(key), nn.Module) or _is_state(content.get(key)):
-                return content[key], (f"The file is a checkpoint; its entry {key!r} was used.",)
-        keys = ", ".join(repr(key) for key in list(content)[:5])
-        raise LoadError(
-            f"{path} holds a dict without a model: {keys or 'empty'}. "
-            "Save model.state_dict() alone, or under 'state_dict'."
-        )
-    raise LoadError(
-        f"{path} holds an object of type {type(content).__name__}, not a model. "
-        "Save the module or its state_dict with torch.save."
-    )
-
-
-def _is_state(content: Any) -> bool:
-    return (
-        isinstance(content, Mapping)
-        and any(isinstance(value, torch.Tensor) for value in content.values())
-        and all(isinstance(key, str) for key in content)
-        and not any(isinstance(content.get(key), (Mapping, nn.Module)) for key in _STATE_KEYS)
-    )
-
-
-def _call_factory(factory: str) -> nn.Module:
-    make = import_object(factory, what="--model")
-    if not callable(make):
-        raise ConfigError(f"--model {factory}: {type(make).__name__} cannot be called.")
-    try:
-        module = make()
-    except Exception as error:  # the user's own code: whatever it raises is the finding
-        raise LoadError(
-            f"--model {factory} raised {type(error).__name__}: {error}. It is called without "
-            "arguments and must return the module."
-        ) from error
-    if not isinstance(module, nn.Module):
-        raise LoadError(f"--model {factory} returned {type(module).__name__}, not an nn.Module.")
-    return module
-
-
-def _fill_weights(module: nn.Module, state: Mapping[str, Any], path: Path, factory: str) -> None:
-    """Load `state` into `module`; every key must fit."""
-    own = module.state_dict()
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in state) and not any(
-            key.startswith(prefix) for key in own
-        ):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    shapes = [
-        f"{key} is {tuple(value.shape)} in the file and {tuple(own[key].shape)} in the model"
-        for key, value in state.items()
-        if isinstance(value, torch.Tensor)
-        and isinstance(own.get(key), torch.Tensor)
-        and value.shape != own[key].shape
-    ]
-    faults = _list_faults("of another shape", shapes)
-    if not shapes:
-        result = module.load_state_dict(dict(state), strict=False)
-        faults += _list_faults("missing in the file", result.missing_keys)
-        faults += _list_faults("unexpected in the file", result.unexpected_keys)
-    if faults:
-        raise LoadError(
-            f"{path} does not fit the module of --model {factory}: {'; '.join(faults)}. "
-            "The factory must make the architecture that was trained."
-        )
-
-
-def _list_faults(what: str, items: list[str]) -> list[str]:
-    more = ", ..." if len(items) > 5 else ""
-    return [f"{len(items)} {what} ({', '.join(items[:5])}{more})"] if items else []
 
 
 def _finish_module(module: nn.Module) -> tuple[nn.Module, bool, tuple[str, ...]]:

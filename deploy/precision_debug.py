@@ -32,9 +32,10 @@ from export.errors import (
     EngineError,
     NothingToQuantizeError,
 )
-from export.execute import float_tensors, read_model
 from export.graph import name_node
+from export.onnx_files import read_model, read_opset
 from export.progress import Progress, ProgressCallback, ignore_progress
+from export.tensor_types import float_tensors
 from quantize.calibrate import calibrate
 from quantize.culprits import find_culprits
 from quantize.fp16 import convert_fp16
@@ -174,9 +175,7 @@ def _check(precision: str, engine: str, builds: int) -> None:
 
 def _open_model(bundle: Bundle) -> OnnxModel:
     path = bundle.path / bundle.manifest.engines[FALLBACK].file
-    proto = read_model(path, weights=False)
-    opset = next(item.version for item in proto.opset_import if item.domain in ("", "ai.onnx"))
-    return OnnxModel(path, bundle.manifest.inputs, bundle.manifest.outputs, opset)
+    return OnnxModel(path, bundle.manifest.inputs, bundle.manifest.outputs, read_opset(path))
 
 
 def _open_samples(bundle: Bundle, config: BuildConfig) -> tuple[list[Feeds], str]:

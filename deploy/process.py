@@ -8,7 +8,6 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from multiprocessing import Pipe
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -126,12 +125,7 @@ class ChildProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from deploy.config import BuildConfig
-from deploy.data import Dataset, check_data, split_data
+from deploy.data import Dataset, split_checked
 from deploy.data_images import ImageRows
 from deploy.dataset import Rows, describe_inputs
 from deploy.engines.base import Feeds
@@ -208,14 +208,7 @@ def _check_alone(data: Dataset, config: BuildConfig) -> None:
         TensorSpec(name, (BATCH, *rows.shape[1:]), rows.dtype.name)
         for name, rows in data.inputs.items()
     ]
-    split = split_data(
-        data,
-        calibration_samples=config.calibration_samples,
-        evaluation_samples=config.evaluation_samples,
-        seed=config.seed,
-    )
-    for view in (split.calibration, split.evaluation):
-        check_data(view, specs)
+    split_checked(data, config, specs)
 
 
 def _blame_data(error: InputError, module: nn.Module, data: Dataset) -> DataError:

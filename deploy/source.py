@@ -10,7 +10,7 @@ from torch import nn
 
 from deploy.checking import CheckPlan, Outputs, run_reference
 from deploy.config import BuildConfig
-from deploy.data import ArrayRows, Dataset, check_data, open_data, split_data
+from deploy.data import ArrayRows, Dataset, open_data, split_checked
 from deploy.device import CPU
 from deploy.engines.base import EngineSpec, Feeds
 from deploy.gates import DataKind
@@ -185,14 +185,7 @@ def _split(
             for offset in (0, 1)
         ]
         return synthetic[0], synthetic[1], "synthetic"
-    split = split_data(
-        data,
-        calibration_samples=config.calibration_samples,
-        evaluation_samples=config.evaluation_samples,
-        seed=config.seed,
-    )
-    for view in (split.calibration, split.evaluation):
-        check_data(view, signature.inputs)
+    split = split_checked(data, config, signature.inputs)
     kind: DataKind = "unlabelled" if split.evaluation.labels is None else "labelled"
     return split.calibration.bind(signature.inputs), split.evaluation.bind(signature.inputs), kind
 

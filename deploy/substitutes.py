@@ -22,7 +22,7 @@ from deploy.preflight import Host, explain_mismatch, read_host
 from deploy.process import EngineProcess, call_in_child
 from export.artifacts import OnnxModel
 from export.errors import DeployError, EngineError
-from export.execute import read_opset
+from export.onnx_files import read_opset
 from export.tensorrt.building import hash_onnx
 from export.tensorrt.options import BuildOptions
 from export.tensorrt.products import PRODUCTS

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import onnx
 
 from export.artifacts import BATCH, OnnxModel
+from export.graph import is_standard, name_node
+from export.tensor_types import without_weights
 
 _THROUGH = frozenset({"DequantizeLinear", "QuantizeLinear", "Cast", "Transpose", "Identity"})
 _NOT_WEIGHTS = frozenset({onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING})
@@ -74,7 +76,7 @@ def model_cost(model: OnnxModel | onnx.ModelProto, *, batch: int = 1) -> ModelCo
     layers = tuple(
         _count_layer(node, shapes, sizes, producers)
         for node in proto.graph.node
-        if node.op_type in _COUNTERS and node.domain in ("", "ai.onnx")
+        if node.op_type in _COUNTERS and is_standard(node)
     )
     weights = _find_weights(proto)
     return ModelCost(
@@ -97,7 +99,7 @@ def _count_layer(
         macs = 0
     stored = {_find_source(name, producers) for name in node.input[:3]}
     parameters = sum(sizes.get(name, 0) for name in stored)
-    return LayerCost(read_path(node), node.op_type, macs, parameters, node.name or node.output[0])
+    return LayerCost(read_path(node), node.op_type, macs, parameters, name_node(node))
 
 
 def _count_conv(node: onnx.NodeProto, shapes: Shapes) -> int:
@@ -139,10 +141,7 @@ def _infer_shapes(proto: onnx.ModelProto, batch: int) -> Shapes:
     del proto.graph.value_info[:]
     for value in proto.graph.output:
         value.type.tensor_type.ClearField("shape")
-    if proto.ByteSize() < 2**31 - 1:
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
-    else:
-        inferred = proto.graph
+    inferred = onnx.shape_inference.infer_shapes(without_weights(proto), data_prop=True).graph
     shapes = dict(initializers)
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
         dims = value.type.tensor_type.shape.dim

@@ -7,6 +7,9 @@ from typing import Any
 import onnx
 from onnx import AttributeProto, NodeProto, TensorProto
 
+STANDARD_DOMAINS = ("", "ai.onnx")
+"""Both names of the domain of ONNX's own operators."""
+
 
 class GraphIndex:
     """Producers, readers and constants of the top-level graph of a model, by tensor name."""
@@ -46,9 +49,32 @@ class GraphIndex:
             self._tensors[node.output[0]] = self._tensors[node.input[0]]
 
 
+class TensorNames:
+    """The names of all tensors of a model's top-level graph, and of those that are added to it."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        graph = model.graph
+        self._taken = {name for node in graph.node for name in (*node.input, *node.output)}
+        self._taken.update(item.name for item in (*graph.initializer, *graph.input))
+        self._taken.update(name for node in graph.node for name in _captured_names(node))
+
+    def take(self, wanted: str) -> str:
+        """`wanted`, or the first of ``wanted_1``, ``wanted_2`` ... that is free; free no longer."""
+        name, number = wanted, 1
+        while name in self._taken:
+            name, number = f"{wanted}_{number}", number + 1
+        self._taken.add(name)
+        return name
+
+
+def find_opset(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators that `model` uses."""
+    return max((i.version for i in model.opset_import if i.domain in STANDARD_DOMAINS), default=1)
+
+
 def is_standard(node: NodeProto) -> bool:
     """Whether its operator is one of ONNX's own."""
-    return node.domain in ("", "ai.onnx")
+    return node.domain in STANDARD_DOMAINS
 
 
 def name_node(node: NodeProto) -> str:

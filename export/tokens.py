@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from export.execute import float_shapes
-from export.graph import GraphIndex, attribute, is_standard
+from export.graph import GraphIndex, TensorNames, attribute, is_standard
+from export.tensor_types import float_shapes
 
 _CHANNELS_LAST = [0, 2, 3, 1]
 _WORTH = frozenset({"LayerNormalization", "MatMul"})
@@ -88,20 +88,19 @@ class _Rewriter:
 
     def __init__(self, model: onnx.ModelProto, graph: GraphIndex, shapes: Shapes) -> None:
         self._model, self._graph, self._shapes = model, graph, shapes
-        self._taken = {name for node in graph.nodes for name in (*node.input, *node.output)}
-        self._taken |= {tensor.name for tensor in model.graph.initializer}
+        self._names = TensorNames(model)
         self._reshapes: dict[str, NodeProto] = {}
         self._changed: set[str] = set()
 
     def flatten(self, start: str, region: list[int]) -> None:
         """Rank 3 from `start` to the end of the region."""
-        tokens = {start: self._free_name(f"{start}_tokens")}
+        tokens = {start: self._names.take(f"{start}_tokens")}
         self._reshape(start, start, tokens[start])
         for number in region:
             name = self._graph.nodes[number].output[0]
             self._changed.add(name)
             if self._is_read_outside(name, region):
-                tokens[name] = self._free_name(f"{name}_tokens")
+                tokens[name] = self._names.take(f"{name}_tokens")
                 self._reshape(name, tokens[name], name)
         for number in region:
             node = self._graph.nodes[number]
@@ -133,17 +132,11 @@ class _Rewriter:
         _, height, width, channels = (size or 0 for size in self._shapes[like])
         to_tokens = source == like
         sizes = (0, height * width, channels) if to_tokens else (0, height, width, channels)
-        shape = self._free_name(f"{like}_sizes")
+        shape = self._names.take(f"{like}_sizes")
         values = numpy_helper.from_array(np.asarray(sizes, np.int64), shape)
         self._model.graph.initializer.append(values)
-        name = self._free_name(f"{result}_reshape")
+        name = self._names.take(f"{result}_reshape")
         node = helper.make_node("Reshape", [source, shape], [result], name=name)
         producer = self._graph.nodes[self._graph.producer[like]]
         node.metadata_props.extend(producer.metadata_props)
         self._reshapes[source] = node
-
-    def _free_name(self, name: str) -> str:
-        while name in self._taken:
-            name += "_"
-        self._taken.add(name)
-        return name

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from export.artifacts import OnnxModel, Skip
 from export.errors import QuantizeError
-from export.execute import read_model, write_model
 from export.graph import node_label
+from export.onnx_files import read_model, write_model
 from quantize.casts import retype
 from quantize.half_reasons import find_reasons
 from quantize.losses import Losses

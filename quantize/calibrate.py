@@ -11,8 +11,9 @@ import numpy as np
 
 from export.artifacts import OnnxModel
 from export.errors import ConfigError, DataError, NothingToQuantizeError, QuantizeError
-from export.execute import ExposedModel, read_model
+from export.execute import ExposedModel
 from export.graph import GraphIndex
+from export.onnx_files import read_model
 from export.progress import Progress, ProgressCallback, ignore_progress
 from quantize.choice import Choices, choose_observers
 from quantize.held import HeldSamples
@@ -46,8 +47,8 @@ def calibrate(
             the error that it causes in the layers behind it.
         tensors: what to observe; None for all that any rule table may quantize, so that one
             calibration serves every placement. The fp16 conversion wants
-            ``export.execute.float_tensors(model.path)``. A tensor that no rule table quantizes has
-            its extent as range, whatever the observer.
+            ``float_tensors(model.path)`` of `export.tensor_types`. A tensor that no rule table
+            quantizes has its extent as range, whatever the observer.
         total: number of samples, for the progress report; 0 when it is not known.
         progress: called after each batch with ``Progress("calibrate", samples done, total)``.
         threads: of ONNX Runtime; 0 lets it choose.

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from export.artifacts import OnnxModel
-from export.execute import read_model
 from export.graph import GraphIndex
+from export.onnx_files import read_model
 from export.progress import Progress, ProgressCallback, ignore_progress
 from quantize.layers import linear_layers
 from quantize.observers import OBSERVERS

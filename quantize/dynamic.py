@@ -17,7 +17,8 @@ from onnx import NodeProto, TensorProto, helper
 
 from export.artifacts import OnnxModel
 from export.errors import QuantizeError
-from export.execute import read_model, write_model
+from export.graph import name_node
+from export.onnx_files import read_model, write_model
 from quantize.codes import weight_scales
 from quantize.editing import GraphEdit
 from quantize.int8 import Int8Result
@@ -69,7 +70,7 @@ def quantize_dynamic(
     names = (edit.graph.nodes[use.node] for use in matmuls.found)
     return Int8Result(
         replace(model, path=path),
-        tuple(node.name or node.output[0] for node in names),
+        tuple(name_node(node) for node in names),
         tuple(matmuls.skipped),
     )
 
@@ -94,7 +95,7 @@ def _multiply(
 ) -> list[NodeProto]:
     """The chain in place of one product of quantized x and weights."""
     node = edit.graph.nodes[use.node]
-    name, result = node.name or node.output[0], node.output[0]
+    name, result = name_node(node), node.output[0]
     codes, scale, zero_point = x
     total, summed, unit = (edit.name(f"{result}_{part}") for part in ("sum", "float", "scale"))
     product = edit.name(f"{result}_product") if use.bias else result

@@ -14,8 +14,8 @@ from onnx import TensorProto, numpy_helper
 
 from export.artifacts import OnnxModel, Skip, TensorSpec
 from export.errors import QuantizeError
-from export.execute import read_model, write_model
 from export.graph import attribute, node_label
+from export.onnx_files import read_model, write_model
 from quantize.casts import retype
 from quantize.half_reasons import Reasons, find_reasons
 from quantize.losses import Losses

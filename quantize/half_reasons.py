@@ -12,8 +12,8 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from export.errors import QuantizeError
-from export.execute import float_shapes
-from export.graph import attribute, node_label
+from export.graph import attribute, name_node, node_label
+from export.tensor_types import float_shapes
 from quantize.losses import Losses
 from quantize.typed_graph import Slot, TypedGraph
 
@@ -59,7 +59,7 @@ def find_reasons(
         _check_types(graph, number)
         if not slots:
             continue
-        if (node.name or node.output[0]) in keep_fp32:
+        if name_node(node) in keep_fp32:
             reasons[number] = "kept in fp32 as asked"
         elif reason := _operator_reason(graph, number, slots):
             reasons[number] = reason

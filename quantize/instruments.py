@@ -6,6 +6,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from export.graph import find_opset
+
 
 class Instruments:
     """What is added to a graph; nothing of the graph itself is changed.
@@ -28,8 +30,7 @@ class Instruments:
     @property
     def opset(self) -> int:
         """Of the default domain."""
-        domains = {item.domain: item.version for item in self._proto.opset_import}
-        return int(domains.get("", domains.get("ai.onnx", 1)))
+        return find_opset(self._proto)
 
     def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
         """A node of one output; the name of that."""

@@ -5,36 +5,32 @@ Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CV
 are stored as int8 with a DequantizeLinear behind them, so the file shrinks as well.
 """
 
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper
 
 from export.artifacts import OnnxModel, Skip
 from export.errors import NothingToQuantizeError, QuantizeError
-from export.execute import read_model, write_model
-from export.graph import GraphIndex, attribute, name_node, node_label
-from quantize.adjustments import Adjustments, LayerAdjustment
+from export.graph import GraphIndex, find_opset, name_node
+from export.onnx_files import read_model, write_model
+from quantize.adjustments import Adjustments
 from quantize.codes import (
     activation_parameters,
     has_unsigned_codes,
     ranges_by_tensor,
-    smallest_scales,
-    weight_scales,
 )
-from quantize.matching import WeightUse
+from quantize.editing import GraphEdit
+from quantize.float_guards import guard_float_layers
 from quantize.placement import Placement, place
 from quantize.pooling import use_global_pooling
 from quantize.ranges import Ranges
 from quantize.scheme import QuantScheme
+from quantize.weight_codes import WeightCodes
 
-_QUANTIZED_BY_THE_TARGET = frozenset({"Conv", "ConvTranspose", "Gemm"})
-"""See `QuantScheme.guards_float_layers`."""
 MIN_OPSET = 13
 """The first opset whose DequantizeLinear has an axis."""
 
@@ -80,14 +76,14 @@ def quantize_int8(
     if model.path.resolve() == path.resolve():
         raise QuantizeError(f"{path} is the float model itself; write the int8 one elsewhere.")
     proto = read_model(model.path)
-    opset = next(item.version for item in proto.opset_import if item.domain in ("", "ai.onnx"))
+    opset = find_opset(proto)
     if opset < MIN_OPSET:
         raise QuantizeError(
             f"opset {opset} cannot hold per-channel Q/DQ; export with opset {MIN_OPSET} or later"
         )
     twins = use_global_pooling(proto)
-    graph = GraphIndex(proto)
-    placement = place(graph, scheme)
+    edit = GraphEdit(proto)
+    placement = place(edit.graph, scheme)
     if not placement.weights:
         reasons = "; ".join(f"{skip.where}: {skip.reason}" for skip in placement.skipped[:3])
         raise NothingToQuantizeError(
@@ -96,10 +92,10 @@ def quantize_int8(
         )
     known = ranges_by_tensor(ranges, twins, scheme)
     adjustments = adjustments or Adjustments()
-    _refuse_foreign(adjustments, graph)
-    _Rewriter(proto, graph, placement, scheme).rewrite(known, adjustments)
+    _refuse_foreign(adjustments, edit.graph)
+    _Rewriter(edit, placement, scheme).rewrite(known, adjustments)
     write_model(proto, path)
-    names = (graph.nodes[number] for number in sorted(placement.int8))
+    names = (edit.graph.nodes[number] for number in sorted(placement.int8))
     return Int8Result(
         replace(model, path=path),
         tuple(name_node(node) for node in names),
@@ -117,20 +113,11 @@ def _refuse_foreign(adjustments: Adjustments, graph: GraphIndex) -> None:
 
 
 class _Rewriter:
-    """Inserts the pairs of one placement into one model, in topological order."""
+    """Inserts the pairs of one placement into one model."""
 
-    def __init__(
-        self,
-        proto: onnx.ModelProto,
-        graph: GraphIndex,
-        placement: Placement,
-        scheme: QuantScheme,
-    ) -> None:
-        self._proto, self._graph, self._placement, self._scheme = proto, graph, placement, scheme
-        self._taken = {name for node in graph.nodes for name in (*node.input, *node.output)}
-        self._taken |= {tensor.name for tensor in proto.graph.initializer}
-        self._stored: dict[tuple[str, int, bytes], str] = {}
-        self._head: list[NodeProto] = []
+    def __init__(self, edit: GraphEdit, placement: Placement, scheme: QuantScheme) -> None:
+        self._edit, self._placement, self._scheme = edit, placement, scheme
+        self._graph = edit.graph
 
     def rewrite(self, ranges: Mapping[str, tuple[float, float]], adjustments: Adjustments) -> None:
         """Change the model in place."""
@@ -138,25 +125,26 @@ class _Rewriter:
         originals = {
             number: node.input[0] for number, node in enumerate(self._graph.nodes) if node.input
         }
+        weights = WeightCodes(self._edit, self._scheme)
         for use in self._placement.weights:
             layer = adjustments.layers.get(name_node(self._graph.nodes[use.node]))
-            self._store_weights(use, float(scales[originals[use.node]][0]), layer)
-        produced = [list(node.output) for node in self._graph.nodes]
-        pairs = {
-            name: self._pair(name, *scales[name])
-            for name, use in self._placement.activations.items()
-            if use.pair
-        }
+            weights.store(use, float(scales[originals[use.node]][0]), layer)
+        for name, activation in self._placement.activations.items():
+            if activation.pair:
+                self._insert_pair(name, *scales[name])
+        self._edit.finish()
+
+    def _insert_pair(self, name: str, scale: np.float32, zero_point: np.integer[Any]) -> None:
+        """Q and DQ for one activation, and what guards the float layers behind it."""
+        parameters = (np.asarray(scale, np.float32), np.asarray(zero_point))
+        pair = self._make_pair(name, *parameters)
+        nodes = list(pair)
         if self._scheme.guards_float_layers:
-            for pair in pairs.values():
-                pair.extend(self._guard_float_layers(*pair))
-        body = [node for name, pair in pairs.items() if name in self._graph.inputs for node in pair]
-        for node, names in zip(self._graph.nodes, produced, strict=True):
-            body.append(node)
-            for name in names:
-                body.extend(pairs.get(name, ()))
-        del self._proto.graph.node[:]
-        self._proto.graph.node.extend(_drop_unread(self._head + body, self._proto, self._graph))
+            nodes += guard_float_layers(self._edit, self._placement.int8, pair, parameters)
+        if name in self._graph.inputs:
+            self._edit.lead(*nodes)
+        else:
+            self._edit.follow(self._graph.producer[name], nodes)
 
     def _parameters(
         self, name: str, ranges: Mapping[str, tuple[float, float]]
@@ -172,190 +160,35 @@ class _Rewriter:
         kind = np.uint8 if has_unsigned_codes(low, self._scheme, use) else np.int8
         return scale, kind(zero_point)
 
-    def _pair(self, name: str, scale: np.float32, zero_point: np.integer[Any]) -> list[NodeProto]:
-        """Q and DQ for one activation; moves its readers to the dequantized tensor."""
+    def _make_pair(
+        self, name: str, scale: np.ndarray, zero_point: np.ndarray
+    ) -> tuple[NodeProto, NodeProto]:
+        """Moves the readers of the activation to the dequantized tensor."""
         use = self._placement.activations[name]
         parameters = [
-            self._initializer(f"{name}_scale", np.asarray(scale, np.float32)),
-            self._initializer(f"{name}_zero_point", np.asarray(zero_point)),
+            self._edit.store(f"{name}_scale", scale),
+            self._edit.store(f"{name}_zero_point", zero_point),
         ]
-        source, result = name, self._fresh(f"{name}_dequantized")
+        source, result = name, self._edit.name(f"{name}_dequantized")
         if use.read_by_all and name in self._graph.outputs:
-            source, result = self._fresh(f"{name}_float"), name  # the output keeps its name
+            source, result = self._edit.name(f"{name}_float"), name  # the output keeps its name
             _rename(self._graph.nodes[self._graph.producer[name]].output, name, source)
         else:
             for number in set(self._graph.readers[name]):
                 if use.read_by_all or number in self._placement.int8:
                     _rename(self._graph.nodes[number].input, name, result)
-        code = self._fresh(f"{name}_quantized")
-        return [
+        code = self._edit.name(f"{name}_quantized")
+        return (
             helper.make_node(
                 "QuantizeLinear", [source, *parameters], [code], name=f"{name}_QuantizeLinear"
             ),
             helper.make_node(
                 "DequantizeLinear", [code, *parameters], [result], name=f"{name}_DequantizeLinear"
             ),
-        ]
-
-    def _guard_float_layers(
-        self, quantize: NodeProto, dequantize: NodeProto
-    ) -> Iterator[NodeProto]:
-        """For layers in float that read a pair: a DequantizeLinear whose scale is a channel's own.
-
-        ONNX Runtime (weight_bias_quantization.cc) would put their weights into int8 as well, all
-        channels with one scale. A tensor of one channel cannot be told apart from one with one
-        scale; its float layers read it as it was before it was quantized.
-        """
-        (result,) = dequantize.output
-        guards: dict[int, str] = {}
-        for number, node in enumerate(self._graph.nodes):
-            if number in self._placement.int8 or node.op_type not in _QUANTIZED_BY_THE_TARGET:
-                continue
-            weight = self._graph.constant(node.input[1])
-            if node.input[0] != result or weight is None:
-                continue
-            channels = _input_channels(node, weight)
-            if channels == 1:
-                node.input[0] = quantize.input[0]
-                continue
-            if channels not in guards:
-                guards[channels] = self._fresh(f"{quantize.input[0]}_dequantized_by_channel")
-                yield self._dequantize_by_channel(dequantize, channels, guards[channels])
-            node.input[0] = guards[channels]
-
-    def _dequantize_by_channel(
-        self, dequantize: NodeProto, channels: int, result: str
-    ) -> NodeProto:
-        code, *parameters = dequantize.input
-        inputs = [code]
-        for name in parameters:
-            (tensor,) = (item for item in self._proto.graph.initializer if item.name == name)
-            wide = np.full(channels, numpy_helper.to_array(tensor))
-            inputs.append(self._initializer(f"{name}_by_channel", wide))
-        name = f"{result}_DequantizeLinear"
-        return helper.make_node("DequantizeLinear", inputs, [result], name=name, axis=1)
-
-    def _store_weights(
-        self, use: WeightUse, activation_scale: float, layer: LayerAdjustment | None
-    ) -> None:
-        node = self._graph.nodes[use.node]
-        weight = self._array(use.weight)
-        if not np.isfinite(weight).all():
-            raise QuantizeError(f"The weights of {node_label(node)} hold NaN or infinity.")
-        bias = self._array(use.bias) if use.bias and self._scheme.integer_bias else None
-        if layer is not None and layer.bias is not None:
-            bias = layer.bias
-        codes, scales = self._encode(weight, use, bias, activation_scale, layer)
-        node.input[1] = self._dequantized(use.weight, codes, scales, use.axis)
-        if bias is None:
-            return
-        name = use.bias or f"{use.weight}_bias"
-        if self._scheme.integer_bias:
-            unit = (np.float32(activation_scale) * scales).astype(np.float32)
-            integers = np.rint(bias / unit.astype(np.float64)).astype(np.int32)
-            name = self._dequantized(name, integers, unit, 0)
-        else:
-            name = self._initializer(name, bias)
-        node.input[2:] = [name]
-
-    def _encode(
-        self,
-        weight: np.ndarray,
-        use: WeightUse,
-        bias: np.ndarray | None,
-        activation_scale: float,
-        layer: LayerAdjustment | None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Codes and scales; the chosen ones, but where the bias would overflow its int32."""
-        limited = bias if self._scheme.integer_bias else None
-        scales = weight_scales(
-            weight,
-            use.axis,
-            limited,
-            activation_scale,
-            per_channel=self._scheme.per_channel_weights,
-            levels=self._scheme.weight_levels,
         )
-        levels = self._scheme.weight_levels
-        shape = [-1 if axis == use.axis else 1 for axis in range(weight.ndim)]
-        kept = None
-        if layer is not None and layer.codes is not None and layer.scales is not None:
-            kept = np.ones(scales.shape, bool)
-            if limited is not None:
-                kept = layer.scales >= smallest_scales(limited, activation_scale)
-            scales = np.where(kept, layer.scales, scales).astype(np.float32)
-        codes = np.clip(np.rint(weight / scales.reshape(shape)), -levels, levels).astype(np.int8)
-        if kept is not None and layer is not None and layer.codes is not None:
-            codes = np.where(kept.reshape(shape), layer.codes, codes)
-        return codes, scales
-
-    def _dequantized(self, name: str, codes: np.ndarray, scales: np.ndarray, axis: int) -> str:
-        """Name of the dequantized constant; one copy for all who want the same codes."""
-        digest = hashlib.sha256(codes.tobytes()).digest()
-        key = (name, axis, scales.tobytes() + digest)
-        if key not in self._stored:
-            inputs = [
-                self._initializer(f"{name}_quantized", codes),
-                self._initializer(f"{name}_scale", scales),
-                self._initializer(f"{name}_zero_point", np.zeros(scales.shape, codes.dtype)),
-            ]
-            self._stored[key] = self._fresh(f"{name}_dequantized")
-            self._head.append(
-                helper.make_node(
-                    "DequantizeLinear",
-                    inputs,
-                    [self._stored[key]],
-                    name=f"{self._stored[key]}_DequantizeLinear",
-                    axis=axis,
-                )
-            )
-        return self._stored[key]
-
-    def _array(self, name: str) -> np.ndarray:
-        tensor = self._graph.constant(name)
-        assert tensor is not None  # the placement has matched it
-        return numpy_helper.to_array(tensor)
-
-    def _initializer(self, name: str, array: np.ndarray) -> str:
-        name = self._fresh(name)
-        self._proto.graph.initializer.append(numpy_helper.from_array(array, name))
-        return name
-
-    def _fresh(self, name: str) -> str:
-        candidate, number = name, 1
-        while candidate in self._taken:
-            candidate, number = f"{name}_{number}", number + 1
-        self._taken.add(candidate)
-        return candidate
-
-
-def _input_channels(node: NodeProto, weight: TensorProto) -> int:
-    """Size of axis 1 of the input of a Conv, ConvTranspose or Gemm."""
-    if node.op_type == "Gemm":
-        return int(weight.dims[1 if attribute(node, "transB", 0) else 0])
-    if node.op_type == "ConvTranspose":
-        return int(weight.dims[0])
-    return int(weight.dims[1] * attribute(node, "group", 1))
 
 
 def _rename(names: "TensorProto | list[str]", old: str, new: str) -> None:
     for number, name in enumerate(names):
         if name == old:
             names[number] = new
-
-
-def _drop_unread(
-    nodes: list[NodeProto], proto: onnx.ModelProto, graph: GraphIndex
-) -> list[NodeProto]:
-    """Without the float constants that nobody reads any more, nodes and initializers alike."""
-    kept: list[NodeProto] = []
-    read = graph.outputs | graph.captured
-    for node in reversed(nodes):
-        constant = node.op_type in ("Constant", "Identity") and graph.constant(node.output[0])
-        if not constant or node.output[0] in read:
-            kept.append(node)
-            read.update(node.input)
-    initializers = [item for item in proto.graph.initializer if item.name in read | graph.inputs]
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(initializers)
-    return kept[::-1]

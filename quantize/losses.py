@@ -16,7 +16,8 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from export.artifacts import OnnxModel
 from export.errors import QuantizeError
-from export.execute import ExposedModel, read_model
+from export.execute import ExposedModel
+from export.onnx_files import read_model
 from export.progress import Progress, ProgressCallback, ignore_progress
 from quantize.typed_graph import BF16, FLOAT, FP16, HalfType, TypedGraph, copy_node
 

@@ -13,7 +13,7 @@ from onnx import NodeProto, numpy_helper
 from export.artifacts import OnnxModel, Skip
 from export.cost import model_cost
 from export.errors import NothingToQuantizeError, QuantizeError
-from export.graph import GraphIndex, attribute, node_label
+from export.graph import GraphIndex, attribute, is_standard, name_node, node_label
 from quantize.matching import read_constant_weight
 
 MIN_WEIGHTS = 4096
@@ -57,12 +57,12 @@ def find_matmuls(graph: GraphIndex, *, what: str, keep_float: Collection[str] = 
         QuantizeError: `keep_float` names a node that is not there.
         NothingToQuantizeError: there is none.
     """
-    names = {node.name or node.output[0] for node in graph.nodes}
+    names = {name_node(node) for node in graph.nodes}
     if unknown := sorted(set(keep_float) - names):
         raise QuantizeError(f"keep_float names no node of the model: {', '.join(unknown)}")
     result = MatMuls()
     for number, node in enumerate(graph.nodes):
-        if node.op_type not in ("MatMul", "Gemm") or node.domain not in ("", "ai.onnx"):
+        if node.op_type not in ("MatMul", "Gemm") or not is_standard(node):
             continue
         use = _match(graph, number, keep_float)
         if isinstance(use, str):

@@ -4,7 +4,7 @@ import onnx
 from onnx import NodeProto
 
 from export.errors import QuantizeError
-from export.graph import node_label
+from export.graph import STANDARD_DOMAINS, is_standard, node_label
 
 _IR_VERSION = 10
 """The first that goes with opsets 21 to 23."""
@@ -22,11 +22,11 @@ def raise_opset(proto: onnx.ModelProto, version: int) -> int:
     Raises:
         QuantizeError: an operator has other inputs, outputs or attributes in the newer opset.
     """
-    entry = next(item for item in proto.opset_import if item.domain in ("", "ai.onnx"))
+    entry = next(item for item in proto.opset_import if item.domain in STANDARD_DOMAINS)
     if entry.version >= version:
         return int(entry.version)
     for node in proto.graph.node:
-        if node.domain in ("", "ai.onnx") and not _means_the_same(node, entry.version, version):
+        if is_standard(node) and not _means_the_same(node, entry.version, version):
             raise QuantizeError(
                 f"{node_label(node)} ({node.op_type}) is not the same at opset {version} as at "
                 f"{entry.version}; export with opset {version} or later"

@@ -9,8 +9,9 @@ x86 with AVX-512).
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from export.execute import float_ranks
-from export.graph import GraphIndex, attribute
+from export.graph import GraphIndex, attribute, is_standard
+from export.tensor_types import float_ranks
+from quantize.editing import GraphEdit
 
 
 def use_global_pooling(model: onnx.ModelProto) -> dict[str, str]:
@@ -20,48 +21,36 @@ def use_global_pooling(model: onnx.ModelProto) -> dict[str, str]:
         Every tensor that is new, with the tensor of the original model that holds the same values:
         a range calibrated on the original under that name holds for the new one.
     """
-    means = {node.output[0] for node in _find_means(model)}
-    taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
+    edit = GraphEdit(model)
     twins: dict[str, str] = {}
-    body: list[NodeProto] = []
-    for node in model.graph.node:
-        if not means.intersection(node.output):
-            body.append(node)
-            continue
-        mean = node.output[0]
-        if attribute(node, "keepdims", 1):
-            body.append(_replace(node, "GlobalAveragePool", node.input[0], mean))
-            continue
-        pooled = _name_freely(f"{mean}_pool", taken)
-        twins[pooled] = mean
-        body.append(_replace(node, "GlobalAveragePool", node.input[0], pooled))
-        flatten = _replace(node, "Flatten", pooled, mean)
-        flatten.name = f"{node.name}_flatten"
-        body.append(flatten)
-    del model.graph.node[:]
-    model.graph.node.extend(body)
+    for number in _find_means(model, edit.graph):
+        node = edit.graph.nodes[number]
+        source, mean = node.input[0], node.output[0]
+        pooled = mean
+        if not attribute(node, "keepdims", 1):
+            pooled = edit.name(f"{mean}_pool")
+            twins[pooled] = mean
+        new = [helper.make_node("GlobalAveragePool", [source], [pooled], name=node.name)]
+        if pooled != mean:
+            new.append(helper.make_node("Flatten", [pooled], [mean], name=f"{node.name}_flatten"))
+        edit.replace(number, new)
+    edit.finish()
     return twins
 
 
-def _replace(node: NodeProto, kind: str, source: str, result: str) -> NodeProto:
-    """A node of another operator, with its defaults, under the name and metadata of `node`."""
-    new = helper.make_node(kind, [source], [result], name=node.name)
-    new.metadata_props.extend(node.metadata_props)
-    return new
-
-
-def _find_means(model: onnx.ModelProto) -> list[NodeProto]:
-    """The ReduceMean nodes over exactly the spatial axes of a float tensor."""
-    nodes = [node for node in model.graph.node if node.op_type == "ReduceMean"]
-    nodes = [node for node in nodes if node.domain in ("", "ai.onnx")]
-    if not nodes:
-        return []
-    graph, ranks = GraphIndex(model), float_ranks(model)
+def _find_means(model: onnx.ModelProto, graph: GraphIndex) -> list[int]:
+    """Numbers of the ReduceMean nodes over exactly the spatial axes of a float tensor."""
+    means = {
+        number: node
+        for number, node in enumerate(graph.nodes)
+        if node.op_type == "ReduceMean" and is_standard(node)
+    }
+    ranks = float_ranks(model) if means else {}
     found = []
-    for node in nodes:
+    for number, node in means.items():
         rank, axes = ranks.get(node.input[0], 0), _read_axes(node, graph)
         if rank >= 3 and {axis % rank for axis in axes} == set(range(2, rank)):
-            found.append(node)
+            found.append(number)
     return found
 
 
@@ -71,10 +60,3 @@ def _read_axes(node: NodeProto, graph: GraphIndex) -> list[int]:
         return list(axes)
     constant = graph.constant(node.input[1]) if len(node.input) > 1 else None
     return [] if constant is None else [int(a) for a in numpy_helper.to_array(constant).ravel()]
-
-
-def _name_freely(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name

@@ -8,12 +8,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from onnx import NodeProto
 
-from export.execute import ExposedModel, read_model
+from export.execute import ExposedModel
+from export.onnx_files import read_model
 from quantize.codes import activation_parameters, has_unsigned_codes
 from quantize.instruments import Instruments
 from quantize.observers.statistic import Span
@@ -108,13 +108,8 @@ class Rehearsal:
     def __enter__(self) -> "Rehearsal":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._model.__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        self._model.__exit__(*error)
 
 
 def _measure(added: Instruments, cost: Cost) -> tuple[str, dict[Codes, str]]:

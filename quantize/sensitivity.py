@@ -13,8 +13,9 @@ import numpy as np
 
 from export.artifacts import OnnxModel
 from export.cost import read_path
-from export.execute import ExposedModel, read_model
-from export.graph import GraphIndex
+from export.execute import ExposedModel
+from export.graph import GraphIndex, name_node
+from export.onnx_files import read_model
 from export.progress import Progress, ProgressCallback, ignore_progress
 from quantize.adjustments import Adjustments
 from quantize.blocks import Block, group_blocks
@@ -75,9 +76,7 @@ class Quantizer:
         use_global_pooling(proto)
         graph = GraphIndex(proto)
         nodes = [graph.nodes[use.node] for use in place(graph, self.scheme).weights]
-        return group_blocks(
-            ((node.name or node.output[0], read_path(node)) for node in nodes), limit
-        )
+        return group_blocks(((name_node(node), read_path(node)) for node in nodes), limit)
 
 
 def measure_sensitivity(

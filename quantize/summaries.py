@@ -9,13 +9,14 @@ on.
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
-from export.execute import ExposedModel, element_types, float_ranks, read_model
+from export.execute import ExposedModel
+from export.onnx_files import read_model
+from export.tensor_types import element_types, float_ranks
 from quantize.instruments import Instruments
 from quantize.observers.statistic import Summary
 
@@ -103,13 +104,8 @@ class SummarizedModel:
     def __enter__(self) -> "SummarizedModel":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._model.__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        self._model.__exit__(*error)
 
     def _reduced_axes(self, name: str, ranks: Mapping[str, int]) -> list[int] | None:
         """All but those of samples and channels; None: all of them."""

@@ -7,7 +7,7 @@ and a vocabulary is half of a small transformer's file.
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from export.graph import attribute
+from export.graph import attribute, is_standard, name_node
 from quantize.codes import SMALLEST_SCALE
 from quantize.editing import GraphEdit
 
@@ -24,7 +24,7 @@ def pack_tables(edit: GraphEdit) -> tuple[str, ...]:
     packed: list[str] = []
     stored: dict[str, tuple[str, str]] = {}
     for number, node in enumerate(edit.graph.nodes):
-        if node.op_type != "Gather" or node.domain not in ("", "ai.onnx"):
+        if node.op_type != "Gather" or not is_standard(node):
             continue
         tensor = edit.graph.constant(node.input[0])
         if tensor is None or attribute(node, "axis", 0) != 0 or not _is_worth_it(tensor):
@@ -35,7 +35,7 @@ def pack_tables(edit: GraphEdit) -> tuple[str, ...]:
         if node.input[0] not in stored:
             stored[node.input[0]] = _store(edit, node.input[0], table)
         edit.replace(number, _look_up(edit, node, *stored[node.input[0]]))
-        packed.append(node.name or node.output[0])
+        packed.append(name_node(node))
     return tuple(packed)
 
 
@@ -53,7 +53,7 @@ def _store(edit: GraphEdit, name: str, table: np.ndarray) -> tuple[str, str]:
 
 
 def _look_up(edit: GraphEdit, node: NodeProto, codes: str, scales: str) -> list[NodeProto]:
-    name, result, rows = node.name or node.output[0], node.output[0], node.input[1]
+    name, result, rows = name_node(node), node.output[0], node.input[1]
     picked, wide, scale = (edit.name(f"{result}_{part}") for part in ("codes", "float", "scale"))
     return [
         helper.make_node("Gather", [codes, rows], [picked], name=f"{name}_codes", axis=0),

@@ -10,8 +10,8 @@ import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
 from export.errors import QuantizeError
-from export.execute import element_types
-from export.graph import node_label
+from export.graph import name_node, node_label
+from export.tensor_types import element_types
 
 FLOAT = TensorProto.FLOAT
 
@@ -116,7 +116,7 @@ class TypedGraph:
 
 def check_names(proto: onnx.ModelProto, names: Collection[str]) -> None:
     """Raises QuantizeError where one of `names` is no node."""
-    known = {node.name or node.output[0] for node in proto.graph.node}
+    known = {name_node(node) for node in proto.graph.node}
     if unknown := sorted(set(names) - known):
         raise QuantizeError(f"keep_fp32 names no node of the model: {', '.join(unknown)}")
 

@@ -24,8 +24,8 @@ from onnx import NodeProto, helper
 
 from export.artifacts import OnnxModel, Skip
 from export.errors import NothingToQuantizeError, QuantizeError
-from export.execute import read_model, write_model
-from export.graph import node_label
+from export.graph import name_node, node_label
+from export.onnx_files import read_model, write_model
 from quantize.blockwise import Blocks, pack, quantize_blocks
 from quantize.editing import GraphEdit
 from quantize.int8 import Int8Result
@@ -112,7 +112,7 @@ def quantize_weights(model: OnnxModel, scheme: WeightScheme, path: Path) -> Int8
     names = (edit.graph.nodes[use.node] for use in matmuls.found)
     return Int8Result(
         replace(model, path=path),
-        tuple(node.name or node.output[0] for node in names) + tables,
+        tuple(name_node(node) for node in names) + tables,
         tuple(matmuls.skipped),
     )
 
@@ -141,7 +141,7 @@ class _Writer:
     def multiply(self, use: ConstantMatMul) -> list[NodeProto]:
         """What stands in place of the product `use`."""
         node = self._edit.graph.nodes[use.node]
-        name, result = node.name or node.output[0], node.output[0]
+        name, result = name_node(node), node.output[0]
         weight, inputs, outputs = self._weight(use)
         product = self._edit.name(f"{result}_product") if use.bias else result
         if self._scheme.form == "matmul_nbits":

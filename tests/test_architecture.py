@@ -34,6 +34,7 @@ NEED_TORCH = {
     "deploy/source.py",
     "deploy/tensors.py",
     "deploy/trust.py",
+    "deploy/weights.py",
     "export/agreement.py",
     "export/capture.py",
     "export/copying.py",

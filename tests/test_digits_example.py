@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from deploy.config import ImageConfig, make_config
+from deploy.config import ImageConfig
+from deploy.config_reading import make_config
 from deploy.data import check_data, open_data, split_data
 from deploy.labels import check_labels
 from export.artifacts import TensorSpec

@@ -117,7 +117,7 @@ load_options = shared(
 
 def read_config(flags: dict[str, Any]) -> Any:
     """Flags over ``[tool.deploy]`` of the working directory over defaults."""
-    from deploy.config import make_config, read_project_options
+    from deploy.config_reading import make_config, read_project_options
 
     directory = Path.cwd()
     where = f"{directory / 'pyproject.toml'}: [tool.deploy]"

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from deploy.option_values import check_choice, check_option
 from export.errors import ConfigError
 
 Arrivals = Literal["poisson", "fixed"]
@@ -44,14 +45,16 @@ class LoadSettings:
                 "--rate and --concurrency exclude each other: the one is an open loop, the other "
                 "a closed one. Pass one of them."
             )
-        _check(self.rate is None or 0 < self.rate < math.inf, "rate", self.rate, "more than 0")
-        _check(0 < self.seconds < math.inf, "seconds", self.seconds, "more than 0")
-        _check(0 < self.timeout < math.inf, "timeout", self.timeout, "more than 0")
-        _check(self.batch >= 1, "batch", self.batch, "1 or more")
-        _check(self.seed >= 0, "seed", self.seed, "0 or more")
-        _check(self.arrivals in ("poisson", "fixed"), "arrivals", self.arrivals, "poisson or fixed")
+        check_option(
+            self.rate is None or 0 < self.rate < math.inf, "rate", self.rate, "more than 0"
+        )
+        check_option(0 < self.seconds < math.inf, "seconds", self.seconds, "more than 0")
+        check_option(0 < self.timeout < math.inf, "timeout", self.timeout, "more than 0")
+        check_option(self.batch >= 1, "batch", self.batch, "1 or more")
+        check_option(self.seed >= 0, "seed", self.seed, "0 or more")
+        check_choice("arrivals", self.arrivals, Arrivals)
         for name, count in (("concurrency", self.callers), ("connections", self.connections)):
-            _check(1 <= count <= MAX_CONNECTIONS, name, count, f"1 to {MAX_CONNECTIONS}")
+            check_option(1 <= count <= MAX_CONNECTIONS, name, count, f"1 to {MAX_CONNECTIONS}")
         if self.rate is None and self.callers > self.connections:
             raise ConfigError(
                 f"--connections {self.connections}: {self.callers} callers need as many."
@@ -83,8 +86,3 @@ def refuse_without_url(flags: Mapping[str, Any]) -> None:
         if value is not None:
             option = name.replace("_", "-")
             raise ConfigError(f"--{option} is for a running server. Pass its address: --url URL.")
-
-
-def _check(holds: bool, name: str, value: object, expected: str) -> None:
-    if not holds:
-        raise ConfigError(f"--{name} {value}: must be {expected}.")

@@ -5,15 +5,14 @@ Flags go before the environment (``DEPLOY_SERVE_MAX_BATCH``), that before the fi
 """
 
 import dataclasses
-import difflib
 import math
-import tomllib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from deploy.option_values import check_choice, check_option, read_toml, refuse_unknown
 from deploy.serving.guards import NonFinite
 from export.errors import ConfigError
 
@@ -98,25 +97,31 @@ class ServeOptions:
 
     def __post_init__(self) -> None:
         for name in ("port", "grpc_port", "metrics_port"):
-            _check(0 <= getattr(self, name) < 2**16, name, getattr(self, name), "0 to 65535")
+            check_option(0 <= getattr(self, name) < 2**16, name, getattr(self, name), "0 to 65535")
         for name in ("instances", "max_batch", "queue_rows", "queue_mb", "max_body_mb"):
-            _check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+            check_option(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name in ("max_inflight_mb", "max_connections", "workers"):
-            _check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        _check(self.threads >= 0, "threads", self.threads, "0 (shared out) or more")
+            check_option(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        check_option(self.threads >= 0, "threads", self.threads, "0 (shared out) or more")
         for name in ("timeout", "receive_timeout", "keep_alive", "stop_timeout"):
             value = getattr(self, name)
-            _check(0 < value < math.inf, name, value, "seconds, more than 0")
+            check_option(0 < value < math.inf, name, value, "seconds, more than 0")
         for name in ("max_delay_ms", "drain", "target_requests", "replica_cpus", "replica_gpus"):
-            _check(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more")
-        _check(self.min_replicas >= 1, "min_replicas", self.min_replicas, "1 or more")
+            check_option(
+                0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more"
+            )
+        check_option(self.min_replicas >= 1, "min_replicas", self.min_replicas, "1 or more")
         at_least = f"at least --min-replicas {self.min_replicas}"
-        _check(self.max_replicas >= self.min_replicas, "max_replicas", self.max_replicas, at_least)
-        _check(0 <= self.shadow <= 1, "shadow", self.shadow, "a share, 0 to 1")
-        _check(self.nonfinite in get_args(NonFinite), "nonfinite", self.nonfinite, _or(NonFinite))
-        _check(self.log_level in get_args(LogLevel), "log_level", self.log_level, _or(LogLevel))
-        _check(bool(self.tls_cert) == bool(self.tls_key), "tls_cert", self.tls_cert, "with a key")
-        _check(self.token.isascii(), "token", "...", "of ASCII characters")
+        check_option(
+            self.max_replicas >= self.min_replicas, "max_replicas", self.max_replicas, at_least
+        )
+        check_option(0 <= self.shadow <= 1, "shadow", self.shadow, "a share, 0 to 1")
+        check_choice("nonfinite", self.nonfinite, NonFinite)
+        check_choice("log_level", self.log_level, LogLevel)
+        check_option(
+            bool(self.tls_cert) == bool(self.tls_key), "tls_cert", self.tls_cert, "with a key"
+        )
+        check_option(self.token.isascii(), "token", "...", "of ASCII characters")
 
     def __repr__(self) -> str:
         shown = dataclasses.replace(self, token="") if self.token else self
@@ -149,29 +154,19 @@ def gather_options(
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    content = _read_toml(path)
-    return _clean(content, str(path))
+    return _clean(read_toml(path, fix="Mend it, or name a file of options."), str(path))
 
 
 def _read_project(directory: Path) -> dict[str, Any]:
     path = directory / "pyproject.toml"
     if not path.is_file():
         return {}
-    table: Any = _read_toml(path)
+    table: Any = read_toml(path, fix="Mend it or remove it.")
     for key in ("tool", "deploy", "serve"):
         table = table.get(key, {})
         if not isinstance(table, dict):
             raise ConfigError(f"{path}: tool.deploy.serve must be a table: [tool.deploy.serve].")
     return _clean(table, f"{path}: [tool.deploy.serve]")
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}. Mend it.") from error
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error}. Name a file of options.") from error
 
 
 def _clean(values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -181,10 +176,7 @@ def _clean(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     for key, value in values.items():
         name = key.replace("-", "_")
         if name not in hints:
-            close = difflib.get_close_matches(name, hints, n=1)
-            hint = f"Did you mean {close[0].replace('_', '-')}? " if close else ""
-            known = ", ".join(sorted(hints)).replace("_", "-")
-            raise ConfigError(f"{where}: unknown option {key!r}. {hint}Known: {known}.")
+            raise refuse_unknown(key, sorted(hint.replace("_", "-") for hint in hints), where)
         cleaned[name] = _convert(value, hints[name], f"{where}: {key}")
     return cleaned
 
@@ -218,12 +210,3 @@ def _parse(name: str, text: str) -> Any:
         return hint(text)
     except ValueError as error:
         raise ConfigError(f"{name} must be {hint.__name__}, not {text!r}.") from error
-
-
-def _check(holds: bool, name: str, value: object, expected: str) -> None:
-    if not holds:
-        raise ConfigError(f"--{name.replace('_', '-')} {value}: must be {expected}.")
-
-
-def _or(literal: Any) -> str:
-    return " or ".join(get_args(literal))

@@ -6,46 +6,27 @@ value to another through such operators alone is one layer, and becomes it if th
 by `certificate`, and costs no more. What is left says why.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from export.artifacts import Fused, Int8Weights, Skip
-from export.fusion.algebra import LinearMap
+from export.artifacts import Fused, Skip
 from export.fusion.borders import find_borders
 from export.fusion.constants import Constants
-from export.fusion.cost import count_elements, count_macs, count_parameters, is_layer
+from export.fusion.cost import count_elements, count_macs, is_layer
 from export.fusion.draft import Draft
-from export.fusion.emission import Layer, emit_layer
+from export.fusion.emission import emit_layer
 from export.fusion.geometry import Inexact
-from export.fusion.int8_weights import measure_range_ratio, measure_sqnr, round_to_int8
+from export.fusion.merger import CPU, Merger, carry_out, name_block, name_kind
 from export.fusion.mutation import Mutations
 from export.fusion.norms import NORMS
 from export.fusion.operators import Operators, Survey, is_candidate, read_operators
 from export.fusion.options import FusionOptions
-from export.fusion.paths import ROOT, find_path, share_path
+from export.fusion.paths import find_path
 from export.fusion.regions import Region, grow_regions
-from export.fusion.replacement import list_original, replace_region, run_layer
-from export.fusion.trial import Trial, find_fault, make_shape, measure_error
 
 _META = torch.device("meta")
-_CPU = torch.device("cpu")
 _LARGEST_KERNEL = 2**27
 """Elements of a kernel that is still worked out; in float64 that is 1 GiB."""
-
-
-@dataclass(frozen=True)
-class _Merger:
-    """A region and the layer that it is."""
-
-    region: Region
-    removed: tuple[fx.Node, ...]
-    map_: LinearMap
-    layer: Layer
-    macs_before: int
-    macs_after: int
 
 
 _Finding = tuple[frozenset[fx.Node], Skip]
@@ -79,13 +60,13 @@ def _sweep(
     for result in reversed(list(operators)):
         if result in gone or result.name in refused:
             continue
-        found: _Merger | _Finding | None
+        found: Merger | _Finding | None
         if isinstance(operators[result], str):
             found = _explain_refusal(survey, result, operators)
         else:
             found = _find_merger(survey, result, operators, options)
-        if isinstance(found, _Merger):
-            done = _carry_out(survey, found)
+        if isinstance(found, Merger):
+            done = carry_out(survey, found)
             if isinstance(done, Fused):
                 fused.append(done)
                 gone |= {*found.removed}
@@ -99,12 +80,12 @@ def _sweep(
 
 def _find_merger(
     survey: Survey, result: fx.Node, operators: Operators, options: FusionOptions
-) -> _Merger | _Finding | None:
+) -> Merger | _Finding | None:
     """The largest region ending in `result` that is worth merging; or the reason; or neither."""
     position = survey.mutations.position
     regions, stop = grow_regions(result, operators, position)
     finding: _Finding | None = None
-    found: _Merger | str | None
+    found: Merger | str | None
     joins = len(operators[result].inputs) > 1  # type: ignore[union-attr]
     if not regions and joins:
         layers = frozenset(_layers_before(result, operators))
@@ -117,10 +98,10 @@ def _find_merger(
                 found = "a value between is used elsewhere as well"
         else:
             found = _consider(survey, region, options)
-        if isinstance(found, _Merger):
+        if isinstance(found, Merger):
             return found
         if found is not None:
-            skip = Skip(_name_block(survey.draft, region), _name_kind(region), found)
+            skip = Skip(name_block(survey.draft, region), name_kind(region), found)
             finding = frozenset(region.layers()), skip
     return finding
 
@@ -134,7 +115,7 @@ def _explain_refusal(survey: Survey, node: fx.Node, operators: Operators) -> _Fi
     return layers, Skip(find_path(survey.draft, node), "branches", reason)
 
 
-def _consider(survey: Survey, region: Region, options: FusionOptions) -> _Merger | str | None:
+def _consider(survey: Survey, region: Region, options: FusionOptions) -> Merger | str | None:
     """The layer that `region` is; why it is not to be merged; or None where that is no question."""
     if _counts(survey, region):
         return _weigh(survey, region, options)
@@ -146,7 +127,7 @@ def _consider(survey: Survey, region: Region, options: FusionOptions) -> _Merger
     return found
 
 
-def _weigh(survey: Survey, region: Region, options: FusionOptions) -> _Merger | str:
+def _weigh(survey: Survey, region: Region, options: FusionOptions) -> Merger | str:
     """The layer that `region` is, or why it is not to be merged."""
     removed, layers = region.removable(), region.layers()
     saved = [node for node in removed if count_macs(node)]
@@ -158,7 +139,7 @@ def _weigh(survey: Survey, region: Region, options: FusionOptions) -> _Merger | 
         after = elements * sketch.macs_per_output
         if after > before and not options.merge_always and not region.may_shrink:
             return _decline(before, after, region, removed)
-        map_ = region.work_out(_CPU)
+        map_ = region.work_out(CPU)
     except Inexact as reason:
         return str(reason)
     layer = emit_layer(map_)
@@ -171,7 +152,7 @@ def _weigh(survey: Survey, region: Region, options: FusionOptions) -> _Merger | 
         region.source, region.result, without=frozenset(removed)
     ):
         return "the value that the branches read is changed in place between them"
-    return _Merger(region, removed, map_, layer, before, after)
+    return Merger(region, removed, map_, layer, before, after)
 
 
 def _counts(survey: Survey, region: Region) -> bool:
@@ -185,79 +166,6 @@ def _counts(survey: Survey, region: Region) -> bool:
 def _decline(before: int, after: int, region: Region, removed: tuple[fx.Node, ...]) -> str:
     shared = "" if {*region.nodes} <= {*removed} else ", since parts of it are used elsewhere"
     return f"it would not pay: {after:,} MACs merged, {before:,} as it is{shared}"
-
-
-def _carry_out(survey: Survey, merger: _Merger) -> Fused | Skip:
-    """Prove the merged layer and put it in place of its region."""
-    draft, region = survey.draft, merger.region
-    where, kind = _name_block(draft, region), _name_kind(region)
-    dtype, device = region.source.meta["val"].dtype, region.source.meta["val"].device
-    weight = merger.layer.weight.to(device, dtype)
-    bias = None if merger.layer.bias is None else merger.layer.bias.to(device, dtype)
-    if not (weight.isfinite().all() and (bias is None or bias.isfinite().all())):
-        return Skip(
-            where, kind, f"the merged weight does not fit {str(dtype).removeprefix('torch.')}"
-        )
-    trial = Trial(
-        nodes=list_original(survey, region),
-        source=region.source,
-        result=region.result,
-        shape=make_shape(region.source, merger.map_, captured=region.fixed_size),
-        dtype=dtype,
-        device=device,
-    )
-
-    def run(x: Tensor, precision: torch.dtype) -> Tensor:
-        exact = precision == torch.float64 != dtype
-        parts = (merger.layer.weight, merger.layer.bias) if exact else (weight, bias)
-        vector = None if parts[1] is None else parts[1].to(device, precision)
-        return run_layer(merger.layer, x, parts[0].to(device, precision), vector)
-
-    error = measure_error(draft, trial, run)
-    fault = find_fault(error, dtype, terms=weight[0].numel())
-    if fault is not None:
-        return Skip(where, kind, fault)
-    weights = _look_at_weights(region, merger.map_)
-    read = [node for node in merger.removed if node in region.nodes]
-    fused = Fused(
-        paths=_list_modules(draft, reversed(read)),
-        kind=kind,
-        structure=region.describe(),
-        parameters_before=_count_parameters(survey, read),
-        parameters_after=merger.layer.parameters,
-        macs_before=merger.macs_before,
-        macs_after=merger.macs_after,
-        error_float64=error.float64,
-        error_float32=error.float32,
-        noise_float32=error.noise,
-        weights=weights,
-    )
-    prefix = _common_module(draft, merger)
-    replace_region(survey, region, merger.layer, (weight, bias), prefix)
-    return fused
-
-
-def _look_at_weights(region: Region, map_: LinearMap) -> Int8Weights:
-    """Ranges and int8 error of the weights, of the merged layer and of its parts."""
-    ratios = [0.0]
-    summed = {
-        item
-        for node in region.nodes
-        if len(region.operators[node].inputs) > 1
-        for item in region.operators[node].inputs
-    }
-
-    def observe(node: fx.Node, part: LinearMap) -> None:
-        if node in summed or (region.operators[node].is_layer and not summed):
-            ratios.append(measure_range_ratio(part.kernel))
-
-    rounded = region.work_out(_CPU, int8=True, observe=observe)
-    return Int8Weights(
-        range_ratio_before=max(ratios),
-        range_ratio_after=measure_range_ratio(map_.kernel),
-        sqnr_db_before=measure_sqnr(map_.kernel, rounded.kernel),
-        sqnr_db_after=measure_sqnr(map_.kernel, round_to_int8(map_.kernel)),
-    )
 
 
 def _is_layer_and_norm(survey: Survey, region: Region, costly: list[fx.Node]) -> bool:
@@ -288,42 +196,3 @@ def _layers_before(result: fx.Node, operators: Operators) -> set[fx.Node]:
             found.add(node)
         queue += operator.inputs
     return found
-
-
-def _count_parameters(survey: Survey, nodes: list[fx.Node]) -> int:
-    computed = {
-        item
-        for node in nodes
-        for source in node.all_input_nodes
-        if source in survey.constants
-        for item in survey.constants.computed(source)
-    }
-    return count_parameters(survey.draft, {*nodes, *computed})
-
-
-def _list_modules(draft: Draft, nodes: Iterable[fx.Node]) -> tuple[str, ...]:
-    """Paths of the modules whose tensors `nodes` read."""
-    paths = dict.fromkeys(find_path(draft, n) for n in nodes if _reads_stored(draft, n))
-    return tuple(path for path in paths if path != ROOT) or (ROOT,)
-
-
-def _reads_stored(draft: Draft, node: fx.Node) -> bool:
-    return any(draft.stored(source) is not None for source in node.all_input_nodes)
-
-
-def _name_block(draft: Draft, region: Region) -> str:
-    """The modules of a sequence; of branches the one that holds their layers."""
-    if _name_kind(region) == "sequence":
-        return ", ".join(_list_modules(draft, region.nodes))
-    return share_path(find_path(draft, node) for node in region.layers()) or ROOT
-
-
-def _common_module(draft: Draft, merger: _Merger) -> str:
-    removed = set(merger.removed)
-    layers = [node for node in merger.region.layers() if node in removed]
-    return share_path(find_path(draft, node) for node in layers)
-
-
-def _name_kind(region: Region) -> str:
-    joined = any(len(region.operators[node].inputs) > 1 for node in region.nodes)
-    return "branches" if joined else "sequence"

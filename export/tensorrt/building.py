@@ -9,8 +9,8 @@ from typing import Any
 
 from export.artifacts import OnnxModel
 from export.errors import EngineError
-from export.execute import external_files
 from export.gpu import GpuFacts, read_gpu
+from export.onnx_files import external_files
 from export.progress import ProgressCallback, ignore_progress
 from export.tensorrt.contract import check_contract
 from export.tensorrt.messages import explain_parser

@@ -14,8 +14,9 @@ from onnx import NodeProto, TensorProto, numpy_helper
 
 from export.cost import read_path
 from export.errors import EngineError
-from export.execute import element_types, read_model
 from export.graph import GraphIndex, attribute
+from export.onnx_files import read_model
+from export.tensor_types import element_types
 
 _CODES = frozenset(
     {

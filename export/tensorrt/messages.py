@@ -8,8 +8,8 @@ from typing import Any
 import onnx
 
 from export.cost import read_path
-from export.execute import read_model
 from export.graph import name_node
+from export.onnx_files import read_model
 from export.source_traces import TRACE
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from export.artifacts import OnnxModel
-from export.execute import read_model
 from export.graph import GraphIndex, node_label
+from export.onnx_files import read_model
 from quantize.audit.finding import Finding
 from quantize.audit.inputs import Splits, check_inputs, check_samples
 from quantize.audit.profile import InputProfile

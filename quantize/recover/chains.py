@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from export.artifacts import Skip
-from export.graph import GraphIndex, attribute, node_label
+from export.graph import GraphIndex, attribute, is_standard, node_label
 
 _HOMOGENEOUS = frozenset(
     {"Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
@@ -52,7 +52,7 @@ def find_links(graph: GraphIndex, ranks: Mapping[str, int]) -> tuple[list[Link],
     links: list[Link] = []
     skipped: list[Skip] = []
     for number, node in enumerate(graph.nodes):
-        if node.op_type not in _WEIGHTED or node.domain not in ("", "ai.onnx"):
+        if node.op_type not in _WEIGHTED or not is_standard(node):
             continue
         found = _follow(graph, number, ranks)
         if isinstance(found, Link):

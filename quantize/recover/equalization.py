@@ -21,8 +21,10 @@ from onnx import helper, numpy_helper
 
 from export.artifacts import OnnxModel, Skip
 from export.errors import QuantizeError
-from export.execute import float_ranks, read_model, write_model
-from export.graph import GraphIndex, attribute, node_label
+from export.graph import GraphIndex, attribute, name_node, node_label
+from export.onnx_files import read_model, write_model
+from export.tensor_types import float_ranks
+from quantize.editing import GraphEdit
 from quantize.recover.chains import Link, find_links
 
 _SWEEPS = 100
@@ -81,13 +83,15 @@ def equalize(model: OnnxModel, path: Path) -> EqualizationResult:
     if model.path.resolve() == path.resolve():
         raise QuantizeError(f"{path} is the float model itself; write the equalized one elsewhere.")
     proto = read_model(model.path)
-    graph = GraphIndex(proto)
+    edit = GraphEdit(proto)
+    graph = edit.graph
     links, skipped = find_links(graph, float_ranks(proto))
     weights = _Weights(graph, links)
     before = [weights.range_ratio(link) for link in links]
     scales = _converge(weights, links)
     weights.store(proto)
-    _set_ceilings(proto, graph, links, scales)
+    _set_ceilings(edit, links, scales)
+    edit.finish()
     write_model(proto, path)
     equalized = tuple(
         Equalized(
@@ -204,39 +208,16 @@ def _converge(weights: _Weights, links: list[Link]) -> list[np.ndarray]:
     return totals
 
 
-def _set_ceilings(
-    proto: onnx.ModelProto, graph: GraphIndex, links: list[Link], scales: list[np.ndarray]
-) -> None:
+def _set_ceilings(edit: GraphEdit, links: list[Link], scales: list[np.ndarray]) -> None:
     """Every Clip(0, c) between scaled layers → Relu and Min with c / s, one a channel."""
-    wanted = {
-        link.clip: (link, total)
-        for link, total in zip(links, scales, strict=True)
-        if link.clip is not None
-    }
-    taken = {name for node in graph.nodes for name in (*node.input, *node.output)}
-    taken |= {tensor.name for tensor in proto.graph.initializer}
-    body = []
-    for number, node in enumerate(graph.nodes):
-        if number not in wanted:
-            body.append(node)
+    for link, total in zip(links, scales, strict=True):
+        if link.clip is None:
             continue
-        link, total = wanted[number]
-        result, name = node.output[0], node.name or node.output[0]
+        node = edit.graph.nodes[link.clip]
+        result, name = node.output[0], name_node(node)
         spatial = [1] * link.spatial_rank
         ceiling = (link.ceiling / total).astype(np.float32).reshape(-1, *spatial)
-        limit, positive = _free(f"{name}_ceilings", taken), _free(f"{result}_positive", taken)
-        proto.graph.initializer.append(numpy_helper.from_array(ceiling, limit))
+        limit, positive = edit.store(f"{name}_ceilings", ceiling), edit.name(f"{result}_positive")
         relu = helper.make_node("Relu", [node.input[0]], [positive], name=name)
         least = helper.make_node("Min", [positive, limit], [result], name=f"{name}_min")
-        for new in (relu, least):
-            new.metadata_props.extend(node.metadata_props)
-            body.append(new)
-    del proto.graph.node[:]
-    proto.graph.node.extend(body)
-
-
-def _free(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name
+        edit.replace(link.clip, [relu, least])

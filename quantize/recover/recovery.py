@@ -11,8 +11,9 @@ import onnx
 
 from export.artifacts import OnnxModel
 from export.errors import ConfigError, QuantizeError
-from export.execute import ExposedModel, read_model
+from export.execute import ExposedModel
 from export.graph import GraphIndex
+from export.onnx_files import read_model
 from export.progress import Progress, ProgressCallback, ignore_progress
 from quantize.adjustments import Adjustments, LayerAdjustment
 from quantize.calibrate import Ranges

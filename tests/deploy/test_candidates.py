@@ -13,8 +13,8 @@ from deploy.machine import describe_machine
 from deploy.plans import PLANS, PRODUCT_PLANS, GpuTarget, Plan, choose_plans
 from export.artifacts import OnnxModel, TensorSpec
 from export.errors import QuantizeError
-from export.execute import read_precision
 from export.gpu import GpuFacts
+from export.tensor_types import read_precision
 from export.tensorrt import BuildOptions
 from export.tensorrt.options import RTX_TARGETS
 from quantize.weight_only import WEIGHT_PRESETS, quantize_weights

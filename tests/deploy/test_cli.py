@@ -32,7 +32,8 @@ import deploy.cli
 import deploy.verification
 from deploy.bench import Bench
 from deploy.bundle import read_bundle
-from deploy.config import CONFIG_FIELDS, BuildConfig
+from deploy.config import BuildConfig
+from deploy.config_reading import CONFIG_FIELDS
 from deploy.report.progress import ProgressDisplay
 from deploy.verification import Verification
 from export.errors import EngineError, InputError, TrustError

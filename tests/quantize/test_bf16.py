@@ -12,7 +12,7 @@ from test_nets import Net, classifier, run, run_exactly, sqnr
 
 from export.artifacts import OnnxModel
 from export.errors import QuantizeError
-from export.execute import element_types
+from export.tensor_types import element_types
 from quantize.bf16 import Bf16Result, convert_bf16
 from quantize.losses import measure_rounding
 from quantize.opset import raise_opset

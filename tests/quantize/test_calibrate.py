@@ -12,8 +12,9 @@ from test_nets import Net, classifier, run, sqnr
 
 from export.artifacts import OnnxModel
 from export.errors import ConfigError, DataError, EngineError, QuantizeError
-from export.execute import ExposedModel, float_tensors
+from export.execute import ExposedModel
 from export.progress import Progress
+from export.tensor_types import float_tensors
 from quantize.calibrate import calibrate
 from quantize.int8 import quantize_int8
 from quantize.observers import AUTO, OBSERVERS

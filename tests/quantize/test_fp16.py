@@ -11,7 +11,7 @@ from test_nets import Net, classifier, run, run_exactly, sqnr
 
 from export.artifacts import OnnxModel
 from export.errors import QuantizeError
-from export.execute import element_types, float_tensors
+from export.tensor_types import element_types, float_tensors
 from quantize.calibrate import Ranges, calibrate
 from quantize.fp16 import Fp16Options, Fp16Result, convert_fp16
 from quantize.int8 import quantize_int8

@@ -12,7 +12,8 @@ from onnx.reference import ReferenceEvaluator
 from test_nets import Net, run, sqnr
 
 from export.artifacts import OnnxModel
-from export.execute import float_tensors, read_model
+from export.onnx_files import read_model
+from export.tensor_types import float_tensors
 from quantize.calibrate import calibrate
 from quantize.int8 import quantize_int8
 from quantize.pooling import use_global_pooling

@@ -9,8 +9,9 @@ from onnx import TensorProto, helper
 from test_nets import Net, classifier
 
 from export.errors import EngineError
-from export.execute import ExposedModel, float_tensors
+from export.execute import ExposedModel
 from export.graph import GraphIndex
+from export.tensor_types import float_tensors
 from quantize.layers import channel_axes
 from quantize.summaries import SAMPLE_LIMIT, SummarizedModel, Wanted, summarize
 

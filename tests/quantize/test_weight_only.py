@@ -11,7 +11,7 @@ from test_nets import Net, classifier, run, run_exactly, sqnr
 
 from export.artifacts import OnnxModel
 from export.errors import NothingToQuantizeError, QuantizeError
-from export.execute import read_precision
+from export.tensor_types import read_precision
 from quantize.blockwise import pack, quantize_blocks
 from quantize.int8 import Int8Result
 from quantize.weight_only import WEIGHT_PRESETS, WeightScheme, quantize_weights

@@ -7,7 +7,7 @@ import click
 import pytest
 
 from deploy.cli import cli
-from deploy.config import read_project_options
+from deploy.config_reading import read_project_options
 from deploy.serving.options import ServeOptions, gather_options
 from export.errors import ConfigError
 

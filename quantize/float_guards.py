@@ -1,0 +1,74 @@
+"""Keeps what is kept float in float, where the target would quantize its weights by itself.
+
+ONNX Runtime's optimizer (weight_bias_quantization.cc) puts the weights of a float Conv,
+ConvTranspose or Gemm that reads a DequantizeLinear with one scale into int8, all channels with one
+scale, and says nothing. It leaves alone what reads a DequantizeLinear with a scale a channel; the
+scales are the same, so the values are too.
+"""
+
+from collections.abc import Collection, Iterator
+
+import numpy as np
+from onnx import NodeProto, TensorProto, helper
+
+from export.graph import attribute
+from quantize.editing import GraphEdit
+
+_QUANTIZED_BY_THE_TARGET = frozenset({"Conv", "ConvTranspose", "Gemm"})
+
+
+def guard_float_layers(
+    edit: GraphEdit,
+    int8: Collection[int],
+    pair: tuple[NodeProto, NodeProto],
+    parameters: tuple[np.ndarray, np.ndarray],
+) -> Iterator[NodeProto]:
+    """Move the float layers behind one Q/DQ pair to a DequantizeLinear with a scale a channel.
+
+    A tensor of one channel cannot be told apart from one with one scale; its float layers read it
+    as it was before it was quantized.
+
+    Args:
+        edit: of the graph; the inputs of its float layers are changed.
+        int8: numbers of the nodes that run in int8.
+        pair: the QuantizeLinear and the DequantizeLinear of a tensor.
+        parameters: their scale and zero point, of one value each.
+
+    Yields:
+        Nodes to stand behind the pair, one for every number of channels.
+    """
+    quantize, dequantize = pair
+    (result,) = dequantize.output
+    guards: dict[int, str] = {}
+    for number, node in enumerate(edit.graph.nodes):
+        if number in int8 or node.op_type not in _QUANTIZED_BY_THE_TARGET:
+            continue
+        weight = edit.graph.constant(node.input[1])
+        if node.input[0] != result or weight is None:
+            continue
+        channels = _input_channels(node, weight)
+        if channels == 1:
+            node.input[0] = quantize.input[0]
+            continue
+        if channels not in guards:
+            guards[channels] = edit.name(f"{quantize.input[0]}_dequantized_by_channel")
+            inputs = [dequantize.input[0]]
+            for name, value in zip(dequantize.input[1:], parameters, strict=True):
+                inputs.append(edit.store(f"{name}_by_channel", np.full(channels, value)))
+            yield helper.make_node(
+                "DequantizeLinear",
+                inputs,
+                [guards[channels]],
+                name=f"{guards[channels]}_DequantizeLinear",
+                axis=1,
+            )
+        node.input[0] = guards[channels]
+
+
+def _input_channels(node: NodeProto, weight: TensorProto) -> int:
+    """Size of axis 1 of the input of a Conv, ConvTranspose or Gemm."""
+    if node.op_type == "Gemm":
+        return int(weight.dims[1 if attribute(node, "transB", 0) else 0])
+    if node.op_type == "ConvTranspose":
+        return int(weight.dims[0])
+    return int(weight.dims[1] * attribute(node, "group", 1))
