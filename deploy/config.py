@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from export.artifacts import SizeRange
 from export.errors import ConfigError
 from export.tensorrt.options import (
     DEFAULT_BATCH,
     DEFAULT_TARGETS,
     BuildOptions,
-    SizeRange,
     parse_sizes,
 )
 
@@ -59,7 +59,8 @@ class BuildConfig:
     ``trust=("*",)``.
 
     Attributes:
-        inputs: ``[name:]SIZExSIZE...[:dtype]``, batch first; empty: taken from `data`.
+        inputs: ``[name:]SIZExSIZE...[:dtype]``, batch first; ``LEAST:BEST:MOST`` in place of a size
+            makes that axis dynamic. Empty: taken from `data`.
         data: ``.npz``, ``.npy``, ``.pt``, a folder of images, or ``package.module:callable``.
         model: ``package.module:factory`` that makes the module a state_dict belongs to.
         trust: packages whose code the model file may run; ``("*",)`` is ``--trust-all``.

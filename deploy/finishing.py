@@ -203,7 +203,8 @@ def _open_data(work: _Work) -> tuple[Dataset, bool]:
 
 def _static_plan(bundle: Bundle) -> CheckPlan:
     batch = bundle.manifest.inputs[0].shape[0]
-    return CheckPlan(batch if isinstance(batch, int) else None)
+    static = batch if isinstance(batch, int) else None
+    return CheckPlan(static, inputs=bundle.manifest.inputs)
 
 
 def _take(evaluation: Dataset, batch: int) -> Feeds:

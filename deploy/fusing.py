@@ -97,11 +97,15 @@ def _capture(model: Path, config: BuildConfig) -> tuple[ExportedProgram, Problem
     if problem.program is not None:
         return problem.program, problem, problem.static_batch is None
     keyword, feeds = problem.signature.keyword, problem.trace_feeds()
+    inputs = problem.signature.inputs
     if problem.static_batch is None:
         try:
-            program = capture(problem.module, feeds, keyword=keyword, dynamic_batch=True)
+            program = capture(
+                problem.module, feeds, keyword=keyword, dynamic_batch=True, inputs=inputs
+            )
             return program, problem, True
         except ExportError:
             problem = problem.with_static_batch()
             feeds = problem.trace_feeds()
-    return capture(problem.module, feeds, keyword=keyword, dynamic_batch=False), problem, False
+    program = capture(problem.module, feeds, keyword=keyword, dynamic_batch=False, inputs=inputs)
+    return program, problem, False

@@ -14,7 +14,7 @@ from deploy.bundle import Bundle, read_bundle
 from deploy.cache import open_cache
 from deploy.calibration import Calibrator
 from deploy.candidates import build_candidates
-from deploy.checking import CheckPlan, check_candidates
+from deploy.checking import check_candidates
 from deploy.config import BuildConfig
 from deploy.corrections import Corrections
 from deploy.device import CUDA, choose_device
@@ -126,7 +126,7 @@ def build(
             specs = {c.name: c.spec(threads) for c in built if c.status == "built"}
             if device == CUDA:  # eager there is held against eager here
                 specs["torch"] = problem.baseline_spec(threads, device)
-            plan = CheckPlan(problem.static_batch, problem.classes_of)
+            plan = problem.check_plan()
             parity = check_candidates(recorded, specs, problem.evaluation, plan, progress)
         eager = settle_eager(device, config.device, parity)
         baseline = problem.baseline_spec(threads, eager.device)

@@ -89,8 +89,16 @@ def candidate_json(
 
 
 def spec_json(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
-    """Tensor specs as plain values."""
-    return [{"name": s.name, "shape": list(s.shape), "dtype": s.dtype} for s in specs]
+    """Tensor specs as plain values; ranges where there are some."""
+    return [
+        {
+            "name": spec.name,
+            "shape": list(spec.shape),
+            "dtype": spec.dtype,
+            **({"ranges": {k: asdict(v) for k, v in spec.ranges.items()}} if spec.ranges else {}),
+        }
+        for spec in specs
+    ]
 
 
 def gates_json(max_drop: float, min_sqnr: float | None) -> dict[str, Any]:
@@ -114,6 +122,10 @@ def _parity_json(result: CandidateResult, kind: DataKind) -> dict[str, Any] | No
         "data": "synthetic" if kind == "synthetic" else "evaluation",
         "samples": parity.samples,
         "batches_checked": list(parity.batches_checked),
+        "sizes_checked": [
+            {"sizes": dict(seen.sizes), "sqnr_db": _decibels_json(seen.sqnr_db)}
+            for seen in parity.sizes_checked
+        ],
         "outputs": [_output_json(output) for output in parity.outputs],
         "accuracy": _accuracy_json(parity.judged_accuracy),
     }

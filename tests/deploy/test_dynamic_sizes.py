@@ -1,0 +1,187 @@
+"""Axes beside the batch that may have any size of a range, from ``--input`` to what serves them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import onnx
+import pytest
+import torch
+from built_nets import QUICK, Halver, Net, Segmenter
+
+from deploy.bundle import Bundle, load, read_bundle
+from deploy.config import BuildConfig
+from deploy.engines import EngineSpec, open_engine
+from deploy.engines.base import Array
+from deploy.pipeline import build
+from deploy.serving.errors import MalformedRequestError
+from deploy.serving.protocol import check_shape, make_signature
+from export.artifacts import SizeRange
+from export.errors import DataError, EngineError, ExportError, InputError
+from export.tensorrt.options import ShapeProfile
+
+SIZES = "1x3x16:32:49x24:40:64"
+HEIGHT, WIDTH = SizeRange(16, 32, 49), SizeRange(24, 40, 64)
+SCHEMA = Path(__file__).parents[2] / "deploy" / "report" / "schema.json"
+
+
+def draw(rows: int, height: int, width: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).standard_normal((rows, 3, height, width), np.float32)
+
+
+def config(**options: Any) -> BuildConfig:
+    values = {"inputs": (SIZES,), "threads": 1, "measure_seconds": QUICK, "effort": "quick"}
+    return BuildConfig(**{**values, **options})
+
+
+@pytest.fixture(scope="module")
+def net() -> Segmenter:
+    return Segmenter().eval()
+
+
+@pytest.fixture(scope="module")
+def bundle(net: Segmenter, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Built on samples of the best size, so that int8 is judged as well."""
+    folder = tmp_path_factory.mktemp("sizes")
+    np.savez(folder / "data.npz", x=draw(24, 32, 40))
+    return build(net, config(data=str(folder / "data.npz")), output=folder / "net.deploy")
+
+
+def rows(bundle: Bundle) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in bundle.report()["candidates"]}
+
+
+def test_the_axes_are_dynamic_in_the_onnx_file_and_in_the_manifest(bundle: Bundle) -> None:
+    graph = onnx.load(bundle.path / "model.onnx").graph
+    dims = [dim.dim_param or dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim]
+    assert dims == ["batch", 3, "x_2", "x_3"]
+    manifest = bundle.manifest
+    assert manifest.inputs[0].shape == ("batch", 3, "x_2", "x_3")
+    assert manifest.inputs[0].ranges == {"x_2": HEIGHT, "x_3": WIDTH}
+    assert manifest.outputs[0].shape == ("batch", 4, "output_2", "output_3")
+
+
+def test_every_engine_was_tried_at_the_ends_and_at_odd_sizes(bundle: Bundle) -> None:
+    jsonschema.validate(bundle.report(), json.loads(SCHEMA.read_text()))
+    seen = rows(bundle)
+    for name in ("onnxruntime-fp32", "openvino-fp32", "onnxruntime-int8", "openvino-int8"):
+        parity = seen[name]["parity"]
+        assert parity["passed"], seen[name]["reason"]
+        tried = [tuple(entry["sizes"].values()) for entry in parity["sizes_checked"]]
+        assert tried == [(16, 24), (49, 64), (25, 53)]
+    assert bundle.report()["model"]["inputs"][0]["ranges"]["x_2"] == {
+        "least": 16,
+        "best": 32,
+        "most": 49,
+    }
+
+
+def test_engines_of_tensorrt_take_the_range_in_every_precision(bundle: Bundle) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    built = [entry for entry in bundle.manifest.engines.values() if entry.record is not None]
+    assert {entry.precision for entry in built} == {"tf32", "fp16", "bf16", "int8"}
+    wanted = ShapeProfile({"x": ((1, 3, 16, 24), (8, 3, 32, 40), (16, 3, 49, 64))})
+    for entry in built:
+        assert entry.record is not None
+        assert entry.record.profiles == (wanted,)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-fp32", "openvino-fp32", "openvino-int8"])
+def test_an_engine_of_the_bundle_answers_any_size_and_refuses_others(
+    bundle: Bundle, net: Segmenter, name: str
+) -> None:
+    with load(bundle.path, engine=name, threads=1) as engine:
+        for height, width in ((16, 24), (32, 40), (49, 64), (33, 27), (47, 63), (17, 64)):
+            x = draw(2, height, width, seed=height)
+            expected = net(torch.from_numpy(x)).detach().numpy()
+            answered = engine({"x": x})["output"]
+            assert answered.shape == expected.shape
+            largest = np.abs(expected).max()
+            assert np.abs(answered - expected).max() <= (0.2 if "int8" in name else 1e-4) * largest
+        with pytest.raises(EngineError, match="has 50 on axis 2, which may be 16 to 49"):
+            engine({"x": draw(1, 50, 40)})
+        with pytest.raises(EngineError, match="has 23 on axis 3, which may be 24 to 64"):
+            engine({"x": draw(1, 32, 23)})
+
+
+def test_eager_refuses_sizes_out_of_the_range_as_well(net: Segmenter, tmp_path: Path) -> None:
+    from deploy.source import open_problem
+
+    problem = open_problem(net, config(), tmp_path)
+    with (
+        open_engine(problem.baseline_spec(1)) as engine,
+        pytest.raises(EngineError, match="16 to 49"),
+    ):
+        engine({"x": draw(1, 15, 40)})
+
+
+def test_serving_says_minus_one_and_refuses_what_is_out_of_the_range(bundle: Bundle) -> None:
+    signature = make_signature(bundle.manifest.inputs, bundle.manifest.outputs)
+    assert signature.inputs["x"].describe()["shape"] == [-1, 3, -1, -1]
+    assert signature.outputs["output"].describe()["shape"] == [-1, 4, -1, -1]
+    assert check_shape(signature.inputs["x"], [2, 3, 49, 24]) == (2, 3, 49, 24)
+    with pytest.raises(MalformedRequestError, match="has 65 on axis 3; the model takes 24 to 64"):
+        check_shape(signature.inputs["x"], [2, 3, 49, 65])
+
+
+def test_a_fixed_batch_keeps_the_other_axes_dynamic(net: Segmenter, tmp_path: Path) -> None:
+    options = config(inputs=("2x3x16:32:49x40",), static_batch=True)
+    bundle = build(net, options, output=tmp_path / "net.deploy")
+    assert bundle.manifest.inputs[0].shape == (2, 3, "x_2", 40)
+    assert bundle.manifest.outputs[0].shape == (2, 4, "output_2", 40)
+    with load(bundle.path, engine="onnxruntime-fp32", threads=1) as engine:
+        assert engine({"x": draw(2, 17, 40)})["output"].shape == (2, 4, 17, 40)
+        with pytest.raises(EngineError, match="the engine takes"):
+            engine({"x": draw(1, 17, 40)})
+
+
+def test_data_of_another_size_than_the_best_is_refused(net: Segmenter, tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=draw(8, 33, 40))
+    with pytest.raises(DataError, match="3x33x40 and the model takes"):
+        build(net, config(data=str(tmp_path / "data.npz")), output=tmp_path / "net.deploy")
+
+
+def test_an_axis_that_the_model_wants_even_is_named_with_what_to_do(tmp_path: Path) -> None:
+    options = config(inputs=("1x3x16:32:48x32",))
+    with pytest.raises((ExportError, InputError)) as caught:
+        build(Halver().eval(), options, output=tmp_path / "net.deploy")
+    words = str(caught.value)
+    assert "x_2" in words or "axis 2 of input 'x'" in words
+    assert "one size" in words
+    assert not (tmp_path / "net.deploy").exists()
+
+
+def test_a_size_at_which_the_model_itself_fails_is_named(tmp_path: Path) -> None:
+    class Fixed(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert x.shape[2] == 16, "16 rows"
+            return super().forward(x)
+
+    with pytest.raises(InputError, match="the model itself fails at x_2=8: AssertionError: 16 row"):
+        build(Fixed().eval(), config(inputs=("1x3x8:16:32x16",)), output=tmp_path / "net.deploy")
+
+
+def test_axes_of_one_name_are_one_size(tmp_path: Path) -> None:
+    class Sum(torch.nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return torch.relu(a + b)
+
+    shapes = ("a:1xlength=4:8:16", "b:1xlength=4:8:16")
+    bundle = build(Sum().eval(), config(inputs=shapes), output=tmp_path / "sum.deploy")
+    assert [spec.shape for spec in bundle.manifest.inputs] == [("batch", "length")] * 2
+    with load(bundle.path, engine="onnxruntime-fp32", threads=1) as engine:
+        five = np.ones((2, 5), np.float32)
+        assert engine({"a": five, "b": five})["output"].shape == (2, 5)
+        with pytest.raises(EngineError, match="'length' is 6 in input 'b' and 5 in 'a'"):
+            engine({"a": five, "b": np.ones((2, 6), np.float32)})
+
+
+def test_a_file_is_opened_with_the_ranges_that_are_given(bundle: Bundle) -> None:
+    path = str(bundle.path / "model.onnx")
+    given = EngineSpec(
+        "onnxruntime", "fp32", path, 1, inputs=read_bundle(bundle.path).manifest.inputs
+    )
+    with open_engine(given) as engine:
+        assert str(engine.inputs[0]) == "x:batchx3x16:32:49x24:40:64:float32"
