@@ -14,8 +14,10 @@ from export.artifacts import SizeRange, TensorSpec
 
 _FIXED = re.compile(r"specialized it to be a constant \((\d+)\)")
 _MULTIPLE = r"^\s*{name} = (\d+)\*_"
-_SUGGESTED = r"^\s*{name} = (.+)$"
+_BOUNDS = r"^\s*{name} = Dim\('{name}', min=(\d+), max=(\d+)\)"
+_SAME = r"^\s*{name} = ([A-Za-z]\w*)$"
 _GUARD = re.compile(r"satisfy the generated guard (.+?)\.?$")
+_SIZE = re.compile(r"L\[[^]]*\]\.size\(\)\[\d+\]")
 _LENGTH = 160
 
 
@@ -68,24 +70,22 @@ def explain_axes(text: str, named: Mapping[str, NamedAxis]) -> str | None:
 
 def _explain_axis(name: str, text: str) -> str | None:
     """The reason that concerns the axis called `name`; None where the text has none."""
-    word = re.compile(rf"\b{re.escape(name)}\b")
-    lines = [line.strip() for line in text.splitlines() if word.search(line)]
-    for line in text.splitlines():
-        multiple = re.search(_MULTIPLE.format(name=re.escape(name)), line)
-        if multiple:
-            return f"must be a multiple of {multiple[1]}"
-    for line in lines:
-        fixed = _FIXED.search(line)
-        if fixed:
-            return f"is made a constant, {fixed[1]}, by the model's code"
-    for line in text.splitlines():
-        suggested = re.search(_SUGGESTED.format(name=re.escape(name)), line)
-        if suggested and suggested[1].isdigit():
-            return f"is made a constant, {suggested[1]}, by the model's code"
-        if suggested and not suggested[1].startswith("Dim("):
-            return f"must be the same as {suggested[1].strip()}"
-    for line in lines:
-        guard = _GUARD.search(line)
-        if guard:
-            return f"goes one way through the model only where {guard[1][:_LENGTH]}"
+    lines = [line for line in text.splitlines() if re.search(rf"\b{re.escape(name)}\b", line)]
+
+    def find(pattern: str | re.Pattern[str]) -> re.Match[str] | None:
+        if isinstance(pattern, str):
+            pattern = re.compile(pattern.format(name=re.escape(name)))
+        return next((found for line in lines if (found := pattern.search(line))), None)
+
+    if found := find(_MULTIPLE):
+        return f"must be a multiple of {found[1]}"
+    if found := find(_FIXED):
+        return f"is made a constant, {found[1]}, by the model's code"
+    if found := find(_BOUNDS):
+        return f"takes one way through the model's code only from {found[1]} to {found[2]}"
+    if found := find(_SAME):
+        return f"must be of the same size as {found[1]}"
+    if found := find(_GUARD):
+        guard = _SIZE.sub("size", found[1])[:_LENGTH]
+        return f"takes one way through the model's code only where {guard}"
     return None
