@@ -170,7 +170,8 @@ def _parse_shape(text: str, sizes: str) -> tuple[tuple[int, ...], dict[int, Inpu
 
 def _split_sizes(sizes: str) -> list[str]:
     """Between every ``x`` that is not part of the name of an axis."""
-    parts, rest = [], sizes
+    parts: list[str] = []
+    rest = sizes
     while True:
         name = re.match(r"[A-Za-z_]\w*=", rest)
         end = rest.find("x", name.end() if name else 0)

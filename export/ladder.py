@@ -145,9 +145,12 @@ def export_model(
         progress(Progress("export", len(rungs), len(rungs), rung.name))
         return exported
     reasons = "\n".join(f"  {attempt.rung}: {attempt.error}" for attempt in attempts)
+    ranged = any(spec.ranges for spec in signature.inputs)
+    fixed = "one size to each axis that has a range" if ranged else "the batch size"
+    how = "in --input" if ranged else "with --static-batch"
     raise ExportError(
         "The model could not be exported; each way failed for its own reason. Change the part of "
-        f"the model that is named, or give the batch size with --static-batch:\n{reasons}"
+        f"the model that is named, or give {fixed} {how}:\n{reasons}"
     )
 
 

@@ -26,7 +26,11 @@ trust_options = shared(
 )
 model_options = shared(
     click.option(
-        "--input", "inputs", multiple=True, metavar="SPEC", help="1x3x224x224, ids:1x8:int64"
+        "--input",
+        "inputs",
+        multiple=True,
+        metavar="SPEC",
+        help="1x3x224x224, 1x3x128:224:512x224, ids:1x8:int64",
     ),
     click.option("--model", metavar="MODULE:FACTORY", help="Makes the module of a weights file."),
 )

@@ -73,6 +73,7 @@ class OpenVinoEngine(BackendEngine):
         found = [_spec(port) for port in self._model.inputs]
         self.inputs = take_ranges(found, spec.inputs)
         self._names = [port.name for port in self.inputs]
+        self._ranged = any(port.ranges for port in self.inputs)
         self._tensor = openvino.Tensor
         known = {output.name: output.shape for output in spec.outputs}
         self.outputs = tuple(_spec(port, known) for port in self._model.outputs)
@@ -96,8 +97,8 @@ class OpenVinoEngine(BackendEngine):
             for index, spec in enumerate(self.outputs)
         }
 
-    def _request_for(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
-        shapes = self._program_shapes(shapes)
+    def _request_for(self, sizes: tuple[tuple[int, ...], ...]) -> Any:
+        shapes = self._program_shapes(sizes)
         if shapes in self._requests:
             self._requests.move_to_end(shapes)
             return self._requests[shapes]
@@ -116,10 +117,11 @@ class OpenVinoEngine(BackendEngine):
 
     def _program_shapes(self, shapes: tuple[tuple[int, ...], ...]) -> _Shapes:
         """What a program is compiled for: these sizes, or ranges where they are not the best."""
+        if not self._ranged:
+            return shapes
         batches = [shape[0] if shape else 1 for shape in shapes]
-        best = [s.with_batch(rows) for s, rows in zip(self.inputs, batches, strict=True)]
-        ranged = any(spec.ranges for spec in self.inputs)
-        if not ranged or all(a == b for a, b in zip(best, shapes, strict=True)):
+        best = tuple(s.with_batch(rows) for s, rows in zip(self.inputs, batches, strict=True))
+        if shapes == best:
             return shapes
         return tuple(
             tuple(

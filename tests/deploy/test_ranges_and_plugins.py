@@ -1,6 +1,11 @@
-"""Axes beside the batch that may have any size of a range, from ``--input`` to what serves them."""
+"""What whole builds alone show of dynamic sizes, from ``--input`` to what serves them.
+
+The same build has a plugin library for TensorRT, which must be in its bundle.
+"""
 
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +15,22 @@ import onnx
 import pytest
 import torch
 from built_nets import QUICK, Halver, Net, Segmenter
+from plugin_libraries import compile_library
 
 from deploy.bundle import Bundle, load, read_bundle
 from deploy.config import BuildConfig
-from deploy.engines import EngineSpec, open_engine
+from deploy.engines import Engine, EngineSpec, open_engine
 from deploy.engines.base import Array
+from deploy.manifest import hash_file
 from deploy.pipeline import build
 from deploy.serving.errors import MalformedRequestError
-from deploy.serving.protocol import check_shape, make_signature
-from export.artifacts import SizeRange
-from export.errors import DataError, EngineError, ExportError, InputError
+from deploy.serving.protocol import check_shape, count_rows, make_signature
+from deploy.source import open_problem
+from export.artifacts import OnnxModel, SizeRange
+from export.errors import ConfigError, DataError, EngineError, ExportError, InputError
+from export.ladder import export_model
 from export.tensorrt.options import ShapeProfile
+from export.tensorrt.plugins import PluginLibrary
 
 SIZES = "1x3x16:32:49x24:40:64"
 HEIGHT, WIDTH = SizeRange(16, 32, 49), SizeRange(24, 40, 64)
@@ -32,7 +42,13 @@ def draw(rows: int, height: int, width: int, seed: int = 0) -> Array:
 
 
 def config(**options: Any) -> BuildConfig:
-    values = {"inputs": (SIZES,), "threads": 1, "measure_seconds": QUICK, "effort": "quick"}
+    values = {
+        "inputs": (SIZES,),
+        "threads": 1,
+        "measure_seconds": QUICK,
+        "effort": "quick",
+        "compute_capability": ("SM89",),
+    }
     return BuildConfig(**{**values, **options})
 
 
@@ -46,11 +62,32 @@ def bundle(net: Segmenter, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Built on samples of the best size, so that int8 is judged as well."""
     folder = tmp_path_factory.mktemp("sizes")
     np.savez(folder / "data.npz", x=draw(24, 32, 40))
-    return build(net, config(data=str(folder / "data.npz")), output=folder / "net.deploy")
+    libraries = (str(compile_library(folder / "ours.so")),) if shutil.which("cc") else ()
+    options = config(data=str(folder / "data.npz"), target="cuda", plugin=libraries)
+    return build(net, options, output=folder / "net.deploy")
 
 
 def rows(bundle: Bundle) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in bundle.report()["candidates"]}
+
+
+def test_a_plugin_library_ships_beside_engines_and_for_those_still_to_be_built(
+    bundle: Bundle,
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler (cc)")
+    files, engines = bundle.manifest.files, bundle.manifest.engines
+    digest = hash_file(bundle.path.parent / "ours.so")
+    for name in ("tensorrt_rtx-fp16", "tensorrt-fp16"):  # built here, and still to be built
+        recipe = engines[name].recipe
+        assert recipe is not None
+        assert recipe.plugins == (PluginLibrary("plugins/ours.so", digest),)
+    record = engines["tensorrt_rtx-fp16"].record
+    assert record is not None
+    assert record.plugins == {"ours.so": digest}
+    assert files["plugins/ours.so"] == files["tensorrt_rtx-fp16/ours.so"] == digest
+    assert read_bundle(bundle.path).manifest == bundle.manifest
 
 
 def test_the_axes_are_dynamic_in_the_onnx_file_and_in_the_manifest(bundle: Bundle) -> None:
@@ -107,8 +144,6 @@ def test_an_engine_of_the_bundle_answers_any_size_and_refuses_others(
 
 
 def test_eager_refuses_sizes_out_of_the_range_as_well(net: Segmenter, tmp_path: Path) -> None:
-    from deploy.source import open_problem
-
     problem = open_problem(net, config(), tmp_path)
     with (
         open_engine(problem.baseline_spec(1)) as engine,
@@ -126,15 +161,42 @@ def test_serving_says_minus_one_and_refuses_what_is_out_of_the_range(bundle: Bun
         check_shape(signature.inputs["x"], [2, 3, 49, 65])
 
 
+def export(net: torch.nn.Module, options: BuildConfig, folder: Path) -> OnnxModel:
+    """The ONNX model of a build, by the stages that come before its engines."""
+    problem = open_problem(net.eval(), options, folder)
+    return export_model(
+        problem.module,
+        problem.trace_feeds(),
+        folder,
+        signature=problem.signature,
+        static_batch=problem.static_batch is not None,
+        opset=20,
+    ).onnx
+
+
+def open_onnx(model: OnnxModel) -> Engine:
+    return open_engine(EngineSpec("onnxruntime", "fp32", str(model.path), 1, inputs=model.inputs))
+
+
 def test_a_fixed_batch_keeps_the_other_axes_dynamic(net: Segmenter, tmp_path: Path) -> None:
     options = config(inputs=("2x3x16:32:49x40",), static_batch=True)
-    bundle = build(net, options, output=tmp_path / "net.deploy")
-    assert bundle.manifest.inputs[0].shape == (2, 3, "x_2", 40)
-    assert bundle.manifest.outputs[0].shape == (2, 4, "output_2", 40)
-    with load(bundle.path, engine="onnxruntime-fp32", threads=1) as engine:
+    model = export(net, options, tmp_path)
+    assert model.inputs[0].shape == (2, 3, "x_2", 40)
+    with open_onnx(model) as engine:
         assert engine({"x": draw(2, 17, 40)})["output"].shape == (2, 4, 17, 40)
         with pytest.raises(EngineError, match="the engine takes"):
             engine({"x": draw(1, 17, 40)})
+
+
+def test_a_batch_that_comes_out_fixed_keeps_the_other_axes_dynamic(tmp_path: Path) -> None:
+    class Pair(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x.reshape(2, 3, x.shape[2]) * 2)
+
+    problem = open_problem(Pair().eval(), config(inputs=("2x3x4:8:16",)), tmp_path)
+    static = problem.with_static_batch().signature
+    assert static.inputs[0].shape == (2, 3, "x_2")
+    assert static.outputs[0].shape == (2, 3, "output_2")
 
 
 def test_data_of_another_size_than_the_best_is_refused(net: Segmenter, tmp_path: Path) -> None:
@@ -163,19 +225,36 @@ def test_a_size_at_which_the_model_itself_fails_is_named(tmp_path: Path) -> None
         build(Fixed().eval(), config(inputs=("1x3x8:16:32x16",)), output=tmp_path / "net.deploy")
 
 
+def test_a_size_that_the_code_fixes_is_named_with_its_axis(tmp_path: Path) -> None:
+    class Scaled(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x / math.sqrt(x.shape[2]))
+
+    with pytest.raises(ExportError) as caught:
+        export(Scaled(), config(inputs=("1x3x16:32:48x8",)), tmp_path)
+    words = str(caught.value)
+    assert "axis 2 of input 'x' (16:32:48) is made a constant, 32, by the model's code" in words
+    assert "give one size to each axis that has a range in --input" in words
+
+
 def test_axes_of_one_name_are_one_size(tmp_path: Path) -> None:
     class Sum(torch.nn.Module):
         def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
             return torch.relu(a + b)
 
     shapes = ("a:1xlength=4:8:16", "b:1xlength=4:8:16")
-    bundle = build(Sum().eval(), config(inputs=shapes), output=tmp_path / "sum.deploy")
-    assert [spec.shape for spec in bundle.manifest.inputs] == [("batch", "length")] * 2
-    with load(bundle.path, engine="onnxruntime-fp32", threads=1) as engine:
-        five = np.ones((2, 5), np.float32)
+    model = export(Sum(), config(inputs=shapes), tmp_path)
+    assert [spec.shape for spec in model.inputs] == [("batch", "length")] * 2
+    five, six = np.ones((2, 5), np.float32), np.ones((2, 6), np.float32)
+    with open_onnx(model) as engine:
         assert engine({"a": five, "b": five})["output"].shape == (2, 5)
         with pytest.raises(EngineError, match="'length' is 6 in input 'b' and 5 in 'a'"):
-            engine({"a": five, "b": np.ones((2, 6), np.float32)})
+            engine({"a": five, "b": six})
+    with pytest.raises(MalformedRequestError, match="different sizes on their axis 'length'"):
+        count_rows(make_signature(model.inputs, model.outputs), {"a": five, "b": six})
+    other = ("a:1xlength=4:8:16", "b:1xlength=4:8:17")
+    with pytest.raises(ConfigError, match="'length' is 4:8:16 in one place and 4:8:17 in another"):
+        open_problem(Sum().eval(), config(inputs=other), tmp_path)
 
 
 def test_a_file_is_opened_with_the_ranges_that_are_given(bundle: Bundle) -> None:
