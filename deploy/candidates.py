@@ -15,6 +15,7 @@ from deploy.process import call_in_child
 from export.artifacts import OnnxModel, TensorSpec
 from export.errors import DeployError, NothingToQuantizeError
 from export.progress import Progress, ProgressCallback, ignore_progress
+from export.tensorrt.contract import read_stray_float
 from export.tensorrt.products import PRODUCTS
 from export.tensorrt.record import EngineFile, EngineRecord
 from quantize.adjustments import Adjustments
@@ -34,6 +35,7 @@ class Candidate:
             is built from.
         record: of one that was built, what it needs and was made of.
         inputs: of the model, with the ranges of their dynamic axes.
+        stray_float: of an engine of TensorRT, see `export.tensorrt.contract.find_stray_float`.
     """
 
     plan: Plan
@@ -43,6 +45,7 @@ class Candidate:
     source: Path | None = None
     record: EngineRecord | None = None
     inputs: tuple[TensorSpec, ...] = ()
+    stray_float: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -102,7 +105,8 @@ def build_candidates(
                 kind = "not_run"
             candidates.append(Candidate(plan, kind, str(graph)))
         elif plan.engine in PRODUCTS:
-            candidates.append(_build_engine(plan, graph, sources, target, progress))
+            candidate = _build_engine(plan, graph, sources, target, progress)
+            candidates.append(replace(candidate, stray_float=read_stray_float(graph.path)))
         else:
             candidates.append(Candidate(plan, "built", file=graph.path, inputs=graph.inputs))
     progress(Progress("build candidates", len(plans), len(plans)))

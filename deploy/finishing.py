@@ -37,6 +37,7 @@ from export.errors import BundleError, DeployError, EngineError
 from export.execute import read_opset
 from export.gpu import read_gpu
 from export.progress import ProgressCallback, ignore_progress
+from export.tensorrt.contract import read_stray_float
 from export.tensorrt.products import PRODUCTS
 from export.tensorrt.record import EngineFile
 
@@ -219,6 +220,7 @@ def _result(
     verdict: Verdict,
 ) -> CandidateResult:
     file = work.stage / entry.file
+    graph = work.stage / entry.source if entry.engine in PRODUCTS and entry.source else None
     return CandidateResult(
         name=name,
         engine=entry.engine,
@@ -232,6 +234,7 @@ def _result(
         verdict=None if isinstance(report, str) else verdict,
         variant=entry.variant,
         record=entry.record,
+        stray_float=() if graph is None else read_stray_float(graph),
     )
 
 

@@ -30,7 +30,7 @@ class CandidateResult:
         kept_float: of a mix, the blocks that are not in int8.
         census: what the engine ran in which precision; a text where there is none: why.
         variant: see `deploy.engines.base.EngineSpec`.
-        source, record: see `deploy.candidates.Candidate`.
+        source, record, stray_float: see `deploy.candidates.Candidate`.
     """
 
     name: str
@@ -50,6 +50,7 @@ class CandidateResult:
     variant: str = ""
     source: Path | None = None
     record: EngineRecord | None = None
+    stray_float: tuple[str, ...] = ()
 
     @property
     def parity_holds(self) -> bool:
@@ -84,6 +85,7 @@ def candidate_json(
         "size_bytes": result.size_bytes,
         "recovery": [_rung_json(rung) for rung in result.recovery],
         "kept_float": list(result.kept_float),
+        "stray_float": list(result.stray_float),
         "census": _census_json(result),
     }
 
