@@ -87,6 +87,8 @@ class BuildConfig:
         no_tf32: no TensorFloat-32 in float32 engines of TensorRT.
         refittable, stripped, version_compatible, hardware_compatible: of TensorRT's engines; see
             `export.tensorrt.BuildOptions`.
+        plugin: libraries with layers of your own for TensorRT, by their paths; they ship in the
+            bundle, and `deploy finish` loads them as well.
         effort: how long the search over precisions may take.
         recover: what is tried where int8 fails its gate: ``auto`` for all, ``none``, or some of
             ``bias``, ``rounding``, ``equalization``, ``fallback``.
@@ -129,6 +131,7 @@ class BuildConfig:
     stripped: bool = False
     version_compatible: bool = False
     hardware_compatible: bool = False
+    plugin: tuple[str, ...] = ()
     measure_seconds: float = 20.0
     opset: int = 20
     effort: EffortName = "normal"
@@ -200,7 +203,7 @@ class BuildConfig:
         )
 
     def engine_options(self) -> BuildOptions:
-        """What the builders of TensorRT are told.
+        """What the builders of TensorRT are told, without the libraries of `plugin`.
 
         Raises:
             ConfigError: a value that they have not.

@@ -26,6 +26,7 @@ from deploy.golden import read_golden
 from deploy.latency import LatencyReport, LatencySettings, measure
 from deploy.manifest import BundledEngine
 from deploy.parity import ParityReport
+from deploy.plugin_files import locate_plugins
 from deploy.process import EngineProcess, call_in_child
 from deploy.profiling import add_census
 from deploy.results import CandidateResult
@@ -138,12 +139,13 @@ def _make(work: _Work, name: str, entry: BundledEngine) -> BundledEngine | str:
     manifest = work.bundle.manifest
     model = OnnxModel(source, manifest.inputs, manifest.outputs, read_opset(source))
     try:
+        options = locate_plugins(entry.recipe, work.stage, manifest.files)
         built: EngineFile = call_in_child(
             "export.tensorrt:build_engine",
             model=model,
             path=work.stage / name / "model.engine",
             engine=entry.engine,
-            options=entry.recipe,
+            options=options,
             progress=work.progress,
         )
     except DeployError as error:

@@ -18,6 +18,7 @@ from deploy.cache import hash_parts, open_cache
 from deploy.engines import EngineSpec
 from deploy.engines.onnxruntime import CUDA, has_cuda_provider
 from deploy.golden import find_mismatch, read_golden
+from deploy.plugin_files import locate_plugins
 from deploy.preflight import Host, explain_mismatch, read_host
 from deploy.process import EngineProcess, call_in_child
 from export.artifacts import OnnxModel
@@ -138,7 +139,7 @@ def rebuild_engine(bundle: Bundle, spec: EngineSpec, host: Host) -> EngineSpec:
             model=model,
             path=stage / _ENGINE,
             engine=product.module,
-            options=options,
+            options=locate_plugins(options, bundle.path, manifest.files),
         )
         (stage / _RECORD).write_text(json.dumps(asdict(built.record)), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)  # what is there was found unfit

@@ -97,6 +97,9 @@ tensorrt_options = shared(
     click.option("--stripped", is_flag=True, help="TensorRT engines without their weights."),
     click.option("--version-compatible", is_flag=True, help="For later versions of TensorRT too."),
     click.option("--hardware-compatible", is_flag=True, help="For later GPUs too."),
+    click.option(
+        "--plugin", multiple=True, metavar="LIB.so", help="With layers for TensorRT; repeat."
+    ),
 )
 
 

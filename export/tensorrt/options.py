@@ -6,6 +6,7 @@ from typing import Any
 
 from export.artifacts import BATCH, SizeRange, TensorSpec
 from export.errors import ConfigError
+from export.tensorrt.plugins import PluginLibrary
 from export.tensorrt.products import Product
 
 DEFAULT_TARGETS = ("SM80", "SM89", "SM120")
@@ -76,6 +77,7 @@ class BuildOptions:
         hardware_compatible: later GPUs may run it (NVIDIA TensorRT; ``AMPERE_PLUS``).
         timing_cache: keep the times of kernels beside the engine and use them again. NVIDIA
             TensorRT alone: RTX builds measure nothing.
+        plugins: libraries with layers of the user's own; they are copied beside the engine.
     """
 
     batch: tuple[SizeRange, ...] = (DEFAULT_BATCH,)
@@ -89,6 +91,7 @@ class BuildOptions:
     version_compatible: bool = False
     hardware_compatible: bool = False
     timing_cache: bool = True
+    plugins: tuple[PluginLibrary, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.batch:
@@ -111,6 +114,8 @@ class BuildOptions:
         values["batch"] = tuple(SizeRange(**sizes) for sizes in values["batch"])
         if values.get("axes") is not None:
             values["axes"] = {str(k): SizeRange(**sizes) for k, sizes in values["axes"].items()}
+        plugins = values.pop("plugins", ())
+        values["plugins"] = tuple(PluginLibrary.from_dict(plugin) for plugin in plugins)
         values["targets"] = tuple(str(target) for target in values["targets"])
         return cls(**values)
 

@@ -47,6 +47,9 @@ def write_bundle(
         (stage / NAME / "model.engine").write_bytes(engine)
         for name, content in plugins.items():
             (stage / NAME / name).write_bytes(content)
+        for name, content in entry.pop("shipped", {}).items():
+            (stage / "plugins").mkdir(exist_ok=True)
+            (stage / "plugins" / name).write_bytes(content)
         x = draw(4, seed=1)
         recorded = {"logits": answer(x).astype(np.float32)}
         names = ("reference", "onnxruntime-fp32", *(() if entry.get("not_run") else (NAME,)))

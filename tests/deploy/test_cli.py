@@ -305,6 +305,7 @@ IN_TOML = {
     "workspace-mb": "64",
     "optimization-level": "2",
     "no-tf32": "true",
+    "plugin": '["ours.so"]',
     "refittable": "true",
     "stripped": "true",
     "version-compatible": "true",
