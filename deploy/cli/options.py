@@ -102,6 +102,18 @@ tensorrt_options = shared(
     ),
 )
 
+substitute_options = shared(
+    click.option(
+        "--rebuild/--no-rebuild",
+        default=None,
+        help="Build TensorRT engines that do not fit this machine again.  [no]",
+    ),
+    click.option(
+        "--fallback/--no-fallback",
+        default=None,
+        help="Whether another engine may do for one that does not run.",
+    ),
+)
 
 server_options = shared(
     click.option("--url", metavar="URL", help="Of a running server: http://HOST:PORT."),
@@ -120,6 +132,17 @@ load_options = shared(
     click.option("--connections", type=int, help="To the server, at most.  [128]"),
     click.option("--timeout", type=float, help="Seconds until a request is given up.  [30]"),
 )
+
+
+def take_substitution(flags: dict[str, Any], *, fallback: bool) -> Any:
+    """What of `flags`, which lose it, says what may run in place of an engine that does not.
+
+    `fallback` stands where nothing is said of it.
+    """
+    from deploy.substitutes import Substitution
+
+    rebuild, given = flags.pop("rebuild"), flags.pop("fallback")
+    return Substitution(bool(rebuild), fallback if given is None else given)
 
 
 def read_config(flags: dict[str, Any]) -> Any:

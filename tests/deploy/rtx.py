@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tiny import CLASSES, FEATURES, answer, draw, write_model
+from tiny import CLASSES, FEATURES, answer, draw, labelled_report, write_model
 
 from deploy.bundle import GOLDEN
 from deploy.golden import Golden
@@ -54,7 +54,7 @@ def write_bundle(
         recorded = {"logits": answer(x).astype(np.float32)}
         names = ("reference", "onnxruntime-fp32", *(() if entry.get("not_run") else (NAME,)))
         Golden({"x": x}, dict.fromkeys(names, recorded)).save(stage / GOLDEN)
-        (stage / "report.json").write_text(json.dumps({}), encoding="utf-8")
+        (stage / "report.json").write_text(json.dumps(labelled_report()), encoding="utf-8")
         (stage / "report.html").write_text("", encoding="utf-8")
         file = f"{NAME}/model.engine"
         values: dict[str, Any] = {"source": "model.onnx", "record": record, "recipe": OPTIONS}

@@ -25,7 +25,7 @@ from deploy.manifest import hash_file
 from deploy.pipeline import build
 from deploy.serving.errors import MalformedRequestError
 from deploy.serving.protocol import check_shape, count_rows, make_signature
-from deploy.source import open_problem
+from deploy.source import Problem, open_problem
 from export.artifacts import OnnxModel, SizeRange
 from export.errors import ConfigError, DataError, EngineError, ExportError, InputError
 from export.ladder import export_model
@@ -163,7 +163,10 @@ def test_serving_says_minus_one_and_refuses_what_is_out_of_the_range(bundle: Bun
 
 def export(net: torch.nn.Module, options: BuildConfig, folder: Path) -> OnnxModel:
     """The ONNX model of a build, by the stages that come before its engines."""
-    problem = open_problem(net.eval(), options, folder)
+    return export_problem(open_problem(net.eval(), options, folder), folder)
+
+
+def export_problem(problem: Problem, folder: Path) -> OnnxModel:
     return export_model(
         problem.module,
         problem.trace_feeds(),
@@ -186,6 +189,19 @@ def test_a_fixed_batch_keeps_the_other_axes_dynamic(net: Segmenter, tmp_path: Pa
         assert engine({"x": draw(2, 17, 40)})["output"].shape == (2, 4, 17, 40)
         with pytest.raises(EngineError, match="the engine takes"):
             engine({"x": draw(1, 17, 40)})
+
+
+def test_a_torchscript_file_takes_ranges_too(tmp_path: Path) -> None:
+    script = torch.jit.script(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()))
+    script.save(tmp_path / "m.pt")
+    options = config(inputs=("1x3x8:16:33x9",), trust=("*",))
+    problem = open_problem(tmp_path / "m.pt", options, tmp_path)
+    model = export_problem(problem, tmp_path)
+    assert model.inputs[0].shape == ("batch", 3, "input_2", 9)
+    with open_onnx(model) as engine:
+        assert engine({model.inputs[0].name: draw(3, 33, 9)})["output"].shape == (3, 4, 31, 7)
+        with pytest.raises(EngineError, match="has 34 on axis 2"):
+            engine({model.inputs[0].name: draw(3, 34, 9)})
 
 
 def test_a_batch_that_comes_out_fixed_keeps_the_other_axes_dynamic(tmp_path: Path) -> None:
