@@ -113,6 +113,7 @@ def test_every_flag_is_an_option_of_the_configuration() -> None:
     beside = {"model_file", "trust_all", "bundle", "target", "a", "b", "help"}
     beside |= {"url", "token", "engine", "rate", "concurrency", "arrivals", "seconds"}
     beside |= {"connections", "timeout"}  # how a running server is driven
+    beside |= {"rebuild", "fallback"}  # what may run in place of an engine that does not
     for command in deploy.cli.cli.commands.values():
         if str(command.name).startswith("export-") or command.name in ("serve", "ctl"):
             continue  # exports and servers have options of their own
