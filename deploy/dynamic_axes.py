@@ -111,7 +111,8 @@ def _run(
         raise InputError(
             f"--input asks for dynamic axes ({asked}), and the model itself fails at "
             f"{describe_sizes(sizes)}: {type(said).__name__}: {said}. Give a range that the model "
-            "takes, or one size in its place. Axes are called by their input and number."
+            "takes (LEAST:BEST:MOST/32 where it takes multiples of 32), or one size in its place. "
+            "Axes are called by their input and number."
         ) from error
 
 

@@ -73,8 +73,9 @@ class InputSpec:
 def parse_input(text: str) -> InputSpec:
     """Read ``[name:]SIZExSIZE...[:dtype[:high]]``, batch first.
 
-    A size that is not the first may be a range, ``LEAST:BEST:MOST``, with a name before it where
-    several axes are always alike: ``ids:1xlength=8:64:256:int64``.
+    A size that is not the first may be a range, ``LEAST:BEST:MOST``, with a step behind it where
+    the model takes multiples alone, ``128:224:512/32``, and a name before it where several axes are
+    always alike: ``ids:1xlength=8:64:256:int64``.
 
     Raises:
         ConfigError: anything else; the message holds the text, the part at fault and an example.
@@ -183,12 +184,13 @@ def _split_sizes(sizes: str) -> list[str]:
 
 def _parse_axis(text: str, axis: int, size: str) -> InputAxis:
     """``LEAST:BEST:MOST`` with ``NAME=`` before it, or without."""
-    match = re.fullmatch(rf"(?:([A-Za-z_]\w*)=)?(\d+){_MARK}(\d+){_MARK}(\d+)", size)
+    match = re.fullmatch(rf"(?:([A-Za-z_]\w*)=)?(\d+){_MARK}(\d+){_MARK}(\d+)(?:/(\d+))?", size)
     if match is None or match[1] == BATCH:
         raise _refuse(
             text, f"{_show(size)!r} is no range; write LEAST:BEST:MOST or NAME=LEAST:BEST:MOST"
         )
-    least, best, most = (int(number) for number in match.groups()[1:])
+    least, best, most = (int(number) for number in match.groups()[1:4])
+    step = int(match[5] or 1)
     if axis == 0:
         raise _refuse(
             text, f"the batch comes first and has its range in --batch {least},{best},{most}"
@@ -197,11 +199,15 @@ def _parse_axis(text: str, axis: int, size: str) -> InputAxis:
         raise _refuse(
             text, f"{_show(size)!r} does not go up from the least to the best to the most"
         )
-    if best == 1 < most:
+    if step < 1 or any(number % step for number in (least, best, most)):
+        raise _refuse(text, f"{_show(size)!r} has sizes that are no multiples of its step")
+    if best == step < most:
         raise _refuse(
-            text, f"{_show(size)!r} has 1 as its best size, which exporters fix; take 2 or more"
+            text,
+            f"{_show(size)!r} has {best} as its best size, which exporters fix; take {2 * step} "
+            "or more",
         )
-    return InputAxis(SizeRange(least, best, most), match[1])
+    return InputAxis(SizeRange(least, best, most, step), match[1])
 
 
 def _show(part: str) -> str:

@@ -12,11 +12,15 @@ BATCH = "batch"
 
 @dataclass(frozen=True)
 class SizeRange:
-    """Sizes of one dynamic axis: least, the one that engines are tuned for, and most."""
+    """Sizes of one dynamic axis: least, the one that engines are tuned for, and most.
+
+    All are multiples of `step`, as is every size between that may come.
+    """
 
     least: int
     best: int
     most: int
+    step: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.best <= self.most:
@@ -24,12 +28,21 @@ class SizeRange:
                 f"{self.least},{self.best},{self.most}: sizes of an axis are given as "
                 "least,best,most, each 1 or more and none below the one before."
             )
+        if self.step < 1 or any(size % self.step for size in (self.least, self.best, self.most)):
+            raise ConfigError(
+                f"{self.least},{self.best},{self.most} are not all multiples of {self.step}, which "
+                "is 1 or more."
+            )
 
     def __str__(self) -> str:
-        return f"{self.least},{self.best},{self.most}"
+        return f"{self.least},{self.best},{self.most}{f'/{self.step}' if self.step > 1 else ''}"
 
     def __contains__(self, size: int) -> bool:
-        return self.least <= size <= self.most
+        return self.least <= size <= self.most and size % self.step == 0
+
+    def describe(self) -> str:
+        """``128 to 512``, or ``128 to 512 in steps of 32``."""
+        return f"{self.least} to {self.most}{f' in steps of {self.step}' * (self.step > 1)}"
 
 
 @dataclass(frozen=True)
@@ -66,7 +79,7 @@ class TensorSpec:
         for axis, (name, size) in enumerate(zip(self.shape, shape, strict=True)):
             sizes = self.ranges.get(name) if isinstance(name, str) else None
             if sizes is not None and size not in sizes:
-                return f"has {size} on axis {axis}, which may be {sizes.least} to {sizes.most}"
+                return f"has {size} on axis {axis}, which may be {sizes.describe()}"
         return None
 
     @property

@@ -49,10 +49,17 @@ def make_dims(
                 continue
             sizes = spec.ranges[name]
             if name not in made:
-                made[name] = Dim(name, min=sizes.least, max=sizes.most)
+                made[name] = _make_dim(name, sizes)
                 named[name] = NamedAxis(spec.name, axis, sizes)
             dims.setdefault(spec.name, {})[axis] = made[name]
     return dims, named
+
+
+def _make_dim(name: str, sizes: SizeRange) -> object:
+    if sizes.step == 1:
+        return Dim(name, min=sizes.least, max=sizes.most)
+    steps = Dim(f"_{name}", min=sizes.least // sizes.step, max=sizes.most // sizes.step)
+    return sizes.step * steps
 
 
 def explain_axes(text: str, named: Mapping[str, NamedAxis]) -> str | None:
@@ -78,7 +85,7 @@ def _explain_axis(name: str, text: str) -> str | None:
         return next((found for line in lines if (found := pattern.search(line))), None)
 
     if found := find(_MULTIPLE):
-        return f"must be a multiple of {found[1]}"
+        return f"must be a multiple of {found[1]} (LEAST:BEST:MOST/{found[1]})"
     if found := find(_FIXED):
         return f"is made a constant, {found[1]}, by the model's code"
     if found := find(_BOUNDS):

@@ -39,7 +39,8 @@ def name_axes(graph: ir.Graph, axes: AxisNames) -> None:
 
 
 def _rename(graph: ir.Graph, names: Mapping[str, str]) -> None:
-    pattern = re.compile(rf"\b({'|'.join(re.escape(symbol) for symbol in names)})\b")
+    longest = sorted(names, key=len, reverse=True)  # 32*s3 goes before s3
+    pattern = re.compile(rf"\b({'|'.join(re.escape(symbol) for symbol in longest)})\b")
     produced = [value for node in graph.all_nodes() for value in node.outputs]
     for value in {id(v): v for v in (*graph.inputs, *produced, *graph.outputs)}.values():
         if value.shape is None:

@@ -49,7 +49,8 @@ def describe_sizes(sizes: Mapping[str, int]) -> str:
 
 
 def _find_odd(sizes: SizeRange, *, above: bool) -> int:
-    """An odd size halfway from the best to one end of the range, if the range has one there."""
-    middle = (sizes.best + (sizes.most if above else sizes.least)) // 2
-    near = (middle, middle + 1, middle - 1)
-    return next((size for size in near if size % 2 and size in sizes), middle)
+    """An odd multiple of the step halfway to one end of the range, if the range has one there."""
+    step, middle = sizes.step, (sizes.best + (sizes.most if above else sizes.least)) // 2
+    steps = middle // step
+    near = (steps, steps + 1, steps - 1)
+    return next((n * step for n in near if n % 2 and n * step in sizes), steps * step)

@@ -85,7 +85,7 @@ def read_signature(
     """The inputs or outputs of a model's metadata; -1 in front is the batch.
 
     `sizes` are those of other axes that are -1, as servers of this project say them under
-    ``parameters``: by tensor and axis the least, the best and the greatest.
+    ``parameters``: by tensor and axis the least, the best, the greatest and their step.
 
     Raises:
         ServerError: it is not what the protocol says, or a dtype that no engine has.
@@ -97,7 +97,7 @@ def read_signature(
             name, shape = str(entry["name"]), [int(size) for size in entry["shape"]]
             known = sizes.get(name) if isinstance(sizes, dict) else None
             ranges = {
-                f"axis{int(axis)}": SizeRange(*three) for axis, three in (known or {}).items()
+                f"axis{int(axis)}": SizeRange(*found) for axis, found in (known or {}).items()
             }
             specs.append(TensorSpec(name, _name_axes(shape), dtype, ranges))
         except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:

@@ -142,9 +142,11 @@ class ServedModel:
         }
 
     def _describe_sizes(self) -> dict[str, dict[str, list[int]]]:
-        """By input and axis the least, best and greatest size, where there is a range."""
+        """By input and axis the least, best and greatest size and their step, where there are."""
         return {
-            name: {str(axis): [s.least, s.best, s.most] for axis, s in tensor.ranges.items()}
+            name: {
+                str(axis): [s.least, s.best, s.most, s.step] for axis, s in tensor.ranges.items()
+            }
             for name, tensor in self.signature.inputs.items()
             if tensor.ranges
         }

@@ -135,7 +135,7 @@ def check_shape(tensor: TensorType, shape: object) -> tuple[int, ...]:
         if shape[axis] not in sizes:
             raise MalformedRequestError(
                 f"input {tensor.name!r} has {shape[axis]} on axis {axis}; "
-                f"the model takes {sizes.least} to {sizes.most}"
+                f"the model takes {sizes.describe()}"
             )
     return tuple(shape)
 

@@ -47,6 +47,7 @@ def test_input_is_read(text: str, expected: InputSpec) -> None:
         ("1xtext=8:64:256x4", (1, 64, 4), {1: InputAxis(SizeRange(8, 64, 256), "text")}),
         ("1x3xmax=2:2:9x7", (1, 3, 2, 7), {2: InputAxis(SizeRange(2, 2, 9), "max")}),
         ("1x5:5:5", (1, 5), {}),
+        ("1x3x64:96:128/32:float16", (1, 3, 96), {2: InputAxis(SizeRange(64, 96, 128, 32))}),
     ],
 )
 def test_a_range_makes_an_axis_dynamic(
@@ -63,6 +64,9 @@ def test_a_range_makes_an_axis_dynamic(
         ("1x8:4:16", "'8:4:16' does not go up"),
         ("1x0:4:16", "'0:4:16' does not go up"),
         ("1x1:1:16", "has 1 as its best size"),
+        ("1x32:32:64/32", "has 32 as its best size, which exporters fix; take 64 or more"),
+        ("1x32:64:100/32", "'32:64:100/32' has sizes that are no multiples of its step"),
+        ("1x32:64:96/0", "has sizes that are no multiples of its step"),
         ("1xbatch=1:2:3", "'batch=1:2:3' is no range"),
         ("1xlength=7", "'length=7' is no range; write LEAST:BEST:MOST or NAME=LEAST:BEST:MOST"),
         ("1x8:16", "'16' is no known dtype"),

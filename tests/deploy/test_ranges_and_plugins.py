@@ -112,6 +112,7 @@ def test_every_engine_was_tried_at_the_ends_and_at_odd_sizes(bundle: Bundle) -> 
         "least": 16,
         "best": 32,
         "most": 49,
+        "step": 1,
     }
 
 
@@ -191,6 +192,7 @@ def test_a_fixed_batch_keeps_the_other_axes_dynamic(net: Segmenter, tmp_path: Pa
             engine({"x": draw(1, 17, 40)})
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_a_torchscript_file_takes_ranges_too(tmp_path: Path) -> None:
     script = torch.jit.script(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()))
     script.save(tmp_path / "m.pt")
@@ -226,9 +228,21 @@ def test_an_axis_that_the_model_wants_even_is_named_with_what_to_do(tmp_path: Pa
     with pytest.raises((ExportError, InputError)) as caught:
         build(Halver().eval(), options, output=tmp_path / "net.deploy")
     words = str(caught.value)
-    assert "x_2" in words or "axis 2 of input 'x'" in words
-    assert "one size" in words
+    assert "the model itself fails at x_2=25: RuntimeError: " in words
+    assert "LEAST:BEST:MOST/32 where it takes multiples of 32" in words
     assert not (tmp_path / "net.deploy").exists()
+
+
+def test_a_step_lets_a_network_with_skips_through(tmp_path: Path) -> None:
+    net = Halver().eval()
+    model = export(net, config(inputs=("1x3x16:32:48/2x8:12:16/2",)), tmp_path)
+    assert model.inputs[0].shape == ("batch", 3, "x_2", "x_3")
+    x = draw(3, 18, 10)
+    with open_onnx(model) as engine:
+        expected = net(torch.from_numpy(x)).detach().numpy()
+        np.testing.assert_allclose(engine({"x": x})["output"], expected, rtol=1e-4, atol=1e-5)
+        with pytest.raises(EngineError, match="has 19 on axis 2, which may be 16 to 48 in steps"):
+            engine({"x": draw(3, 19, 10)})
 
 
 def test_a_size_at_which_the_model_itself_fails_is_named(tmp_path: Path) -> None:

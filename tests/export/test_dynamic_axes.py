@@ -50,7 +50,7 @@ def test_a_capture_runs_at_every_size_of_its_ranges() -> None:
 @pytest.mark.parametrize(
     ("net", "words"),
     [
-        (Halver(), "axis 2 of input 'x' (32:64:96) must be a multiple of 4"),
+        (Halver(), "axis 2 of input 'x' (32:64:96) must be a multiple of 4 (LEAST:BEST:MOST/4)"),
         (Product(), "must be of the same size as"),
         (Counted(), "axis 2 of input 'x' (32:64:96) is made a constant, 64, by the model's code"),
         (Branched(), "takes one way through the model's code only from 41 to 96"),
@@ -71,3 +71,11 @@ def test_axes_of_one_name_are_one_dimension() -> None:
     module = run(Product(), square).module()
     x = torch.randn(2, 3, 33, 33)
     torch.testing.assert_close(module(x), x @ x)
+
+
+def test_with_a_step_the_multiples_go_through() -> None:
+    steps = {"h": SizeRange(32, 64, 96, 8), "w": SIZES}
+    module = run(Halver(), TensorSpec("x", ("batch", 3, "h", "w"), "float32", steps)).module()
+    for height in (32, 40, 96):
+        x = torch.randn(1, 3, height, 33)
+        torch.testing.assert_close(module(x), Halver()(x))

@@ -44,6 +44,17 @@ def test_the_ends_are_probed_and_odd_sizes_that_differ_from_axis_to_axis() -> No
     assert describe_sizes(odd) == "h=177, w=369"
 
 
+def test_a_step_leaves_multiples_alone() -> None:
+    sizes = SizeRange(64, 128, 256, 32)
+    assert [size for size in range(300) if size in sizes] == list(range(64, 257, 32))
+    assert (str(sizes), sizes.describe()) == ("64,128,256/32", "64 to 256 in steps of 32")
+    spec = TensorSpec("x", ("batch", "h", "w"), "float32", dict.fromkeys("hw", sizes))
+    assert probe_sizes([spec]) == ({"h": 64, "w": 64}, {"h": 256, "w": 256}, {"h": 96, "w": 224})
+    assert "in steps of 32" in str(spec.explain_misfit((1, 80, 64)))
+    with pytest.raises(ConfigError, match="not all multiples of 32"):
+        SizeRange(64, 100, 256, 32)
+
+
 def test_what_a_file_says_takes_names_and_ranges_where_axes_are_dynamic() -> None:
     found = TensorSpec("x", ("batch", 3, "s7", 96), "float32")
     (taken,) = take_ranges([found], [IMAGE])

@@ -76,7 +76,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_metadata_has_minus_one_and_the_sizes(server: Server) -> None:
     described = server.ask("/v2/models/half")
     assert described["inputs"][0]["shape"] == [-1, 2, -1, -1]
-    assert described["parameters"]["sizes"] == {"x": {"2": [4, 8, 16], "3": [6, 6, 9]}}
+    assert described["parameters"]["sizes"] == {"x": {"2": [4, 8, 16, 1], "3": [6, 6, 9, 1]}}
 
 
 def test_requests_of_many_sizes_at_a_time_get_their_own_answers(server: Server) -> None:
