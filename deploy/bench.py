@@ -13,9 +13,8 @@ from deploy.golden import read_golden
 from deploy.inputs import synthetic_feeds
 from deploy.latency import LatencyReport, LatencySettings, measure
 from deploy.machine import usable_cores
-from deploy.preflight import read_host
 from deploy.process import EngineProcess
-from deploy.substitutes import explain_unfit
+from deploy.substitutes import AS_THEY_ARE, Substitution, settle_unfit
 from export.errors import BundleError, DeployError, EngineError, LoadError, TrustError
 from export.optional import is_installed
 from export.progress import ProgressCallback, ignore_progress
@@ -31,11 +30,13 @@ class Bench:
         baseline: name of the engine that the speed-ups are over.
         latency: of all engines that ran, and the reasons of those that failed.
         not_run: those that cannot be run as asked, with the reason.
+        notes: on engines that were built again for this machine.
     """
 
     baseline: str
     latency: LatencyReport
     not_run: Mapping[str, DeployError]
+    notes: tuple[str, ...] = ()
 
 
 def bench_bundle(
@@ -45,22 +46,22 @@ def bench_bundle(
     batch: int = 1,
     threads: int = 0,
     trust: tuple[str, ...] = (),
+    substitution: Substitution = AS_THEY_ARE,
     progress: ProgressCallback = ignore_progress,
 ) -> Bench:
     """Measure every engine of a bundle that can be opened here, on its golden inputs.
 
     The baseline is the first that can be run: eager torch where the bundle holds it, the float32
-    engine of ONNX Runtime, any other.
+    engine of ONNX Runtime, any other. What becomes of engines of TensorRT that do not run here is
+    in `substitution`.
 
     Raises:
+        EngineError: one of them does not, and the others were not to be measured without it.
         BundleError: the bundle has nothing for this machine.
         DeployError: nothing of it can be run; the error is that of the last engine tried.
     """
-    entries, host = bundle.manifest.engines, read_host()
-    unfit = {name: explain_unfit(bundle, name, host) for name in entries}
-    not_run: dict[str, DeployError] = {
-        name: EngineError(reason) for name, reason in unfit.items() if reason is not None
-    }
+    entries = bundle.manifest.engines
+    rebuilt, not_run = settle_unfit(bundle, substitution, threads=threads)
     names = [
         name
         for name, entry in entries.items()
@@ -74,9 +75,13 @@ def bench_bundle(
     feeds = {name: array[np.arange(size) % len(array)] for name, array in golden.items()}
     preferred = ("torch", FALLBACK)
     order = sorted(names, key=lambda name: (name not in preferred, name != "torch"))
-    specs = [bundle.spec(name, threads=threads, trust=trust) for name in order]
+    specs = [
+        rebuilt[name].spec if name in rebuilt else bundle.spec(name, threads=threads, trust=trust)
+        for name in order
+    ]
     found = _measure(specs, feeds, settings, progress)
-    return replace(found, not_run={**not_run, **found.not_run})
+    notes = tuple(each.note for each in rebuilt.values())
+    return replace(found, not_run={**not_run, **found.not_run}, notes=notes)
 
 
 def bench_onnx(

@@ -12,9 +12,10 @@ from deploy.graphs import GraphSources, correct_nothing, make_graph
 from deploy.plans import GpuTarget, Plan, choose_plans
 from deploy.preflight import explain_mismatch, read_host
 from deploy.process import call_in_child
-from export.artifacts import OnnxModel
+from export.artifacts import OnnxModel, TensorSpec
 from export.errors import DeployError, NothingToQuantizeError
 from export.progress import Progress, ProgressCallback, ignore_progress
+from export.tensorrt.contract import read_stray_float
 from export.tensorrt.products import PRODUCTS
 from export.tensorrt.record import EngineFile, EngineRecord
 from quantize.adjustments import Adjustments
@@ -33,6 +34,8 @@ class Candidate:
         source: of an engine built ahead of time, or to be built elsewhere, the ONNX file that it
             is built from.
         record: of one that was built, what it needs and was made of.
+        inputs: of the model, with the ranges of their dynamic axes.
+        stray_float: of an engine of TensorRT, see `export.tensorrt.contract.find_stray_float`.
     """
 
     plan: Plan
@@ -41,6 +44,8 @@ class Candidate:
     file: Path | None = None
     source: Path | None = None
     record: EngineRecord | None = None
+    inputs: tuple[TensorSpec, ...] = ()
+    stray_float: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -55,6 +60,7 @@ class Candidate:
             plan.precision,
             str(self.file),
             threads,
+            inputs=self.inputs,
             variant=plan.variant,
             record=self.record,
             source=None if self.source is None else str(self.source),
@@ -99,9 +105,10 @@ def build_candidates(
                 kind = "not_run"
             candidates.append(Candidate(plan, kind, str(graph)))
         elif plan.engine in PRODUCTS:
-            candidates.append(_build_engine(plan, graph, sources, target, progress))
+            candidate = _build_engine(plan, graph, sources, target, progress)
+            candidates.append(replace(candidate, stray_float=read_stray_float(graph.path)))
         else:
-            candidates.append(Candidate(plan, "built", file=graph.path))
+            candidates.append(Candidate(plan, "built", file=graph.path, inputs=graph.inputs))
     progress(Progress("build candidates", len(plans), len(plans)))
     return tuple(candidates)
 
@@ -133,7 +140,7 @@ def _build_engine(
     record = built.record
     if plan.precision == "int8":
         record = replace(record, calibration_sha256=_hash_ranges(sources.calibrated()))
-    candidate = Candidate(plan, "built", None, built.path, graph.path, record)
+    candidate = Candidate(plan, "built", None, built.path, graph.path, record, graph.inputs)
     obstacle = _explain_unfit(candidate, target)
     return candidate if obstacle is None else replace(candidate, status="not_run", reason=obstacle)
 

@@ -13,6 +13,7 @@ from deploy.engines.base import Array, EngineSpec, Feeds
 from deploy.parity import ParityAccumulator, ParityReport
 from deploy.pieces import Run, largest_batch, run_in_pieces
 from deploy.process import open_processes
+from deploy.size_checks import Comparison, check_sizes
 from export.artifacts import TensorSpec
 from export.errors import DataError, DeployError
 from export.progress import Progress, ProgressCallback, ignore_progress
@@ -35,11 +36,14 @@ class CheckPlan:
         static_batch: the only batch size that the engines take; None: any.
         classes_of: the output whose argmax is held against labels; None: none.
         largest_batch: what a server takes at once; None: as much as is sensible.
+        inputs: with the ranges of their dynamic axes, at whose ends candidates are tried as well;
+            without: none.
     """
 
     static_batch: int | None = None
     classes_of: str | None = None
     largest_batch: int | None = None
+    inputs: tuple[TensorSpec, ...] = ()
 
 
 class Reference(Protocol):
@@ -101,14 +105,14 @@ def compare_candidates(
     """
     _check_rows(data, plan)
     results: dict[str, ParityReport | str] = {}
-    running: dict[str, _Comparison] = {}
+    running: dict[str, Comparison] = {}
     for name, candidate in candidates.items():
         if isinstance(candidate, DeployError):
             results[name] = str(candidate)
             continue
         axes = sample_axes(reference.outputs, plan)
         parity = ParityAccumulator(tuple(axes), plan.classes_of, axes)
-        running[name] = _Comparison(candidate, parity)
+        running[name] = Comparison(candidate, parity)
     done = 0
     progress(Progress("check parity", 0, len(data)))
     for feeds, labels in iterate_batches(data, plan):
@@ -121,6 +125,14 @@ def compare_candidates(
     if plan.static_batch is None:
         first = data.batch(range(min(max(_batch_sizes(plan)), len(data))))
         _check_batch_sizes(reference, running, results, first, sample_axes(reference.outputs, plan))
+    if any(spec.ranges for spec in plan.inputs):
+        rows = plan.static_batch or min(2, len(data))
+
+        def run(feeds: Feeds) -> Outputs:
+            return run_reference(reference, feeds, f"{data.source}, in other sizes")
+
+        sound = {name: each for name, each in running.items() if name not in results}
+        results |= check_sizes(run, sound, data.batch(range(rows)), plan.inputs)
     for name, comparison in running.items():
         if name not in results:
             results[name] = comparison.parity.result()
@@ -154,14 +166,6 @@ def sample_axes(outputs: Sequence[TensorSpec], plan: CheckPlan) -> dict[str, int
     return axes
 
 
-@dataclass(frozen=True)
-class _Comparison:
-    """A candidate that runs, and the sums of what was seen of it."""
-
-    process: Callable[[Feeds], Outputs]
-    parity: ParityAccumulator
-
-
 def run_reference(reference: Callable[[Feeds], Outputs], feeds: Feeds, where: str) -> Outputs:
     """The reference's outputs.
 
@@ -189,7 +193,7 @@ def run_reference(reference: Callable[[Feeds], Outputs], feeds: Feeds, where: st
 
 
 def _compare_batch(
-    running: Mapping[str, _Comparison],
+    running: Mapping[str, Comparison],
     results: dict[str, ParityReport | str],
     feeds: Feeds,
     labels: Array | None,
@@ -210,7 +214,7 @@ def _compare_batch(
 
 def _check_batch_sizes(
     reference: Reference,
-    running: Mapping[str, _Comparison],
+    running: Mapping[str, Comparison],
     results: dict[str, ParityReport | str],
     feeds: Feeds,
     axes: Mapping[str, int | None],

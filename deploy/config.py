@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deploy.option_values import check_choice, check_option, convert_value
+from export.artifacts import SizeRange
 from export.errors import ConfigError
 from export.tensorrt.options import (
     DEFAULT_BATCH,
     DEFAULT_TARGETS,
     BuildOptions,
-    SizeRange,
     parse_sizes,
 )
 
@@ -55,7 +55,8 @@ class BuildConfig:
     ``trust=("*",)``.
 
     Attributes:
-        inputs: ``[name:]SIZExSIZE...[:dtype]``, batch first; empty: taken from `data`.
+        inputs: ``[name:]SIZExSIZE...[:dtype]``, batch first; ``LEAST:BEST:MOST`` in place of a size
+            makes that axis dynamic. Empty: taken from `data`.
         data: ``.npz``, ``.npy``, ``.pt``, a folder of images, or ``package.module:callable``.
         model: ``package.module:factory`` that makes the module a state_dict belongs to.
         trust: packages whose code the model file may run; ``("*",)`` is ``--trust-all``.
@@ -82,6 +83,8 @@ class BuildConfig:
         no_tf32: no TensorFloat-32 in float32 engines of TensorRT.
         refittable, stripped, version_compatible, hardware_compatible: of TensorRT's engines; see
             `export.tensorrt.BuildOptions`.
+        plugin: libraries with layers of your own for TensorRT, by their paths; they ship in the
+            bundle, and `deploy finish` loads them as well.
         effort: how long the search over precisions may take.
         recover: what is tried where int8 fails its gate: ``auto`` for all, ``none``, or some of
             ``bias``, ``rounding``, ``equalization``, ``fallback``.
@@ -124,6 +127,7 @@ class BuildConfig:
     stripped: bool = False
     version_compatible: bool = False
     hardware_compatible: bool = False
+    plugin: tuple[str, ...] = ()
     measure_seconds: float = 20.0
     opset: int = 20
     effort: EffortName = "normal"
@@ -170,7 +174,7 @@ class BuildConfig:
         self.engine_options()
 
     def engine_options(self) -> BuildOptions:
-        """What the builders of TensorRT are told.
+        """What the builders of TensorRT are told, without the libraries of `plugin`.
 
         Raises:
             ConfigError: a value that they have not.

@@ -165,7 +165,10 @@ def _match_shape(source: str, spec: TensorSpec, shape: tuple[int, ...]) -> None:
         isinstance(wanted, str) or size == wanted
         for size, wanted in zip(sample, expected, strict=True)
     ):
-        return
+        misfit = spec.explain_misfit(shape)
+        if misfit is None:
+            return
+        raise DataError(f"{source}: a sample of input {spec.name!r} {misfit}.")
     hint = "Save it in the shape that the model takes."
     if len(sample) == 3 and (sample[2], *sample[:2]) == expected:
         hint = "The channels are last: transpose to [N, C, H, W]."

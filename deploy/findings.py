@@ -2,7 +2,7 @@
 
 import datetime
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from deploy.accuracy import Accuracy
@@ -30,6 +30,7 @@ from deploy.search import SearchReport
 from deploy.source import Problem
 from export.cost import ModelCost
 from export.ladder import Exported
+from export.tensorrt.options import BuildOptions
 from quantize.audit import Finding
 
 
@@ -43,6 +44,7 @@ class Findings:
         search: what the search over precisions did; None where there was none.
         audit: what is wrong, or may be, with the data.
         eager: the baseline and where it ran.
+        options: what the builders of TensorRT were told.
     """
 
     problem: Problem
@@ -58,6 +60,7 @@ class Findings:
     search: SearchReport | None = None
     audit: tuple[Finding, ...] = ()
     eager: EagerBaseline = ON_CPU
+    options: BuildOptions = field(default_factory=BuildOptions)
 
     def baseline(self) -> CandidateResult:
         """Eager torch as a row of the report."""

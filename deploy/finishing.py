@@ -26,6 +26,7 @@ from deploy.golden import read_golden
 from deploy.latency import LatencyReport, LatencySettings, measure
 from deploy.manifest import BundledEngine
 from deploy.parity import ParityReport
+from deploy.plugin_files import locate_plugins
 from deploy.process import EngineProcess, call_in_child
 from deploy.profiling import add_census
 from deploy.results import CandidateResult
@@ -37,6 +38,7 @@ from export.errors import BundleError, DeployError, EngineError
 from export.gpu import read_gpu
 from export.onnx_files import read_opset
 from export.progress import ProgressCallback, ignore_progress
+from export.tensorrt.contract import read_stray_float
 from export.tensorrt.products import PRODUCTS
 from export.tensorrt.record import EngineFile
 
@@ -137,12 +139,13 @@ def _make(work: _Work, name: str, entry: BundledEngine) -> BundledEngine | str:
     manifest = work.bundle.manifest
     model = OnnxModel(source, manifest.inputs, manifest.outputs, read_opset(source))
     try:
+        options = locate_plugins(entry.recipe, work.stage, manifest.files)
         built: EngineFile = call_in_child(
             "export.tensorrt:build_engine",
             model=model,
             path=work.stage / name / "model.engine",
             engine=entry.engine,
-            options=entry.recipe,
+            options=options,
             progress=work.progress,
         )
     except DeployError as error:
@@ -203,7 +206,8 @@ def _open_data(work: _Work) -> tuple[Dataset, bool]:
 
 def _static_plan(bundle: Bundle) -> CheckPlan:
     batch = bundle.manifest.inputs[0].shape[0]
-    return CheckPlan(batch if isinstance(batch, int) else None)
+    static = batch if isinstance(batch, int) else None
+    return CheckPlan(static, inputs=bundle.manifest.inputs)
 
 
 def _take(evaluation: Dataset, batch: int) -> Feeds:
@@ -218,6 +222,7 @@ def _result(
     verdict: Verdict,
 ) -> CandidateResult:
     file = work.stage / entry.file
+    graph = work.stage / entry.source if entry.engine in PRODUCTS and entry.source else None
     return CandidateResult(
         name=name,
         engine=entry.engine,
@@ -231,6 +236,7 @@ def _result(
         verdict=None if isinstance(report, str) else verdict,
         variant=entry.variant,
         record=entry.record,
+        stray_float=() if graph is None else read_stray_float(graph),
     )
 
 

@@ -64,7 +64,7 @@ def fuse_file(model: Path, config: BuildConfig, output: Path) -> FusedFile:
         raise ConfigError(f"-o {output}: the merged model is an exported program; name it .pt2.")
     if not output.parent.is_dir():
         raise ConfigError(f"-o {output}: there is no folder {output.parent}. Make it first.")
-    program, _, dynamic = _capture(model, config)
+    program, _, dynamic = _capture(model, config, ranged=True)
     fused = fuse_program(program, FusionOptions(merge_always=config.merge_always))
     with tempfile.TemporaryDirectory(prefix=".deploy-", dir=output.parent) as folder:
         staged = Path(folder) / output.name
@@ -85,23 +85,32 @@ def inspect_file(model: Path, config: BuildConfig) -> Inspection:
         InputError: the model, the options or the data cannot be used.
         ExportError: torch.export cannot capture the model.
     """
-    program, problem, _ = _capture(model, config)
+    program, problem, _ = _capture(model, config, ranged=False)
     fused = fuse_program(program, FusionOptions(merge_always=config.merge_always))
     return Inspection(problem.name, list_layers(program), fused.certificate)
 
 
-def _capture(model: Path, config: BuildConfig) -> tuple[ExportedProgram, Problem, bool]:
-    """The captured program, with a dynamic batch where the model allows it."""
+def _capture(
+    model: Path, config: BuildConfig, *, ranged: bool
+) -> tuple[ExportedProgram, Problem, bool]:
+    """The captured program, with a dynamic batch where the model allows it.
+
+    With `ranged`, other axes are as dynamic as ``--input`` says, or this fails; else at their best.
+    """
     with tempfile.TemporaryDirectory(prefix="deploy-") as scratch:
         problem = open_problem(model, config, Path(scratch))
     if problem.program is not None:
         return problem.program, problem, problem.static_batch is None
     keyword, feeds = problem.signature.keyword, problem.trace_feeds()
+    inputs = problem.signature.inputs if ranged else ()
     if problem.static_batch is None:
         try:
-            program = capture(problem.module, feeds, keyword=keyword, dynamic_batch=True)
+            program = capture(
+                problem.module, feeds, keyword=keyword, dynamic_batch=True, inputs=inputs
+            )
             return program, problem, True
         except ExportError:
             problem = problem.with_static_batch()
             feeds = problem.trace_feeds()
-    return capture(problem.module, feeds, keyword=keyword, dynamic_batch=False), problem, False
+    program = capture(problem.module, feeds, keyword=keyword, dynamic_batch=False, inputs=inputs)
+    return program, problem, False

@@ -8,6 +8,7 @@ from deploy.bootstrap import estimate_ratio
 from deploy.config import BuildConfig
 from deploy.latency import EngineLatency
 from deploy.parity import OutputParity, ParityReport
+from export.ranges import describe_sizes
 
 DataKind = Literal["labelled", "unlabelled", "synthetic"]
 
@@ -24,6 +25,10 @@ NOISE_FACTOR = 10.0
 NOISE_FLOOR = 1e-6
 MIN_LABELLED = 300
 MIN_CONSISTENCY_DB = 20.0
+SIZE_LOSS_DB = 10.0
+"""How much farther from the reference an engine may be at other sizes of its dynamic axes."""
+SIZE_ENOUGH_DB = 60.0
+"""What is as near as this anywhere differs by rounding alone."""
 NO_CALIBRATION_DATA = "no calibration data; pass --data with samples of what the model will see"
 LABELS_JUDGE_NOTHING = "the labels judge nothing: eager's own accuracy is not above chance"
 EXACT = ("fp32",)
@@ -74,6 +79,9 @@ def judge_parity(
             "same answer at every batch size",
             f"answers change with the batch size (SQNR {report.consistency_db:.1f} dB)",
         )
+    verdict = _judge_sizes(report)
+    if not verdict.passed:
+        return verdict
     if precision in EXACT:
         return _judge_exact(report, recorded_noise)
     if precision in ("int8", "int4", "mixed") and kind == "synthetic":
@@ -94,6 +102,20 @@ def judge_parity(
     if report.accuracy is not None and accuracy is None:
         return replace(verdict, gate=f"{verdict.gate} ({LABELS_JUDGE_NOTHING})")
     return verdict
+
+
+def _judge_sizes(report: ParityReport) -> Verdict:
+    gate = f"at other sizes at most {SIZE_LOSS_DB:g} dB farther from eager"
+    least = min(report.sqnr_db - SIZE_LOSS_DB, SIZE_ENOUGH_DB)
+    for seen in report.sizes_checked:
+        if seen.sqnr_db < least:
+            return Verdict(
+                False,
+                gate,
+                f"at {describe_sizes(seen.sizes)} the SQNR is {seen.sqnr_db:.1f} dB, and "
+                f"{report.sqnr_db:.1f} at the best sizes",
+            )
+    return Verdict(True, gate)
 
 
 def _judge_exact(report: ParityReport, recorded: Mapping[str, float] | None) -> Verdict:

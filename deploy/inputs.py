@@ -1,16 +1,15 @@
 """What ``--input`` says, and seeded synthetic arrays for a signature. No torch here."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from deploy.engines.base import Array
-from export.artifacts import TensorSpec
+from export.artifacts import BATCH, SizeRange, TensorSpec
 from export.errors import ConfigError
 
 DTYPES = (
@@ -21,6 +20,22 @@ DTYPES = (
 
 MAX_ELEMENTS = 2**31
 _EXAMPLE = "Write [name:]SIZExSIZE[:dtype[:high]], such as 1x3x224x224 or ids:1x128:int64:30522"
+_RANGE = re.compile(r"(?<![A-WYZa-wyz0-9_])(\d+):(\d+):(\d+)(?!\d)")
+_MARK = "\0"
+"""Stands between the sizes of a range while the fields are told apart; no command line holds it."""
+
+
+@dataclass(frozen=True)
+class InputAxis:
+    """A dynamic axis of an input, other than the batch.
+
+    Attributes:
+        sizes: what it may be.
+        name: equal names are equal sizes, in other inputs as well; None: it goes by itself.
+    """
+
+    sizes: SizeRange
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -29,24 +44,44 @@ class InputSpec:
 
     Attributes:
         name: parameter of the model's ``forward``; None: by position.
-        shape: sizes, batch first, all positive.
+        shape: sizes, batch first, all positive; the best one of a dynamic axis.
         dtype: one of `DTYPES`.
         high: integers are drawn from 0 to ``high - 1``; None: no bound was given.
+        axes: the dynamic axes by their numbers.
     """
 
     name: str | None
     shape: tuple[int, ...]
     dtype: str = "float32"
     high: int | None = None
+    axes: Mapping[int, InputAxis] = field(default_factory=dict, hash=False)
+
+    def describe(self, batch: int) -> TensorSpec:
+        """As a signature has it, with that batch; `name` must be known.
+
+        Axes without a name are called ``INPUT_AXIS``.
+        """
+        shape: list[int | str] = [batch, *self.shape[1:]]
+        ranges = {}
+        for axis, given in self.axes.items():
+            name = given.name or f"{self.name}_{axis}"
+            shape[axis] = name
+            ranges[name] = given.sizes
+        return TensorSpec(str(self.name), tuple(shape), self.dtype, ranges)
 
 
 def parse_input(text: str) -> InputSpec:
     """Read ``[name:]SIZExSIZE...[:dtype[:high]]``, batch first.
 
+    A size that is not the first may be a range, ``LEAST:BEST:MOST``, with a step behind it where
+    the model takes multiples alone, ``128:224:512/32``, and a name before it where several axes are
+    always alike: ``ids:1xlength=8:64:256:int64``.
+
     Raises:
         ConfigError: anything else; the message holds the text, the part at fault and an example.
     """
-    fields = [field.strip() for field in text.split(":")]
+    marked = _RANGE.sub(rf"\1{_MARK}\2{_MARK}\3", text)
+    fields = [part.strip() for part in marked.split(":")]
     name = None
     if re.fullmatch(r"[A-Za-z_][\w.]*", fields[0]):
         name = fields.pop(0)
@@ -54,12 +89,12 @@ def parse_input(text: str) -> InputSpec:
         raise _refuse(text, "it has no sizes")
     if len(fields) > 3:
         raise _refuse(text, f"{':'.join(fields[3:])!r} is one field too many")
-    shape = _parse_shape(text, fields[0])
+    shape, axes = _parse_shape(text, fields[0])
     dtype = fields[1] if len(fields) > 1 else "float32"
     if dtype not in DTYPES:
         raise _refuse(text, f"{dtype!r} is no known dtype ({', '.join(DTYPES)})")
     high = _parse_high(text, fields[2], dtype) if len(fields) > 2 else None
-    return InputSpec(name, shape, dtype, high)
+    return InputSpec(name, shape, dtype, high, axes)
 
 
 def synthetic_feeds(
@@ -68,7 +103,7 @@ def synthetic_feeds(
     """One array for every spec, the same bits for the same `seed`.
 
     Floats are standard normal, integers uniform in ``[0, high)`` (2 where `high` does not name the
-    input), booleans fair. The batch axis gets `batch`, other symbolic axes 1.
+    input), booleans fair. The batch axis gets `batch`, other symbolic axes their best size, or 1.
 
     Raises:
         ConfigError: `high` names no input or does not fit its dtype; a dtype is not in `DTYPES`.
@@ -112,15 +147,71 @@ def _draw(generator: np.random.Generator, spec: TensorSpec, batch: int, high: in
     return generator.standard_normal(shape, dtype=np.float32).astype(dtype, copy=False)
 
 
-def _parse_shape(text: str, field: str) -> tuple[int, ...]:
-    sizes = []
-    for size in field.split("x"):
-        if not re.fullmatch(r"[0-9]{1,12}", size) or int(size) == 0:
+def _parse_shape(text: str, sizes: str) -> tuple[tuple[int, ...], dict[int, InputAxis]]:
+    """The sizes, best ones where there is a range, and the axes that have one."""
+    shape: list[int] = []
+    axes: dict[int, InputAxis] = {}
+    largest = 1
+    for axis, size in enumerate(_split_sizes(sizes)):
+        if _MARK in size or "=" in size:
+            found = _parse_axis(text, axis, size)
+            if found.sizes.least < found.sizes.most:
+                axes[axis] = found
+            shape.append(found.sizes.best)
+            largest *= found.sizes.most
+        elif not re.fullmatch(r"[0-9]{1,12}", size) or int(size) == 0:
             raise _refuse(text, f"size {size!r} is not a positive whole number")
-        sizes.append(int(size))
-    if math.prod(sizes) > MAX_ELEMENTS:
-        raise _refuse(text, f"{field!r} has more than 2**31 elements")
-    return tuple(sizes)
+        else:
+            shape.append(int(size))
+            largest *= int(size)
+    if largest > MAX_ELEMENTS:
+        raise _refuse(text, f"{_show(sizes)!r} has more than 2**31 elements")
+    return tuple(shape), axes
+
+
+def _split_sizes(sizes: str) -> list[str]:
+    """Between every ``x`` that is not part of the name of an axis."""
+    parts: list[str] = []
+    rest = sizes
+    while True:
+        name = re.match(r"[A-Za-z_]\w*=", rest)
+        end = rest.find("x", name.end() if name else 0)
+        if end < 0:
+            return [*parts, rest]
+        parts.append(rest[:end])
+        rest = rest[end + 1 :]
+
+
+def _parse_axis(text: str, axis: int, size: str) -> InputAxis:
+    """``LEAST:BEST:MOST`` with ``NAME=`` before it, or without."""
+    match = re.fullmatch(rf"(?:([A-Za-z_]\w*)=)?(\d+){_MARK}(\d+){_MARK}(\d+)(?:/(\d+))?", size)
+    if match is None or match[1] == BATCH:
+        raise _refuse(
+            text, f"{_show(size)!r} is no range; write LEAST:BEST:MOST or NAME=LEAST:BEST:MOST"
+        )
+    least, best, most = (int(number) for number in match.groups()[1:4])
+    step = int(match[5] or 1)
+    if axis == 0:
+        raise _refuse(
+            text, f"the batch comes first and has its range in --batch {least},{best},{most}"
+        )
+    if not 1 <= least <= best <= most:
+        raise _refuse(
+            text, f"{_show(size)!r} does not go up from the least to the best to the most"
+        )
+    if step < 1 or any(number % step for number in (least, best, most)):
+        raise _refuse(text, f"{_show(size)!r} has sizes that are no multiples of its step")
+    if best == step < most:
+        raise _refuse(
+            text,
+            f"{_show(size)!r} has {best} as its best size, which exporters fix; take {2 * step} "
+            "or more",
+        )
+    return InputAxis(SizeRange(least, best, most, step), match[1])
+
+
+def _show(part: str) -> str:
+    return part.replace(_MARK, ":")
 
 
 def _parse_high(text: str, field: str, dtype: str) -> int:

@@ -31,6 +31,7 @@ def judge_candidate(
         variant=candidate.plan.variant,
         source=candidate.source,
         record=candidate.record,
+        stray_float=candidate.stray_float,
     )
     if candidate.status != "built":
         if result.precision == "int8" and result.file is not None and problem.kind == "synthetic":

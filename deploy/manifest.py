@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from export.artifacts import TensorSpec
+from export.artifacts import SizeRange, TensorSpec
 from export.errors import BundleError, ConfigError
 from export.tensorrt.options import BuildOptions
 from export.tensorrt.record import EngineRecord
@@ -170,14 +170,18 @@ def _make_manifest(content: dict[str, Any]) -> Manifest:
     plain = {k: v for k, v in content.items() if k not in ("format_version", "manifest_sha256")}
     engines = {name: _make_engine(entry) for name, entry in plain.pop("engines").items()}
     inputs, outputs = (
-        tuple(TensorSpec(s["name"], tuple(s["shape"]), s["dtype"]) for s in plain.pop(key))
-        for key in ("inputs", "outputs")
+        tuple(_make_spec(entry) for entry in plain.pop(key)) for key in ("inputs", "outputs")
     )
     plain["files"] = dict(plain["files"].items())
     if plain.get("input_ranges") is not None:
         pairs = plain.pop("input_ranges").items()
         plain["input_ranges"] = {name: (float(low), float(high)) for name, (low, high) in pairs}
     return Manifest(engines=engines, inputs=inputs, outputs=outputs, **plain)
+
+
+def _make_spec(entry: Mapping[str, Any]) -> TensorSpec:
+    ranges = {str(k): SizeRange(**sizes) for k, sizes in entry.get("ranges", {}).items()}
+    return TensorSpec(entry["name"], tuple(entry["shape"]), entry["dtype"], ranges)
 
 
 def _make_engine(entry: Mapping[str, Any]) -> BundledEngine:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from deploy.engines.base import Array, EngineSpec, Feeds
 from deploy.findings import Findings, make_report
 from deploy.golden import TOLERANCE, Golden, choose_samples
 from deploy.manifest import BundledEngine, write_manifest
+from deploy.plugin_files import relate_plugins
 from deploy.process import open_processes
 from deploy.reference import Reference
 from deploy.report import render_html
@@ -49,9 +50,9 @@ def pack_bundle(
     for file in used:
         if file.suffix == ".onnx":
             remove_source_traces(file)
-    options = config.engine_options()
+    options = relate_plugins(findings.options)
     entries = {result.name: _entry(result, stage, options) for result in shipped}
-    kept = {file.relative_to(stage).as_posix() for file in used}
+    kept = {file.relative_to(stage).as_posix() for file in used} | _plugin_files(entries)
     if findings.winner == "torch":
         entries["torch"] = _keep_model(findings, stage)
         kept.add(entries["torch"].file)
@@ -140,7 +141,7 @@ def _golden_feeds(
     one = take(1)
     samples = choose_samples(one, reference(one), engines=engines)
     if any(result.engine in PRODUCTS for result in findings.results if result.ships):
-        samples = min(samples, max(sizes.most for sizes in config.engine_options().batch))
+        samples = min(samples, max(sizes.most for sizes in findings.options.batch))
     return take(samples)
 
 
@@ -160,6 +161,18 @@ def _entry(result: CandidateResult, stage: Path, options: BuildOptions) -> Bundl
         record=record,
         recipe=None if source is None else options,
     )
+
+
+def _plugin_files(entries: dict[str, BundledEngine]) -> set[str]:
+    """The plugin libraries of engines and of recipes, relative to the bundle."""
+    files: set[str] = set()
+    for entry in entries.values():
+        folder = PurePosixPath(entry.file).parent
+        beside = entry.record.plugins if entry.record is not None else {}
+        needed = entry.recipe.plugins if entry.recipe is not None else ()
+        files |= {(folder / name).as_posix() for name in beside}
+        files |= {plugin.path for plugin in needed}
+    return files
 
 
 def _keep_model(findings: Findings, stage: Path) -> BundledEngine:

@@ -50,11 +50,23 @@ class OutputParity:
 
 
 @dataclass(frozen=True)
+class SizeParity:
+    """The SQNR of the worst output at other sizes of the dynamic axes, in dB.
+
+    Infinite where outputs are identical; -inf where NaN or Inf stand in other places.
+    """
+
+    sizes: Mapping[str, int]
+    sqnr_db: float
+
+
+@dataclass(frozen=True)
 class ParityReport:
     """All outputs of one candidate, its accuracy, and its agreement with itself across batches.
 
     Attributes:
         classes_of: the output that the accuracy is of; None without labels.
+        sizes_checked: what was seen at other sizes than the best; empty where there are none.
         batches_checked: every batch size that was run, ascending.
         consistency_db: smallest SQNR of the outputs at one batch size against the same samples at
             batch 1; inf where identical, None with a static batch.
@@ -66,6 +78,7 @@ class ParityReport:
     batches_checked: tuple[int, ...]
     consistency_db: float | None
     classes_of: str | None
+    sizes_checked: tuple[SizeParity, ...] = ()
 
     @property
     def sqnr_db(self) -> float:
@@ -200,6 +213,7 @@ class ParityAccumulator:
     consistency_db: float | None = None
     samples: int = 0
     batches: set[int] = field(default_factory=set)
+    sizes: list[SizeParity] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.outputs = {
@@ -244,6 +258,28 @@ class ParityAccumulator:
             known = math.inf if self.consistency_db is None else self.consistency_db
             self.consistency_db = min(known, worst)
 
+    def check_sizes(
+        self,
+        reference: Mapping[str, Array],
+        candidate: Mapping[str, Array],
+        *,
+        sizes: Mapping[str, int],
+    ) -> None:
+        """Compare the outputs at other sizes of the dynamic axes.
+
+        Raises:
+            ValueError: an output is missing or has another shape.
+        """
+        worst = math.inf
+        for name in self.names:
+            if name not in candidate:
+                raise ValueError(f"output {name!r} is missing")
+            accumulator = OutputAccumulator(name, self.axes.get(name, 0))
+            accumulator.update(reference[name], candidate[name])
+            result = accumulator.result()
+            worst = min(worst, result.sqnr_db if result.finite else -math.inf)
+        self.sizes.append(SizeParity(dict(sizes), worst))
+
     def result(self) -> ParityReport:
         """The report of all that was added."""
         return ParityReport(
@@ -253,6 +289,7 @@ class ParityAccumulator:
             batches_checked=tuple(sorted(self.batches)),
             consistency_db=self.consistency_db,
             classes_of=self.classes_of,
+            sizes_checked=tuple(self.sizes),
         )
 
 

@@ -14,7 +14,7 @@ from deploy.bundle import Bundle, read_bundle
 from deploy.cache import open_cache
 from deploy.calibration import Calibrator
 from deploy.candidates import build_candidates
-from deploy.checking import CheckPlan, check_candidates
+from deploy.checking import check_candidates
 from deploy.config import BuildConfig
 from deploy.corrections import Corrections
 from deploy.device import CUDA, choose_device
@@ -26,6 +26,7 @@ from deploy.machine import describe_machine, usable_cores
 from deploy.packing import forget_failure, pack_bundle, write_failure
 from deploy.peaks import measure_peaks
 from deploy.plans import GpuTarget
+from deploy.plugin_files import stage_plugins
 from deploy.profiling import add_census
 from deploy.recording import RecordedReference
 from deploy.reference import Reference
@@ -42,6 +43,7 @@ from export.fusion.options import FusionOptions
 from export.gpu import read_gpu
 from export.ladder import Exported, export_model
 from export.progress import Progress, ProgressCallback, ignore_progress
+from export.tensorrt.plugins import read_plugins
 from quantize.audit import Finding
 from quantize.ranges import Ranges
 
@@ -90,6 +92,7 @@ def build(
         GateError: no candidate gives the model's answers; the message says where the report is.
     """
     config = config or BuildConfig()
+    plugins = read_plugins(config.plugin)
     target = _choose_output(model, output or config.output)
     clock, device = _Clock(progress), choose_device(config.device)
     machine = describe_machine()
@@ -104,6 +107,7 @@ def build(
         threads = _choose_threads(config)
         reference = Reference(problem.module, problem.signature, threads=threads)
         recorded = RecordedReference(reference)
+        options = stage_plugins(config.engine_options(), plugins, stage)
         cache = open_cache(enabled=not config.no_cache)
         with clock.stage("export"):
             exported, problem = _export(problem, config, stage, progress)
@@ -117,7 +121,7 @@ def build(
                 ranges,
                 stage=stage,
                 scratch=scratch,
-                target=GpuTarget(config.engine_options(), config.target == "cuda", read_gpu()),
+                target=GpuTarget(options, config.target == "cuda", read_gpu()),
                 samples=tuple(itertools.islice(calibrator.batches(), _ROUNDING_BATCHES)),
                 corrections=corrections,
                 progress=progress,
@@ -126,7 +130,7 @@ def build(
             specs = {c.name: c.spec(threads) for c in built if c.status == "built"}
             if device == CUDA:  # eager there is held against eager here
                 specs["torch"] = problem.baseline_spec(threads, device)
-            plan = CheckPlan(problem.static_batch, problem.classes_of)
+            plan = problem.check_plan()
             parity = check_candidates(recorded, specs, problem.evaluation, plan, progress)
         eager = settle_eager(device, config.device, parity)
         baseline = problem.baseline_spec(threads, eager.device)
@@ -173,6 +177,7 @@ def build(
             search=searched,
             audit=audit,
             eager=eager,
+            options=options,
         )
         if not any(result.parity_holds for result in results):
             where = write_failure(target, make_report(findings, config, clock.seconds))

@@ -30,7 +30,7 @@ class CandidateResult:
         kept_float: of a mix, the blocks that are not in int8.
         census: what the engine ran in which precision; a text where there is none: why.
         variant: see `deploy.engines.base.EngineSpec`.
-        source, record: see `deploy.candidates.Candidate`.
+        source, record, stray_float: see `deploy.candidates.Candidate`.
     """
 
     name: str
@@ -50,6 +50,7 @@ class CandidateResult:
     variant: str = ""
     source: Path | None = None
     record: EngineRecord | None = None
+    stray_float: tuple[str, ...] = ()
 
     @property
     def parity_holds(self) -> bool:
@@ -84,13 +85,22 @@ def candidate_json(
         "size_bytes": result.size_bytes,
         "recovery": [_rung_json(rung) for rung in result.recovery],
         "kept_float": list(result.kept_float),
+        "stray_float": list(result.stray_float),
         "census": _census_json(result),
     }
 
 
 def spec_json(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
-    """Tensor specs as plain values."""
-    return [{"name": s.name, "shape": list(s.shape), "dtype": s.dtype} for s in specs]
+    """Tensor specs as plain values; ranges where there are some."""
+    return [
+        {
+            "name": spec.name,
+            "shape": list(spec.shape),
+            "dtype": spec.dtype,
+            **({"ranges": {k: asdict(v) for k, v in spec.ranges.items()}} if spec.ranges else {}),
+        }
+        for spec in specs
+    ]
 
 
 def gates_json(max_drop: float, min_sqnr: float | None) -> dict[str, Any]:
@@ -114,6 +124,10 @@ def _parity_json(result: CandidateResult, kind: DataKind) -> dict[str, Any] | No
         "data": "synthetic" if kind == "synthetic" else "evaluation",
         "samples": parity.samples,
         "batches_checked": list(parity.batches_checked),
+        "sizes_checked": [
+            {"sizes": dict(seen.sizes), "sqnr_db": _decibels_json(seen.sqnr_db)}
+            for seen in parity.sizes_checked
+        ],
         "outputs": [_output_json(output) for output in parity.outputs],
         "accuracy": _accuracy_json(parity.judged_accuracy),
     }

@@ -30,7 +30,8 @@ def build_key(problem: Problem, config: BuildConfig, machine: Machine) -> str | 
         return None
     options = {k: v for k, v in asdict(config).items() if k not in _NOT_OF_THE_ANSWER}
     hardware = [machine.cpu, machine.cores, machine.features, machine.gpu]
-    return hash_parts(problem.file, code, data, options, package_versions(), hardware)
+    plugins = [Path(path) for path in config.plugin]
+    return hash_parts(problem.file, code, data, options, package_versions(), hardware, *plugins)
 
 
 def data_key(config: BuildConfig) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from deploy.checking import CheckPlan, check_candidates
+from deploy.checking import check_candidates
 from deploy.effort import EFFORTS
 from deploy.engines.base import EngineSpec
 from deploy.gates import judge_parity
@@ -205,7 +205,7 @@ class _Search:
         """
         problem, config = self.sources.problem, self.sources.config
         spec = self.sources.spec(engine, precision, file)
-        plan = CheckPlan(problem.static_batch, problem.classes_of)
+        plan = problem.check_plan()
         reference = self.sources.reference
         checked = check_candidates(reference, {spec.name: spec}, problem.evaluation, plan)
         parity = checked[spec.name]

@@ -63,4 +63,4 @@ class Sources:
 
     def spec(self, engine: str, precision: str, file: Path) -> EngineSpec:
         """How a file is opened."""
-        return EngineSpec(engine, precision, str(file), self.threads)
+        return EngineSpec(engine, precision, str(file), self.threads, inputs=self.model.inputs)

@@ -11,6 +11,7 @@ from deploy.config import BuildConfig
 from deploy.data import Dataset, split_checked
 from deploy.data_images import ImageRows
 from deploy.dataset import Rows, describe_inputs
+from deploy.dynamic_axes import check_axis_names, keep_axes, settle_axes
 from deploy.engines.base import Feeds
 from deploy.inputs import DTYPES, InputSpec, parse_input, synthetic_feeds
 from export.artifacts import BATCH, TensorSpec
@@ -59,10 +60,12 @@ def settle_call(module: nn.Module, config: BuildConfig, data: Dataset | None) ->
     specs = _settle_inputs(config, data)
     names, keyword = _name(module, specs, config)
     specs = tuple(replace(spec, name=name) for spec, name in zip(specs, names, strict=True))
+    check_axis_names(specs)
     high = {spec.name: spec.high for spec in specs if spec.name and spec.high is not None}
-    call = _Call(module, specs, keyword, high)
+    call = Call(module, specs, keyword, high)
     try:
         signature, static, warnings = _settle_batch(call, config)
+        signature = settle_axes(call, signature)
     except InputError as error:
         if config.inputs or data is None:
             raise
@@ -80,7 +83,8 @@ def describe_static(
         InputError: the model does not run on such a batch.
     """
     feeds = to_tensors(synthetic_feeds(signature.inputs, batch, seed=0, high=high))
-    return describe_call(module, feeds, keyword=signature.keyword, dynamic_batch=False)
+    static = describe_call(module, feeds, keyword=signature.keyword, dynamic_batch=False)
+    return keep_axes(static, signature)
 
 
 def to_tensors(feeds: Feeds) -> dict[str, torch.Tensor]:
@@ -89,7 +93,7 @@ def to_tensors(feeds: Feeds) -> dict[str, torch.Tensor]:
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """The model and how it is to be called."""
 
     module: nn.Module
@@ -97,13 +101,23 @@ class _Call:
     keyword: bool
     high: dict[str, int]
 
-    def describe_at(self, batch: int, *, dynamic: bool) -> CallSignature:
-        """Run it on `batch` synthetic samples and record what it takes and returns."""
+    def describe_at(
+        self, batch: int, *, dynamic: bool, sizes: Mapping[str, int] | None = None
+    ) -> CallSignature:
+        """Run it on `batch` synthetic samples and record what it takes and returns.
+
+        Dynamic axes other than the batch have these sizes, or their best.
+        """
         concrete = tuple(
-            TensorSpec(str(spec.name), (batch, *spec.shape[1:]), spec.dtype) for spec in self.specs
+            TensorSpec(spec.name, spec.with_sizes(batch, sizes or {}), spec.dtype)
+            for spec in self.describe_inputs(batch)
         )
         feeds = to_tensors(synthetic_feeds(concrete, batch, seed=0, high=self.high))
         return describe_call(self.module, feeds, keyword=self.keyword, dynamic_batch=dynamic)
+
+    def describe_inputs(self, batch: int) -> tuple[TensorSpec, ...]:
+        """The inputs with their dynamic axes named."""
+        return tuple(spec.describe(batch) for spec in self.specs)
 
 
 def _settle_inputs(config: BuildConfig, data: Dataset | None) -> tuple[InputSpec, ...]:
@@ -144,7 +158,7 @@ def _name(
         ) from error
 
 
-def _settle_batch(call: _Call, config: BuildConfig) -> tuple[CallSignature, bool, tuple[str, ...]]:
+def _settle_batch(call: Call, config: BuildConfig) -> tuple[CallSignature, bool, tuple[str, ...]]:
     """The signature, whether its batch is static, and a warning where that was not asked for."""
     given = call.specs[0].shape[0]
     if config.static_batch:
@@ -158,7 +172,7 @@ def _settle_batch(call: _Call, config: BuildConfig) -> tuple[CallSignature, bool
         return signature, True, (STATIC_WARNING.format(given),)
 
 
-def _describe_dynamic(call: _Call) -> CallSignature:
+def _describe_dynamic(call: Call) -> CallSignature:
     """The signature with a dynamic batch, on whichever axis of an output it shows.
 
     The model runs at two batch sizes; an axis that follows the batch from one to the other is the

@@ -77,6 +77,11 @@ class Problem:
         """Seeded synthetic inputs of the model's signature."""
         return synthetic_feeds(self.signature.inputs, batch, seed=seed, high=self.high)
 
+    def check_plan(self) -> CheckPlan:
+        """How candidates are compared with eager."""
+        inputs = self.signature.inputs
+        return CheckPlan(self.static_batch, self.classes_of, inputs=inputs)
+
     def latency_feeds(self) -> Feeds:
         """What every engine is timed on: evaluation samples, repeated to fill the batch."""
         return self.evaluation.batch(np.arange(self.latency_batch) % len(self.evaluation))
@@ -185,7 +190,8 @@ def _split(
             for offset in (0, 1)
         ]
         return synthetic[0], synthetic[1], "synthetic"
-    split = split_checked(data, config, signature.inputs)
+    at_best = tuple(replace(s, shape=(s.shape[0], *s.with_batch(1)[1:])) for s in signature.inputs)
+    split = split_checked(data, config, at_best)
     kind: DataKind = "unlabelled" if split.evaluation.labels is None else "labelled"
     return split.calibration.bind(signature.inputs), split.evaluation.bind(signature.inputs), kind
 

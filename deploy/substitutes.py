@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from deploy.bundle import FALLBACK, GOLDEN, Bundle
@@ -18,6 +18,7 @@ from deploy.cache import hash_parts, open_cache
 from deploy.engines import EngineSpec
 from deploy.engines.onnxruntime import CUDA, has_cuda_provider
 from deploy.golden import find_mismatch, read_golden
+from deploy.plugin_files import locate_plugins
 from deploy.preflight import Host, explain_mismatch, read_host
 from deploy.process import EngineProcess, call_in_child
 from export.artifacts import OnnxModel
@@ -29,6 +30,71 @@ from export.tensorrt.products import PRODUCTS
 from export.tensorrt.record import EngineFile, EngineRecord
 
 _ENGINE, _RECORD = "model.engine", "record.json"
+
+
+@dataclass(frozen=True)
+class Substitution:
+    """What may take the place of an engine of TensorRT that does not run on this machine.
+
+    Attributes:
+        rebuild: the same, built again from the bundle's ONNX file into the user's cache.
+        fallback: another engine of the bundle; without, an engine that does not run is an error.
+    """
+
+    rebuild: bool = False
+    fallback: bool = True
+
+
+AS_THEY_ARE = Substitution()
+"""Nothing is built again, and what does not run gives way to the rest."""
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """An engine that was built again, and a sentence that says so."""
+
+    spec: EngineSpec
+    note: str
+
+
+def settle_unfit(
+    bundle: Bundle, substitution: Substitution, *, threads: int = 0
+) -> tuple[dict[str, Rebuilt], dict[str, DeployError]]:
+    """Of the engines of TensorRT that do not fit this machine: those built again, and the rest.
+
+    Raises:
+        EngineError: one of the rest, where nothing may take its place.
+    """
+    host = read_host()
+    rebuilt: dict[str, Rebuilt] = {}
+    lost: dict[str, DeployError] = {}
+    for name in bundle.manifest.engines:
+        reason = explain_unfit(bundle, name, host)
+        if reason is None:
+            continue
+        lost[name] = EngineError(reason)
+        if substitution.rebuild:
+            try:
+                rebuilt[name] = rebuild_runnable(bundle, bundle.spec(name, threads=threads), host)
+                del lost[name]
+            except DeployError as error:
+                lost[name] = error
+        if name in lost and not substitution.fallback:
+            raise lost[name]
+    return rebuilt, lost
+
+
+def rebuild_runnable(bundle: Bundle, spec: EngineSpec, host: Host | None = None) -> Rebuilt:
+    """An engine of TensorRT, built again for this machine, once it has repeated its answers.
+
+    Raises:
+        EngineError: it cannot be built here, or does not run either; the message says why it was
+            needed.
+    """
+    host = host or read_host()
+    found, _ = find_runnable(bundle, spec, rebuild=True, fallback=False, host=host)
+    gpu = "this machine" if host.gpu is None else host.gpu.name
+    return Rebuilt(found, f"{spec.name} was built again for {gpu}; the bundle is as it was.")
 
 
 def explain_unfit(bundle: Bundle, name: str, host: Host | None = None) -> str | None:
@@ -138,7 +204,7 @@ def rebuild_engine(bundle: Bundle, spec: EngineSpec, host: Host) -> EngineSpec:
             model=model,
             path=stage / _ENGINE,
             engine=product.module,
-            options=options,
+            options=locate_plugins(options, bundle.path, manifest.files),
         )
         (stage / _RECORD).write_text(json.dumps(asdict(built.record)), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)  # what is there was found unfit

@@ -15,11 +15,14 @@ from deploy.labels import choose_class_output, find_class_outputs
 from deploy.parity import ParityReport
 from deploy.preflight import read_host
 from deploy.process import EngineProcess
-from deploy.substitutes import explain_unfit
+from deploy.substitutes import Rebuilt, Substitution, explain_unfit, settle_unfit
 from export.artifacts import TensorSpec
 from export.errors import BundleError, DeployError, MissingExtraError, TrustError
 from export.progress import ProgressCallback, ignore_progress
 from export.tensorrt.products import PRODUCTS
+
+UNREPLACED = Substitution(fallback=False)
+"""The winner itself must run."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Verification:
         untrusted: why it was not opened, where its file needs code that is not trusted.
         parity: against the bundle's float32 model, where data was given.
         verdict: of the parity gate on that data.
+        note: that it was built again for this machine, where it was.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Verification:
     untrusted: TrustError | None = None
     parity: ParityReport | None = None
     verdict: Verdict | None = None
+    note: str | None = None
 
     @property
     def holds(self) -> bool:
@@ -78,6 +83,7 @@ def verify(
     config: BuildConfig | None = None,
     threads: int = 0,
     trust: tuple[str, ...] = (),
+    substitution: Substitution = UNREPLACED,
     progress: ProgressCallback = ignore_progress,
 ) -> tuple[Verification, ...]:
     """Hold every engine of `bundle` that can be opened here to its recorded answers, and to `data`.
@@ -88,6 +94,8 @@ def verify(
         config: gates, image options, sample counts.
         threads: 0: every usable core.
         trust: for a bundle whose winner is the user's torch file.
+        substitution: what may take the place of an engine of TensorRT that does not run here. With
+            a fallback such a winner is no failure where the bundle's float32 engine holds.
         progress: told what goes on.
 
     Raises:
@@ -95,17 +103,31 @@ def verify(
     """
     config = config or BuildConfig()
     unfit = find_unfit(bundle)
+    rebuilt: dict[str, Rebuilt] = {}
+    if substitution.rebuild:
+        rebuilt, lost = settle_unfit(bundle, Substitution(rebuild=True), threads=threads)
+        unfit = {
+            name: str(lost.get(name, why)) for name, why in unfit.items() if name not in rebuilt
+        }
     names = [
         name
         for name, entry in bundle.manifest.engines.items()
-        if entry.not_run is None and name not in unfit
+        if name in rebuilt or (entry.not_run is None and name not in unfit)
     ]
-    specs = {name: bundle.spec(name, threads=threads, trust=trust) for name in names}
+    specs = {
+        name: rebuilt[name].spec
+        if name in rebuilt
+        else bundle.spec(name, threads=threads, trust=trust)
+        for name in names
+    }
     golden = read_golden(bundle.path / GOLDEN)
     replayed = tuple(
-        _keep_unfit(bundle, name, unfit[name])
+        _keep_unfit(bundle, name, unfit[name], fallback=substitution.fallback)
         if name in unfit
-        else _replay(bundle, specs[name], golden)
+        else replace(
+            _replay(bundle, specs[name], golden),
+            note=rebuilt[name].note if name in rebuilt else None,
+        )
         for name in bundle.manifest.engines
         if name in unfit or name in specs
     )
@@ -146,9 +168,11 @@ def find_unfit(bundle: Bundle) -> dict[str, str]:
     return unfit
 
 
-def _keep_unfit(bundle: Bundle, name: str, reason: str) -> Verification:
-    """One that is needed, since it is what `load` opens first, does not hold."""
-    return Verification(name, reason if name == bundle.winner else None, unfit=reason)
+def _keep_unfit(bundle: Bundle, name: str, reason: str, *, fallback: bool) -> Verification:
+    """One that is needed, since it is what `load` opens first and nothing may replace it, fails."""
+    replaced = fallback and FALLBACK in bundle.manifest.engines
+    needed = name == bundle.winner and not replaced
+    return Verification(name, reason if needed else None, unfit=reason)
 
 
 def _replay(bundle: Bundle, spec: EngineSpec, golden: Golden) -> Verification:

@@ -33,16 +33,28 @@ LARGEST_NOISE = 1e-4
 
 
 @dataclass(frozen=True)
+class Extent:
+    """How large inputs are: samples, and sizes of dynamic axes by name; others have their best."""
+
+    batch: int
+    sizes: tuple[tuple[str, int], ...] = ()
+
+    def __str__(self) -> str:
+        return f"batch {self.batch}" + "".join(f", {name}={size}" for name, size in self.sizes)
+
+
+@dataclass(frozen=True)
 class Expectation:
     """What a faithful export returns for one batch.
 
     Attributes:
+        extent: of that batch.
         feeds: inputs by name.
         outputs: eager results by name; floats are widened to float64.
         tolerances: largest relative error by name, as `measure_error` measures it.
     """
 
-    batch: int
+    extent: Extent
     feeds: Mapping[str, Array]
     outputs: Mapping[str, Array]
     tolerances: Mapping[str, float]
@@ -58,7 +70,7 @@ def measure_tolerances(
     Raises:
         ExportError: the module itself fails at this batch size.
     """
-    chosen = resize_batch(feeds, signature, batch)
+    chosen = resize_feeds(feeds, signature, Extent(batch))
     eager, wide = _run_eager(module, signature, chosen), _run_float64(module, signature, chosen)
     tolerances = {}
     for index, spec in enumerate(signature.outputs):
@@ -80,19 +92,19 @@ def expect(
     feeds: Mapping[str, Tensor],
     signature: CallSignature,
     *,
-    batch: int,
+    extent: Extent,
     tolerances: Mapping[str, float],
 ) -> Expectation:
-    """Run `module` on `batch` samples made of `feeds` and say what an export must return.
+    """Run `module` on samples of `extent` made of `feeds` and say what an export must return.
 
     Raises:
         ExportError: the module itself fails at this batch size.
     """
-    chosen = resize_batch(feeds, signature, batch)
+    chosen = resize_feeds(feeds, signature, extent)
     results = _run_eager(module, signature, chosen)
     names = (spec.name for spec in signature.outputs)
     return Expectation(
-        batch=batch,
+        extent=extent,
         feeds={name: value.detach().cpu().numpy() for name, value in chosen.items()},
         outputs={name: _to_numpy(v) for name, v in zip(names, results, strict=True)},
         tolerances=tolerances,
@@ -102,7 +114,7 @@ def expect(
 def find_disagreement(expected: Expectation, outputs: Mapping[str, Array]) -> str | None:
     """The first way in which `outputs` are not what was expected, in words; None if they are."""
     for name, reference in expected.outputs.items():
-        where = f"output {name!r} at batch {expected.batch}"
+        where = f"output {name!r} at {expected.extent}"
         if name not in outputs:
             return f"{where} is missing"
         found = outputs[name]
@@ -163,15 +175,15 @@ def run_onnx(model: OnnxModel, feeds: Mapping[str, Array]) -> dict[str, Array]:
     return dict(zip(names, results, strict=True))
 
 
-def resize_batch(
-    feeds: Mapping[str, Tensor], signature: CallSignature, batch: int
+def resize_feeds(
+    feeds: Mapping[str, Tensor], signature: CallSignature, extent: Extent
 ) -> dict[str, Tensor]:
-    """`feeds` with `batch` samples on each dynamic axis.
+    """`feeds` in the sizes of `extent`.
 
     Samples beyond the given ones are given ones rolled along their last axis: they differ from the
-    others and hold only values that the model is known to take.
+    others and hold only values that the model is known to take. Other axes are cut, or begin anew.
     """
-    resized = {}
+    resized, sizes, batch = {}, dict(extent.sizes), extent.batch
     for spec in signature.inputs:
         value = feeds[spec.name]
         if spec.has_dynamic_batch and value.shape[0] != batch:
@@ -181,6 +193,10 @@ def resize_batch(
                 rolled = value.roll(turn, -1) if value.ndim > 1 else value
                 samples = torch.cat([samples, rolled])
             value = samples[:batch]
+        for axis, name in enumerate(spec.shape):
+            if name in sizes:
+                rows = torch.arange(sizes[str(name)]) % value.shape[axis]
+                value = value.index_select(axis, rows)
         resized[spec.name] = value.contiguous()
     return resized
 

@@ -1,10 +1,48 @@
 """The frozen records that stages hand to each other."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from export.errors import ConfigError
 
 BATCH = "batch"
 """The name of the dynamic axis in every signature: the leading one of inputs, any of outputs."""
+
+
+@dataclass(frozen=True)
+class SizeRange:
+    """Sizes of one dynamic axis: least, the one that engines are tuned for, and most.
+
+    All are multiples of `step`, as is every size between that may come.
+    """
+
+    least: int
+    best: int
+    most: int
+    step: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.best <= self.most:
+            raise ConfigError(
+                f"{self.least},{self.best},{self.most}: sizes of an axis are given as "
+                "least,best,most, each 1 or more and none below the one before."
+            )
+        if self.step < 1 or any(size % self.step for size in (self.least, self.best, self.most)):
+            raise ConfigError(
+                f"{self.least},{self.best},{self.most} are not all multiples of {self.step}, which "
+                "is 1 or more."
+            )
+
+    def __str__(self) -> str:
+        return f"{self.least},{self.best},{self.most}{f'/{self.step}' if self.step > 1 else ''}"
+
+    def __contains__(self, size: int) -> bool:
+        return self.least <= size <= self.most and size % self.step == 0
+
+    def describe(self) -> str:
+        """``128 to 512``, or ``128 to 512 in steps of 32``."""
+        return f"{self.least} to {self.most}{f' in steps of {self.step}' * (self.step > 1)}"
 
 
 @dataclass(frozen=True)
@@ -15,18 +53,34 @@ class TensorSpec:
         name: as the engine and the protocol know it.
         shape: sizes; a string is a symbolic axis, ``"batch"`` the dynamic one of the samples.
         dtype: numpy's name (``float32``, ``int64``, ``bfloat16`` through ml_dtypes).
+        ranges: sizes of symbolic axes other than the batch, by their names, where they are known.
     """
 
     name: str
     shape: tuple[int | str, ...]
     dtype: str
+    ranges: Mapping[str, SizeRange] = field(default_factory=dict, hash=False)
 
     def with_batch(self, batch: int) -> tuple[int, ...]:
-        """The concrete shape for a batch of `batch`; other symbolic axes become 1."""
-        return tuple(
-            size if isinstance(size, int) else (batch if size == BATCH else 1)
-            for size in self.shape
-        )
+        """The concrete shape for a batch of `batch`; other symbolic axes get their best size, or 1.
+
+        An axis is 1 where its sizes are not known.
+        """
+        return self.with_sizes(batch, {})
+
+    def with_sizes(self, batch: int, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """What `with_batch` gives, with these sizes for the axes that they name."""
+        best = {name: sizes.best for name, sizes in self.ranges.items()}
+        known = {**best, **sizes, BATCH: batch}
+        return tuple(size if isinstance(size, int) else known.get(size, 1) for size in self.shape)
+
+    def explain_misfit(self, shape: Sequence[int]) -> str | None:
+        """Which axis of a concrete shape is out of its range, in words; None: none is."""
+        for axis, (name, size) in enumerate(zip(self.shape, shape, strict=True)):
+            sizes = self.ranges.get(name) if isinstance(name, str) else None
+            if sizes is not None and size not in sizes:
+                return f"has {size} on axis {axis}, which may be {sizes.describe()}"
+        return None
 
     @property
     def has_dynamic_batch(self) -> bool:
@@ -39,7 +93,15 @@ class TensorSpec:
         return self.shape.index(BATCH) if self.shape.count(BATCH) == 1 else None
 
     def __str__(self) -> str:
-        return f"{self.name}:{'x'.join(str(size) for size in self.shape)}:{self.dtype}"
+        return f"{self.name}:{'x'.join(self._describe_sizes())}:{self.dtype}"
+
+    def _describe_sizes(self) -> list[str]:
+        """As ``--input`` has them; the batch by its name."""
+        texts = []
+        for size in self.shape:
+            sizes = self.ranges.get(size) if isinstance(size, str) else None
+            texts.append(str(size) if sizes is None else str(sizes).replace(",", ":"))
+        return texts
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,15 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from export.artifacts import TensorSpec
+from export.dynamic_axes import explain_axes, make_dims
 from export.errors import ExportError
 
 _log = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ def capture(
     keyword: bool,
     dynamic_batch: bool,
     strict: bool = False,
+    inputs: Sequence[TensorSpec] = (),
 ) -> ExportedProgram:
     """Record the call of `module` on `feeds` as a graph of aten operators.
 
@@ -46,12 +49,15 @@ def capture(
         keyword: pass the inputs by name; otherwise in order.
         dynamic_batch: make the leading axis dynamic, or fail.
         strict: trace the bytecode (TorchDynamo) instead of running Python.
+        inputs: of a call with further dynamic axes, their names and ranges; axes of one name are of
+            one size. They are dynamic over all of their range, or this fails.
 
     Returns:
         A program whose parameters are the module's own tensors, not copies.
 
     Raises:
-        ExportError: torch.export refuses the module; the message names the submodule where known.
+        ExportError: torch.export refuses the module; the message names the submodule where known,
+            and the axis of `inputs` that cannot be dynamic, with what to do.
 
     Source: https://docs.pytorch.org/docs/stable/export.html
     """
@@ -60,10 +66,11 @@ def capture(
             "torch.export takes no TorchScript model; use the TorchScript exporter for it."
         )
     batch = next((int(value.shape[0]) for value in feeds.values() if value.ndim), None)
-    axes = {
-        name: {0: Dim.DYNAMIC} if dynamic_batch and value.ndim and value.shape[0] == batch else None
-        for name, value in feeds.items()
-    }
+    dims, ranges = make_dims(inputs)
+    axes: dict[str, dict[int, object] | None] = {}
+    for name, value in feeds.items():
+        leads = dynamic_batch and value.ndim and value.shape[0] == batch
+        axes[name] = {**({0: Dim.DYNAMIC} if leads else {}), **dims.get(name, {})} or None
     args = () if keyword else tuple(feeds.values())
     kwargs = dict(feeds) if keyword else {}
     shapes = dict(axes) if keyword else _positional_shapes(module, tuple(axes.values()))
@@ -72,6 +79,9 @@ def capture(
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=strict)
     except Exception as error:  # the user's own code runs here: whatever it raises is the finding
         place = find_module_path(module, error.__traceback__)
+        explained = explain_axes(str(error), ranges)
+        if explained is not None:
+            raise ExportError(explained) from error
         raise ExportError(
             f"torch.export cannot capture the model{f' at {place!r}' if place else ''}: "
             f"{condense_error(error)}"

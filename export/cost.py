@@ -6,6 +6,7 @@ what the rest costs is not arithmetic but memory.
 
 import ast
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -70,7 +71,7 @@ def model_cost(model: OnnxModel | onnx.ModelProto, *, batch: int = 1) -> ModelCo
     else:
         proto = onnx.ModelProto()
         proto.CopyFrom(model)
-    shapes = _infer_shapes(proto, batch)
+    shapes = _infer_shapes(proto, {**_best_sizes(model), BATCH: batch})
     sizes = {tensor.name: math.prod(tensor.dims) for tensor in proto.graph.initializer}
     producers = {name: node for node in proto.graph.node for name in node.output}
     layers = tuple(
@@ -129,7 +130,13 @@ _COUNTERS = {
 }
 
 
-def _infer_shapes(proto: onnx.ModelProto, batch: int) -> Shapes:
+def _best_sizes(model: OnnxModel | onnx.ModelProto) -> dict[str, int]:
+    """Of dynamic axes whose ranges are known."""
+    specs = model.inputs if isinstance(model, OnnxModel) else ()
+    return {name: sizes.best for spec in specs for name, sizes in spec.ranges.items()}
+
+
+def _infer_shapes(proto: onnx.ModelProto, sizes: Mapping[str, int]) -> Shapes:
     """Shapes of all values that can be known with the inputs' symbolic axes bound."""
     initializers = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
     for value in proto.graph.input:
@@ -137,7 +144,7 @@ def _infer_shapes(proto: onnx.ModelProto, batch: int) -> Shapes:
             continue
         for dim in value.type.tensor_type.shape.dim:
             if not dim.HasField("dim_value"):
-                dim.dim_value = batch if dim.dim_param == BATCH else 1
+                dim.dim_value = sizes.get(dim.dim_param, 1)
     del proto.graph.value_info[:]
     for value in proto.graph.output:
         value.type.tensor_type.ClearField("shape")

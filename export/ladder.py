@@ -6,7 +6,7 @@ that fails this proof has failed.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 
 from export.agreement import (
     Expectation,
+    Extent,
     expect,
     find_disagreement,
     measure_tolerances,
@@ -28,6 +29,7 @@ from export.fusion.certificate import WholeModel
 from export.fusion.options import FusionOptions
 from export.onnx import to_onnx, torchscript_to_onnx
 from export.progress import Progress, ProgressCallback, ignore_progress
+from export.ranges import probe_sizes, take_ranges
 from export.signature import CallSignature
 
 
@@ -130,7 +132,7 @@ def export_model(
     rungs = [rung for rung in RUNGS if dynamic or not rung.dynamic_batch]
     if isinstance(module, torch.jit.ScriptModule):
         rungs = [rung for rung in rungs if rung.torchscript]
-    expectations: dict[int, Expectation] = {}
+    expectations: dict[Extent, Expectation] = {}
     attempts: list[Attempt] = []
     for index, rung in enumerate(rungs):
         progress(Progress("export", index, len(rungs), rung.name))
@@ -143,9 +145,12 @@ def export_model(
         progress(Progress("export", len(rungs), len(rungs), rung.name))
         return exported
     reasons = "\n".join(f"  {attempt.rung}: {attempt.error}" for attempt in attempts)
+    ranged = any(spec.ranges for spec in signature.inputs)
+    fixed = "one size to each axis that has a range" if ranged else "the batch size"
+    how = "in --input" if ranged else "with --static-batch"
     raise ExportError(
         "The model could not be exported; each way failed for its own reason. Change the part of "
-        f"the model that is named, or give the batch size with --static-batch:\n{reasons}"
+        f"the model that is named, or give {fixed} {how}:\n{reasons}"
     )
 
 
@@ -166,7 +171,9 @@ def _climb(
             keyword=keyword,
             dynamic_batch=rung.dynamic_batch,
             opset=request.opset,
+            axes=request.signature.axis_names,
         )
+        model = replace(model, inputs=take_ranges(model.inputs, request.signature.inputs))
         skip = Skip("(model)", "fusion", _explain_unfused(request.module))
         return Exported(model, rung.name, rung.dynamic_batch, attempts, (), (skip,), None, None)
     if program is None:
@@ -176,6 +183,7 @@ def _climb(
             keyword=keyword,
             dynamic_batch=rung.dynamic_batch,
             strict=rung.strict,
+            inputs=request.signature.inputs,
         )
     result: FusedProgram = fuse_program(program, request.fusion)
     model = to_onnx(
@@ -184,7 +192,9 @@ def _climb(
         input_names=inputs,
         output_names=outputs,
         opset=request.opset,
+        axes=request.signature.axis_names,
     )
+    model = replace(model, inputs=take_ranges(model.inputs, request.signature.inputs))
     dynamic = any(spec.has_dynamic_batch for spec in model.inputs)
     return Exported(
         onnx=model,
@@ -198,31 +208,40 @@ def _climb(
     )
 
 
-def _check(request: _Request, exported: Exported, known: dict[int, Expectation]) -> None:
+def _check(request: _Request, exported: Exported, known: dict[Extent, Expectation]) -> None:
     """Compare the file with the eager module at every batch size that it claims to take.
+
+    Other dynamic axes have their best size there, and are tried at the ends of their ranges and
+    between them.
 
     Raises:
         ExportError: it computes something else, or does not run.
     """
-    batches = _list_batches(request, exported.dynamic_batch)
+    extents = _list_extents(request, exported.dynamic_batch)
     call = request.module, request.feeds, request.signature
-    for batch in batches:
-        if batch not in known:
+    for extent in extents:
+        if extent not in known:
             tolerances = (
                 next(iter(known.values())).tolerances
                 if known
-                else measure_tolerances(*call, batches[0])
+                else measure_tolerances(*call, extents[0].batch)
             )
-            known[batch] = expect(*call, batch=batch, tolerances=tolerances)
-        found = run_onnx(exported.onnx, known[batch].feeds)
-        disagreement = find_disagreement(known[batch], found)
+            known[extent] = expect(*call, extent=extent, tolerances=tolerances)
+        found = run_onnx(exported.onnx, known[extent].feeds)
+        disagreement = find_disagreement(known[extent], found)
         if disagreement:
             raise ExportError(f"The exported model is wrong: {disagreement}")
 
 
-def _list_batches(request: _Request, dynamic: bool) -> tuple[int, ...]:
+def _list_extents(request: _Request, dynamic: bool) -> list[Extent]:
     sizes = (int(value.shape[0]) for value in request.feeds.values() if value.ndim)
-    return BATCHES if dynamic else (next(sizes, 1),)
+    batches = BATCHES if dynamic else (next(sizes, 1),)
+    probes = probe_sizes(request.signature.inputs)
+    traced = batches[min(1, len(batches) - 1)]
+    return [
+        *(Extent(batch) for batch in batches),
+        *(Extent(traced, tuple(probe.items())) for probe in probes),
+    ]
 
 
 def _explain_unfused(module: nn.Module) -> str:

@@ -14,7 +14,7 @@ from export.artifacts import BATCH, OnnxModel, TensorSpec
 from export.capture import condense_error, contain_noise
 from export.errors import ExportError
 from export.fusion.draft import Draft
-from export.onnx_cleanup import name_batch_axis
+from export.onnx_cleanup import AxisNames, name_axes
 from export.signature import flatten_outputs
 from export.tokens import flatten_tokens
 
@@ -31,6 +31,7 @@ def to_onnx(
     input_names: Sequence[str],
     output_names: Sequence[str],
     opset: int = 20,
+    axes: AxisNames | None = None,
 ) -> OnnxModel:
     """Write `program` as ONNX.
 
@@ -42,13 +43,15 @@ def to_onnx(
         output_names: names of the tensors that the program returns, in order. What it returns
             beside tensors is left out.
         opset: 18 to 25.
+        axes: names of further dynamic axes of the inputs, by input and number.
 
     Returns:
-        The model with the axis ``"batch"`` on the dynamic axes. Its nodes keep the exporter's
-        metadata (``pkg.torch.onnx.name_scopes``, stack traces).
+        The model with the axis ``"batch"`` on the leading dynamic axes, and `axes` on theirs. Its
+        nodes keep the exporter's metadata (``pkg.torch.onnx.name_scopes``, stack traces).
 
     Raises:
-        ExportError: an operator has no ONNX form, or the result fails onnx's checker.
+        ExportError: an operator has no ONNX form, an axis of `axes` has one size in `program`, or
+            the result fails onnx's checker.
 
     Source: https://docs.pytorch.org/docs/stable/onnx_export.html
     """
@@ -66,6 +69,7 @@ def to_onnx(
         raise ExportError(f"The ONNX exporter failed: {_find_cause(error)}") from error
     if exported is None:
         raise ExportError("The ONNX exporter returned nothing.")
+    name_axes(exported.model.graph, axes or {})
     return _finish(exported.model, path, input_names, output_names)
 
 
@@ -79,6 +83,7 @@ def torchscript_to_onnx(
     keyword: bool,
     dynamic_batch: bool,
     opset: int,
+    axes: AxisNames | None = None,
 ) -> OnnxModel:
     """Write `module` as ONNX through tracing, the older exporter; takes ScriptModules as well.
 
@@ -93,6 +98,7 @@ def torchscript_to_onnx(
         keyword: pass the inputs by name.
         dynamic_batch: name the leading axes that have the size of the batch ``"batch"``.
         opset: up to 20; more is lowered to 20, which is all that this exporter knows.
+        axes: names of further dynamic axes, by input or output and number.
 
     Raises:
         ExportError: the model cannot be traced or an operator has no ONNX form.
@@ -115,18 +121,25 @@ def torchscript_to_onnx(
                 input_names=list(input_names),
                 output_names=list(output_names),
                 dynamic_axes={
-                    name: {0: BATCH}
+                    name: {
+                        **({0: BATCH} if _leads(value, batch) and dynamic_batch else {}),
+                        **(axes or {}).get(name, {}),
+                    }
                     for name, value in named.items()
-                    if dynamic_batch and value.ndim and value.shape[0] == batch
                 },
             )
             model = ir.load(target)
             _drop_wrapper_scope(model.graph)
+            name_axes(model.graph, axes or {})
             return _finish(model, path, input_names, output_names)
     except ExportError:
         raise
     except Exception as error:  # many kinds come out of the exporter; all are this one finding
         raise ExportError(f"The TorchScript exporter failed: {_find_cause(error)}") from error
+
+
+def _leads(value: Tensor, batch: int | None) -> bool:
+    return bool(value.ndim) and value.shape[0] == batch
 
 
 class _Flat(nn.Module):
@@ -191,7 +204,6 @@ def _finish(
             f"expected {wanted} and {list(output_names)}."
         )
     graph.inputs[:] = [found[name] for name in wanted]
-    name_batch_axis(graph)
     write_onnx(model, path)
     return OnnxModel(
         path=path,

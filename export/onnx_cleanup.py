@@ -1,32 +1,53 @@
 """What the exporters leave behind, put in the form that engines want."""
 
 import re
+from collections.abc import Mapping
 
 import onnx_ir as ir
 
 from export.artifacts import BATCH
+from export.errors import ExportError
+
+AxisNames = Mapping[str, Mapping[int, str]]
+"""Names of axes by tensor and number of the axis."""
 
 
-def name_batch_axis(graph: ir.Graph) -> None:
-    """Give the inputs' dynamic leading axes the name ``"batch"`` wherever they stand."""
-    symbols = set()
+def name_axes(graph: ir.Graph, axes: AxisNames) -> None:
+    """Give the inputs' dynamic axes their names wherever they stand.
+
+    The leading ones are ``"batch"``; others have the names of `axes`.
+
+    Raises:
+        ExportError: an axis of `axes` has one size in the graph.
+    """
+    names: dict[str, str] = {}
     for value in graph.inputs:
-        if (
-            value.shape is not None
-            and len(value.shape)
-            and isinstance(value.shape[0], ir.SymbolicDim)
-        ):
-            symbols.add(str(value.shape[0].value))
-    if not symbols:
-        return
-    pattern = re.compile(rf"\b({'|'.join(re.escape(symbol) for symbol in symbols)})\b")
+        sizes = [] if value.shape is None else list(value.shape)
+        wanted = axes.get(str(value.name), {})
+        for axis, size in enumerate(sizes):
+            name = BATCH if axis == 0 else wanted.get(axis)
+            if name is not None and isinstance(size, ir.SymbolicDim):
+                names[str(size.value)] = name
+            elif axis in wanted:
+                raise ExportError(
+                    f"axis {axis} of input {str(value.name)!r} has the one size {size} in what was "
+                    "captured. Give it this size in --input, or load the model in a form that "
+                    "takes others."
+                )
+    if names:
+        _rename(graph, names)
+
+
+def _rename(graph: ir.Graph, names: Mapping[str, str]) -> None:
+    longest = sorted(names, key=len, reverse=True)  # 32*s3 goes before s3
+    pattern = re.compile(rf"\b({'|'.join(re.escape(symbol) for symbol in longest)})\b")
     produced = [value for node in graph.all_nodes() for value in node.outputs]
     for value in {id(v): v for v in (*graph.inputs, *produced, *graph.outputs)}.values():
         if value.shape is None:
             continue
         value.shape = ir.Shape(
             [
-                pattern.sub(BATCH, str(dim.value))
+                pattern.sub(lambda found: names[found[1]], str(dim.value))
                 if isinstance(dim, ir.SymbolicDim) and dim.value is not None
                 else dim
                 for dim in value.shape

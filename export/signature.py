@@ -36,6 +36,21 @@ class CallSignature:
     keyword: bool
     structure: str
 
+    @property
+    def axis_names(self) -> dict[str, dict[int, str]]:
+        """By tensor the axes that are dynamic and not the batch, with their names."""
+        ranged = {name for spec in self.inputs for name in spec.ranges}
+        if not ranged:
+            return {}
+        return {
+            spec.name: {
+                axis: name
+                for axis, name in enumerate(spec.shape)
+                if isinstance(name, str) and name.isidentifier() and name != BATCH
+            }
+            for spec in (*self.inputs, *self.outputs)
+        }
+
     def args(self, feeds: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Positional arguments of the call for `feeds`."""
         return () if self.keyword else tuple(feeds[spec.name] for spec in self.inputs)

@@ -23,6 +23,7 @@ SERVE = {"grpc", "httptools", "orjson", "starlette", "uvicorn", "uvloop"}
 """What the serve extra brings: deploy/serving may import it at its top, and nothing else may."""
 
 NEED_TORCH = {
+    "deploy/dynamic_axes.py",
     "deploy/findings.py",
     "deploy/fusing.py",
     "deploy/loading.py",
@@ -38,6 +39,7 @@ NEED_TORCH = {
     "export/agreement.py",
     "export/capture.py",
     "export/copying.py",
+    "export/dynamic_axes.py",
     "export/fusion",
     "export/inspection.py",
     "export/ladder.py",

@@ -15,6 +15,8 @@ from deploy.cli.options import (
     measure_options,
     read_config,
     server_options,
+    substitute_options,
+    take_substitution,
     trust_options,
 )
 
@@ -27,6 +29,7 @@ from deploy.cli.options import (
 @measure_options
 @server_options
 @load_options
+@substitute_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="With --url: JSON to write.")
 def bench(target: Path | None, url: str | None, token: str | None, **flags: Any) -> None:
     """Measure latency, interleaved, of every engine that can be opened.
@@ -37,6 +40,7 @@ def bench(target: Path | None, url: str | None, token: str | None, **flags: Any)
 
     names = ("model", "output", "rate", "concurrency", "arrivals", "seconds")
     load = {name: flags.pop(name) for name in (*names, "connections", "timeout")}
+    substitution = take_substitution(flags, fallback=True)
     if url is not None:
         _bench_server((url, token), target, load, read_config(flags))
         return
@@ -44,7 +48,7 @@ def bench(target: Path | None, url: str | None, token: str | None, **flags: Any)
     refuse_without_url(load)
     if target is None:
         raise click.UsageError("Pass a bundle, an ONNX file, or --url URL.")
-    _bench_engines(target, read_config(flags))
+    _bench_engines(target, read_config(flags), substitution)
 
 
 def _bench_server(
@@ -65,7 +69,7 @@ def _bench_server(
         write_load(report, output)
 
 
-def _bench_engines(target: Path, config: Any) -> None:
+def _bench_engines(target: Path, config: Any, substitution: Any) -> None:
     """Measure what `target` can be opened with."""
     from deploy.bench import bench_bundle, bench_onnx
     from deploy.bundle import read_bundle
@@ -81,8 +85,17 @@ def _bench_engines(target: Path, config: Any) -> None:
             found = bench_onnx(target, settings, **sizes, progress=progress)
         else:
             bundle = read_bundle(target)
-            found = bench_bundle(bundle, settings, **sizes, trust=config.trust, progress=progress)
+            found = bench_bundle(
+                bundle,
+                settings,
+                **sizes,
+                trust=config.trust,
+                substitution=substitution,
+                progress=progress,
+            )
     print_latency(found, make_console())
+    for note in found.notes:
+        click.echo(note)
     for name, error in found.not_run.items():
         click.echo(f"{name}: not run: {explain_error(error, sys.argv[1:])}")
 
@@ -93,6 +106,7 @@ def _bench_engines(target: Path, config: Any) -> None:
 @data_options
 @click.option("--threads", type=int, help="Threads of every engine.  [all cores]")
 @server_options
+@substitute_options
 @click.option(
     "--engine", metavar="NAME", help="That the server runs.  [what it says, or the winner]"
 )
@@ -108,6 +122,7 @@ def verify(bundle: Path, url: str | None, **flags: Any) -> None:
     from deploy.verification import verify as verify_bundle
 
     token, served = flags.pop("token"), {name: flags.pop(name) for name in ("model", "engine")}
+    substitution = take_substitution(flags, fallback=False)
     config = read_config(flags)
     if url is None:
         refuse_without_url(served)
@@ -122,6 +137,7 @@ def verify(bundle: Path, url: str | None, **flags: Any) -> None:
                 config=config,
                 threads=config.threads,
                 trust=config.trust,
+                substitution=substitution,
                 progress=progress,
             )
     print_verification(results, make_console())

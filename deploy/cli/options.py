@@ -26,7 +26,11 @@ trust_options = shared(
 )
 model_options = shared(
     click.option(
-        "--input", "inputs", multiple=True, metavar="SPEC", help="1x3x224x224, ids:1x8:int64"
+        "--input",
+        "inputs",
+        multiple=True,
+        metavar="SPEC",
+        help="1x3x224x224, 1x3x128:224:512x224, ids:1x8:int64",
     ),
     click.option("--model", metavar="MODULE:FACTORY", help="Makes the module of a weights file."),
 )
@@ -93,8 +97,23 @@ tensorrt_options = shared(
     click.option("--stripped", is_flag=True, help="TensorRT engines without their weights."),
     click.option("--version-compatible", is_flag=True, help="For later versions of TensorRT too."),
     click.option("--hardware-compatible", is_flag=True, help="For later GPUs too."),
+    click.option(
+        "--plugin", multiple=True, metavar="LIB.so", help="With layers for TensorRT; repeat."
+    ),
 )
 
+substitute_options = shared(
+    click.option(
+        "--rebuild/--no-rebuild",
+        default=None,
+        help="Build TensorRT engines that do not fit this machine again.  [no]",
+    ),
+    click.option(
+        "--fallback/--no-fallback",
+        default=None,
+        help="Whether another engine may do for one that does not run.",
+    ),
+)
 
 server_options = shared(
     click.option("--url", metavar="URL", help="Of a running server: http://HOST:PORT."),
@@ -113,6 +132,17 @@ load_options = shared(
     click.option("--connections", type=int, help="To the server, at most.  [128]"),
     click.option("--timeout", type=float, help="Seconds until a request is given up.  [30]"),
 )
+
+
+def take_substitution(flags: dict[str, Any], *, fallback: bool) -> Any:
+    """What of `flags`, which lose it, says what may run in place of an engine that does not.
+
+    `fallback` stands where nothing is said of it.
+    """
+    from deploy.substitutes import Substitution
+
+    rebuild, given = flags.pop("rebuild"), flags.pop("fallback")
+    return Substitution(bool(rebuild), fallback if given is None else given)
 
 
 def read_config(flags: dict[str, Any]) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from deploy.cli.options import shared
+from deploy.cli.options import shared, substitute_options
 
 serve_options = shared(
     click.option("--config", metavar="FILE", help="Options as TOML, for [tool.deploy.serve]."),
@@ -14,6 +14,7 @@ serve_options = shared(
     click.option("--grpc-port", type=int, help="Of gRPC; 0: none.  [8001]"),
     click.option("--metrics-port", type=int, help="Of metrics and health alone; 0: none.  [0]"),
     click.option("--engine", metavar="NAME", help="Of the bundle.  [its winner]"),
+    substitute_options,
     click.option("--instances", type=int, help="Engines side by side.  [1]"),
     click.option("--threads", type=int, help="Threads of each engine.  [cores shared out]"),
     click.option("--workers", type=int, help="Processes that share the port.  [1]"),

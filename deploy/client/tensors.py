@@ -14,8 +14,8 @@ import numpy as np
 
 from deploy.datatypes import name_datatype, read_datatype, to_wire
 from deploy.engines.base import Array, Feeds
-from export.artifacts import BATCH, TensorSpec
-from export.errors import ServerError
+from export.artifacts import BATCH, SizeRange, TensorSpec
+from export.errors import ConfigError, ServerError
 
 HEAD_LENGTH = "Inference-Header-Content-Length"
 
@@ -79,8 +79,13 @@ def decode_answer(body: bytes, head_length: str | None) -> dict[str, Array]:
     return outputs
 
 
-def read_signature(described: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
+def read_signature(
+    described: Sequence[Mapping[str, Any]], sizes: object = None
+) -> tuple[TensorSpec, ...]:
     """The inputs or outputs of a model's metadata; -1 in front is the batch.
+
+    `sizes` are those of other axes that are -1, as servers of this project say them under
+    ``parameters``: by tensor and axis the least, the best, the greatest and their step.
 
     Raises:
         ServerError: it is not what the protocol says, or a dtype that no engine has.
@@ -89,9 +94,13 @@ def read_signature(described: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, 
     for entry in described:
         try:
             dtype = str(read_datatype(entry["datatype"]))
-            sizes = [int(size) for size in entry["shape"]]
-            specs.append(TensorSpec(str(entry["name"]), _name_axes(sizes), dtype))
-        except (ValueError, KeyError, TypeError) as error:
+            name, shape = str(entry["name"]), [int(size) for size in entry["shape"]]
+            known = sizes.get(name) if isinstance(sizes, dict) else None
+            ranges = {
+                f"axis{int(axis)}": SizeRange(*found) for axis, found in (known or {}).items()
+            }
+            specs.append(TensorSpec(name, _name_axes(shape), dtype, ranges))
+        except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
             raise ServerError(
                 f"The server describes a tensor that cannot be used: {entry!r}."
             ) from error

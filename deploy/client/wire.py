@@ -146,7 +146,9 @@ class Server:
         inputs, outputs = found.get("inputs"), found.get("outputs")
         if not isinstance(inputs, list) or not isinstance(outputs, list):
             raise ServerError(f"{self.url} does not say what {model} takes and gives.")
-        return read_signature(inputs), read_signature(outputs)
+        parameters = found.get("parameters")
+        sizes = parameters.get("sizes") if isinstance(parameters, dict) else None
+        return read_signature(inputs, sizes), read_signature(outputs)
 
     def infer(self, model: str, feeds: Feeds) -> dict[str, Array]:
         """Run a model on named arrays.

@@ -52,8 +52,8 @@ class EngineSpec:
         trust: packages whose code a torch model file may run; ``("*",)`` trusts all.
         factory: ``package.module:callable`` that makes the module of a state_dict.
         keyword: the torch module takes its inputs by name.
-        inputs: signature; needed by ``torch``. The others read it from the file, OpenVINO but for
-            the names of axes of outputs.
+        inputs: signature; needed by ``torch``. The others read it from the file, but for the ranges
+            of dynamic axes, and OpenVINO the names of axes of outputs.
         outputs: likewise.
         variant: how int8 comes about without calibration: ``dynamic``, activations are quantized
             as they come, a tensor at a time; ``weights``, weights are packed in blocks, and
@@ -174,6 +174,7 @@ def check_feeds(specs: tuple[TensorSpec, ...], feeds: Feeds) -> None:
         if name not in names:
             raise EngineError(f"There is no input {name!r}; the inputs are: {', '.join(names)}.")
     batches: dict[str, int] = {}
+    named: dict[str, tuple[str, int]] = {}
     for spec in specs:
         if spec.name not in feeds:
             raise EngineError(f"Input {spec.name!r} is missing; it is {spec}.")
@@ -189,9 +190,24 @@ def check_feeds(specs: tuple[TensorSpec, ...], feeds: Feeds) -> None:
         _check_shape(spec, array.shape)
         if spec.has_dynamic_batch:
             batches[spec.name] = array.shape[0]
+        _check_named(spec, array.shape, named)
     if len(set(batches.values())) > 1:
         sizes = ", ".join(f"{name} {size}" for name, size in batches.items())
         raise EngineError(f"The inputs have different batch sizes: {sizes}.")
+
+
+def _check_named(
+    spec: TensorSpec, shape: tuple[int, ...], named: dict[str, tuple[str, int]]
+) -> None:
+    """Axes of one name are of one size; `named` has the inputs and sizes that were seen."""
+    for name, size in zip(spec.shape, shape, strict=True):
+        if isinstance(name, str) and name in spec.ranges:
+            other, known = named.setdefault(name, (spec.name, size))
+            if size != known:
+                raise EngineError(
+                    f"The axis {name!r} is {size} in input {spec.name!r} and {known} in "
+                    f"{other!r}; it must be the same."
+                )
 
 
 def _check_shape(spec: TensorSpec, shape: tuple[int, ...]) -> None:
@@ -201,3 +217,6 @@ def _check_shape(spec: TensorSpec, shape: tuple[int, ...]) -> None:
     )
     if not agrees:
         raise EngineError(f"Input {spec.name!r} has shape {list(shape)}; the engine takes {spec}.")
+    misfit = spec.explain_misfit(shape)
+    if misfit is not None:
+        raise EngineError(f"Input {spec.name!r} {misfit}; resize it, or build for more sizes.")

@@ -6,6 +6,7 @@ from deploy.engines.base import Array, BackendEngine, EngineSpec, Feeds
 from export.artifacts import BATCH, TensorSpec
 from export.errors import EngineError
 from export.execute import ORT_ERRORS
+from export.ranges import take_ranges
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -37,7 +38,8 @@ class OnnxRuntimeEngine(BackendEngine):
                 "ONNX Runtime has its CUDA provider and could not load it: its libraries of CUDA "
                 "and cuDNN are missing, or no NVIDIA GPU is there."
             )
-        self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
+        found = [_spec(value) for value in self._session.get_inputs()]
+        self.inputs = take_ranges(found, spec.inputs)
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
         self._names = [value.name for value in self.outputs]
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from deploy.engines.base import Array, BackendEngine, EngineSpec, Feeds
-from export.artifacts import BATCH, TensorSpec
+from export.artifacts import BATCH, SizeRange, TensorSpec
 from export.errors import EngineError
 from export.optional import require
+from export.ranges import take_ranges
 
 _HINTS = {
     "fp32": "f32",
@@ -28,13 +29,16 @@ _BLOCK = "32"
 """Activations that share a scale where they meet packed weights, as many as weights do."""
 _COMPILED_BATCHES = 4
 """How many batch sizes keep a program compiled for their static shape."""
+_Shapes = tuple[tuple[int | tuple[int, int], ...], ...]
+"""Of every input; two numbers are the bounds of a size."""
 
 
 class OpenVinoEngine(BackendEngine):
     """A model compiled for the CPU, once for each batch size in use.
 
     A program compiled for a static shape is faster than one for a dynamic batch; compiling takes
-    tenths of a second, so the last few batch sizes are kept.
+    tenths of a second, so the last few batch sizes are kept. Where other axes have a range, their
+    best sizes have programs of their own, and one program takes all others.
 
     Args:
         spec: what to open.
@@ -66,12 +70,14 @@ class OpenVinoEngine(BackendEngine):
             self._model = self._core.read_model(spec.path)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot open {spec.path}: {error}") from error
-        self.inputs = tuple(_spec(port) for port in self._model.inputs)
+        found = [_spec(port) for port in self._model.inputs]
+        self.inputs = take_ranges(found, spec.inputs)
         self._names = [port.name for port in self.inputs]
+        self._ranged = any(port.ranges for port in self.inputs)
         self._tensor = openvino.Tensor
         known = {output.name: output.shape for output in spec.outputs}
         self.outputs = tuple(_spec(port, known) for port in self._model.outputs)
-        self._requests: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
+        self._requests: OrderedDict[_Shapes, Any] = OrderedDict()
 
     def request(self, feeds: Feeds) -> Any:
         """OpenVINO's own request that runs inputs of these shapes."""
@@ -91,7 +97,8 @@ class OpenVinoEngine(BackendEngine):
             for index, spec in enumerate(self.outputs)
         }
 
-    def _request_for(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
+    def _request_for(self, sizes: tuple[tuple[int, ...], ...]) -> Any:
+        shapes = self._program_shapes(sizes)
         if shapes in self._requests:
             self._requests.move_to_end(shapes)
             return self._requests[shapes]
@@ -108,8 +115,29 @@ class OpenVinoEngine(BackendEngine):
             self._requests.popitem(last=False)
         return self._requests[shapes]
 
+    def _program_shapes(self, shapes: tuple[tuple[int, ...], ...]) -> _Shapes:
+        """What a program is compiled for: these sizes, or ranges where they are not the best."""
+        if not self._ranged:
+            return shapes
+        batches = [shape[0] if shape else 1 for shape in shapes]
+        best = tuple(s.with_batch(rows) for s, rows in zip(self.inputs, batches, strict=True))
+        if shapes == best:
+            return shapes
+        return tuple(
+            tuple(
+                size if isinstance(size, int) else _span(spec.ranges.get(size))
+                for size in spec.shape
+            )
+            for spec in self.inputs
+        )
+
     def _release(self) -> None:
         self._requests.clear()
+
+
+def _span(sizes: SizeRange | None) -> int | tuple[int, int]:
+    """As OpenVINO takes a dimension: bounds, or -1 where there are none."""
+    return -1 if sizes is None else (sizes.least, sizes.most)
 
 
 def _shareable(array: Array) -> Array:

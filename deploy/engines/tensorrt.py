@@ -24,6 +24,7 @@ from deploy.engines.tensorrt_native import NativeEngine, NativeTensor, PlanFile
 from deploy.preflight import Host, explain_mismatch, read_host
 from export.artifacts import BATCH, TensorSpec
 from export.errors import EngineError
+from export.ranges import take_ranges
 from export.tensorrt.options import ShapeProfile
 from export.tensorrt.products import find_product
 
@@ -84,7 +85,8 @@ class TensorRtEngine(BackendEngine):
     ) -> None:
         self._native = native
         known = {tensor.name: tensor.shape for tensor in (*spec.inputs, *spec.outputs)}
-        self.inputs = tuple(_spec(tensor, known) for tensor in native.inputs.values())
+        found = [_spec(tensor, known) for tensor in native.inputs.values()]
+        self.inputs = take_ranges(found, spec.inputs)
         self.outputs = tuple(_spec(tensor, known) for tensor in native.outputs.values())
         self._open_memory = open_memory
         self._lanes = LanePool(lambda: Lane(native, open_memory), LANES)

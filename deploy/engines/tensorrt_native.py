@@ -14,6 +14,7 @@ from deploy.engines.layer_times import LayerTimes, make_profiler
 from deploy.engines.output_allocator import make_allocator_class
 from export.errors import EngineError
 from export.tensorrt.options import ShapeProfile
+from export.tensorrt.plugins import load_plugins
 from export.tensorrt.products import ErrorLog, Product, import_product
 
 _DTYPES: dict[str, Any] = {
@@ -86,7 +87,7 @@ class NativeEngine:
         with ExitStack() as stack:
             runtime = trt.Runtime(self._log.logger)
             runtime.engine_host_code_allowed = plan.host_code
-            _load_plugins(runtime.get_plugin_registry(), plan.plugins, stack)
+            load_plugins(runtime.get_plugin_registry(), plan.plugins, stack)
             engine = runtime.deserialize_cuda_engine(plan.content)
             if engine is None:
                 raise EngineError(f"{self._title} cannot open {plan.label}: {self.explain()}")
@@ -161,19 +162,6 @@ class NativeEngine:
         self._profiled_config = config = self._engine.create_runtime_config()
         config.cuda_graph_strategy = self._trt.CudaGraphStrategy.DISABLED
         return config
-
-
-def _load_plugins(registry: Any, plugins: tuple[Path, ...], stack: ExitStack) -> None:
-    for path in plugins:
-        try:
-            handle = registry.load_library(str(path))
-        except RuntimeError as error:
-            raise EngineError(
-                f"The plugin library {path.name} cannot be loaded: {error}"
-            ) from error
-        if handle is None:
-            raise EngineError(f"The plugin library {path.name} cannot be loaded.")
-        stack.callback(registry.deregister_library, handle)
 
 
 def _read_tensors(trt: Any, engine: Any, label: str) -> list[tuple[NativeTensor, bool]]:

@@ -23,6 +23,8 @@ def describe_census(report: Report) -> Markup | None:
     places: list[list[object]] = []
     sentences = []
     for candidate, _ in list_rows(report):
+        stray = describe_stray(candidate)
+        sentences += [] if stray is None else [element("p", stray)]
         census = candidate.get("census")
         if census is None:
             continue
@@ -58,6 +60,26 @@ def describe_float(candidate: Candidate) -> str | None:
     rest = len(census["remainder"]) - len(worst)
     more = f" and {rest} more places" if rest > 0 else ""
     return f"{candidate['name']} spends {_percent(share)} of its time in {kinds}: {where}{more}."
+
+
+def describe_stray(candidate: Candidate) -> str | None:
+    """A sentence on layers in float32 between int8 layers; None where there are none."""
+    layers = candidate.get("stray_float") or []
+    if not layers:
+        return None
+    what = "1 layer" if len(layers) == 1 else f"{len(layers)} layers"
+    rest = len(layers) - _PLACES
+    more = f" and {rest} more" if rest > 0 else ""
+    return (
+        f"{candidate['name']} keeps {what} in float32 between int8 layers, which costs two "
+        f"conversions each: {', '.join(layers[:_PLACES])}{more}."
+    )
+
+
+def stray_sentences(report: Report) -> list[str]:
+    """`describe_stray` of every candidate that has such layers."""
+    found = (describe_stray(candidate) for candidate, _ in list_rows(report))
+    return [sentence for sentence in found if sentence is not None]
 
 
 def _rows(name: Markup, census: dict[str, Any]) -> list[list[object]]:

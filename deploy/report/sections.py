@@ -122,6 +122,16 @@ def describe_accuracy(report: Report) -> Markup | None:
     return table(heads, rows) if rows else None
 
 
+def describe_sizes_checked(parity: dict[str, Any]) -> str:
+    """What was seen at other sizes of the dynamic axes, in words; empty: there are none."""
+    seen = [
+        ", ".join(f"{name}={size}" for name, size in entry["sizes"].items())
+        + (" (identical)" if entry["sqnr_db"] is None else f" ({entry['sqnr_db']:.0f} dB)")
+        for entry in parity.get("sizes_checked") or ()
+    ]
+    return f"; also at {'; '.join(seen)}" if seen else ""
+
+
 def describe_parity(report: Report) -> Markup:
     """Each output of each candidate beside the eager model's."""
     bodies = []
@@ -131,6 +141,7 @@ def describe_parity(report: Report) -> Markup:
             continue
         passed = "passed" if parity["passed"] else "not passed"
         batches = ", ".join(str(size) for size in parity["batches_checked"])
+        sizes = describe_sizes_checked(parity)
         title = element(
             "td",
             element("span", candidate["name"], class_="name"),
@@ -139,7 +150,7 @@ def describe_parity(report: Report) -> Markup:
             element(
                 "small",
                 f"{parity['gate']}; {parity['samples']:,} {parity['data']} samples, "
-                f"batches of {batches or 'unknown size'}",
+                f"batches of {batches or 'unknown size'}{sizes}",
             ),
             colspan=len(_PARITY_HEADS),
         )

@@ -61,6 +61,9 @@ def print_verification(results: Sequence[Verification], console: Console) -> Non
         for reason in (result.golden, result.verdict.reason if result.verdict else None):
             if reason:
                 console.print(Text(clean(f"{result.name}: {reason}"), style="red"))
+    for result in results:
+        if result.note:
+            console.print(Text(clean(result.note)))
     for reason, names in _group_absent(results).items():
         console.print(Text(clean(f"{', '.join(names)}: {reason}")))
     if any(result.verdict and LABELS_JUDGE_NOTHING in result.verdict.gate for result in results):

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from deploy.report.census import stray_sentences
 from deploy.report.facts import (
     Candidate,
     Report,
@@ -46,7 +47,7 @@ def print_report(report: Report, console: Console) -> None:
     console.print(_candidate_table(report, winner["name"]))
     _print_reasons(report, console)
     console.print()
-    for sentence in recovery_sentences(report):
+    for sentence in (*recovery_sentences(report), *stray_sentences(report)):
         _print(console, sentence, "")
     _print(console, control_sentence(report), "dim")
     for warning in report["warnings"]:

@@ -124,7 +124,10 @@ def format_conditions(report: dict[str, Any]) -> str:
 
 
 def format_tensor(tensor: dict[str, object]) -> str:
-    """``image: batch x 3 x 32 x 32, float32``."""
-    shape = tensor["shape"]
-    sizes = " x ".join(str(size) for size in shape) if isinstance(shape, list) else str(shape)
+    """``image: batch x 3 x 32 x 32, float32``; a range reads ``128 to 512 (best 224)``."""
+    shape, ranges = tensor["shape"], tensor.get("ranges") or {}
+    assert isinstance(ranges, dict)  # the schema says so
+    texts = {name: f"{s['least']} to {s['most']} (best {s['best']})" for name, s in ranges.items()}
+    parts = shape if isinstance(shape, list) else [shape]
+    sizes = " x ".join(texts.get(size, str(size)) for size in parts)
     return f"{tensor['name']}: {sizes or 'scalar'}, {tensor['dtype']}"

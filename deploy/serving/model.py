@@ -151,8 +151,19 @@ class ServedModel:
                 "engine": opened.name if opened is not None else None,
                 "degraded": opened.degraded if opened is not None else None,
                 "max_batch": opened.policy.max_batch if opened and opened.policy.batched else 1,
+                "sizes": self._describe_sizes(),
                 "notes": list(opened.notes) if opened is not None else [],
             },
+        }
+
+    def _describe_sizes(self) -> dict[str, dict[str, list[int]]]:
+        """By input and axis the least, best and greatest size and their step, where there are."""
+        return {
+            name: {
+                str(axis): [s.least, s.best, s.most, s.step] for axis, s in tensor.ranges.items()
+            }
+            for name, tensor in self.signature.inputs.items()
+            if tensor.ranges
         }
 
     def _start(self, opened: OpenedModel) -> None:

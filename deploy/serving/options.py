@@ -17,6 +17,7 @@ from deploy.serving.guards import NonFinite
 from export.errors import ConfigError
 
 PREFIX = "DEPLOY_SERVE_"
+_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -30,6 +31,10 @@ class ServeOptions:
         grpc_port: of gRPC; 0: none.
         metrics_port: of /metrics and health alone; 0: they are on `port` only.
         engine: of the bundle; empty: its winner, or another where that cannot be opened.
+        rebuild: build an engine of TensorRT that does not fit this machine again, into the user's
+            cache.
+        fallback: take another engine of the bundle where the winner cannot be opened; without, the
+            model is not ready then.
         instances: engines opened side by side, each with a thread of its own.
         threads: intra-op threads of each; 0: the cores shared out.
         workers: processes that share the port; one that dies is started anew.
@@ -65,6 +70,8 @@ class ServeOptions:
     grpc_port: int = 8001
     metrics_port: int = 0
     engine: str = ""
+    rebuild: bool = False
+    fallback: bool = True
     instances: int = 1
     threads: int = 0
     workers: int = 1
@@ -204,6 +211,10 @@ def _parse(name: str, text: str) -> Any:
         raise ConfigError(f"{name}: there is no option {field}. Known: {known}.")
     if typing.get_origin(hint) is tuple:
         return tuple(part.strip() for part in text.split(",") if part.strip())
+    if hint is bool:
+        if text.lower() not in _TRUTHS:
+            raise ConfigError(f"{name} must be true or false, not {text!r}.")
+        return _TRUTHS[text.lower()]
     if hint not in (int, float):
         return text
     try:

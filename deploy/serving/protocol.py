@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 from deploy.datatypes import DATATYPES, read_datatype
 from deploy.engines.base import Array
 from deploy.serving.errors import MalformedRequestError
-from export.artifacts import TensorSpec
+from export.artifacts import SizeRange, TensorSpec
 from export.errors import BundleError
 
 MAX_ID = 256
@@ -27,6 +27,8 @@ class TensorType:
         shape: sizes; None where any size of 1 or more will do.
         batch_axis: which axis is the batch; None where none is.
         limits: smallest and largest finite value of the type.
+        ranges: by axis the sizes that it may have, where they are known.
+        names: of these axes; those of one name are of one size.
     """
 
     name: str
@@ -35,6 +37,8 @@ class TensorType:
     shape: tuple[int | None, ...]
     batch_axis: int | None
     limits: tuple[float, float]
+    ranges: Mapping[int, SizeRange] = field(default_factory=dict)
+    names: Mapping[int, str] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
         """As model metadata: -1 for a size that is not fixed."""
@@ -124,6 +128,8 @@ def check_shape(tensor: TensorType, shape: object) -> tuple[int, ...]:
             if type(size) is not int or size < 1 or (expected is not None and size != expected):
                 break
         else:
+            if tensor.ranges:
+                _check_ranges(tensor, shape)
             return tuple(shape)
     if not isinstance(shape, list) or not all(type(size) is int and size >= 1 for size in shape):
         raise MalformedRequestError(
@@ -133,6 +139,15 @@ def check_shape(tensor: TensorType, shape: object) -> tuple[int, ...]:
         f"input {tensor.name!r} has shape {_show(shape)}; "
         f"the model takes {tensor.describe()['shape']}, -1 standing for any size"
     )
+
+
+def _check_ranges(tensor: TensorType, shape: list[int]) -> None:
+    for axis, sizes in tensor.ranges.items():
+        if shape[axis] not in sizes:
+            raise MalformedRequestError(
+                f"input {tensor.name!r} has {shape[axis]} on axis {axis}; "
+                f"the model takes {sizes.describe()}"
+            )
 
 
 def count_bytes(tensor: TensorType, shape: tuple[int, ...]) -> int:
@@ -161,14 +176,22 @@ def count_rows(signature: ModelSignature, feeds: Mapping[str, Array]) -> int:
     """How many samples `feeds` hold; 1 where the model has no batch axis.
 
     Raises:
-        MalformedRequestError: an input is missing, or two have different batch sizes.
+        MalformedRequestError: an input is missing, or two have different sizes where they must not.
     """
     rows: int | None = None
+    named: dict[str, int] = {}
     for name, tensor in signature.inputs.items():
         if name not in feeds:
             raise MalformedRequestError(
                 f"input {name!r} is missing; the model takes: {', '.join(signature.inputs)}"
             )
+        for axis, known in tensor.names.items():
+            size = feeds[name].shape[axis]
+            if named.setdefault(known, size) != size:
+                raise MalformedRequestError(
+                    f"the inputs have different sizes on their axis {known!r}: "
+                    f"{size} in {name!r}, {named[known]} before"
+                )
         if tensor.batch_axis != 0:
             continue
         size = feeds[name].shape[0]
@@ -247,7 +270,21 @@ def _make_type(spec: TensorSpec) -> TensorType:
     datatype = DATATYPES[spec.dtype]
     shape = tuple(size if isinstance(size, int) else None for size in spec.shape)
     dtype = read_datatype(datatype)
-    return TensorType(spec.name, datatype, dtype, shape, spec.batch_axis, _find_limits(dtype))
+    names = {
+        axis: name
+        for axis, name in enumerate(spec.shape)
+        if isinstance(name, str) and name in spec.ranges
+    }
+    return TensorType(
+        name=spec.name,
+        datatype=datatype,
+        dtype=dtype,
+        shape=shape,
+        batch_axis=spec.batch_axis,
+        limits=_find_limits(dtype),
+        ranges={axis: spec.ranges[name] for axis, name in names.items()},
+        names=names,
+    )
 
 
 def _find_limits(dtype: np.dtype[Any]) -> tuple[float, float]:

@@ -1,7 +1,8 @@
 """Opens the engine of a bundle and lets it prove itself before a request sees it.
 
 1. The winner of the build is opened, or the next best engine of the bundle where that cannot be;
-   the server says then that it is degraded, and why.
+   the server says then that it is degraded, and why. Asked to, it first builds anew an engine of
+   TensorRT that does not fit this machine.
 2. Every instance replays the golden inputs and must repeat the recorded answers within the
    manifest's tolerance. One that does not is never served, and no other engine takes its place: a
    machine that computes something else is not to be trusted with another file either.
@@ -26,6 +27,7 @@ from deploy.serving.guards import find_nonfinite
 from deploy.serving.options import ServeOptions
 from deploy.serving.protocol import ModelSignature, make_signature
 from deploy.serving.waiting import BatchPolicy
+from deploy.substitutes import explain_unfit, rebuild_runnable
 from export.errors import BundleError, DeployError, EngineError, GateError
 
 _LOG = logging.getLogger("deploy.serving")
@@ -76,7 +78,8 @@ def open_verified(bundle: Bundle, options: ServeOptions) -> OpenedModel:
     signature = make_signature(bundle.manifest.inputs, bundle.manifest.outputs)
     golden = read_golden(bundle.path / GOLDEN)
     with contextlib.ExitStack() as stack:
-        name, engines, degraded = _open_first(bundle, options, stack)
+        first = _open_first(bundle, options, stack)
+        name, engines = first.name, first.engines
         recorded = golden.outputs.get("reference" if name == "torch" else name)
         if recorded is None:
             raise BundleError(f"{bundle.path} records no answers of {name}. Build it again.")
@@ -88,12 +91,13 @@ def open_verified(bundle: Bundle, options: ServeOptions) -> OpenedModel:
                     f"{name} does not repeat the answers recorded when it was built: {mismatch}. "
                     "This machine computes something else; build the bundle here again."
                 )
-        notes: list[str] = []
+        notes = [] if first.note is None else [first.note]
+        difference = None
         if signature.batched:
             difference = _find_batch_dependence(engines[0], golden, recorded, tolerance)
             if difference is not None:
                 notes.append(f"requests are not joined, since answers depend on it: {difference}")
-        policy = _make_policy(options, batched=signature.batched and not notes)
+        policy = _make_policy(options, batched=signature.batched and difference is None)
         sizes = _program_sizes(bundle, name, policy)
         for engine in engines:
             _warm_up(engine, golden.inputs, sizes or _ends(policy))
@@ -102,7 +106,7 @@ def open_verified(bundle: Bundle, options: ServeOptions) -> OpenedModel:
             engines=tuple(engines),
             signature=signature,
             policy=policy,
-            degraded=degraded,
+            degraded=first.degraded,
             sizes=sizes,
             exempt=find_nonfinite(golden.outputs.get("reference", recorded)),
             notes=tuple(notes),
@@ -130,16 +134,28 @@ def rank_engines(bundle: Bundle) -> list[str]:
     return [bundle.winner, *others]
 
 
-def _open_first(
-    bundle: Bundle, options: ServeOptions, stack: contextlib.ExitStack
-) -> tuple[str, list[Engine], str | None]:
+@dataclass(frozen=True)
+class _First:
+    """The engines that were opened, why they are not the winner, and what was done for them."""
+
+    name: str
+    engines: list[Engine]
+    degraded: str | None
+    note: str | None
+
+
+def _open_first(bundle: Bundle, options: ServeOptions, stack: contextlib.ExitStack) -> _First:
     """The first engine that can be opened, with the reason why it is not the winner."""
     names = [options.engine] if options.engine else rank_engines(bundle)
+    names = names if options.fallback else names[:1]
     threads = options.threads or max(1, usable_cores() // (options.instances * options.workers))
     first: DeployError | None = None
     for name in names:
-        spec = bundle.spec(name, threads=threads, trust=options.trust)
+        spec, note = bundle.spec(name, threads=threads, trust=options.trust), None
         try:
+            if options.rebuild and explain_unfit(bundle, name) is not None:
+                rebuilt = rebuild_runnable(bundle, spec)
+                spec, note = rebuilt.spec, rebuilt.note
             with contextlib.ExitStack() as opened:
                 engines = [
                     opened.enter_context(open_engine(spec)) for _ in range(options.instances)
@@ -149,9 +165,8 @@ def _open_first(
             _LOG.warning("engine %s cannot be opened: %s", name, error)
             first = first or error
             continue
-        if first is None:
-            return name, engines, None
-        return name, engines, f"{names[0]} cannot be opened here ({_kind(first)}); {name} runs"
+        degraded = f"{names[0]} cannot be opened here ({_kind(first)}); {name} runs"
+        return _First(name, engines, None if first is None else degraded, note)
     raise first or EngineError(f"{bundle.path} has no engine that runs here.")
 
 
@@ -216,7 +231,7 @@ def _open_reference(
     return stack.enter_context(open_engine(bundle.spec(FALLBACK, threads=1)))
 
 
-def _kind(error: DeployError) -> str:
+def _kind(error: DeployError | None) -> str:
     """Why, in the words that clients may read: they name no path."""
     return {
         "MissingExtraError": "its package is not installed",

@@ -11,10 +11,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from export.artifacts import SizeRange as SizeRange
     from export.tensorrt.building import build_engine as build_engine
     from export.tensorrt.options import BuildOptions as BuildOptions
     from export.tensorrt.options import ShapeProfile as ShapeProfile
-    from export.tensorrt.options import SizeRange as SizeRange
     from export.tensorrt.record import EngineFile as EngineFile
     from export.tensorrt.record import EngineRecord as EngineRecord
     from export.tensorrt.refit import refit_engine as refit_engine
@@ -24,7 +24,7 @@ _PUBLIC = {
     "EngineFile": "export.tensorrt.record",
     "EngineRecord": "export.tensorrt.record",
     "ShapeProfile": "export.tensorrt.options",
-    "SizeRange": "export.tensorrt.options",
+    "SizeRange": "export.artifacts",
     "build_engine": "export.tensorrt.building",
     "refit_engine": "export.tensorrt.refit",
 }

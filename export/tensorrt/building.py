@@ -16,6 +16,7 @@ from export.tensorrt.contract import check_contract
 from export.tensorrt.messages import explain_parser
 from export.tensorrt.monitor import BuildMonitor
 from export.tensorrt.options import BuildOptions, ShapeProfile, make_profiles
+from export.tensorrt.plugins import copy_plugins, load_plugins
 from export.tensorrt.products import ErrorLog, Product, find_product, import_product
 from export.tensorrt.record import EngineFile, EngineRecord
 
@@ -49,7 +50,7 @@ def build_engine(
         MissingExtraError: the product is not installed.
         ConfigError: `options` do not fit the product or the model's inputs.
         EngineError: the graph, the parser or the builder refuses; the message has every node with
-            its module path and source line.
+            its module path and source line. Or a plugin library has changed or does not load.
     """
     product, options = find_product(engine), options or BuildOptions()
     options.check(product)
@@ -57,9 +58,11 @@ def build_engine(
     profiles = make_profiles(model.inputs, options)
     check_contract(model.path, product.title)
     gpu = _need_gpu(product, options)
+    plugins = copy_plugins(options.plugins, path.parent)
     log = ErrorLog(trt)
     monitor = BuildMonitor(trt, f"build {path.parent.name or path.name}", progress)
     builder = trt.Builder(log.logger)
+    load_plugins(builder.get_plugin_registry(), [Path(plugin.path) for plugin in plugins])
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log.logger)
     if not parser.parse_from_file(str(model.path)):
@@ -89,6 +92,7 @@ def build_engine(
         driver=gpu.driver if gpu else None,
         gpu=gpu.name if gpu else None,
         system=f"{platform.system().lower()}-{platform.machine().lower()}",
+        plugins={plugin.name: plugin.sha256 for plugin in plugins},
     )
     return EngineFile(path, record)
 

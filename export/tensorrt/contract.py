@@ -108,6 +108,15 @@ def _is_quantized_constant(node: NodeProto, index: GraphIndex) -> bool:
     return index.constant(index.nodes[producer].input[0]) is not None
 
 
+def read_stray_float(path: Path) -> tuple[str, ...]:
+    """What `find_stray_float` finds in an ONNX file.
+
+    Raises:
+        LoadError: the file is not ONNX.
+    """
+    return find_stray_float(read_model(path, weights=False))
+
+
 def find_stray_float(model: onnx.ModelProto) -> tuple[str, ...]:
     """Module paths of layers in float32 that stand between int8 layers of a 16-bit graph.
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from export.artifacts import BATCH, TensorSpec
+from export.artifacts import BATCH, SizeRange, TensorSpec
 from export.errors import ConfigError
+from export.tensorrt.plugins import PluginLibrary
 from export.tensorrt.products import Product
 
 DEFAULT_TARGETS = ("SM80", "SM89", "SM120")
@@ -54,25 +55,6 @@ class ShapeProfile:
         return None
 
 
-@dataclass(frozen=True)
-class SizeRange:
-    """Sizes of one dynamic axis: least, the one that the engine is tuned for, and most."""
-
-    least: int
-    best: int
-    most: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.least <= self.best <= self.most:
-            raise ConfigError(
-                f"{self.least},{self.best},{self.most}: sizes of an axis are given as "
-                "least,best,most, each 1 or more and none below the one before."
-            )
-
-    def __str__(self) -> str:
-        return f"{self.least},{self.best},{self.most}"
-
-
 DEFAULT_BATCH = SizeRange(1, 8, 16)
 
 
@@ -83,7 +65,7 @@ class BuildOptions:
     Attributes:
         batch: sizes of the dynamic batch axis; several: one optimization profile for each.
         axes: sizes of other dynamic axes, by the names that the inputs' signatures give them, the
-            same in every profile.
+            same in every profile. Those whose ranges stand in the signatures need none.
         targets: compute capabilities by TensorRT's names; for RTX alone, since NVIDIA TensorRT
             builds for the GPU it runs on.
         workspace: bytes that a layer may use for scratch; None: as much as there is.
@@ -95,6 +77,7 @@ class BuildOptions:
         hardware_compatible: later GPUs may run it (NVIDIA TensorRT; ``AMPERE_PLUS``).
         timing_cache: keep the times of kernels beside the engine and use them again. NVIDIA
             TensorRT alone: RTX builds measure nothing.
+        plugins: libraries with layers of the user's own; they are copied beside the engine.
     """
 
     batch: tuple[SizeRange, ...] = (DEFAULT_BATCH,)
@@ -108,6 +91,7 @@ class BuildOptions:
     version_compatible: bool = False
     hardware_compatible: bool = False
     timing_cache: bool = True
+    plugins: tuple[PluginLibrary, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.batch:
@@ -130,6 +114,8 @@ class BuildOptions:
         values["batch"] = tuple(SizeRange(**sizes) for sizes in values["batch"])
         if values.get("axes") is not None:
             values["axes"] = {str(k): SizeRange(**sizes) for k, sizes in values["axes"].items()}
+        plugins = values.pop("plugins", ())
+        values["plugins"] = tuple(PluginLibrary.from_dict(plugin) for plugin in plugins)
         values["targets"] = tuple(str(target) for target in values["targets"])
         return cls(**values)
 
@@ -167,19 +153,22 @@ def parse_sizes(text: str) -> SizeRange:
 def make_profiles(specs: tuple[TensorSpec, ...], options: BuildOptions) -> tuple[ShapeProfile, ...]:
     """One profile for each range of batch sizes; none where every input is static.
 
+    Other dynamic axes have the ranges of `options`, else those of the specs.
+
     Raises:
         ConfigError: an input has a dynamic axis other than the batch that `options` has no sizes
             for, or `options` names an axis that there is not.
     """
-    axes = dict(options.axes or {})
     known = {size for spec in specs for size in spec.shape if isinstance(size, str)}
-    for name in axes:
+    for name in options.axes or {}:
         if name not in known - {BATCH}:
             others = ", ".join(sorted(known - {BATCH})) or "none"
             raise ConfigError(f"No input has a dynamic axis {name!r}; those there are: {others}.")
     dynamic = [spec for spec in specs if any(isinstance(size, str) for size in spec.shape)]
     if not dynamic:
         return ()
+    axes = {name: sizes for spec in specs for name, sizes in spec.ranges.items()}
+    axes.update(options.axes or {})
     batches = options.batch if BATCH in known else options.batch[:1]
     return tuple(
         ShapeProfile({spec.name: _shapes(spec, {**axes, BATCH: batch}) for spec in dynamic})
@@ -193,8 +182,8 @@ def _shapes(
     for size in spec.shape:
         if isinstance(size, str) and size not in sizes:
             raise ConfigError(
-                f"Input {spec} has a dynamic axis {size!r}, and TensorRT needs its sizes: "
-                f"--axis {size}=LEAST,BEST,MOST."
+                f"Input {spec} has a dynamic axis {size!r}, and TensorRT needs its sizes: give "
+                "LEAST:BEST:MOST in its place in --input."
             )
     ranges = [
         sizes[size] if isinstance(size, str) else SizeRange(size, size, size) for size in spec.shape

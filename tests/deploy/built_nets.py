@@ -158,6 +158,37 @@ class Recurrent(nn.Module):
         return self.lstm(x)
 
 
+class Segmenter(nn.Module):
+    """A class for every pixel of an image of any size; 3 channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.stem = nn.Conv2d(3, 16, 3, padding=1, stride=2, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.conv = nn.Conv2d(16, 16, 3, padding=1)
+        self.head = nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, 3, H, W] to [N, 4, H, W]."""
+        features = torch.relu(self.bn1(self.stem(x)))
+        features = torch.relu(self.conv(features))
+        return nn.functional.interpolate(self.head(features), x.shape[2:], mode="nearest")
+
+
+class Halver(nn.Module):
+    """A skip across a stride of 2 and back: even sizes alone go through it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 4, 3, padding=1, stride=2)
+        self.up = nn.ConvTranspose2d(4, 3, 2, stride=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, 3, H, W] to the same."""
+        return self.up(self.down(x)) + x
+
+
 def status(report: dict[str, Any], name: str) -> tuple[str, str | None]:
     """Status and reason of a candidate."""
     row = next(row for row in report["candidates"] if row["name"] == name)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tiny import CLASSES, FEATURES, answer, draw, write_model
+from tiny import CLASSES, FEATURES, answer, draw, labelled_report, write_model
 
 from deploy.bundle import GOLDEN
 from deploy.golden import Golden
@@ -47,11 +47,14 @@ def write_bundle(
         (stage / NAME / "model.engine").write_bytes(engine)
         for name, content in plugins.items():
             (stage / NAME / name).write_bytes(content)
+        for name, content in entry.pop("shipped", {}).items():
+            (stage / "plugins").mkdir(exist_ok=True)
+            (stage / "plugins" / name).write_bytes(content)
         x = draw(4, seed=1)
         recorded = {"logits": answer(x).astype(np.float32)}
         names = ("reference", "onnxruntime-fp32", *(() if entry.get("not_run") else (NAME,)))
         Golden({"x": x}, dict.fromkeys(names, recorded)).save(stage / GOLDEN)
-        (stage / "report.json").write_text(json.dumps({}), encoding="utf-8")
+        (stage / "report.json").write_text(json.dumps(labelled_report()), encoding="utf-8")
         (stage / "report.html").write_text("", encoding="utf-8")
         file = f"{NAME}/model.engine"
         values: dict[str, Any] = {"source": "model.onnx", "record": record, "recipe": OPTIONS}

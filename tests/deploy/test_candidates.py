@@ -214,3 +214,44 @@ def test_the_targets_of_rtx_are_those_of_the_library() -> None:
     rtx = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
     members = {name for name in rtx.ComputeCapability.__members__ if name.startswith("SM")}
     assert members == set(RTX_TARGETS)
+
+
+def between_int8(path: Path) -> OnnxModel:
+    """16 bits, and between two pairs of Q and DQ a Softplus in float32."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], name="narrow", to=TensorProto.FLOAT16),
+        helper.make_node("Relu", ["h"], ["r"], name="half"),
+        helper.make_node("Cast", ["r"], ["c"], name="widen", to=TensorProto.FLOAT),
+        helper.make_node("QuantizeLinear", ["c", "s", "z"], ["q"], name="q0"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], name="d0"),
+        helper.make_node("Softplus", ["d"], ["p"], name="head.softplus"),
+        helper.make_node("QuantizeLinear", ["p", "s", "z"], ["q1"], name="q1"),
+        helper.make_node("DequantizeLinear", ["q1", "s", "z"], ["y"], name="d1"),
+    ]
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8])
+    end = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    stored = [
+        numpy_helper.from_array(np.float32(0.1), "s"),
+        numpy_helper.from_array(np.int8(0), "z"),
+    ]
+    graph = helper.make_graph(nodes, "net", [value], [end], stored)
+    opset = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    specs = [TensorSpec(name, ("batch", 8), "float32") for name in "xy"]
+    return OnnxModel(path, (specs[0],), (specs[1],), 20)
+
+
+def test_layers_left_in_float32_between_int8_ones_are_told_of_engines_of_tensorrt(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+    stage = tmp_path / "stage"
+    stage.mkdir()
+    model = between_int8(stage / "model.onnx")
+    built = build_candidates(
+        model, QuantizeError("no data"), stage=stage, scratch=tmp_path / "scratch"
+    )
+    found = {candidate.name: candidate for candidate in built}
+    assert found["tensorrt_rtx-tf32"].record is not None
+    assert found["tensorrt_rtx-tf32"].stray_float == ("head.softplus",)
+    assert found["onnxruntime-fp32"].stray_float == ()

@@ -11,14 +11,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import deploy.process
-from deploy.checking import CheckPlan, check_candidates
+from deploy.checking import CheckPlan, check_candidates, compare_candidates
 from deploy.config import BuildConfig
 from deploy.data import ArrayRows, Dataset
 from deploy.engines.base import EngineSpec, Feeds
 from deploy.gates import judge_parity
 from deploy.parity import ParityReport
+from deploy.pieces import Run
 from deploy.process import EngineProcess
-from export.artifacts import BATCH, TensorSpec
+from export.artifacts import BATCH, SizeRange, TensorSpec
 from export.errors import DataError, EngineError
 from export.progress import Progress
 
@@ -392,3 +393,70 @@ def test_a_failing_reference_is_not_taken_for_a_failing_candidate(tmp_path: Path
 
 def test_no_candidates_no_results() -> None:
     assert check_candidates(NumpyReference(), {}, dataset(), CheckPlan()) == {}
+
+
+RANGED = TensorSpec(
+    "x", (BATCH, 3, "h", "w"), "float32", {"h": SizeRange(2, 4, 8), "w": SizeRange(4, 4, 7)}
+)
+
+
+def judge_sizes(run: Run) -> tuple[ParityReport | str, str | None]:
+    """What is found of an engine that is compared at other sizes too, and the gate's reason."""
+    plan = CheckPlan(inputs=(RANGED,))
+    report = compare_candidates(NumpyReference(), {"it": run}, dataset(), plan)["it"]
+    if isinstance(report, str):
+        return report, report
+    return report, judge_parity(report, "fp32", kind="unlabelled", config=BuildConfig()).reason
+
+
+def test_an_engine_that_is_right_at_every_size_passes() -> None:
+    report, reason = judge_sizes(lambda feeds: NumpyReference()(feeds))
+    assert reason is None
+    assert isinstance(report, ParityReport)
+    assert [dict(seen.sizes) for seen in report.sizes_checked] == [
+        {"h": 2, "w": 4},
+        {"h": 8, "w": 7},
+        {"h": 3, "w": 5},
+    ]
+
+
+def test_an_engine_that_has_a_size_baked_in_is_rejected_with_that_size() -> None:
+    def baked(feeds: Feeds) -> dict[str, Array]:
+        """A mean that divides by the pixels of the best size."""
+        pixels = feeds["x"].shape[2] * feeds["x"].shape[3]
+        return {"y": NumpyReference()(feeds)["y"] * np.float32(pixels / 16)}
+
+    _, reason = judge_sizes(baked)
+    assert reason is not None
+    assert reason.startswith("at h=2, w=4 the SQNR is ")
+
+
+def test_an_engine_that_fails_or_answers_in_another_shape_at_a_size_says_which() -> None:
+    def fails(feeds: Feeds) -> dict[str, Array]:
+        if feeds["x"].shape[2] == 8:
+            raise EngineError("no kernel")
+        return NumpyReference()(feeds)
+
+    def reshapes(feeds: Feeds) -> dict[str, Array]:
+        y = NumpyReference()(feeds)["y"]
+        return {"y": y if feeds["x"].shape[2] != 3 else y[:, :4]}
+
+    assert judge_sizes(fails)[0] == "at h=8, w=7: no kernel"
+    assert str(judge_sizes(reshapes)[0]).startswith("at h=3, w=5: output 'y' has shape")
+
+
+def test_a_coarse_engine_may_be_as_coarse_at_other_sizes_and_no_worse() -> None:
+    def coarse(step: float) -> Run:
+        def run(feeds: Feeds) -> dict[str, Array]:
+            y = NumpyReference()(feeds)["y"]
+            wide = step if feeds["x"].shape[2] == 4 else 5 * step
+            return {"y": (np.round(y / wide) * wide).astype(np.float32)}
+
+        return run
+
+    plan, config = CheckPlan(inputs=(RANGED,)), BuildConfig(min_agreement=0.0, min_sqnr=10.0)
+    for run, holds in ((coarse(1e-7), True), (coarse(0.05), False)):
+        report = compare_candidates(NumpyReference(), {"it": run}, dataset(), plan)["it"]
+        assert isinstance(report, ParityReport)
+        verdict = judge_parity(report, "int8", kind="unlabelled", config=config)
+        assert verdict.passed == holds, verdict

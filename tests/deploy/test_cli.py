@@ -114,6 +114,7 @@ def test_every_flag_is_an_option_of_the_configuration() -> None:
     beside = {"model_file", "trust_all", "bundle", "target", "a", "b", "help"}
     beside |= {"url", "token", "engine", "rate", "concurrency", "arrivals", "seconds"}
     beside |= {"connections", "timeout"}  # how a running server is driven
+    beside |= {"rebuild", "fallback"}  # what may run in place of an engine that does not
     for command in deploy.cli.cli.commands.values():
         if str(command.name).startswith("export-") or command.name in ("serve", "ctl"):
             continue  # exports and servers have options of their own
@@ -306,6 +307,7 @@ IN_TOML = {
     "workspace-mb": "64",
     "optimization-level": "2",
     "no-tf32": "true",
+    "plugin": '["ours.so"]',
     "refittable": "true",
     "stripped": "true",
     "version-compatible": "true",

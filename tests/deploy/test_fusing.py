@@ -56,6 +56,19 @@ def test_merged_program_computes_what_the_model_does_at_any_batch(tmp_path: Path
     assert {item["kind"] for item in evidence["fused"]} == {"conv-bn", "sequence"}
 
 
+def test_a_merged_program_takes_any_size_of_the_ranges_that_were_given(tmp_path: Path) -> None:
+    net = save(tmp_path / "m.pt")
+    config = BuildConfig(inputs=("1x3x7:9:16x8",))
+    program = torch.export.load(fuse_file(tmp_path / "m.pt", config, tmp_path / "f.pt2").path)
+    for height in (7, 9, 16, 11):
+        x: Tensor = torch.randn(2, 3, height, 8)
+        torch.testing.assert_close(program.module()(x), net(x), rtol=1e-5, atol=1e-5)
+    assert (
+        inspect_file(tmp_path / "m.pt", config).layers
+        == inspect_file(tmp_path / "m.pt", CONFIG).layers
+    )
+
+
 def test_command_prints_the_table_and_where_the_files_are(tmp_path: Path) -> None:
     save(tmp_path / "m.pt")
     out = str(tmp_path / "f.pt2")

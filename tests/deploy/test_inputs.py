@@ -3,13 +3,14 @@
 import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from deploy.inputs import DTYPES, InputSpec, numpy_dtype, parse_input, synthetic_feeds
-from export.artifacts import TensorSpec
+from deploy.inputs import DTYPES, InputAxis, InputSpec, numpy_dtype, parse_input, synthetic_feeds
+from export.artifacts import SizeRange, TensorSpec
 from export.errors import ConfigError
 
 IMAGE = TensorSpec("image", ("batch", 3, "height", 4), "float32")
@@ -32,6 +33,57 @@ IDS = TensorSpec("ids", ("batch", 128), "int64")
 )
 def test_input_is_read(text: str, expected: InputSpec) -> None:
     assert parse_input(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "axes"),
+    [
+        (
+            "1x3x128:224:512x64:96:128",
+            (1, 3, 224, 96),
+            {2: InputAxis(SizeRange(128, 224, 512)), 3: InputAxis(SizeRange(64, 96, 128))},
+        ),
+        ("ids:1x8:64:256:int64:30522", (1, 64), {1: InputAxis(SizeRange(8, 64, 256))}),
+        ("1xtext=8:64:256x4", (1, 64, 4), {1: InputAxis(SizeRange(8, 64, 256), "text")}),
+        ("1x3xmax=2:2:9x7", (1, 3, 2, 7), {2: InputAxis(SizeRange(2, 2, 9), "max")}),
+        ("1x5:5:5", (1, 5), {}),
+        ("1x3x64:96:128/32:float16", (1, 3, 96), {2: InputAxis(SizeRange(64, 96, 128, 32))}),
+    ],
+)
+def test_a_range_makes_an_axis_dynamic(
+    text: str, shape: tuple[int, ...], axes: dict[int, InputAxis]
+) -> None:
+    spec = parse_input(text)
+    assert (spec.shape, spec.axes) == (shape, axes)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("1:8:32x3", "the batch comes first and has its range in --batch 1,8,32"),
+        ("1x8:4:16", "'8:4:16' does not go up"),
+        ("1x0:4:16", "'0:4:16' does not go up"),
+        ("1x1:1:16", "has 1 as its best size"),
+        ("1x32:32:64/32", "has 32 as its best size, which exporters fix; take 64 or more"),
+        ("1x32:64:100/32", "'32:64:100/32' has sizes that are no multiples of its step"),
+        ("1x32:64:96/0", "has sizes that are no multiples of its step"),
+        ("1xbatch=1:2:3", "'batch=1:2:3' is no range"),
+        ("1xlength=7", "'length=7' is no range; write LEAST:BEST:MOST or NAME=LEAST:BEST:MOST"),
+        ("1x8:16", "'16' is no known dtype"),
+        ("4x2:3:9999999999", r"more than 2\*\*31 elements"),
+    ],
+)
+def test_a_range_that_is_none_is_refused(text: str, fault: str) -> None:
+    with pytest.raises(ConfigError, match=fault):
+        parse_input(text)
+
+
+def test_a_signature_says_ranges_as_they_were_given() -> None:
+    spec = replace(parse_input("ids:1xlength=8:64:256x4:9:12:int64"), name="ids").describe(2)
+    assert str(spec) == "ids:2x8:64:256x4:9:12:int64"
+    assert spec.shape == (2, "length", "ids_2")
+    assert spec.with_batch(3) == (2, 64, 9)
+    assert synthetic_feeds([spec], 3, seed=0)["ids"].shape == (2, 64, 9)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -101,7 +153,7 @@ def test_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
 def test_bits_do_not_change_between_processes() -> None:
     code = (
         "import sys, hashlib; from deploy.inputs import synthetic_feeds;"
-        "from export.artifacts import TensorSpec;"
+        "from export.artifacts import SizeRange, TensorSpec;"
         "spec = TensorSpec('ids', ('batch', 128), 'int64');"
         "feed = synthetic_feeds([spec], 2, seed=9, high={'ids': 77})['ids'];"
         "assert 'torch' not in sys.modules;"

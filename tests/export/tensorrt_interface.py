@@ -53,6 +53,7 @@ CLASSES = {
         "create_network": "(flags: int = 0) -> INetworkDefinition",
         "create_builder_config": "() -> IBuilderConfig",
         "create_optimization_profile": "() -> IOptimizationProfile",
+        "get_plugin_registry": "() -> IPluginRegistry",
         "build_serialized_network": (
             "(network: INetworkDefinition, config: IBuilderConfig) -> IHostMemory"
         ),
@@ -199,6 +200,7 @@ VARIABLES = {
     "plan": "IHostMemory",
     "profile": "IOptimizationProfile",
     "refitter": "Refitter",
+    "registry": "IPluginRegistry",
     "runtime": "Runtime",
 }
 """What our functions call those of TensorRT's objects that they are given, annotated `Any`."""

@@ -5,18 +5,19 @@ from torch import nn
 
 from export.agreement import (
     Expectation,
+    Extent,
     expect,
     find_disagreement,
     measure_error,
     measure_tolerances,
-    resize_batch,
+    resize_feeds,
 )
 from export.signature import describe_call
 
 
 def make_expectation() -> Expectation:
     rng = np.random.default_rng(0)
-    return Expectation(3, {}, {"output": rng.normal(size=(3, 4, 5, 5))}, {"output": 1e-5})
+    return Expectation(Extent(3), {}, {"output": rng.normal(size=(3, 4, 5, 5))}, {"output": 1e-5})
 
 
 def permute_channel(y):
@@ -76,7 +77,7 @@ def test_same_nan_in_both_is_agreement_and_integers_count_by_share():
 def test_resized_batch_holds_samples_that_differ(batch):
     feeds = {"x": torch.arange(8.0).reshape(2, 4)}
     signature = describe_call(nn.Identity(), feeds, keyword=False, dynamic_batch=True)
-    x = resize_batch(feeds, signature, batch)["x"]
+    x = resize_feeds(feeds, signature, Extent(batch))["x"]
     assert len({tuple(row.tolist()) for row in x}) == batch
 
 
@@ -86,7 +87,7 @@ def test_tolerance_comes_from_what_float32_loses():
     feeds = {"x": torch.randn(2, 64)}
     signature = describe_call(net, feeds, keyword=False, dynamic_batch=True)
     tolerances = measure_tolerances(net, feeds, signature, 2)
-    expected = expect(net, feeds, signature, batch=3, tolerances=tolerances)
+    expected = expect(net, feeds, signature, extent=Extent(3), tolerances=tolerances)
     assert expected.tolerances == {"output": 1e-4}
     found = net(torch.from_numpy(expected.feeds["x"])).detach().numpy()
     assert find_disagreement(expected, {"output": found}) is None

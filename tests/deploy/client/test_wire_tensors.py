@@ -120,6 +120,9 @@ def test_a_signature_has_the_batch_in_front_and_names_for_other_axes() -> None:
     (spec,) = read_signature([{"name": "ids", "datatype": "INT64", "shape": [-1, -1, 8]}])
     assert (spec.name, spec.shape, spec.dtype) == ("ids", ("batch", "axis1", 8), "int64")
     assert read_signature([{"name": "s", "datatype": "BOOL", "shape": []}])[0].shape == ()
+    sizes = {"ids": {"1": [4, 64, 256]}}
+    (spec,) = read_signature([{"name": "ids", "datatype": "INT64", "shape": [-1, -1, 8]}], sizes)
+    assert spec.with_batch(2) == (2, 64, 8)
     for wrong in ({"name": "x"}, {"name": "x", "datatype": "BYTES", "shape": [1]}):
         with pytest.raises(ServerError, match="describes a tensor that cannot be used"):
             read_signature([wrong])

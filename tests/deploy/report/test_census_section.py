@@ -1,10 +1,13 @@
 """The census in words: what is called out, what is too little to mention, and old reports."""
 
+import io
 import re
 
+from rich.console import Console
 from samples import labelled_report, no_data_report
 
-from deploy.report.census import FLOAT_SHARE, describe_census, describe_float
+from deploy.report import print_report, render_html
+from deploy.report.census import FLOAT_SHARE, describe_census, describe_float, describe_stray
 
 
 def _candidate(name: str) -> dict:
@@ -51,3 +54,24 @@ def test_the_table_has_every_precision_and_the_reformats() -> None:
     assert "openvino-int8 fp32 2 10 1.0% 2.00 26.7%" in text
     assert "openvino-int8 reformats 3 – – 0.500 6.7%" in text
     assert "What stays in more bits: 2" in text
+
+
+def test_layers_left_in_float32_between_int8_are_a_finding_on_the_page_and_the_terminal() -> None:
+    report = labelled_report()
+    candidate = next(c for c in report["candidates"] if c["name"] == "tensorrt_rtx-fp16")
+    candidate["stray_float"] = ["stages.0.gate", "stages.1.gate", "head.norm", "head.act"]
+    sentence = describe_stray(candidate)
+    assert sentence is not None
+    assert sentence.startswith(
+        "tensorrt_rtx-fp16 keeps 4 layers in float32 between int8 layers, which costs two "
+        "conversions each: stages.0.gate, stages.1.gate, head.norm and 1 more."
+    )
+    assert sentence in _text(render_html(report))
+    console = Console(file=io.StringIO(), width=400)
+    print_report(report, console)
+    assert sentence in console.file.getvalue()
+    candidate["stray_float"] = ["head.norm"]
+    assert "keeps 1 layer in float32" in str(describe_stray(candidate))
+    assert describe_stray({**candidate, "stray_float": []}) is None
+    del candidate["stray_float"]  # as reports had it before
+    assert describe_stray(candidate) is None

@@ -45,6 +45,17 @@ def test_lists_and_texts_from_the_environment(tmp_path: Path) -> None:
     assert (found.trust, found.timeout) == (("a", "b"), 2.5)
 
 
+def test_truths_from_every_place(tmp_path: Path) -> None:
+    assert (gather(tmp_path).rebuild, gather(tmp_path).fallback) == (False, True)
+    (tmp_path / "pyproject.toml").write_text("[tool.deploy.serve]\nrebuild = true\n")
+    found = gather(tmp_path, {"fallback": None}, DEPLOY_SERVE_FALLBACK="false")
+    assert (found.rebuild, found.fallback) == (True, False)
+    flagged = gather(tmp_path, {"rebuild": False}, DEPLOY_SERVE_FALLBACK="1")
+    assert (flagged.rebuild, flagged.fallback) == (False, True)
+    with pytest.raises(ConfigError, match="DEPLOY_SERVE_REBUILD must be true or false, not 'yes'"):
+        gather(tmp_path, DEPLOY_SERVE_REBUILD="yes")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

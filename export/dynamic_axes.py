@@ -1,0 +1,98 @@
+"""Dynamic axes beside the batch in a capture, and why torch.export refuses one, in words.
+
+Its message about a violated range has, for every axis, a line with the guard that the code of the
+model needs, or with the constant that it makes of the size; both are read here.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch.export import Dim
+
+from export.artifacts import SizeRange, TensorSpec
+
+_FIXED = re.compile(r"specialized it to be a constant \((\d+)\)")
+_MULTIPLE = r"^\s*{name} = (\d+)\*_"
+_BOUNDS = r"^\s*{name} = Dim\('{name}', min=(\d+), max=(\d+)\)"
+_SAME = r"^\s*{name} = ([A-Za-z]\w*)$"
+_GUARD = re.compile(r"satisfy the generated guard (.+?)\.?$")
+_SIZE = re.compile(r"L\[[^]]*\]\.size\(\)\[\d+\]")
+_LENGTH = 160
+
+
+@dataclass(frozen=True)
+class NamedAxis:
+    """Where an axis was first named, and what it may be."""
+
+    input: str
+    axis: int
+    sizes: SizeRange
+
+    def __str__(self) -> str:
+        return f"axis {self.axis} of input {self.input!r} ({str(self.sizes).replace(',', ':')})"
+
+
+def make_dims(
+    inputs: Sequence[TensorSpec],
+) -> tuple[dict[str, dict[int, object]], dict[str, NamedAxis]]:
+    """By input and axis the dimensions for torch.export, and the axes by their names.
+
+    Axes of one name have one dimension, which makes them one size.
+    """
+    named: dict[str, NamedAxis] = {}
+    dims: dict[str, dict[int, object]] = {}
+    made: dict[str, object] = {}
+    for spec in inputs:
+        for axis, name in enumerate(spec.shape):
+            if not isinstance(name, str) or name not in spec.ranges:
+                continue
+            sizes = spec.ranges[name]
+            if name not in made:
+                made[name] = _make_dim(name, sizes)
+                named[name] = NamedAxis(spec.name, axis, sizes)
+            dims.setdefault(spec.name, {})[axis] = made[name]
+    return dims, named
+
+
+def _make_dim(name: str, sizes: SizeRange) -> object:
+    if sizes.step == 1:
+        return Dim(name, min=sizes.least, max=sizes.most)
+    steps = Dim(f"_{name}", min=sizes.least // sizes.step, max=sizes.most // sizes.step)
+    return sizes.step * steps
+
+
+def explain_axes(text: str, named: Mapping[str, NamedAxis]) -> str | None:
+    """What torch.export's message `text` says of the axes `named`; None where that is nothing."""
+    found = {name: _explain_axis(name, text) for name in named}
+    reasons = {name: reason for name, reason in found.items() if reason is not None}
+    if not reasons:
+        return None
+    listed = "; ".join(f"{named[name]} {reason}" for name, reason in reasons.items())
+    return (
+        f"The model cannot take sizes from a range here: {listed}. Give such an axis one size in "
+        "--input, or change the model so that any size goes through it."
+    )
+
+
+def _explain_axis(name: str, text: str) -> str | None:
+    """The reason that concerns the axis called `name`; None where the text has none."""
+    lines = [line for line in text.splitlines() if re.search(rf"\b{re.escape(name)}\b", line)]
+
+    def find(pattern: str | re.Pattern[str]) -> re.Match[str] | None:
+        if isinstance(pattern, str):
+            pattern = re.compile(pattern.format(name=re.escape(name)))
+        return next((found for line in lines if (found := pattern.search(line))), None)
+
+    if found := find(_MULTIPLE):
+        return f"must be a multiple of {found[1]} (LEAST:BEST:MOST/{found[1]})"
+    if found := find(_FIXED):
+        return f"is made a constant, {found[1]}, by the model's code"
+    if found := find(_BOUNDS):
+        return f"takes one way through the model's code only from {found[1]} to {found[2]}"
+    if found := find(_SAME):
+        return f"must be of the same size as {found[1]}"
+    if found := find(_GUARD):
+        guard = _SIZE.sub("size", found[1])[:_LENGTH]
+        return f"takes one way through the model's code only where {guard}"
+    return None
