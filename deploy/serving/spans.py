@@ -6,7 +6,6 @@ dead costs requests nothing. Needs the `otel` extra.
 """
 
 import logging
-import sys
 import threading
 import time
 from collections import deque
@@ -28,10 +27,6 @@ _BATCH = 256
 _EVERY_S = 1.0
 _LAST_S = 5.0
 """Seconds that a collector has, in the end, to take what is left."""
-
-_TURN_S = 5e-4
-"""Seconds after which a thread that makes spans hands the interpreter to the event loop, if that
-waits for it. Python's own 5 ms are several requests."""
 
 _PATH = "/v1/traces"
 _SERVICE = "deploykit"
@@ -75,7 +70,6 @@ class SpanSender:
 
     def start(self) -> None:
         """Start the thread that sends."""
-        sys.setswitchinterval(_TURN_S)
         self._thread.start()
 
     def finish(self, trace: RequestTrace) -> None:
