@@ -119,10 +119,16 @@ def _consider(survey: Survey, region: Region, options: FusionOptions) -> Merger 
     """The layer that `region` is; why it is not to be merged; or None where that is no question."""
     if _counts(survey, region):
         return _weigh(survey, region, options)
-    if not region.layers() or len(region.costly()) > 1 or len(region.moves()) < 2:
+    costly = region.costly()
+    if len(costly) > 1 and (
+        costly[-1] is region.result or not _is_layer_and_norm(survey, region, costly)
+    ):
+        return None
+    least = max(1, len(costly))
+    if not region.layers() or len(region.moves()) <= least:
         return None
     found = _weigh(survey, region, options)  # a layer and what only moves data, such as padding
-    if isinstance(found, str) or len(region.moves()) <= 1 + (found.layer.border is not None):
+    if isinstance(found, str) or len(region.moves()) <= least + (found.layer.border is not None):
         return None
     return found
 

@@ -143,6 +143,14 @@ def test_hundred_random_trees_merge_or_are_refused_with_a_reason():
     assert for_each(cases(), check, range(14)) >= 100
 
 
+@pytest.mark.parametrize(("start", "stop"), [(0, 1), (1, 2), (1, 3)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_channels_taken_behind_a_norm_are_those_of_one_layer(start, stop, padded):
+    """The norm alone would be folded into its layer, and the rest of the channels thrown away."""
+    parts = (*[Pad((1, 0), (0, 2))] * padded, Conv(4, (3, 3)), Norm(), Slice(start, stop))
+    check(Case((2, (6, 5)), Sequence(parts), mergeable=True))
+
+
 @pytest.mark.parametrize("cause", trees.CAUSES)
 def test_trees_are_refused_for_each_cause(cause):
     for_each(refusals(cause), check, range(1), max_examples=3)
