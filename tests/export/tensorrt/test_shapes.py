@@ -39,7 +39,7 @@ def test_axes_that_there_are_not_and_axes_without_sizes_are_refused() -> None:
     with pytest.raises(ConfigError, match="No input has a dynamic axis"):
         make_profiles((X,), BuildOptions(axes={"width": SizeRange(1, 2, 3)}))
     tall = TensorSpec("x", ("batch", 3, "height", 8), "float32")
-    with pytest.raises(ConfigError, match="'height'.*LEAST:BEST:MOST in its place in --input"):
+    with pytest.raises(ConfigError, match=r"'height'.*LEAST:BEST:MOST in its place in --input"):
         make_profiles((tall,), BuildOptions())
 
 
