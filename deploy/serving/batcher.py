@@ -54,6 +54,7 @@ class Batcher:
         policy: how requests share runs, and how many may wait.
         plan: how a run is done, in the engine's thread.
         observe: told of every run.
+        gain: what is known of sharing runs.
 
     Use it within a running event loop, from `start` to `stop`.
     """
@@ -65,6 +66,7 @@ class Batcher:
         plan: RunPlan,
         *,
         observe: Observe | None = None,
+        gain: JoiningGain | None = None,
     ) -> None:
         self.policy = policy
         self._plan = plan
@@ -76,7 +78,7 @@ class Batcher:
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
         self._seconds_a_row = 0.0
-        self._gain = JoiningGain()
+        self._gain = gain or JoiningGain()
         self._inline = InlineRuns()
 
     @property
@@ -191,8 +193,10 @@ class Batcher:
 
     def _should_join(self) -> bool:
         """Whoever lets requests wait for others wants them joined; else it must pay."""
-        rows = min(self._waiting.rows, self.policy.max_batch)
-        return self.policy.max_delay_s > 0 or self._waiting.jobs < 2 or self._gain.pays(rows)
+        waiting, most = self._waiting.rows, self.policy.max_batch
+        if self.policy.max_delay_s > 0 or self._waiting.jobs < 2:
+            return True
+        return self._gain.pays(min(waiting, most), pressed=waiting > most)
 
     def _run(self, jobs: list[Job]) -> None:
         self._running.update(jobs)

@@ -11,6 +11,7 @@ from deploy.engines.base import Array
 from deploy.serving.batcher import Batcher
 from deploy.serving.errors import RequestError, UnavailableError
 from deploy.serving.guards import Guard, GuardPlan
+from deploy.serving.joining import JoiningGain
 from deploy.serving.options import ServeOptions
 from deploy.serving.protocol import InferRequest, ModelSignature, make_signature
 from deploy.serving.readiness import OpenedModel, open_verified
@@ -179,6 +180,7 @@ class ServedModel:
             opened.policy,
             RunPlan(axes, self.guard, opened.sizes),
             observe=self._observe,
+            gain=JoiningGain(opened.run_seconds),
         )
         self._batcher.start()
         if opened.reference is not None:

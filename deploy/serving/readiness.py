@@ -13,7 +13,8 @@
 
 import contextlib
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,7 @@ class OpenedModel:
         engines: one an instance, opened; `close` ends them.
         degraded: why this is not the winner of the build; None when it is.
         sizes: see `deploy.serving.running.RunPlan`.
+        run_seconds: of a run by its rows, as the warm-up saw it.
         exempt: outputs whose recorded answers hold NaN or infinity.
         notes: what else to know of it.
         reference: the float32 engine for shadow samples, where they are asked for.
@@ -57,6 +59,7 @@ class OpenedModel:
     policy: BatchPolicy
     degraded: str | None
     sizes: tuple[int, ...]
+    run_seconds: Mapping[int, float]
     exempt: frozenset[str]
     notes: tuple[str, ...]
     reference: Engine | None
@@ -100,7 +103,7 @@ def open_verified(bundle: Bundle, options: ServeOptions) -> OpenedModel:
         policy = _make_policy(options, batched=signature.batched and difference is None)
         sizes = _program_sizes(bundle, name, policy)
         for engine in engines:
-            _warm_up(engine, golden.inputs, sizes or _ends(policy))
+            seconds = _warm_up(engine, golden.inputs, sizes or _ends(policy))
         return OpenedModel(
             name=name,
             engines=tuple(engines),
@@ -108,6 +111,7 @@ def open_verified(bundle: Bundle, options: ServeOptions) -> OpenedModel:
             policy=policy,
             degraded=first.degraded,
             sizes=sizes,
+            run_seconds=seconds,
             exempt=find_nonfinite(golden.outputs.get("reference", recorded)),
             notes=tuple(notes),
             reference=_open_reference(bundle, name, options, stack),
@@ -209,17 +213,27 @@ def _ends(policy: BatchPolicy) -> tuple[int, ...]:
     return (1, policy.max_batch) if policy.batched else ()
 
 
-def _warm_up(engine: Engine, inputs: Feeds, sizes: Sequence[int]) -> None:
-    """Run at every one of `sizes`, else at that of the golden inputs."""
+def _warm_up(engine: Engine, inputs: Feeds, sizes: Sequence[int]) -> dict[int, float]:
+    """Run at every one of `sizes`, else at that of the golden inputs.
+
+    Returns:
+        Seconds of the quickest run of each size; empty where there are none.
+    """
     batches: list[Any] = [inputs]
     if sizes:
         batches = [
             {name: np.resize(array, (size, *array.shape[1:])) for name, array in inputs.items()}
             for size in sizes
         ]
+    quickest = []
     for batch in batches:
+        times = []
         for _ in range(_WARM_RUNS):
+            begun = time.perf_counter()
             engine(batch)
+            times.append(time.perf_counter() - begun)
+        quickest.append(min(times))
+    return dict(zip(sizes, quickest, strict=False))
 
 
 def _open_reference(

@@ -30,10 +30,19 @@ def test_until_it_is_known_requests_share() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shared", "pays"), [(0.010, True), (0.050, True), (0.079, False), (0.16, False)]
+    ("shared", "pays", "pressed"),
+    [
+        (0.010, True, True),
+        (0.060, True, True),
+        (0.070, False, True),
+        (0.079, False, False),
+        (0.160, False, False),
+    ],
 )
-def test_sharing_pays_where_a_row_takes_less_time(shared: float, pays: bool) -> None:
-    assert seen(seconds_alone=0.01, seconds_shared=shared).pays(ROWS) == pays
+def test_sharing_pays_where_a_row_takes_less_time(shared: float, pays: bool, pressed: bool) -> None:
+    gain = seen(seconds_alone=0.01, seconds_shared=shared)
+    assert gain.pays(ROWS) == pays
+    assert gain.pays(ROWS, pressed=True) == pressed
 
 
 def test_runs_that_are_shorter_than_their_handover_are_shared() -> None:
@@ -46,6 +55,14 @@ def test_sizes_are_told_apart() -> None:
         gain.observe(2, 2, 0.03)
     assert gain.pays(ROWS)
     assert not gain.pays(2)
+
+
+def test_what_is_not_known_of_a_size_is_taken_from_the_next_larger_one() -> None:
+    gain = JoiningGain({1: 0.01, 8: 0.079})
+    assert not gain.pays(8)
+    assert not gain.pays(3)
+    assert gain.pays(16)
+    assert JoiningGain({1: 0.01, 8: 0.02}).pays(3)
 
 
 def test_it_looks_again_and_changes_its_mind() -> None:
