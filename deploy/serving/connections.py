@@ -28,6 +28,10 @@ HEAD_LIMIT = 64 * 2**10
 A little more passes where it comes at once: it is looked at after each read of the socket.
 """
 
+DIRECT_IN_A_READ = 8
+"""Requests of one read of the socket that may go the direct way, on which each can be answered
+before the next is looked at. The rest take turns with other connections."""
+
 
 @dataclass(frozen=True)
 class ConnectionLimits:
@@ -66,6 +70,7 @@ class LimitedProtocol(HttpToolsProtocol):
     _arrival: asyncio.TimerHandle | None = None
     _departure: asyncio.TimerHandle | None = None
     _without_body = 0
+    _directly = 0
     _coming = False
     _held_back = False
 
@@ -138,6 +143,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._without_body += len(data)
+        self._directly = 0
         super().data_received(data)
         if self._without_body > HEAD_LIMIT:
             self._refuse_head()
@@ -150,14 +156,17 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._unset_keepalive_if_required()  # one before it in the same read was answered already
         self._without_body = 0
         cast("dict[str, Any]", self.scope)[CONNECTION] = self
         self._coming = True  # most are here whole when all that has come is read: no timer for them
 
     def on_headers_complete(self) -> None:
-        if self.direct is not None and (self.cycle is None or self.cycle.response_complete):
+        idle = self.cycle is None or self.cycle.response_complete
+        if self.direct is not None and idle and self._directly < DIRECT_IN_A_READ:
             request = self.direct.begin(self)
             if request is not None:
+                self._directly += 1
                 self.cycle = cast("Any", request)
                 return
         self._begin_cycle()
@@ -181,7 +190,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self._end()
-        elif self._held_back and not self.flow.read_paused:
+        elif self._held_back and not self.pipeline:  # the last that came may be there in part
             self._held_back = False
             if self._coming:
                 self._expect_request()

@@ -1,0 +1,129 @@
+"""What a client could do to others, or to itself, around the direct way, and what is answered."""
+
+import contextlib
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from servers import Server, read_all, serving, write_slow_script
+
+PATH = "/v2/models/echo/infer"
+GOOD = json.dumps(
+    {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
+).encode()
+SLOW_S = 1.0
+
+
+def render(body: bytes, *lines: str, version: str = "1.1") -> bytes:
+    """An infer request as it goes over the wire."""
+    head = [f"POST {PATH} HTTP/{version}", "Host: a", *lines, f"Content-Length: {len(body)}"]
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+def connect(server: Server) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), 15)
+
+
+def read_to_end(connection: socket.socket, seconds: float) -> bytes:
+    """What comes until the other side closes; it must do so in time."""
+    connection.settimeout(seconds)
+    data = b""
+    while chunk := connection.recv(65536):
+        data += chunk
+    return data
+
+
+@pytest.fixture(scope="module")
+def echo(identity_bundle: Path) -> Iterator[Server]:
+    with serving(identity_bundle) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def slow(identity_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Runs take longer than a connection may be idle; a request must arrive within two seconds."""
+    script = write_slow_script(tmp_path_factory.mktemp("slow"), SLOW_S)
+    limits = ("--keep-alive", "0.4", "--receive-timeout", "2")
+    running = Server(identity_bundle, *limits, script=script).wait_until_ready()
+    yield running
+    running.stop()
+
+
+def test_a_connection_is_not_idle_while_the_second_of_two_requests_runs(slow: Server) -> None:
+    """The first is answered within the read that brings the second."""
+    with connect(slow) as connection:
+        connection.sendall(render(b"{") + render(GOOD))
+        answered = read_to_end(connection, 5)
+    assert answered.startswith(b"HTTP/1.1 400 ")
+    assert answered.count(b"HTTP/1.1 200 ") == 1
+
+
+FIRST = {"infer": render(GOOD), "other": b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\n"}
+
+
+@pytest.mark.parametrize("first", FIRST.values(), ids=FIRST)
+def test_half_a_request_behind_another_has_to_arrive_in_time_too(
+    slow: Server, first: bytes
+) -> None:
+    with connect(slow) as connection:
+        connection.sendall(first + render(GOOD)[:-5])
+        assert read_to_end(connection, 6).count(b"HTTP/1.1 200 ") == 1
+
+
+@contextlib.contextmanager
+def flood(connection: socket.socket, requests: bytes) -> Iterator[None]:
+    """Send without end, and read what is answered, until the caller goes on."""
+    ended = threading.Event()
+
+    def send() -> None:
+        try:
+            while not ended.is_set():
+                connection.sendall(requests)
+        except OSError:
+            pass
+
+    def receive() -> None:
+        try:
+            while connection.recv(2**20):
+                pass
+        except OSError:
+            pass
+
+    threads = [threading.Thread(target=work) for work in (send, receive)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        connection.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.parametrize("body", [b"{", GOOD], ids=["refused", "answered"])
+def test_one_who_sends_without_pause_does_not_keep_others_waiting(
+    echo: Server, body: bytes
+) -> None:
+    slowest = 0.0
+    client = http.client.HTTPConnection("127.0.0.1", echo.port, timeout=5)
+    with (
+        connect(echo) as connection,
+        contextlib.closing(client),
+        flood(connection, render(body) * 2000),
+    ):
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            before = time.monotonic()
+            client.request("GET", "/v2/health/live")
+            assert client.getresponse().read() == b'{"live":true}'
+            slowest = max(slowest, time.monotonic() - before)
+            time.sleep(0.02)
+    assert slowest < 1
