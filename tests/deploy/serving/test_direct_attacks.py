@@ -19,6 +19,7 @@ GOOD = json.dumps(
     {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
 ).encode()
 SLOW_S = 1.0
+SUCCESS = 'nv_inference_request_success{model="echo",version="1"}'
 
 
 def render(body: bytes, *lines: str, version: str = "1.1") -> bytes:
@@ -127,3 +128,50 @@ def test_one_who_sends_without_pause_does_not_keep_others_waiting(
             slowest = max(slowest, time.monotonic() - before)
             time.sleep(0.02)
     assert slowest < 1
+
+
+def test_a_server_that_ends_waits_no_longer_than_it_may(
+    identity_bundle: Path, tmp_path: Path
+) -> None:
+    """What has not run by then is told so; it could run elsewhere."""
+    limits = ("--stop-timeout", "1", "--max-batch", "1")
+    script = write_slow_script(tmp_path, SLOW_S)
+    server = Server(identity_bundle, *limits, script=script).wait_until_ready()
+    with contextlib.ExitStack() as stack:
+        asking = [stack.enter_context(connect(server)) for _ in range(8)]
+        for connection in asking:
+            connection.sendall(render(GOOD))
+        time.sleep(0.3)
+        begun = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - begun < 5
+        answers = [read_all(connection).split(b"\r\n")[0] for connection in asking]
+    assert set(answers) == {b"HTTP/1.1 200 OK", b"HTTP/1.1 503 Service Unavailable"}
+
+
+def test_for_one_who_left_no_answer_is_written(echo: Server) -> None:
+    """Its request does not count as held any more, so any number could be left so."""
+    given = np.ones(6 * 2**20, np.float32) / 3
+    entry = {"name": "x", "datatype": "FP32", "shape": [1, given.size]}
+    entry |= {"parameters": {"binary_data_size": given.nbytes}}  # type: ignore[dict-item]
+    head = json.dumps({"inputs": [entry]}).encode()
+    process = psutil.Process(echo.process.pid)
+    done = echo.metrics()[SUCCESS]
+    with connect(echo) as connection:
+        length = f"Inference-Header-Content-Length: {len(head)}"
+        connection.sendall(render(head + given.tobytes(), length))
+        while echo.metrics()[SUCCESS] == done:
+            time.sleep(0.01)
+    time.sleep(0.1)
+    before = sum(process.cpu_times()[:2])
+    time.sleep(2)
+    assert sum(process.cpu_times()[:2]) - before < 0.1
+
+
+def test_an_old_client_is_told_that_its_connection_ends(echo: Server) -> None:
+    """It knows no connection that stays unless it is told of it."""
+    with connect(echo) as connection:
+        connection.sendall(render(GOOD, "Connection: keep-alive", version="1.0"))
+        answered = read_to_end(connection, 3)
+    assert answered.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\nconnection: close\r\n" in answered
