@@ -10,6 +10,7 @@ from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from typing import Any, cast
 
+import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -19,8 +20,9 @@ from deploy.serving.direct import DirectRequest, DirectWay
 from deploy.serving.encoding import encode_error
 from deploy.serving.errors import RequestError
 from deploy.serving.infer_endpoint import CONNECTION
-from deploy.serving.intake import Intake
+from deploy.serving.intake import Intake, make_parser
 from deploy.serving.metrics import ServerStatistics
+from deploy.serving.upgrades import render_plain_head
 
 HEAD_LIMIT = 64 * 2**10
 """Bytes that may come without a byte of a body among them: heads, trailers, extensions of chunks.
@@ -144,7 +146,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._without_body += len(data)
         self._directly = 0
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         if self._without_body > HEAD_LIMIT:
             self._refuse_head()
             return
@@ -154,6 +157,35 @@ class LimitedProtocol(HttpToolsProtocol):
         if waits and not self._held_back and not self.transport.is_closing():
             self._expect_request()
 
+    def _parse(self, data: bytes) -> None:
+        """Hand what came to the parser, past the heads that ask for another protocol."""
+        rest = memoryview(data)
+        try:
+            while rest:
+                try:
+                    self.parser.feed_data(rest)
+                    return
+                except httptools.HttpParserUpgrade as upgrade:
+                    rest = rest[upgrade.args[0] :]
+                    self._read_head_again()
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _read_head_again(self) -> None:
+        """Begin the request whose head was read, without its wish for another protocol.
+
+        Raises:
+            HttpParserError: it cannot do without, or is none.
+        """
+        parser, method = self.parser, self.parser.get_method()
+        if method == b"CONNECT":
+            raise httptools.HttpParserInvalidMethodError("CONNECT")
+        version = parser.get_http_version()
+        head = render_plain_head(method, self.url, version, self.headers)
+        self.parser = make_parser(self)
+        self.parser.feed_data(head)
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._unset_keepalive_if_required()  # one before it in the same read was answered already
@@ -162,6 +194,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._coming = True  # most are here whole when all that has come is read: no timer for them
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         idle = self.cycle is None or self.cycle.response_complete
         if self.direct is not None and idle and self._directly < DIRECT_IN_A_READ:
             request = self.direct.begin(self)
@@ -177,6 +211,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._held_back = bool(self.pipeline)  # nothing is read until those before it are answered
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self._coming = False
         self._stop_waiting()
         if isinstance(self.cycle, DirectRequest):

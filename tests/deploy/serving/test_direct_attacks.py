@@ -175,3 +175,43 @@ def test_an_old_client_is_told_that_its_connection_ends(echo: Server) -> None:
         answered = read_to_end(connection, 3)
     assert answered.startswith(b"HTTP/1.1 200 ")
     assert b"\r\nconnection: close\r\n" in answered
+
+
+UPGRADE = (
+    "Connection: Upgrade, HTTP2-Settings",
+    "Upgrade: h2c",
+    "HTTP2-Settings: AAMAAABkAAQAoAAA",
+)
+LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["at once", "apart"])
+def test_the_body_of_one_who_asks_for_another_protocol_is_his_body(
+    echo: Server, apart: bool
+) -> None:
+    """Java's client asks so by default; read as another request, it would be smuggled in."""
+    whole = render(LIVE, *UPGRADE) + render(GOOD, *UPGRADE) + render(GOOD)
+    end = whole.index(b"\r\n\r\n") + 4
+    with connect(echo) as connection:
+        for part in (whole[:end], whole[end:]) if apart else (whole,):
+            connection.sendall(part)
+            time.sleep(0.1)
+        answered = read_all(connection)
+    assert [part[:3] for part in answered.split(b"HTTP/1.1 ")[1:]] == [b"400", b"200", b"200"]
+    assert b"live" not in answered
+
+
+def test_ever_so_many_wishes_for_another_protocol_are_answered(echo: Server) -> None:
+    one = b"GET /v2/health/live HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
+    last = b"GET /v2/health/live HTTP/1.1\r\nConnection: upgrade, close\r\nUpgrade: h2c\r\n\r\n"
+    with connect(echo) as connection:
+        connection.sendall(one * 3000 + last)
+        assert read_to_end(connection, 10).count(b'{"live":true}') == 3001
+
+
+def test_a_tunnel_is_refused(echo: Server) -> None:
+    with connect(echo) as connection:
+        connection.sendall(b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n" + LIVE)
+        answered = read_to_end(connection, 3)
+    assert answered.startswith(b"HTTP/1.1 400 ")
+    assert answered.count(b"HTTP/1.1") == 1
