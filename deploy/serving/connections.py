@@ -75,6 +75,7 @@ class LimitedProtocol(HttpToolsProtocol):
     _directly = 0
     _coming = False
     _held_back = False
+    _within = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -196,6 +197,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
             return
+        self._within = True
         idle = self.cycle is None or self.cycle.response_complete
         if self.direct is not None and idle and self._directly < DIRECT_IN_A_READ:
             request = self.direct.begin(self)
@@ -213,7 +215,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return
-        self._coming = False
+        self._coming = self._within = False
         self._stop_waiting()
         if isinstance(self.cycle, DirectRequest):
             self.cycle.run()
@@ -244,12 +246,17 @@ class LimitedProtocol(HttpToolsProtocol):
         self._end()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(b"400 Bad Request", msg)
+        if self._owes_answers():
+            self._end_after_them()
+        else:
+            self._refuse(b"400 Bad Request", msg)
 
     def _refuse_head(self) -> None:
         if self.transport.is_closing():
             return
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._owes_answers():
+            self._end_after_them()
+        elif self.cycle is not None and not self.cycle.response_complete:
             self.transport.abort()  # within trailers or chunks: it will never be whole
         else:
             self._refuse(b"431 Request Header Fields Too Large", "the head is too long")
@@ -261,6 +268,17 @@ class LimitedProtocol(HttpToolsProtocol):
             b"connection: close\r\n\r\n%s" % (status, len(body), body)
         )
         self._end()
+
+    def _owes_answers(self) -> bool:
+        """Whether what comes in now is behind whole requests that are not answered yet."""
+        return self.cycle is not None and not self.cycle.response_complete and not self._within
+
+    def _end_after_them(self) -> None:
+        """Close when the requests that came whole are answered; nothing more is read."""
+        self.cycle.keep_alive = False
+        self._coming = False
+        self._stop_waiting()
+        self.flow.pause_reading()
 
     def _end(self) -> None:
         """Close; what the other side does not take is thrown away after a while."""
@@ -294,7 +312,10 @@ class LimitedProtocol(HttpToolsProtocol):
     def _give_up(self) -> None:
         self._arrival = None
         self.counts.timed_out += 1
-        self._end()
+        if self._owes_answers():
+            self._end_after_them()
+        else:
+            self._end()
 
 
 class _PatientFlow(FlowControl):

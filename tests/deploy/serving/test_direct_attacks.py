@@ -49,9 +49,9 @@ def echo(identity_bundle: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def slow(identity_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Runs take longer than a connection may be idle; a request must arrive within two seconds."""
+    """Runs take longer than a connection may be idle, and than a request may take to arrive."""
     script = write_slow_script(tmp_path_factory.mktemp("slow"), SLOW_S)
-    limits = ("--keep-alive", "0.4", "--receive-timeout", "2")
+    limits = ("--keep-alive", "0.4", "--receive-timeout", "0.7")
     running = Server(identity_bundle, *limits, script=script).wait_until_ready()
     yield running
     running.stop()
@@ -215,3 +215,21 @@ def test_a_tunnel_is_refused(echo: Server) -> None:
         answered = read_to_end(connection, 3)
     assert answered.startswith(b"HTTP/1.1 400 ")
     assert answered.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    "behind",
+    [b"GARBAGE\r\n\r\n", b"POST /v2/models", LIVE[:-2] + b"X: " + b"a" * 90_000],
+    ids=["garbage", "a part", "a long head"],
+)
+def test_what_follows_a_request_does_not_take_its_answer(
+    slow: Server, behind: bytes, count: int
+) -> None:
+    with connect(slow) as connection:
+        connection.sendall(render(GOOD) * count)
+        time.sleep(0.1)
+        connection.sendall(behind)
+        answered = read_to_end(connection, 5)
+    assert [part[:3] for part in answered.split(b"HTTP/1.1 ")[1:]] == [b"200"] * count
+    assert b"\r\nconnection: close\r\n" in answered
