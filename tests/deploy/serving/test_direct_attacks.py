@@ -19,6 +19,7 @@ GOOD = json.dumps(
     {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
 ).encode()
 SLOW_S = 1.0
+WAYS = {"direct": (), "ordinary": ("Connection: close",)}
 SUCCESS = 'nv_inference_request_success{model="echo",version="1"}'
 
 
@@ -130,8 +131,9 @@ def test_one_who_sends_without_pause_does_not_keep_others_waiting(
     assert slowest < 1
 
 
+@pytest.mark.parametrize("lines", WAYS.values(), ids=WAYS)
 def test_a_server_that_ends_waits_no_longer_than_it_may(
-    identity_bundle: Path, tmp_path: Path
+    identity_bundle: Path, tmp_path: Path, lines: tuple[str, ...]
 ) -> None:
     """What has not run by then is told so; it could run elsewhere."""
     limits = ("--stop-timeout", "1", "--max-batch", "1")
@@ -140,7 +142,7 @@ def test_a_server_that_ends_waits_no_longer_than_it_may(
     with contextlib.ExitStack() as stack:
         asking = [stack.enter_context(connect(server)) for _ in range(8)]
         for connection in asking:
-            connection.sendall(render(GOOD))
+            connection.sendall(render(GOOD, *lines))
         time.sleep(0.3)
         begun = time.monotonic()
         assert server.stop() == 0
@@ -149,7 +151,8 @@ def test_a_server_that_ends_waits_no_longer_than_it_may(
     assert set(answers) == {b"HTTP/1.1 200 OK", b"HTTP/1.1 503 Service Unavailable"}
 
 
-def test_for_one_who_left_no_answer_is_written(echo: Server) -> None:
+@pytest.mark.parametrize("lines", WAYS.values(), ids=WAYS)
+def test_for_one_who_left_no_answer_is_written(echo: Server, lines: tuple[str, ...]) -> None:
     """Its request does not count as held any more, so any number could be left so."""
     given = np.ones(6 * 2**20, np.float32) / 3
     entry = {"name": "x", "datatype": "FP32", "shape": [1, given.size]}
@@ -159,7 +162,7 @@ def test_for_one_who_left_no_answer_is_written(echo: Server) -> None:
     done = echo.metrics()[SUCCESS]
     with connect(echo) as connection:
         length = f"Inference-Header-Content-Length: {len(head)}"
-        connection.sendall(render(head + given.tobytes(), length))
+        connection.sendall(render(head + given.tobytes(), length, *lines))
         while echo.metrics()[SUCCESS] == done:
             time.sleep(0.01)
     time.sleep(0.1)
