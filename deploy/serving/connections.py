@@ -20,9 +20,9 @@ from deploy.serving.direct import DirectRequest, DirectWay
 from deploy.serving.encoding import encode_error
 from deploy.serving.errors import RequestError
 from deploy.serving.infer_endpoint import CONNECTION
-from deploy.serving.intake import Intake, make_parser
+from deploy.serving.intake import Intake
 from deploy.serving.metrics import ServerStatistics
-from deploy.serving.upgrades import render_plain_head
+from deploy.serving.upgrades import feed_parser
 
 HEAD_LIMIT = 64 * 2**10
 """Bytes that may come without a byte of a body among them: heads, trailers, extensions of chunks.
@@ -148,7 +148,11 @@ class LimitedProtocol(HttpToolsProtocol):
         self._without_body += len(data)
         self._directly = 0
         self._unset_keepalive_if_required()
-        self._parse(data)
+        try:
+            feed_parser(self, data)
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("Invalid HTTP request received.")
         if self._without_body > HEAD_LIMIT:
             self._refuse_head()
             return
@@ -157,35 +161,6 @@ class LimitedProtocol(HttpToolsProtocol):
         waits = self._coming or (idle and self.timeout_keep_alive_task is None)
         if waits and not self._held_back and not self.transport.is_closing():
             self._expect_request()
-
-    def _parse(self, data: bytes) -> None:
-        """Hand what came to the parser, past the heads that ask for another protocol."""
-        rest = memoryview(data)
-        try:
-            while rest:
-                try:
-                    self.parser.feed_data(rest)
-                    return
-                except httptools.HttpParserUpgrade as upgrade:
-                    rest = rest[upgrade.args[0] :]
-                    self._read_head_again()
-        except httptools.HttpParserError:
-            self.logger.warning("Invalid HTTP request received.")
-            self.send_400_response("Invalid HTTP request received.")
-
-    def _read_head_again(self) -> None:
-        """Begin the request whose head was read, without its wish for another protocol.
-
-        Raises:
-            HttpParserError: it cannot do without, or is none.
-        """
-        parser, method = self.parser, self.parser.get_method()
-        if method == b"CONNECT":
-            raise httptools.HttpParserInvalidMethodError("CONNECT")
-        version = parser.get_http_version()
-        head = render_plain_head(method, self.url, version, self.headers)
-        self.parser = make_parser(self)
-        self.parser.feed_data(head)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -209,7 +209,7 @@ class DirectRequest:
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Run what the server must not end before."""
         tasks = self._connection.tasks
-        task = self._connection.loop.create_task(coroutine)
+        task: asyncio.Task[None] = self._connection.loop.create_task(coroutine)
         tasks.add(task)
         task.add_done_callback(tasks.discard)
         return task

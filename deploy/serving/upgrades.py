@@ -6,9 +6,45 @@ Such a head is therefore read again, by another parser, without the wish.
 """
 
 from collections.abc import Iterable
+from typing import Any
+
+import httptools
+
+from deploy.serving.intake import make_parser
 
 Header = tuple[bytes, bytes]
 _WISHES = (b"upgrade", b"http2-settings")
+
+
+def feed_parser(connection: Any, data: bytes) -> None:
+    """Hand what came to the parser, past the heads that ask for another protocol.
+
+    Args:
+        connection: a `deploy.serving.connections.LimitedProtocol`, which has the parser.
+        data: as it came.
+
+    Raises:
+        HttpParserError: it is no HTTP, or a request that cannot do without the other protocol.
+    """
+    rest = memoryview(data)
+    while rest:
+        try:
+            connection.parser.feed_data(rest)
+            return
+        except httptools.HttpParserUpgrade as upgrade:
+            rest = rest[upgrade.args[0] :]
+            _read_head_again(connection)
+
+
+def _read_head_again(connection: Any) -> None:
+    """Begin the request whose head was read, without its wish for another protocol."""
+    parser, method = connection.parser, connection.parser.get_method()
+    if method == b"CONNECT":
+        raise httptools.HttpParserInvalidMethodError("CONNECT")
+    version = parser.get_http_version()
+    head = render_plain_head(method, connection.url, version, connection.headers)
+    connection.parser = make_parser(connection)
+    connection.parser.feed_data(head)
 
 
 def render_plain_head(method: bytes, url: bytes, version: str, headers: Iterable[Header]) -> bytes:
