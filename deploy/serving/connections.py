@@ -10,6 +10,7 @@ from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from typing import Any, cast
 
+import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -21,12 +22,17 @@ from deploy.serving.errors import RequestError
 from deploy.serving.infer_endpoint import CONNECTION
 from deploy.serving.intake import Intake
 from deploy.serving.metrics import ServerStatistics
+from deploy.serving.upgrades import feed_parser
 
 HEAD_LIMIT = 64 * 2**10
 """Bytes that may come without a byte of a body among them: heads, trailers, extensions of chunks.
 
 A little more passes where it comes at once: it is looked at after each read of the socket.
 """
+
+DIRECT_IN_A_READ = 8
+"""Requests of one read of the socket that may go the direct way, on which each can be answered
+before the next is looked at. The rest take turns with other connections."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +72,10 @@ class LimitedProtocol(HttpToolsProtocol):
     _arrival: asyncio.TimerHandle | None = None
     _departure: asyncio.TimerHandle | None = None
     _without_body = 0
+    _directly = 0
     _coming = False
     _held_back = False
+    _within = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -138,7 +146,13 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._without_body += len(data)
-        super().data_received(data)
+        self._directly = 0
+        self._unset_keepalive_if_required()
+        try:
+            feed_parser(self, data)
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("Invalid HTTP request received.")
         if self._without_body > HEAD_LIMIT:
             self._refuse_head()
             return
@@ -150,14 +164,20 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._unset_keepalive_if_required()  # one before it in the same read was answered already
         self._without_body = 0
         cast("dict[str, Any]", self.scope)[CONNECTION] = self
         self._coming = True  # most are here whole when all that has come is read: no timer for them
 
     def on_headers_complete(self) -> None:
-        if self.direct is not None and (self.cycle is None or self.cycle.response_complete):
+        if self.parser.should_upgrade():
+            return
+        self._within = True
+        idle = self.cycle is None or self.cycle.response_complete
+        if self.direct is not None and idle and self._directly < DIRECT_IN_A_READ:
             request = self.direct.begin(self)
             if request is not None:
+                self._directly += 1
                 self.cycle = cast("Any", request)
                 return
         self._begin_cycle()
@@ -168,7 +188,9 @@ class LimitedProtocol(HttpToolsProtocol):
         self._held_back = bool(self.pipeline)  # nothing is read until those before it are answered
 
     def on_message_complete(self) -> None:
-        self._coming = False
+        if self.parser.should_upgrade():
+            return
+        self._coming = self._within = False
         self._stop_waiting()
         if isinstance(self.cycle, DirectRequest):
             self.cycle.run()
@@ -181,7 +203,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self._end()
-        elif self._held_back and not self.flow.read_paused:
+        elif self._held_back and not self.pipeline:  # the last that came may be there in part
             self._held_back = False
             if self._coming:
                 self._expect_request()
@@ -199,12 +221,17 @@ class LimitedProtocol(HttpToolsProtocol):
         self._end()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(b"400 Bad Request", msg)
+        if self._owes_answers():
+            self._end_after_them()
+        else:
+            self._refuse(b"400 Bad Request", msg)
 
     def _refuse_head(self) -> None:
         if self.transport.is_closing():
             return
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._owes_answers():
+            self._end_after_them()
+        elif self.cycle is not None and not self.cycle.response_complete:
             self.transport.abort()  # within trailers or chunks: it will never be whole
         else:
             self._refuse(b"431 Request Header Fields Too Large", "the head is too long")
@@ -216,6 +243,17 @@ class LimitedProtocol(HttpToolsProtocol):
             b"connection: close\r\n\r\n%s" % (status, len(body), body)
         )
         self._end()
+
+    def _owes_answers(self) -> bool:
+        """Whether what comes in now is behind whole requests that are not answered yet."""
+        return self.cycle is not None and not self.cycle.response_complete and not self._within
+
+    def _end_after_them(self) -> None:
+        """Close when the requests that came whole are answered; nothing more is read."""
+        self.cycle.keep_alive = False
+        self._coming = False
+        self._stop_waiting()
+        self.flow.pause_reading()
 
     def _end(self) -> None:
         """Close; what the other side does not take is thrown away after a while."""
@@ -249,7 +287,10 @@ class LimitedProtocol(HttpToolsProtocol):
     def _give_up(self) -> None:
         self._arrival = None
         self.counts.timed_out += 1
-        self._end()
+        if self._owes_answers():
+            self._end_after_them()
+        else:
+            self._end()
 
 
 class _PatientFlow(FlowControl):

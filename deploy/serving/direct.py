@@ -17,7 +17,7 @@ from typing import Any
 
 from deploy.serving.body import BodyReader, Reservation
 from deploy.serving.encoding import JOIN_BELOW
-from deploy.serving.errors import RequestError, UnknownModelError
+from deploy.serving.errors import RequestError, UnavailableError, UnknownModelError
 from deploy.serving.inference import (
     Accepted,
     Answer,
@@ -81,7 +81,9 @@ class DirectWay:
             return None
         if b"expect" in headers or b"upgrade" in headers or not self._admits(headers):
             return None
-        if not parser.should_keep_alive() or connection.flow.write_paused:
+        if parser.get_http_version() != "1.1" or not parser.should_keep_alive():
+            return None
+        if connection.flow.write_paused:
             return None
         host = connection.client[0] if connection.client else None
         caller = Caller(self.service.identify(headers), path, host, time.monotonic())
@@ -165,19 +167,15 @@ class DirectRequest:
         """Answer with what became of it."""
         self._connection.withdraw = None
         error = None if done.cancelled() else done.exception()
-        if self._connection.lost:
-            self._release()
-            self._service.log(499, self._head.caller)
-            return
-        if done.cancelled():  # the server ends without waiting for it
-            self._release()
-            self._connection.transport.abort()
+        if self._connection.lost or done.cancelled():
+            self._end_unanswered()
             return
         if isinstance(error, RequestError):
             self._refuse(error)
             return
         if is_large(accepted.request, done.result()):
-            self._start(self._answer_in_turns(accepted, done.result()))
+            writing = self._start(self._answer_in_turns(accepted, done.result()))
+            self._connection.withdraw = writing.cancel
             return
         try:
             answer = self._service.answer(accepted, done.result(), self._head.caller)
@@ -193,18 +191,28 @@ class DirectRequest:
             answer = await self._service.answer_in_turns(accepted, outputs, caller)
         except RequestError as error:
             answer = self._service.refuse(error, self._head.target, caller)
-        if self._connection.lost:
-            self._release()
-            self._service.log(499, caller)
+        except asyncio.CancelledError:
+            self._end_unanswered()
             return
+        self._connection.withdraw = None
         self._write(answer)
 
-    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _end_unanswered(self) -> None:
+        """The connection is lost, or the server ends without waiting for the request."""
+        self._connection.withdraw = None
+        if self._connection.lost:
+            self._release()
+            self._service.log(499, self._head.caller)
+        else:
+            self._refuse(UnavailableError("the server is shutting down"))
+
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Run what the server must not end before."""
         tasks = self._connection.tasks
-        task = self._connection.loop.create_task(coroutine)
+        task: asyncio.Task[None] = self._connection.loop.create_task(coroutine)
         tasks.add(task)
         task.add_done_callback(tasks.discard)
+        return task
 
     def _refuse(self, error: RequestError) -> None:
         self._write(self._service.refuse(error, self._head.target, self._head.caller))

@@ -9,7 +9,7 @@ from typing import Any
 
 import uvicorn
 
-from deploy.serving.connections import ConnectionLimits, limit_connections
+from deploy.serving.connections import ConnectionLimits, LimitedProtocol, limit_connections
 from deploy.serving.metrics import ServerStatistics
 from deploy.serving.options import ServeOptions
 from deploy.serving.rest import RestApplication
@@ -25,6 +25,13 @@ class HttpServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's; what goes the direct way, where it knows no task to cancel, ends too."""
+        await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, LimitedProtocol) and connection.withdraw is not None:
+                connection.withdraw()
 
 
 def make_server(

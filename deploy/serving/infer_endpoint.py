@@ -10,9 +10,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from deploy.serving.body import BodyReader, DisconnectedError, Receive
-from deploy.serving.errors import MalformedRequestError, RequestError
+from deploy.serving.errors import MalformedRequestError, RequestError, UnavailableError
 from deploy.serving.inference import Accepted, Answer, Caller, InferService, Target
-from deploy.serving.model import Outputs
 
 CONNECTION = "deploy.connection"
 """Key of the scope under which `deploy.serving.connections` puts the connection."""
@@ -49,8 +48,7 @@ class InferEndpoint:
             body = await self._reader.read(receive, headers, connection)
             try:
                 accepted = service.accept(target, body.data, headers)
-                outputs = await self._await_outputs(accepted, scope)
-                answer = await service.answer_in_turns(accepted, outputs, caller)
+                answer = await self._await_answer(accepted, caller, scope)
             finally:
                 body.release()
             await self._send_counted(send, answer, scope)
@@ -59,18 +57,20 @@ class InferEndpoint:
         except DisconnectedError:
             service.log(499, caller)
 
-    async def _await_outputs(self, accepted: Accepted, scope: Scope) -> Outputs:
-        """The engine's outputs; the request is withdrawn when its connection is lost."""
-        connection = scope.get(CONNECTION)
-        if connection is None:
-            return await accepted.outputs
-        connection.withdraw = accepted.outputs.cancel
+    async def _await_answer(self, accepted: Accepted, caller: Caller, scope: Scope) -> Answer:
+        """What the engine made of it, written; all is left when its connection is lost."""
+        connection, task = scope.get(CONNECTION), asyncio.current_task()
+        if connection is None or task is None:
+            outputs = await accepted.outputs
+            return await self._service.answer_in_turns(accepted, outputs, caller)
+        connection.withdraw = task.cancel
         try:
-            return await accepted.outputs
+            outputs = await accepted.outputs
+            return await self._service.answer_in_turns(accepted, outputs, caller)
         except asyncio.CancelledError:
             if connection.lost:
                 raise DisconnectedError from None
-            raise
+            raise UnavailableError("the server is shutting down") from None
         finally:
             connection.withdraw = None
 

@@ -1,0 +1,238 @@
+"""What a client could do to others, or to itself, around the direct way, and what is answered."""
+
+import contextlib
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from servers import Server, read_all, serving, write_slow_script
+
+PATH = "/v2/models/echo/infer"
+GOOD = json.dumps(
+    {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
+).encode()
+SLOW_S = 1.0
+WAYS = {"direct": (), "ordinary": ("Connection: close",)}
+SUCCESS = 'nv_inference_request_success{model="echo",version="1"}'
+
+
+def render(body: bytes, *lines: str, version: str = "1.1") -> bytes:
+    """An infer request as it goes over the wire."""
+    head = [f"POST {PATH} HTTP/{version}", "Host: a", *lines, f"Content-Length: {len(body)}"]
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+def connect(server: Server) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), 15)
+
+
+def read_to_end(connection: socket.socket, seconds: float) -> bytes:
+    """What comes until the other side closes; it must do so in time."""
+    connection.settimeout(seconds)
+    data = b""
+    while chunk := connection.recv(65536):
+        data += chunk
+    return data
+
+
+@pytest.fixture(scope="module")
+def echo(identity_bundle: Path) -> Iterator[Server]:
+    with serving(identity_bundle) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def slow(identity_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Runs take longer than a connection may be idle, and than a request may take to arrive."""
+    script = write_slow_script(tmp_path_factory.mktemp("slow"), SLOW_S)
+    limits = ("--keep-alive", "0.4", "--receive-timeout", "0.7")
+    running = Server(identity_bundle, *limits, script=script).wait_until_ready()
+    yield running
+    running.stop()
+
+
+def test_a_connection_is_not_idle_while_the_second_of_two_requests_runs(slow: Server) -> None:
+    """The first is answered within the read that brings the second."""
+    with connect(slow) as connection:
+        connection.sendall(render(b"{") + render(GOOD))
+        answered = read_to_end(connection, 5)
+    assert answered.startswith(b"HTTP/1.1 400 ")
+    assert answered.count(b"HTTP/1.1 200 ") == 1
+
+
+FIRST = {"infer": render(GOOD), "other": b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\n"}
+
+
+@pytest.mark.parametrize("first", FIRST.values(), ids=FIRST)
+def test_half_a_request_behind_another_has_to_arrive_in_time_too(
+    slow: Server, first: bytes
+) -> None:
+    with connect(slow) as connection:
+        connection.sendall(first + render(GOOD)[:-5])
+        assert read_to_end(connection, 6).count(b"HTTP/1.1 200 ") == 1
+
+
+@contextlib.contextmanager
+def flood(connection: socket.socket, requests: bytes) -> Iterator[None]:
+    """Send without end, and read what is answered, until the caller goes on."""
+    ended = threading.Event()
+
+    def send() -> None:
+        try:
+            while not ended.is_set():
+                connection.sendall(requests)
+        except OSError:
+            pass
+
+    def receive() -> None:
+        try:
+            while connection.recv(2**20):
+                pass
+        except OSError:
+            pass
+
+    threads = [threading.Thread(target=work) for work in (send, receive)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        connection.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.parametrize("body", [b"{", GOOD], ids=["refused", "answered"])
+def test_one_who_sends_without_pause_does_not_keep_others_waiting(
+    echo: Server, body: bytes
+) -> None:
+    slowest = 0.0
+    client = http.client.HTTPConnection("127.0.0.1", echo.port, timeout=5)
+    with (
+        connect(echo) as connection,
+        contextlib.closing(client),
+        flood(connection, render(body) * 2000),
+    ):
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            before = time.monotonic()
+            client.request("GET", "/v2/health/live")
+            assert client.getresponse().read() == b'{"live":true}'
+            slowest = max(slowest, time.monotonic() - before)
+            time.sleep(0.02)
+    assert slowest < 1
+
+
+@pytest.mark.parametrize("lines", WAYS.values(), ids=WAYS)
+def test_a_server_that_ends_waits_no_longer_than_it_may(
+    identity_bundle: Path, tmp_path: Path, lines: tuple[str, ...]
+) -> None:
+    """What has not run by then is told so; it could run elsewhere."""
+    limits = ("--stop-timeout", "1", "--max-batch", "1")
+    script = write_slow_script(tmp_path, SLOW_S)
+    server = Server(identity_bundle, *limits, script=script).wait_until_ready()
+    with contextlib.ExitStack() as stack:
+        asking = [stack.enter_context(connect(server)) for _ in range(8)]
+        for connection in asking:
+            connection.sendall(render(GOOD, *lines))
+        time.sleep(0.3)
+        begun = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - begun < 5
+        answers = [read_all(connection).split(b"\r\n")[0] for connection in asking]
+    assert set(answers) == {b"HTTP/1.1 200 OK", b"HTTP/1.1 503 Service Unavailable"}
+
+
+@pytest.mark.parametrize("lines", WAYS.values(), ids=WAYS)
+def test_for_one_who_left_no_answer_is_written(echo: Server, lines: tuple[str, ...]) -> None:
+    """Its request does not count as held any more, so any number could be left so."""
+    given = np.ones(6 * 2**20, np.float32) / 3
+    entry = {"name": "x", "datatype": "FP32", "shape": [1, given.size]}
+    entry |= {"parameters": {"binary_data_size": given.nbytes}}  # type: ignore[dict-item]
+    head = json.dumps({"inputs": [entry]}).encode()
+    process = psutil.Process(echo.process.pid)
+    done = echo.metrics()[SUCCESS]
+    with connect(echo) as connection:
+        length = f"Inference-Header-Content-Length: {len(head)}"
+        connection.sendall(render(head + given.tobytes(), length, *lines))
+        while echo.metrics()[SUCCESS] == done:
+            time.sleep(0.01)
+    time.sleep(0.1)
+    before = sum(process.cpu_times()[:2])
+    time.sleep(2)
+    assert sum(process.cpu_times()[:2]) - before < 0.1
+
+
+def test_an_old_client_is_told_that_its_connection_ends(echo: Server) -> None:
+    """It knows no connection that stays unless it is told of it."""
+    with connect(echo) as connection:
+        connection.sendall(render(GOOD, "Connection: keep-alive", version="1.0"))
+        answered = read_to_end(connection, 3)
+    assert answered.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\nconnection: close\r\n" in answered
+
+
+UPGRADE = (
+    "Connection: Upgrade, HTTP2-Settings",
+    "Upgrade: h2c",
+    "HTTP2-Settings: AAMAAABkAAQAoAAA",
+)
+LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["at once", "apart"])
+def test_the_body_of_one_who_asks_for_another_protocol_is_his_body(
+    echo: Server, apart: bool
+) -> None:
+    """Java's client asks so by default; read as another request, it would be smuggled in."""
+    whole = render(LIVE, *UPGRADE) + render(GOOD, *UPGRADE) + render(GOOD)
+    end = whole.index(b"\r\n\r\n") + 4
+    with connect(echo) as connection:
+        for part in (whole[:end], whole[end:]) if apart else (whole,):
+            connection.sendall(part)
+            time.sleep(0.1)
+        answered = read_all(connection)
+    assert [part[:3] for part in answered.split(b"HTTP/1.1 ")[1:]] == [b"400", b"200", b"200"]
+    assert b"live" not in answered
+
+
+def test_ever_so_many_wishes_for_another_protocol_are_answered(echo: Server) -> None:
+    one = b"GET /v2/health/live HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
+    last = b"GET /v2/health/live HTTP/1.1\r\nConnection: upgrade, close\r\nUpgrade: h2c\r\n\r\n"
+    with connect(echo) as connection:
+        connection.sendall(one * 3000 + last)
+        assert read_to_end(connection, 10).count(b'{"live":true}') == 3001
+
+
+def test_a_tunnel_is_refused(echo: Server) -> None:
+    with connect(echo) as connection:
+        connection.sendall(b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n" + LIVE)
+        answered = read_to_end(connection, 3)
+    assert answered.startswith(b"HTTP/1.1 400 ")
+    assert answered.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    "behind",
+    [b"GARBAGE\r\n\r\n", b"POST /v2/models", LIVE[:-2] + b"X: " + b"a" * 90_000],
+    ids=["garbage", "a part", "a long head"],
+)
+def test_what_follows_a_request_does_not_take_its_answer(
+    slow: Server, behind: bytes, count: int
+) -> None:
+    with connect(slow) as connection:
+        connection.sendall(render(GOOD) * count)
+        time.sleep(0.1)
+        connection.sendall(behind)
+        answered = read_to_end(connection, 5)
+    assert [part[:3] for part in answered.split(b"HTTP/1.1 ")[1:]] == [b"200"] * count
+    assert b"\r\nconnection: close\r\n" in answered
