@@ -73,7 +73,7 @@ class RunPlan:
 
 
 def run_batch(engine: Run, jobs: Sequence[Job], plan: RunPlan) -> BatchRun:
-    """Run all of `jobs` at once, and one by one where that fails.
+    """Run all of `jobs` at once, and one by one where that fails; never raises.
 
     Args:
         engine: called with named arrays.
@@ -81,6 +81,15 @@ def run_batch(engine: Run, jobs: Sequence[Job], plan: RunPlan) -> BatchRun:
         plan: how.
     """
     started = time.monotonic()
+    try:
+        return _run_together(engine, jobs, plan, started)
+    except Exception:  # noqa: BLE001  no memory to join, say; the thread of later requests goes on
+        _LOG.exception("a run failed")
+        failed = EngineFailedError("the server failed on this request; its log says how")
+        return BatchRun([failed] * len(jobs), 0, started, 0.0, 0.0, time.monotonic() - started)
+
+
+def _run_together(engine: Run, jobs: Sequence[Job], plan: RunPlan, started: float) -> BatchRun:
     feeds = _join(jobs, plan)
     joined = time.monotonic()
     outputs = _call(engine, feeds)

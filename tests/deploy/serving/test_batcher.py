@@ -280,6 +280,22 @@ def test_only_the_member_that_fails_is_to_blame(error: Exception) -> None:
     run(scenario)
 
 
+def test_a_run_that_fails_beside_its_engine_is_answered_and_the_next_one_runs() -> None:
+    def inspect(feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        if feeds["x"][0, 0] < 0:
+            raise MemoryError
+
+    async def scenario() -> None:
+        batcher = await started(Doubler(), plan=RunPlan({"y": 0}, inspect))
+        for _ in range(20):  # in the engine's thread, and on the event loop
+            with pytest.raises(EngineFailedError, match="its log says how"):
+                await batcher.submit(rows_of(-1), 1)
+            assert (await batcher.submit(rows_of(1), 1))["y"][0, 0] == 2
+        await batcher.stop()
+
+    run(scenario)
+
+
 def test_an_engine_that_loses_rows_is_found_out() -> None:
     async def scenario() -> None:
         gate = Doubler()
