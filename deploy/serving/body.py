@@ -96,6 +96,17 @@ class BodyReader:
             return None
         return Reservation(body, length, _find_padding(headers))
 
+    def extend(self, body: "Body", size: int) -> None:
+        """Count `size` bytes more as held with `body`, such as those of its answer.
+
+        Raises:
+            QueueFullError: as much is held as may be.
+        """
+        if self._statistics.inflight_bytes + size > self._inflight_limit:
+            raise QueueFullError("the server holds as many bytes of requests as it may")
+        body.held += size
+        self._statistics.inflight_bytes += size
+
     async def _fill(
         self, body: "Body", receive: Receive, layout: "_Layout", connection: Any
     ) -> None:
@@ -140,10 +151,7 @@ class BodyReader:
     def _hold(self, body: "Body", size: int) -> None:
         if body.held + size > self._limit:
             raise self._too_large()
-        if self._statistics.inflight_bytes + size > self._inflight_limit:
-            raise QueueFullError("the server holds as many bytes of requests as it may")
-        body.held += size
-        self._statistics.inflight_bytes += size
+        self.extend(body, size)
 
     def _too_large(self) -> TooLargeError:
         return TooLargeError(f"a body may have {self._limit} bytes")

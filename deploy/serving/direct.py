@@ -12,6 +12,7 @@ import hmac
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -187,8 +188,10 @@ class DirectRequest:
     async def _answer_in_turns(self, accepted: Accepted, outputs: Outputs) -> None:
         """Answer with what takes long to write."""
         caller = self._head.caller
+        assert self._room is not None  # a request without a body asks for no large answer
+        hold = partial(self._reader.extend, self._room.body)
         try:
-            answer = await self._service.answer_in_turns(accepted, outputs, caller)
+            answer = await self._service.answer_in_turns(accepted, outputs, caller, hold)
         except RequestError as error:
             answer = self._service.refuse(error, self._head.target, caller)
         except asyncio.CancelledError:

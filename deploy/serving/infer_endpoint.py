@@ -7,11 +7,13 @@ lies nothing that a request does not need.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from typing import Any
 
 from deploy.serving.body import BodyReader, DisconnectedError, Receive
 from deploy.serving.errors import MalformedRequestError, RequestError, UnavailableError
 from deploy.serving.inference import Accepted, Answer, Caller, InferService, Target
+from deploy.serving.slices import Hold
 
 CONNECTION = "deploy.connection"
 """Key of the scope under which `deploy.serving.connections` puts the connection."""
@@ -48,7 +50,8 @@ class InferEndpoint:
             body = await self._reader.read(receive, headers, connection)
             try:
                 accepted = service.accept(target, body.data, headers)
-                answer = await self._await_answer(accepted, caller, scope)
+                hold = partial(self._reader.extend, body)
+                answer = await self._await_answer(accepted, caller, scope, hold)
             finally:
                 body.release()
             await self._send_counted(send, answer, scope)
@@ -57,16 +60,18 @@ class InferEndpoint:
         except DisconnectedError:
             service.log(499, caller)
 
-    async def _await_answer(self, accepted: Accepted, caller: Caller, scope: Scope) -> Answer:
+    async def _await_answer(
+        self, accepted: Accepted, caller: Caller, scope: Scope, hold: Hold
+    ) -> Answer:
         """What the engine made of it, written; all is left when its connection is lost."""
         connection, task = scope.get(CONNECTION), asyncio.current_task()
         if connection is None or task is None:
             outputs = await accepted.outputs
-            return await self._service.answer_in_turns(accepted, outputs, caller)
+            return await self._service.answer_in_turns(accepted, outputs, caller, hold)
         connection.withdraw = task.cancel
         try:
             outputs = await accepted.outputs
-            return await self._service.answer_in_turns(accepted, outputs, caller)
+            return await self._service.answer_in_turns(accepted, outputs, caller, hold)
         except asyncio.CancelledError:
             if connection.lost:
                 raise DisconnectedError from None

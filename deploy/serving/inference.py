@@ -19,7 +19,7 @@ from deploy.serving.metrics import ServerStatistics
 from deploy.serving.model import Outputs, ServedModel
 from deploy.serving.protocol import InferRequest, InferResponse
 from deploy.serving.repository import ModelRepository
-from deploy.serving.slices import Parts, encode_in_slices
+from deploy.serving.slices import Hold, Parts, encode_in_slices
 
 _LOG = logging.getLogger("deploy.serving.requests")
 _JSON = (b"content-type", b"application/json")
@@ -134,15 +134,23 @@ class InferService:
             raise _blame_ourselves(error) from error
         return self._make_answer(parts, header, caller)
 
-    async def answer_in_turns(self, accepted: Accepted, outputs: Outputs, caller: Caller) -> Answer:
+    async def answer_in_turns(
+        self, accepted: Accepted, outputs: Outputs, caller: Caller, hold: Hold
+    ) -> Answer:
         """As `answer`; while a large one is written, others have their turn.
 
+        Args:
+            accepted: the request.
+            outputs: of its model.
+            caller: whose request it is.
+            hold: counts the bytes of the answer as they come about, or refuses to hold more.
+
         Raises:
-            RequestError: as there.
+            RequestError: as there, and of `hold`.
         """
         try:
             response = _respond(accepted, outputs)
-            parts, header = await encode_in_slices(response, accepted.request)
+            parts, header = await encode_in_slices(response, accepted.request, hold)
         except RequestError:
             raise
         except Exception as error:

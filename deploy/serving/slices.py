@@ -5,7 +5,7 @@ would have others wait just as long.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import orjson
@@ -29,6 +29,7 @@ _SLICE = 2**14
 """Values of a slice: about half a millisecond."""
 
 Parts = list[bytes | memoryview]
+Hold = Callable[[int], None]
 
 
 def is_large(request: InferRequest, outputs: Mapping[str, Array]) -> bool:
@@ -40,12 +41,18 @@ def is_large(request: InferRequest, outputs: Mapping[str, Array]) -> bool:
 
 
 async def encode_in_slices(
-    response: InferResponse, request: InferRequest
+    response: InferResponse, request: InferRequest, hold: Hold
 ) -> tuple[Parts, int | None]:
     """As `encode_response`; what is large is written bit by bit.
 
+    Args:
+        response: what is answered.
+        request: what was asked for.
+        hold: told of every slice's bytes, and may refuse to hold more.
+
     Raises:
         MalformedRequestError: an output was asked for as JSON, which cannot hold it.
+        RequestError: of `hold`.
     """
     outputs = response.outputs
     if not is_large(request, outputs):
@@ -63,6 +70,7 @@ async def encode_in_slices(
             parts.append(before + entry[:-1] + b',"data":[')
             for piece in _write_slices(wanted.name, array):
                 parts.append(piece)
+                hold(len(piece))
                 await asyncio.sleep(0)
             parts.append(b"]}")
         before = b","

@@ -263,6 +263,21 @@ def test_a_slow_reader_who_reads_gets_everything(echo: Server) -> None:
     assert len(body) == int(answer.headers["content-length"])
 
 
+@pytest.mark.parametrize("path", [ECHO, f"{ECHO}/"])
+def test_the_text_of_a_large_answer_counts_as_held_while_it_is_written(
+    echo: Server, path: str
+) -> None:
+    """32 MiB of numbers are three times as many bytes of text, more than may be held."""
+    x = np.random.default_rng(0).random((1, 8 * MIB), np.float32)
+    entry = {"name": "x", "datatype": "FP32", "shape": list(x.shape)}
+    entry |= {"parameters": {"binary_data_size": x.nbytes}}
+    head = json.dumps({"inputs": [entry], "outputs": [{"name": "y"}]}).encode()
+    lengths = {"Inference-Header-Content-Length": str(len(head))}
+    status, headers, body = echo.request("POST", path, head + x.tobytes(), lengths)
+    assert (status, headers["retry-after"]) == (503, "1")
+    assert b"holds as many bytes" in body
+
+
 def test_requests_that_wait_behind_another_are_few(echo: Server) -> None:
     """Thousands sent at once are all answered, and no more than a read of the socket is held."""
     body = json.dumps(SMALL).encode()

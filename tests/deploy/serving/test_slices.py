@@ -16,6 +16,7 @@ def encode_large(binary: set[str], **outputs: Array) -> tuple[bytes, int | None,
     """Body, length of its JSON, and how often something else had its turn meanwhile."""
     wanted = tuple(OutputRequest(name, name in binary) for name in outputs)
     turns = 0
+    held: list[int] = []
 
     async def others() -> None:
         nonlocal turns
@@ -27,12 +28,17 @@ def encode_large(binary: set[str], **outputs: Array) -> tuple[bytes, int | None,
         other = asyncio.ensure_future(others())
         try:
             return await encode_in_slices(
-                InferResponse("m", "1", "id", outputs), InferRequest("id", {}, 1, wanted)
+                InferResponse("m", "1", "id", outputs),
+                InferRequest("id", {}, 1, wanted),
+                held.append,
             )
         finally:
             other.cancel()
 
     parts, header = asyncio.run(scenario())
+    text = sum(map(len, parts)) if header is None else header
+    if turns > 1:
+        assert 0.9 * text < sum(held) <= text
     return b"".join(parts), header, turns
 
 
