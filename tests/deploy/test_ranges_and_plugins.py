@@ -32,6 +32,7 @@ from export.ladder import export_model
 from export.tensorrt.options import ShapeProfile
 from export.tensorrt.plugins import PluginLibrary
 
+pytestmark = pytest.mark.long
 SIZES = "1x3x16:32:49x24:40:64"
 HEIGHT, WIDTH = SizeRange(16, 32, 49), SizeRange(24, 40, 64)
 SCHEMA = Path(__file__).parents[2] / "deploy" / "report" / "schema.json"

@@ -137,14 +137,19 @@ def serving(*arguments: object, env: dict[str, str] | None = None) -> Iterator[S
 
 
 def write_slow_script(folder: Path, seconds: float) -> Path:
-    """A ``deploy`` whose ONNX Runtime engines take so much longer, as `script` of a `Server`."""
+    """A ``deploy`` whose ONNX Runtime engines take so much longer, as `script` of a `Server`.
+
+    Requests only, which run in threads of their own name or on the event loop; what a server runs
+    before it is ready happens elsewhere.
+    """
     script = folder / "slow.py"
     script.write_text(
-        "import sys, time\n"
+        "import threading, time\n"
         "from deploy.engines.onnxruntime import OnnxRuntimeEngine\n"
         "run = OnnxRuntimeEngine._run\n"
         "def slowly(self, feeds):\n"
-        f"    time.sleep({seconds})\n"
+        "    if threading.current_thread().name.startswith(('engine-', 'MainThread')):\n"
+        f"        time.sleep({seconds})\n"
         "    return run(self, feeds)\n"
         "OnnxRuntimeEngine._run = slowly\n"
         "from deploy.cli import main\n"

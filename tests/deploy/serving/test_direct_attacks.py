@@ -14,6 +14,7 @@ import psutil
 import pytest
 from servers import Server, read_all, serving, write_slow_script
 
+pytestmark = pytest.mark.long
 PATH = "/v2/models/echo/infer"
 GOOD = json.dumps(
     {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from servers import Server, serving
 
+pytestmark = pytest.mark.long
 ECHO = "/v2/models/echo/infer"
 SMALL = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
 MIB = 2**20

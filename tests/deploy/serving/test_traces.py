@@ -20,6 +20,7 @@ from deploy.serving.traced import read_parent
 from deploy.serving.tracing import RequestTrace
 from export.errors import ConfigError
 
+pytestmark = pytest.mark.long
 INFER = "POST /v2/models/{name}/infer"
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = f"00-{TRACE}-{SPAN}-01"
