@@ -136,17 +136,9 @@ class BodyReader:
     ) -> None:
         """The rest of a body of known length, copied once from the socket's chunks to its place."""
         self._hold(body, (layout.length or 0) - body.held)  # its memory is taken before it comes
-        data = memoryview(bytearray(layout.padding + (layout.length or 0)))
-        data[: len(begun)] = begun
-        position = len(begun)
-
-        def take(chunk: bytes) -> None:
-            nonlocal position
-            data[position : position + len(chunk)] = chunk
-            position += len(chunk)
-
-        await connection.hand_over(take)
-        body.data = data[layout.padding :]
+        room = Reservation(body, layout.length or 0, layout.padding)
+        room.take(begun[layout.padding :])
+        await connection.hand_over(room.take)
 
     def _hold(self, body: "Body", size: int) -> None:
         if body.held + size > self._limit:
@@ -192,7 +184,7 @@ class Reservation:
         """Bytes that are still to come."""
         return self._length - self._position
 
-    def take(self, chunk: bytes) -> None:
+    def take(self, chunk: bytes | bytearray) -> None:
         """The next bytes; the parser sees to it that no more come than were announced."""
         size = len(chunk)
         if size == self._length and not self._padding:

@@ -12,6 +12,9 @@ from collections import deque
 INLINE_S = 1.5e-4
 """Seconds of a run below which it happens on the event loop; a thread costs about as much."""
 
+_FAR_BEYOND = 10
+"""Times `INLINE_S`, from which a run says of its size that it is not short."""
+
 _LONGEST_S = 0.02
 """Seconds of one run after which the event loop is spared for a while."""
 
@@ -28,7 +31,7 @@ class InlineRuns:
     """Decides for the next run, by those before it.
 
     Attributes:
-        on: runs that are no larger than those before happen on the event loop.
+        on: runs no larger than those that were short happen on the event loop.
     """
 
     def __init__(self) -> None:
@@ -44,7 +47,10 @@ class InlineRuns:
 
     def observe(self, seconds: float, size: int, *, inline: bool) -> None:
         """Count a run, which happened there or in a thread."""
-        self._largest = max(self._largest, size)
+        if seconds < INLINE_S:
+            self._largest = max(self._largest, size)
+        elif seconds > _FAR_BEYOND * INLINE_S:
+            self._largest = min(self._largest, size - 1)
         if self.on and seconds > _LONGEST_S:
             self._turn(on=False)
             self._spared = _SPARED

@@ -64,6 +64,18 @@ def test_a_larger_request_is_not_allowed_until_it_was_seen() -> None:
     assert runs.allow(101)
 
 
+def test_a_size_that_takes_long_holds_the_event_loop_once_among_short_ones() -> None:
+    runs = after(*[SHORT] * 20)
+    runs.observe(SHORT, 800, inline=False)
+    assert runs.allow(800)
+    runs.observe(0.01, 800, inline=True)
+    for _ in range(30):
+        assert runs.allow(100)
+        assert not runs.allow(800)
+        runs.observe(SHORT, 100, inline=True)
+        runs.observe(0.01, 800, inline=False)
+
+
 def test_a_request_larger_than_all_before_it_does_not_run_on_the_event_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -37,8 +37,10 @@ def encode_large(binary: set[str], **outputs: Array) -> tuple[bytes, int | None,
 
     parts, header = asyncio.run(scenario())
     text = sum(map(len, parts)) if header is None else header
-    if turns > 1:
+    if turns:
         assert 0.9 * text < sum(held) <= text
+    else:
+        assert held == []
     return b"".join(parts), header, turns
 
 
