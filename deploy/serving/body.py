@@ -184,7 +184,7 @@ class Reservation:
         """Bytes that are still to come."""
         return self._length - self._position
 
-    def take(self, chunk: bytes | bytearray) -> None:
+    def take(self, chunk: bytes | bytearray | memoryview) -> None:
         """The next bytes; the parser sees to it that no more come than were announced."""
         size = len(chunk)
         if size == self._length and not self._padding:

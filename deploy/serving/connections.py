@@ -19,6 +19,7 @@ from deploy.serving.body import DisconnectedError
 from deploy.serving.direct import DirectRequest, DirectWay
 from deploy.serving.encoding import encode_error
 from deploy.serving.errors import RequestError
+from deploy.serving.heads import HeadMemory
 from deploy.serving.infer_endpoint import CONNECTION
 from deploy.serving.intake import Intake
 from deploy.serving.metrics import ServerStatistics
@@ -76,11 +77,14 @@ class LimitedProtocol(HttpToolsProtocol):
     _coming = False
     _held_back = False
     _within = False
+    _idle_since: float | None = None
+    _idling: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = _PatientFlow(transport, self.pipeline)
         self._writer = AnswerWriter(transport)
+        self._heads = HeadMemory()
         self.counts.connections += 1
         if self.counts.connections > self.limits.connections:
             self.counts.turned_away += 1
@@ -95,6 +99,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._stop_departure()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
+        if self._idling is not None:
+            self._idling.cancel()
         if self.withdraw is not None:
             self.withdraw()
         if isinstance(self.cycle, DirectRequest):
@@ -145,6 +151,9 @@ class LimitedProtocol(HttpToolsProtocol):
         self._arrived = None
 
     def data_received(self, data: bytes) -> None:
+        alone = self._is_idle() and not (self._coming or self.transport.is_closing())
+        if alone and self._repeat(data):
+            return
         self._without_body += len(data)
         self._directly = 0
         self._unset_keepalive_if_required()
@@ -156,11 +165,38 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._without_body > HEAD_LIMIT:
             self._refuse_head()
             return
-        idle = self.cycle is None or self.cycle.response_complete
+        if alone and self._directly == 1 and isinstance(self.cycle, DirectRequest):
+            self._remember(self.cycle, data)
         # blank lines come before a request and do not begin one
-        waits = self._coming or (idle and self.timeout_keep_alive_task is None)
+        waits = self._coming or (self._is_idle() and self._idle_since is None)
         if waits and not self._held_back and not self.transport.is_closing():
             self._expect_request()
+
+    def _repeat(self, data: bytes) -> bool:
+        """Take a request whose head came before; False: nothing is done, for it is another one."""
+        if self.direct is None:
+            return False
+        recalled = self._heads.recall(data)
+        if recalled is None:
+            return False
+        head, size = recalled
+        request = self.direct.repeat(self, head)
+        if request is None or not request.take(memoryview(data)[size:]):
+            return False
+        self._without_body = 0
+        self._stop_waiting()
+        self._unset_keepalive_if_required()
+        self.cycle = cast("Any", request)
+        request.run()
+        return True
+
+    def _remember(self, request: DirectRequest, data: bytes) -> None:
+        """Keep the head of `request`, the only one that began in this read, if it ended there."""
+        if not self._coming:
+            self._heads.keep(data, request.head)
+
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -173,8 +209,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return
         self._within = True
-        idle = self.cycle is None or self.cycle.response_complete
-        if self.direct is not None and idle and self._directly < DIRECT_IN_A_READ:
+        if self.direct is not None and self._is_idle() and self._directly < DIRECT_IN_A_READ:
             request = self.direct.begin(self)
             if request is not None:
                 self._directly += 1
@@ -200,7 +235,12 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self._writer.end_answer()
-        super().on_response_complete()
+        if self.pipeline or self.transport.is_closing():
+            super().on_response_complete()
+        else:
+            self.server_state.total_requests += 1
+            self.flow.resume_reading()
+            self._begin_idling()
         if self.transport.is_closing():
             self._end()
         elif self._held_back and not self.pipeline:  # the last that came may be there in part
@@ -218,7 +258,25 @@ class LimitedProtocol(HttpToolsProtocol):
             self._stop_departure()
 
     def timeout_keep_alive_handler(self) -> None:
-        self._end()
+        """Close where nothing came for long enough; else come back when that may be."""
+        self._idling = None
+        if self._idle_since is None:
+            return
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._idling = self.loop.call_later(left, self.timeout_keep_alive_handler)
+        else:
+            self._end()
+
+    def _begin_idling(self) -> None:
+        """One timer serves many short requests; uvicorn would make and cancel one for each."""
+        self._idle_since = self.loop.time()
+        if self._idling is None:
+            after = self.timeout_keep_alive
+            self._idling = self.loop.call_later(after, self.timeout_keep_alive_handler)
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since = None
 
     def send_400_response(self, msg: str) -> None:
         if self._owes_answers():

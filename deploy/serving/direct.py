@@ -11,7 +11,6 @@ import asyncio
 import hmac
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from deploy.serving.body import BodyReader, Reservation
 from deploy.serving.encoding import JOIN_BELOW
 from deploy.serving.errors import RequestError, UnavailableError, UnknownModelError
+from deploy.serving.heads import Head
 from deploy.serving.inference import (
     Accepted,
     Answer,
@@ -34,21 +34,6 @@ from deploy.serving.slices import is_large
 _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 }
-
-
-@dataclass(slots=True)
-class Head:
-    """What is known of a request before its body.
-
-    Attributes:
-        length: bytes of the body.
-        headers: by lower-case name.
-    """
-
-    target: Target
-    headers: dict[bytes, bytes]
-    length: int
-    caller: Caller
 
 
 class DirectWay:
@@ -90,6 +75,14 @@ class DirectWay:
         caller = Caller(self.service.identify(headers), path, host, time.monotonic())
         return DirectRequest(self, connection, Head(target, headers, length, caller))
 
+    def repeat(self, connection: Any, head: Head) -> "DirectRequest | None":
+        """As `begin`, for a head that was begun with before on this connection."""
+        if not self._knows(head.target) or connection.flow.write_paused:
+            return None
+        path, host = head.caller.path, head.caller.host
+        caller = Caller(self.service.identify(head.headers), path, host, time.monotonic())
+        return DirectRequest(self, connection, Head(head.target, head.headers, head.length, caller))
+
     def _knows(self, target: Target) -> bool:
         try:
             self.service.repository.get(*target)
@@ -107,6 +100,7 @@ class DirectRequest:
     """One request on the direct way; to uvicorn, the cycle of a request and its answer.
 
     Attributes:
+        head: of it.
         response_complete: it is answered.
         keep_alive: the connection stays when it is; uvicorn clears this when the server ends.
         disconnected: the connection is lost; set by uvicorn.
@@ -115,11 +109,11 @@ class DirectRequest:
 
     __slots__ = (
         "_connection",
-        "_head",
         "_reader",
         "_room",
         "_service",
         "disconnected",
+        "head",
         "keep_alive",
         "message_event",
         "response_complete",
@@ -129,17 +123,17 @@ class DirectRequest:
         self._service = way.service
         self._reader = way.reader
         self._connection = connection
-        self._head = head
+        self.head = head
         self._room: Reservation | None = None
         self.response_complete = False
         self.disconnected = False
         self.keep_alive = True
         self.message_event = _UNHEARD
 
-    def take(self, chunk: bytes) -> bool:
+    def take(self, chunk: bytes | memoryview) -> bool:
         """The next bytes of its body; False: there is no room for it, nothing was taken."""
         if self._room is None:
-            self._room = self._reader.reserve(self._head.length, self._head.headers)
+            self._room = self._reader.reserve(self.head.length, self.head.headers)
             if self._room is None:
                 return False
         self._room.take(chunk)
@@ -150,7 +144,7 @@ class DirectRequest:
         """Hand it to its model; its body is whole."""
         body = self._room.body.data if self._room is not None else memoryview(b"")
         try:
-            accepted = self._service.accept(self._head.target, body, self._head.headers)
+            accepted = self._service.accept(self.head.target, body, self.head.headers)
         except RequestError as error:
             self._refuse(error)
             return
@@ -179,7 +173,7 @@ class DirectRequest:
             self._connection.withdraw = writing.cancel
             return
         try:
-            answer = self._service.answer(accepted, done.result(), self._head.caller)
+            answer = self._service.answer(accepted, done.result(), self.head.caller)
         except RequestError as refusal:
             self._refuse(refusal)
             return
@@ -187,13 +181,13 @@ class DirectRequest:
 
     async def _answer_in_turns(self, accepted: Accepted, outputs: Outputs) -> None:
         """Answer with what takes long to write."""
-        caller = self._head.caller
+        caller = self.head.caller
         assert self._room is not None  # a request without a body asks for no large answer
         hold = partial(self._reader.extend, self._room.body)
         try:
             answer = await self._service.answer_in_turns(accepted, outputs, caller, hold)
         except RequestError as error:
-            answer = self._service.refuse(error, self._head.target, caller)
+            answer = self._service.refuse(error, self.head.target, caller)
         except asyncio.CancelledError:
             self._end_unanswered()
             return
@@ -205,7 +199,7 @@ class DirectRequest:
         self._connection.withdraw = None
         if self._connection.lost:
             self._release()
-            self._service.log(499, self._head.caller)
+            self._service.log(499, self.head.caller)
         else:
             self._refuse(UnavailableError("the server is shutting down"))
 
@@ -218,7 +212,7 @@ class DirectRequest:
         return task
 
     def _refuse(self, error: RequestError) -> None:
-        self._write(self._service.refuse(error, self._head.target, self._head.caller))
+        self._write(self._service.refuse(error, self.head.target, self.head.caller))
 
     def _write(self, answer: Answer) -> None:
         """Send an answer, which counts as held until the other side took most of it."""

@@ -1,0 +1,335 @@
+"""A head that came before is known again, and nothing else is taken for it."""
+
+import asyncio
+import json
+import re
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httptools
+import pytest
+import uvicorn
+import uvloop
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from servers import serving
+from uvicorn.server import ServerState
+
+from deploy.serving.connections import ConnectionLimits, LimitedProtocol, limit_connections
+from deploy.serving.heads import Head, HeadMemory
+from deploy.serving.inference import Caller
+from deploy.serving.metrics import ServerStatistics
+from deploy.serving.options import ServeOptions
+from deploy.serving.repository import ModelRepository, make_models
+from deploy.serving.rest import RestApplication
+
+PATH = "/v2/models/echo/infer"
+LINES = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\nAccept: */*\r\n\r\n"
+
+
+def render(body: bytes) -> bytes:
+    return LINES % (PATH.encode(), len(body)) + body
+
+
+def keep(data: bytes, length: int) -> HeadMemory:
+    """A memory that was shown a request twice."""
+    memory = HeadMemory()
+    caller = Caller(b"1", PATH, None, 0.0)
+    for _ in range(2):
+        memory.keep(data, Head(("echo", ""), {b"content-length": b"%d" % length}, length, caller))
+    return memory
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"{ }", b"x" * 1000], ids=len)
+def test_a_head_is_known_again_with_a_body_of_any_length(body: bytes) -> None:
+    recalled = keep(render(b"{}"), 2).recall(render(body))
+    assert recalled is not None
+    head, size = recalled
+    assert (head.length, render(body)[size:]) == (len(body), body)
+    assert head.headers[b"content-length"] == b"%d" % len(body)
+
+
+def test_the_first_of_a_connection_is_not_kept() -> None:
+    memory = HeadMemory()
+    memory.keep(render(b"{}"), Head(("echo", ""), {}, 2, Caller(b"1", PATH, None, 0.0)))
+    assert memory.recall(render(b"{}")) is None
+
+
+def test_heads_that_never_come_again_are_not_kept_for_ever() -> None:
+    memory = keep(render(b"{}"), 2)
+    caller = Caller(b"1", PATH, None, 0.0)
+    for number in range(20):
+        data = render(b"{}").replace(b"Host: a", b"Host: %d" % number)
+        memory.keep(data, Head(("echo", ""), {}, 2, caller))
+    assert memory.recall(data) is None
+
+
+GOOD = render(b"12345")
+OTHERS = {
+    "another head": GOOD.replace(b"Host: a", b"Host: b"),
+    "another path": GOOD.replace(b"echo", b"ecHo"),
+    "half of it": GOOD[:-1],
+    "more behind it": GOOD + b"\r\n",
+    "half of the head": GOOD[:50],
+    "nothing": b"",
+    "no length": GOOD.replace(b" 5\r\n", b" \r\n"),
+    "a negative length": GOOD.replace(b" 5\r\n", b" -5\r\n"),
+    "a signed length": GOOD.replace(b" 5\r\n", b" +5\r\n"),
+    "a length in other digits": GOOD.replace(b" 5\r\n", " ٥\r\n".encode()),
+    "two lengths in one": GOOD.replace(b" 5\r\n", b" 5, 5\r\n"),
+    "a length without end": GOOD.replace(b" 5\r\n", b" " + b"0" * 30 + b"5\r\n"),
+    "a space behind the length": GOOD.replace(b" 5\r\n", b" 5 \r\n"),
+    "a header more": GOOD.replace(b"Accept", b"X: y\r\nAccept"),
+    "a header less": GOOD.replace(b"Accept: */*\r\n", b""),
+}
+
+
+@pytest.mark.parametrize("data", OTHERS.values(), ids=OTHERS)
+def test_what_is_not_the_same_is_left_to_the_parser(data: bytes) -> None:
+    assert keep(GOOD, 5).recall(data) is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        GOOD + b"\r\n",
+        GOOD.replace(b"Accept", b"Content-Length: 5\r\nAccept"),
+        GOOD.replace(b"Content-Length: 5\r\n", b""),
+    ],
+    ids=["a blank line behind it", "two lengths", "no length"],
+)
+def test_a_head_whose_end_or_length_is_in_doubt_is_not_kept(data: bytes) -> None:
+    assert keep(data, 5).recall(data) is None
+
+
+class Wire(asyncio.Transport):
+    """What is written to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.closed = False
+
+    def write(self, data: Any) -> None:
+        self.written += bytes(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        pass
+
+
+class Forgetful(HeadMemory):
+    """Knows no head again."""
+
+    def recall(self, data: bytes) -> None:
+        return None
+
+
+@dataclass
+class Service:
+    """A server without sockets."""
+
+    loop: asyncio.AbstractEventLoop
+    config: uvicorn.Config
+    repository: ModelRepository
+
+    def answer(self, reads: list[bytes], memory: HeadMemory) -> tuple[bytes, bool]:
+        """All that is answered to one connection, and whether it was closed."""
+        return self.loop.run_until_complete(self._answer(reads, memory))
+
+    async def _answer(self, reads: list[bytes], memory: HeadMemory) -> tuple[bytes, bool]:
+        make: Any = self.config.http_protocol_class
+        protocol = make(config=self.config, server_state=ServerState(), app_state={})
+        wire = Wire()
+        protocol.connection_made(wire)
+        protocol._heads = memory
+        for data in reads:
+            if wire.closed:
+                break
+            protocol.data_received(data)
+            while self._runs(protocol):
+                await asyncio.sleep(0.0002)
+        closed = wire.closed
+        protocol.connection_lost(None)
+        return wire.written, closed
+
+    def _runs(self, protocol: LimitedProtocol) -> bool:
+        """Whether something is still to be answered of what came whole."""
+        waits = protocol.cycle is not None and not protocol.cycle.response_complete
+        return waits and not protocol._within and not protocol.transport.is_closing()
+
+
+@pytest.fixture(scope="module")
+def service(identity_bundle: Path) -> Iterator[Service]:
+    loop = uvloop.new_event_loop()
+    options, statistics, repository = ServeOptions(threads=1), ServerStatistics(), ModelRepository()
+    (model,) = make_models([identity_bundle], options)
+    repository.add(model)
+    assert loop.run_until_complete(model.load())
+    application = RestApplication(repository, options, statistics)
+    limits = ConnectionLimits(30.0, 1000)
+    protocol: Any = limit_connections(limits, statistics, application.direct)
+    config = uvicorn.Config(application, http=protocol, lifespan="off", log_config=None)
+    config.load()
+    yield Service(loop, config, repository)
+    loop.run_until_complete(model.unload())
+    loop.close()
+
+
+def ask(value: float, identity: str = "") -> bytes:
+    entry = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, value]}
+    return json.dumps({"id": identity, "inputs": [entry]}).encode()
+
+
+BODIES = st.one_of(
+    st.builds(ask, st.sampled_from([0.5, 2.25, 1e30]), st.sampled_from(["", "a", "\r\n", "bcd"])),
+    st.sampled_from([b"{", b"", b"\r\n\r\n", b"\r\n", GOOD]),
+)
+HEADS = st.sampled_from(
+    [
+        LINES,
+        LINES.replace(b"Host: a", b"Host: b"),
+        LINES.replace(b"%d", b"  %d \t"),
+        LINES.replace(b"%d", b"00%d"),
+        LINES.replace(b"Content", b"x-content-length: 3\r\nContent"),
+        LINES.replace(b"Accept: */*\r\n", b"Inference-Header-Content-Length: 9\r\n"),
+        LINES.replace(b"Accept: */*\r\n", b"Expect: 100-continue\r\n"),
+        LINES.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked\r\nX: %d"),
+        b"\r\n" + LINES,
+    ]
+)
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> list[bytes]:
+    """What one connection brings, read by read: mostly a request each, and sometimes not."""
+    requests = [
+        draw(HEADS) % (PATH.encode(), len(body)) + body + draw(st.sampled_from([b"", b"", b"\r\n"]))
+        for body in draw(st.lists(BODIES, min_size=3, max_size=8))
+    ]
+    if draw(st.booleans()):
+        return requests
+    data = b"".join(requests)
+    cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=6)))
+    return [data[i:j] for i, j in zip([0, *cuts], [*cuts, len(data)], strict=True) if i < j]
+
+
+@settings(max_examples=150, deadline=None)
+@given(reads=streams())
+def test_whatever_comes_is_answered_as_without_a_memory(
+    service: Service, reads: list[bytes]
+) -> None:
+    remembered, plain = (unnumbered(*service.answer(reads, m)) for m in (HeadMemory(), Forgetful()))
+    assert remembered == plain
+
+
+def unnumbered(data: bytes, closed: bool) -> tuple[list[bytes], bool]:
+    """Without the numbers that requests have by their order over all connections."""
+    lines = data.split(b"\r\n")
+    return [line for line in lines if not line.startswith(b"x-request-id: ")], closed
+
+
+def test_the_same_head_is_parsed_twice_and_no_more(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[LimitedProtocol] = []
+    begin = LimitedProtocol.on_message_begin
+
+    def count(self: LimitedProtocol) -> None:
+        parsed.append(self)
+        begin(self)
+
+    monkeypatch.setattr(LimitedProtocol, "on_message_begin", count)
+    values = [0.25, 12.5, 1e20, 3.0, 4.0]
+    data, _ = service.answer([render(ask(value)) for value in values], HeadMemory())
+    assert len(parsed) == 2
+    answers = [json.loads(part) for part in re.findall(rb"\{.*\}", data)]
+    assert [answer["outputs"][0]["data"][1] for answer in answers] == pytest.approx(values)
+
+
+def test_a_body_that_looks_like_a_request_is_a_body(service: Service) -> None:
+    request = render(ask(1.0))
+    head = render(request)[: -len(request)]
+    data, _ = service.answer([request, request, request, head, request, request], HeadMemory())
+    assert re.findall(rb"HTTP/1.1 (\d+) ", data) == [b"200", b"200", b"200", b"400", b"200"]
+
+
+def test_a_model_that_is_gone_is_not_found_by_a_known_head(service: Service) -> None:
+    (model,) = service.repository.models()
+    memory = HeadMemory()
+    service.answer([render(ask(1.0))] * 3, memory)
+    service.repository.remove(model)
+    try:
+        data, _ = service.answer([render(ask(1.0))], memory)
+    finally:
+        service.repository.add(model)
+    assert data.startswith(b"HTTP/1.1 404 ")
+
+
+def test_a_probe_of_the_parser_agrees_with_it() -> None:
+    """What is kept of a head is what the parser calls one, to the byte."""
+
+    class Ends:
+        at = 0
+
+        def on_headers_complete(self) -> None:
+            self.at = self.seen
+
+        seen = 0
+
+    ends = Ends()
+    parser = httptools.HttpRequestParser(ends)
+    for number, byte in enumerate(GOOD, 1):
+        ends.seen = number
+        parser.feed_data(bytes([byte]))
+    recalled = keep(GOOD, 5).recall(GOOD)
+    assert recalled is not None
+    assert recalled[1] == ends.at
+
+
+def test_an_idle_connection_is_kept_as_long_as_was_asked(identity_bundle: Path) -> None:
+    """One timer serves many requests; it counts from the last."""
+    with (
+        serving(identity_bundle, "--keep-alive", "0.6") as running,
+        socket.create_connection(("127.0.0.1", running.port), 10) as connection,
+    ):
+        for _ in range(8):  # longer in all than a connection may be idle
+            connection.sendall(render(ask(2.0)))
+            assert receive(connection).startswith(b"HTTP/1.1 200 ")
+            time.sleep(0.2)
+        asked = time.monotonic()
+        assert connection.recv(1) == b""
+        waited = time.monotonic() - asked
+    assert 0.2 < waited < 3
+
+
+def receive(connection: Any) -> bytes:
+    """One short answer."""
+    data = b""
+    while b'"outputs"' not in data:
+        data += connection.recv(65536)
+    return data
