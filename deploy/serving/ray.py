@@ -179,6 +179,8 @@ def _cluster(host: str) -> Iterator[tuple[Any, bool]]:
     """Ray Serve on a cluster, and whether that was there before."""
     joined = "RAY_ADDRESS" in os.environ
     defaults = dict(ENVIRONMENT)
+    if not joined:  # "no clusters" is Ray's way to say loopback; the address below is not enough
+        defaults["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if not joined and host == _LOOPBACK:  # HAProxy's statistics would listen on every address
         defaults["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
     for name, value in defaults.items():

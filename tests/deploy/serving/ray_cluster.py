@@ -52,6 +52,7 @@ class Cluster:
             **os.environ,
             **ENVIRONMENT,
             "RAY_SERVE_ENABLE_HA_PROXY": os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0"),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as on those, all of it on loopback
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
             "RAY_AUTH_TOKEN": TOKEN,
             "RAY_TMPDIR": self._folder.name,
