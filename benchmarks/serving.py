@@ -29,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -95,24 +96,31 @@ def measure_overhead(options: argparse.Namespace, folder: Path) -> None:
 
 
 def measure_grpc(options: argparse.Namespace, folder: Path) -> None:
-    """CPU time of ours for the image over gRPC, asked by tritonclient."""
+    """CPU time of ours over gRPC, asked by tritonclient; tensors travel raw."""
+    show("server", "case", "CPU ms", "p50 ms", "p99 ms")
+    for case, shape in {"small": (4,), "image": IMAGE}.items():
+        bundle = write_identity(folder / case / "echo.deploy", shape)
+        one = drive_grpc(bundle, draw_input(*shape), options.seconds)
+        times = (f"{one.percentile_ms(50):.2f}", f"{one.percentile_ms(99):.2f}")
+        show("deploy serve, gRPC", case, f"{one.cpu_ms:.3f}", *times)
+
+
+def drive_grpc(bundle: Path, x: "np.ndarray[Any, np.dtype[np.float32]]", seconds: float) -> Trace:
+    """A closed loop of one caller; its first answer is compared."""
     import tritonclient.grpc
 
-    bundle = write_identity(folder / "echo.deploy", IMAGE)
-    image, port = draw_input(*IMAGE), free_port()
-    given = tritonclient.grpc.InferInput("x", list(image.shape), "FP32")
-    given.set_data_from_numpy(image)
+    port = free_port()
+    given = tritonclient.grpc.InferInput("x", list(x.shape), "FP32")
+    given.set_data_from_numpy(x)
     flags = ["--grpc-port", str(port)]
     with (
-        running(OURS, sys.executable, bundle, image, flags=flags) as at,
+        running(OURS, sys.executable, bundle, x, flags=flags) as at,
         tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{port}") as client,
     ):
-        if not np.array_equal(client.infer("echo", [given]).as_numpy("y"), image):
+        if not np.array_equal(client.infer("echo", [given]).as_numpy("y"), x):
             raise SystemExit("gRPC: a wrong answer")
         run_calls(at.process, lambda: client.infer("echo", [given]), seconds=1.0)
-        one = run_calls(at.process, lambda: client.infer("echo", [given]), seconds=options.seconds)
-    times = (f"{one.percentile_ms(50):.2f}", f"{one.percentile_ms(99):.2f}")
-    show("deploy serve, gRPC", "image raw", f"{one.cpu_ms:.3f}", *times)
+        return run_calls(at.process, lambda: client.infer("echo", [given]), seconds=seconds)
 
 
 def measure_network(options: argparse.Namespace, folder: Path) -> None:
