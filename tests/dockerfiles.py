@@ -7,6 +7,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docker"
+SLIM = re.compile(
+    r"ld-linux.*|lib(c|m|dl|rt|util|pthread|gcc_s|stdc\+\+|z|crypt|ffi|ssl|crypto)\.so\..*"
+)
+"""Shared libraries of Debian's slim images of Python; more would have to be installed."""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,6 @@ from torch import nn
 
 from export.gpu import read_gpu
 
-pytestmark = pytest.mark.long
-
 FACTORY = """
 import torch
 from torch import nn

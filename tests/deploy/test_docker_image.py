@@ -1,7 +1,7 @@
 """The RUN lines of docker/cpu.Dockerfile, performed here: what they install serves without torch.
 
 No image is built. A fresh virtual environment stands for the Python of the base image, and a folder
-for the paths that the lines name.
+for the paths that the lines name. `tests/test_docker_packages.py` is the quick form of it.
 """
 
 import os
@@ -14,14 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from dockerfiles import FOLDER, ROOT, read_stages
+from dockerfiles import FOLDER, ROOT, SLIM, read_stages
 
 from deploy.cli import cli
 
-SLIM = re.compile(
-    r"ld-linux.*|lib(c|m|dl|rt|util|pthread|gcc_s|stdc\+\+|z|crypt|ffi|ssl|crypto)\.so\..*"
-)
-"""Shared libraries of Debian's slim images of Python; more would have to be installed."""
+pytestmark = pytest.mark.slow
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,6 @@ from torch import nn
 from export import fuse_program, model_cost, to_onnx
 from export.capture import capture
 
-pytestmark = pytest.mark.long
-
 TORCH_FREE = ("artifacts", "cost", "errors", "optional", "progress")
 
 

@@ -139,8 +139,8 @@ def drawn() -> list[Case]:
     return found
 
 
-def test_hundred_random_trees_merge_or_are_refused_with_a_reason():
-    assert for_each(cases(), check, range(14)) >= 100
+def test_sixty_random_trees_merge_or_are_refused_with_a_reason():
+    assert for_each(cases(), check, range(8)) >= 60
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (1, 2), (1, 3)])
