@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +41,18 @@ def read_stages(path: Path) -> list[Stage]:
             last = stages.pop()
             stages.append(Stage(last.base, last.name, (*last.steps, (instruction, rest.strip()))))
     return stages
+
+
+def find_lacking(libraries: Iterable[Path]) -> set[str]:
+    """Which libraries these need that neither they nor `SLIM` are; asks readelf."""
+    paths = list(libraries)
+    done = subprocess.run(
+        ["readelf", "--dynamic", "--wide", *paths], capture_output=True, text=True, check=False
+    )
+    needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", done.stdout))
+    assert "libc.so.6" in needed
+    own = {path.name for path in paths}
+    return {name for name in needed - own if not SLIM.fullmatch(name)}
 
 
 def read_command(text: str) -> list[str]:
