@@ -1,6 +1,9 @@
 """Fixtures that every test may use."""
 
+import copy
+import functools
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -30,4 +33,27 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What builds find out is kept for this run of the tests alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEPLOY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_registry() -> Iterator[None]:
+    """The exporter's operators, read once for each opset and copied for every export.
+
+    torch reads and compiles its library of them anew each time, two thirds of a small export.
+    """
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+    except ImportError:  # no public name: another version of torch may have it elsewhere
+        yield
+        return
+    read = functools.cache(ONNXRegistry.from_torchlib)
+
+    def copy_registry(*opset: int, **named: int) -> Any:
+        registry = copy.copy(read(*opset, **named))
+        registry.functions = {name: list(found) for name, found in registry.functions.items()}
+        return registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(copy_registry))
         yield

@@ -2,11 +2,17 @@
 
 import json
 import re
+import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docker"
+SLIM = re.compile(
+    r"ld-linux.*|lib(c|m|dl|rt|util|pthread|gcc_s|stdc\+\+|z|crypt|ffi|ssl|crypto)\.so\..*"
+)
+"""Shared libraries of Debian's slim images of Python; more would have to be installed."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,18 @@ def read_stages(path: Path) -> list[Stage]:
             last = stages.pop()
             stages.append(Stage(last.base, last.name, (*last.steps, (instruction, rest.strip()))))
     return stages
+
+
+def find_lacking(libraries: Iterable[Path]) -> set[str]:
+    """Which libraries these need that neither they nor `SLIM` are; asks readelf."""
+    paths = list(libraries)
+    done = subprocess.run(
+        ["readelf", "--dynamic", "--wide", *paths], capture_output=True, text=True, check=False
+    )
+    needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", done.stdout))
+    assert "libc.so.6" in needed
+    own = {path.name for path in paths}
+    return {name for name in needed - own if not SLIM.fullmatch(name)}
 
 
 def read_command(text: str) -> list[str]:

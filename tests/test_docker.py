@@ -1,7 +1,8 @@
 """The Dockerfiles and the compose file keep what is promised of them.
 
-What the lines of the CPU image do is tested by `deploy/test_docker_image.py`; hadolint and the
-schema of compose files are part of `make check`.
+What the lines of the CPU image do is tested by `deploy/test_docker_image.py`, which is slow, and
+what they install by `test_docker_packages.py`; hadolint and the schema of compose files are part of
+`make check`.
 """
 
 import fnmatch

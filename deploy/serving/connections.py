@@ -7,17 +7,16 @@ many requests may wait behind the one that runs; each of them is what a client h
 
 import asyncio
 from collections.abc import Callable, Sized
-from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, cast
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from deploy.serving.answer_writer import AnswerWriter
 from deploy.serving.body import DisconnectedError
 from deploy.serving.direct import DirectRequest, DirectWay
-from deploy.serving.encoding import encode_error
+from deploy.serving.endings import ConnectionLimits, EndingProtocol
 from deploy.serving.errors import RequestError
 from deploy.serving.heads import HeadMemory
 from deploy.serving.infer_endpoint import CONNECTION
@@ -36,34 +35,16 @@ DIRECT_IN_A_READ = 8
 before the next is looked at. The rest take turns with other connections."""
 
 
-@dataclass(frozen=True)
-class ConnectionLimits:
-    """What a connection may take.
-
-    Attributes:
-        receive_s: seconds within which a request must have arrived whole, and within which what
-            was answered must have been taken.
-        connections: open at a time.
-    """
-
-    receive_s: float
-    connections: int
-
-
-class LimitedProtocol(HttpToolsProtocol):
+class LimitedProtocol(EndingProtocol):
     """One connection.
 
     Attributes:
-        limits: what it may take.
-        counts: of the server.
         direct: the way of infer requests that need nothing else; None: there is none.
         withdraw: called when the connection is lost while its request runs.
         lost: it is.
         intake: what reads for it, once a large body came.
     """
 
-    limits: ConnectionLimits
-    counts: ServerStatistics
     direct: DirectWay | None = None
     withdraw: Callable[[], Any] | None = None
     lost = False
@@ -71,14 +52,10 @@ class LimitedProtocol(HttpToolsProtocol):
     _taker: Callable[[bytes], None] | None = None
     _arrived: asyncio.Future[None] | None = None
     _arrival: asyncio.TimerHandle | None = None
-    _departure: asyncio.TimerHandle | None = None
     _without_body = 0
     _directly = 0
     _coming = False
     _held_back = False
-    _within = False
-    _idle_since: float | None = None
-    _idling: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -98,9 +75,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._stop_waiting()
         self._stop_departure()
         super().connection_lost(exc)
-        self._unset_keepalive_if_required()
-        if self._idling is not None:
-            self._idling.cancel()
+        self._stop_idling()
         if self.withdraw is not None:
             self.withdraw()
         if isinstance(self.cycle, DirectRequest):
@@ -162,8 +137,10 @@ class LimitedProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self.logger.warning("Invalid HTTP request received.")
             self.send_400_response("Invalid HTTP request received.")
+            return
         if self._without_body > HEAD_LIMIT:
-            self._refuse_head()
+            status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            self._refuse(status, "the head is too long")
             return
         if alone and self._directly == 1 and isinstance(self.cycle, DirectRequest):
             self._remember(self.cycle, data)
@@ -221,6 +198,8 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         self.cycle.transport = cast("asyncio.Transport", self._writer)
         self._held_back = bool(self.pipeline)  # nothing is read until those before it are answered
+        if self._held_back:
+            self._stop_waiting()
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -248,90 +227,10 @@ class LimitedProtocol(HttpToolsProtocol):
             if self._coming:
                 self._expect_request()
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._expect_departure()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if not self.transport.is_closing():
-            self._stop_departure()
-
-    def timeout_keep_alive_handler(self) -> None:
-        """Close where nothing came for long enough; else come back when that may be."""
-        self._idling = None
-        if self._idle_since is None:
-            return
-        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
-        if left > 0:
-            self._idling = self.loop.call_later(left, self.timeout_keep_alive_handler)
-        else:
-            self._end()
-
-    def _begin_idling(self) -> None:
-        """One timer serves many short requests; uvicorn would make and cancel one for each."""
-        self._idle_since = self.loop.time()
-        if self._idling is None:
-            after = self.timeout_keep_alive
-            self._idling = self.loop.call_later(after, self.timeout_keep_alive_handler)
-
-    def _unset_keepalive_if_required(self) -> None:
-        self._idle_since = None
-
-    def send_400_response(self, msg: str) -> None:
-        if self._owes_answers():
-            self._end_after_them()
-        else:
-            self._refuse(b"400 Bad Request", msg)
-
-    def _refuse_head(self) -> None:
-        if self.transport.is_closing():
-            return
-        if self._owes_answers():
-            self._end_after_them()
-        elif self.cycle is not None and not self.cycle.response_complete:
-            self.transport.abort()  # within trailers or chunks: it will never be whole
-        else:
-            self._refuse(b"431 Request Header Fields Too Large", "the head is too long")
-
-    def _refuse(self, status: bytes, message: str) -> None:
-        body = encode_error(message)
-        self.transport.write(
-            b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
-            b"connection: close\r\n\r\n%s" % (status, len(body), body)
-        )
-        self._end()
-
-    def _owes_answers(self) -> bool:
-        """Whether what comes in now is behind whole requests that are not answered yet."""
-        return self.cycle is not None and not self.cycle.response_complete and not self._within
-
-    def _end_after_them(self) -> None:
-        """Close when the requests that came whole are answered; nothing more is read."""
-        self.cycle.keep_alive = False
+    def _end_after_answers(self) -> None:
+        super()._end_after_answers()
         self._coming = False
         self._stop_waiting()
-        self.flow.pause_reading()
-
-    def _end(self) -> None:
-        """Close; what the other side does not take is thrown away after a while."""
-        self.transport.close()
-        if self.transport.get_write_buffer_size():
-            self._expect_departure()
-
-    def _expect_departure(self) -> None:
-        if self._departure is None:
-            self._departure = self.loop.call_later(self.limits.receive_s, self._cut_off)
-
-    def _stop_departure(self) -> None:
-        if self._departure is not None:
-            self._departure.cancel()
-            self._departure = None
-
-    def _cut_off(self) -> None:
-        self._departure = None
-        self.counts.timed_out += 1
-        self.transport.abort()
 
     def _expect_request(self) -> None:
         if self._arrival is None:
@@ -346,7 +245,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._arrival = None
         self.counts.timed_out += 1
         if self._owes_answers():
-            self._end_after_them()
+            self._end_after_answers()
         else:
             self._end()
 

@@ -102,6 +102,7 @@ class DirectRequest:
     Attributes:
         head: of it.
         response_complete: it is answered.
+        response_started: only a part of its answer is written; it never is.
         keep_alive: the connection stays when it is; uvicorn clears this when the server ends.
         disconnected: the connection is lost; set by uvicorn.
         message_event: stands for the one that uvicorn sets, which nobody waits for.
@@ -118,6 +119,8 @@ class DirectRequest:
         "message_event",
         "response_complete",
     )
+
+    response_started = False
 
     def __init__(self, way: DirectWay, connection: Any, head: Head) -> None:
         self._service = way.service

@@ -9,7 +9,8 @@ from typing import Any
 
 import uvicorn
 
-from deploy.serving.connections import ConnectionLimits, LimitedProtocol, limit_connections
+from deploy.serving.connections import LimitedProtocol, limit_connections
+from deploy.serving.endings import ConnectionLimits
 from deploy.serving.metrics import ServerStatistics
 from deploy.serving.options import ServeOptions
 from deploy.serving.rest import RestApplication

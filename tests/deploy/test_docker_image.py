@@ -1,7 +1,7 @@
 """The RUN lines of docker/cpu.Dockerfile, performed here: what they install serves without torch.
 
 No image is built. A fresh virtual environment stands for the Python of the base image, and a folder
-for the paths that the lines name.
+for the paths that the lines name. `tests/test_docker_packages.py` is the quick form of it.
 """
 
 import os
@@ -14,14 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from dockerfiles import FOLDER, ROOT, read_stages
+from dockerfiles import FOLDER, ROOT, find_lacking, read_stages
 
 from deploy.cli import cli
 
-SLIM = re.compile(
-    r"ld-linux.*|lib(c|m|dl|rt|util|pthread|gcc_s|stdc\+\+|z|crypt|ffi|ssl|crypto)\.so\..*"
-)
-"""Shared libraries of Debian's slim images of Python; more would have to be installed."""
+pytestmark = pytest.mark.slow
 
 
 @dataclass(frozen=True)
@@ -126,13 +123,7 @@ def test_no_library_is_needed_that_a_slim_image_lacks(image: Image) -> None:
         pytest.skip("needs readelf, of binutils")
     # What OpenVINO would load for an Intel GPU is left alone: the container is given none.
     libraries = [path for path in (image.root / "opt").rglob("*.so*") if "_gpu_" not in path.name]
-    done = subprocess.run(
-        ["readelf", "--dynamic", "--wide", *libraries], capture_output=True, text=True, check=False
-    )
-    needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", done.stdout))
-    assert "libc.so.6" in needed
-    own = {path.name for path in libraries}
-    assert {name for name in needed - own if not SLIM.fullmatch(name)} == set()
+    assert find_lacking(libraries) == set()
 
 
 def _packages(image: Image) -> set[str]:

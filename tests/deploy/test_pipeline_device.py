@@ -21,6 +21,8 @@ from deploy.report import load_schema
 from deploy.source import Problem
 from export.errors import EngineError
 
+pytestmark = pytest.mark.usefixtures("onnxruntime_alone")
+
 CONFIG = BuildConfig(inputs=("2x8",), measure_seconds=QUICK, threads=1)
 
 

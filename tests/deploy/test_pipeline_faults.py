@@ -11,6 +11,7 @@ import pytest
 import torch
 from built_nets import QUICK, Net, TwoInputs, status
 from onnx import numpy_helper
+from tiny import hide_engines
 
 import deploy
 from deploy.config import BuildConfig
@@ -38,6 +39,7 @@ def _interrupt() -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.usefixtures("onnxruntime_alone")
 @pytest.mark.parametrize(
     "stage",
     ["load", "export", "calibrate", "build candidates", "check parity", "measure latency", "pack"],
@@ -65,8 +67,9 @@ def _spoil_weights(folder: Path) -> None:
 
 
 def test_when_nothing_passes_its_gate_nothing_ships_and_the_report_says_why(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    hide_engines(monkeypatch, "tensorrt_rtx", "tensorrt")
     config = BuildConfig(inputs=("1x3x16x16",), min_sqnr=60.0, measure_seconds=QUICK)
     fault = _Fault("check parity", lambda: _spoil_once(tmp_path))
     with pytest.raises(GateError, match="No candidate gives the model's answers") as caught:
@@ -93,7 +96,11 @@ def _spoil_once(folder: Path) -> None:
         _spoil_weights(folder)
 
 
-def test_an_engine_that_fails_is_named_and_the_rest_go_on(tmp_path: Path) -> None:
+def test_an_engine_that_fails_is_named_and_the_rest_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide_engines(monkeypatch, "tensorrt_rtx", "tensorrt")
+
     def truncate() -> None:
         for path in tmp_path.glob(".net.deploy.*/onnxruntime-int8/model.onnx"):
             path.write_bytes(b"no model")
@@ -143,6 +150,7 @@ def test_a_model_that_returns_nan_is_refused_with_what_to_do(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("onnxruntime_alone")
 def test_data_that_the_model_fails_on_is_named(tmp_path: Path) -> None:
     ids = np.random.default_rng(0).integers(0, 50, (40, 7))
     ids[33, 2] = 5000

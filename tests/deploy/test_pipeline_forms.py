@@ -31,6 +31,7 @@ def test_a_net_that_ends_in_the_mean_of_large_maps_is_not_refused(tmp_path: Path
     assert bundle.winner in ("torch", *rows)
 
 
+@pytest.mark.usefixtures("onnxruntime_alone")
 def test_several_inputs_and_nested_outputs_keep_their_names(tmp_path: Path) -> None:
     module = TwoInputs().eval()
     bundle = deploy.build(
@@ -52,6 +53,7 @@ def test_several_inputs_and_nested_outputs_keep_their_names(tmp_path: Path) -> N
     np.testing.assert_allclose(answer["pooled.1"], expected["pooled"][1], rtol=0, atol=1e-6)
 
 
+@pytest.mark.usefixtures("onnxruntime_alone")
 def test_a_static_batch_is_kept(tmp_path: Path) -> None:
     bundle = deploy.build(
         Net().eval(),
@@ -111,6 +113,7 @@ def test_a_batch_that_is_not_the_first_axis_of_an_output_is_still_the_batch(
             np.testing.assert_allclose(engine({"x": x})["output_1.0"], expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.usefixtures("onnxruntime_alone")
 def test_a_torchscript_file_is_built_without_fusion_and_says_so(tmp_path: Path) -> None:
     net = Net().eval()
     path = tmp_path / "net.pt"
@@ -132,6 +135,7 @@ def test_a_torchscript_file_is_built_without_fusion_and_says_so(tmp_path: Path) 
     np.testing.assert_allclose(next(iter(answer.values())), expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.usefixtures("onnxruntime_alone")
 def test_an_exported_program_is_built(tmp_path: Path) -> None:
     net = Net().eval()
     path = tmp_path / "net.pt2"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from nets import randomize_norms
+from tiny import hide_engines
 from torch import nn
 
 import deploy
@@ -63,6 +64,7 @@ def build(net: Net, tmp_path_factory: pytest.TempPathFactory) -> Build:
         )
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("DEPLOY_CACHE", str(folder / "cache"))
+            hide_engines(patch, "tensorrt_rtx", "tensorrt")
             return deploy.build(net, config, output=folder / f"{name}.deploy")
 
     return run

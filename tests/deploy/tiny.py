@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parent / "report"))
@@ -20,6 +21,7 @@ from deploy.golden import Golden
 from deploy.manifest import BundledEngine, write_manifest
 from deploy.report import render_html
 from export.artifacts import TensorSpec
+from export.optional import is_installed
 
 Cli = Callable[..., tuple[int, str, str]]
 Lean = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -36,6 +38,15 @@ def answer(x: Array) -> Array:
     """What the tiny model says, in closed form and float64."""
     hidden = np.maximum(x.astype(np.float64) @ FIRST.astype(np.float64), 0.0)
     return hidden @ SECOND.astype(np.float64)
+
+
+def hide_engines(patch: pytest.MonkeyPatch, *names: str) -> None:
+    """Builds do not find these engines: less to build where they are not what is tested."""
+
+    def find(engine: str) -> bool:
+        return engine not in names and is_installed(engine)
+
+    patch.setattr("deploy.availability.is_installed", find)
 
 
 def draw(rows: int, seed: int = 0) -> Array:

@@ -25,9 +25,17 @@ def export(net, x, path, **options):
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    net = bottleneck_net()
-    return net, export(net, torch.randn(2, 3, 32, 32), tmp_path_factory.mktemp("onnx"))
+def fused():
+    """A network, and its program as `to_onnx` takes it."""
+    net, x = bottleneck_net(), torch.randn(2, 3, 32, 32)
+    return net, fuse_program(capture(net, {"x": x}, keyword=False, dynamic_batch=True)).program
+
+
+@pytest.fixture(scope="module")
+def exported(fused, tmp_path_factory):
+    net, program = fused
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    return net, to_onnx(program, path, input_names=["image"], output_names=["logits"])
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
@@ -93,10 +101,11 @@ def test_constants_among_the_outputs_are_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("opset", [18, 21, 23])
-def test_other_opsets_are_written(tmp_path, opset):
-    net = bottleneck_net()
+def test_other_opsets_are_written(tmp_path, fused, opset):
+    net, program = fused
     x = torch.randn(2, 3, 32, 32)
-    model = export(net, x, tmp_path, opset=opset)
+    names = {"input_names": ["image"], "output_names": ["logits"]}
+    model = to_onnx(program, tmp_path / "model.onnx", opset=opset, **names)
     assert model.opset == opset
     np.testing.assert_allclose(run(model, {"image": x})[0], net(x).detach(), rtol=1e-3, atol=1e-4)
 

@@ -14,8 +14,6 @@ from deploy.config import BuildConfig
 from deploy.verification import Verification
 from export.errors import BundleError, ServerError
 
-pytestmark = pytest.mark.long
-
 
 def right(feeds: dict[str, Any]) -> dict[str, Any]:
     return {"logits": answer(feeds["x"]).astype(np.float32)}

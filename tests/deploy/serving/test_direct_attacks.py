@@ -43,6 +43,10 @@ def read_to_end(connection: socket.socket, seconds: float) -> bytes:
     return data
 
 
+def read_statuses(answered: bytes) -> list[bytes]:
+    return [part[:3] for part in answered.split(b"HTTP/1.1 ")[1:]]
+
+
 @pytest.fixture(scope="module")
 def echo(identity_bundle: Path) -> Iterator[Server]:
     with serving(identity_bundle) as running:
@@ -201,7 +205,7 @@ def test_the_body_of_one_who_asks_for_another_protocol_is_his_body(
             connection.sendall(part)
             time.sleep(0.1)
         answered = read_all(connection)
-    assert [part[:3] for part in answered.split(b"HTTP/1.1 ")[1:]] == [b"400", b"200", b"200"]
+    assert read_statuses(answered) == [b"400", b"200", b"200"]
     assert b"live" not in answered
 
 
@@ -235,5 +239,47 @@ def test_what_follows_a_request_does_not_take_its_answer(
         time.sleep(0.1)
         connection.sendall(behind)
         answered = read_to_end(connection, 5)
-    assert [part[:3] for part in answered.split(b"HTTP/1.1 ")[1:]] == [b"200"] * count
+    assert read_statuses(answered) == [b"200"] * count
     assert b"\r\nconnection: close\r\n" in answered
+
+
+BROKEN = f"POST {PATH} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+BREAKS = {"no size": b"ZZ\r\n", "more than its size": b"1\r\n{{\r\n"}
+
+
+@pytest.mark.parametrize("ahead", [("infer",), ("other",), ("infer", "other")], ids="+".join)
+@pytest.mark.parametrize("chunk", BREAKS.values(), ids=BREAKS)
+def test_a_request_that_breaks_off_is_refused_in_its_turn(
+    slow: Server, chunk: bytes, ahead: tuple[str, ...]
+) -> None:
+    with connect(slow) as connection:
+        connection.sendall(b"".join(FIRST[name] for name in ahead) + BROKEN + chunk + LIVE)
+        answered = read_to_end(connection, 6)
+    assert read_statuses(answered) == [b"200"] * len(ahead) + [b"400"]
+    assert answered.count(b"\r\nconnection: close\r\n") == 1
+
+
+def test_a_request_that_is_answered_before_it_breaks_off_gets_no_second_answer(
+    echo: Server,
+) -> None:
+    with connect(echo) as connection:
+        connection.sendall(LIVE[:-2] + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+        answered = connection.recv(65536)
+        connection.sendall(b"ZZ\r\n")
+        answered += read_to_end(connection, 3)
+    assert read_statuses(answered) == [b"200"]
+
+
+def test_the_time_of_a_request_that_waits_behind_another_is_not_counted(slow: Server) -> None:
+    """It is not read meanwhile, and the other has its answer to come."""
+    whole = render(GOOD)
+    with connect(slow) as connection:
+        for part in (whole, whole[:20], whole[20:-5]):
+            connection.sendall(part)
+            time.sleep(0.05)
+        time.sleep(SLOW_S)
+        connection.sendall(whole[-5:])
+        answered = b""
+        while read_statuses(answered) != [b"200"] * 2 and (came := connection.recv(65536)):
+            answered += came
+    assert read_statuses(answered) == [b"200"] * 2

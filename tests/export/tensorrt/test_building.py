@@ -53,6 +53,13 @@ def export(net: nn.Module, x: torch.Tensor, path: Path) -> OnnxModel:
     return to_onnx(program, path, input_names=["x"], output_names=["y"], opset=20)
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
+    """Two convolutions, [N, 3, 8, 8]."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval()
+    return export(net, torch.randn(2, 3, 8, 8), tmp_path_factory.mktemp("small") / "model.onnx")
+
+
 def test_all_that_is_lacking_is_named_at_once_with_module_and_line(tmp_path: Path) -> None:
     model = export(Net().eval(), torch.randn(2, 3, 3), tmp_path / "model.onnx")
     with pytest.raises(EngineError) as caught:
@@ -85,14 +92,9 @@ def test_an_unknown_target_is_refused_with_those_there_are(tmp_path: Path) -> No
         build_engine(model, tmp_path / "m.engine", options=BuildOptions(targets=("SM42",)))
 
 
-def small(tmp_path: Path) -> OnnxModel:
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval()
-    return export(net, torch.randn(2, 3, 8, 8), tmp_path / "model.onnx")
-
-
-def test_every_range_of_batch_sizes_is_a_profile(tmp_path: Path) -> None:
+def test_every_range_of_batch_sizes_is_a_profile(small: OnnxModel, tmp_path: Path) -> None:
     options = BuildOptions(targets=("SM89",), batch=(SizeRange(1, 1, 1), SizeRange(2, 8, 32)))
-    record = build_engine(small(tmp_path), tmp_path / "m.engine", options=options).record
+    record = build_engine(small, tmp_path / "m.engine", options=options).record
     assert [profile.shapes["x"] for profile in record.profiles] == [
         ((1, 3, 8, 8),) * 3,
         ((2, 3, 8, 8), (8, 3, 8, 8), (32, 3, 8, 8)),
@@ -111,8 +113,10 @@ def test_other_dynamic_axes_take_their_sizes_from_the_options(tmp_path: Path) ->
     assert record.profiles[0].shapes["x"] == ((1, 3, 32, 32), (8, 3, 64, 48), (16, 3, 128, 64))
 
 
-def test_flags_and_limits_reach_the_builder_and_the_record(tmp_path: Path) -> None:
-    model = small(tmp_path)
+def test_flags_and_limits_reach_the_builder_and_the_record(
+    small: OnnxModel, tmp_path: Path
+) -> None:
+    model = small
     options = BuildOptions(targets=("SM80", "SM89"), tf32=False, workspace=2**28, level=1)
     record = build_engine(model, tmp_path / "m.engine", options=options).record
     assert record.targets == ("SM80", "SM89")
@@ -120,15 +124,15 @@ def test_flags_and_limits_reach_the_builder_and_the_record(tmp_path: Path) -> No
     assert "TF32" in build_engine(model, tmp_path / "n.engine", options=ADA).record.flags
 
 
-def test_a_workspace_that_is_too_small_is_said(tmp_path: Path) -> None:
+def test_a_workspace_that_is_too_small_is_said(small: OnnxModel, tmp_path: Path) -> None:
     options = BuildOptions(targets=("SM89",), workspace=2**20)
     with pytest.raises(EngineError, match=r"cannot build model.onnx.*workspace"):
-        build_engine(small(tmp_path), tmp_path / "m.engine", options=options)
+        build_engine(small, tmp_path / "m.engine", options=options)
 
 
-def test_progress_comes_from_the_builder_and_never_falls(tmp_path: Path) -> None:
+def test_progress_comes_from_the_builder_and_never_falls(small: OnnxModel, tmp_path: Path) -> None:
     seen: list[Progress] = []
-    build_engine(small(tmp_path), tmp_path / "m.engine", options=ADA, progress=seen.append)
+    build_engine(small, tmp_path / "m.engine", options=ADA, progress=seen.append)
     shares = [report.done for report in seen]
     assert len(seen) > 20
     assert shares == sorted(shares)
@@ -141,16 +145,18 @@ class Enough(Exception):
     """Somebody has seen enough."""
 
 
-def test_what_the_callback_raises_cancels_the_build_and_leaves_no_file(tmp_path: Path) -> None:
+def test_what_the_callback_raises_cancels_the_build_and_leaves_no_file(
+    small: OnnxModel, tmp_path: Path
+) -> None:
     def stop(progress: Progress) -> None:
         raise Enough
 
     with pytest.raises(Enough):
-        build_engine(small(tmp_path), tmp_path / "out" / "m.engine", options=ADA, progress=stop)
+        build_engine(small, tmp_path / "out" / "m.engine", options=ADA, progress=stop)
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_ctrl_c_cancels_the_build_and_leaves_no_file(tmp_path: Path) -> None:
+def test_ctrl_c_cancels_the_build_and_leaves_no_file(small: OnnxModel, tmp_path: Path) -> None:
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("signals are heard in the main thread alone")
     old = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -164,38 +170,38 @@ def test_ctrl_c_cancels_the_build_and_leaves_no_file(tmp_path: Path) -> None:
     try:
         path = tmp_path / "out" / "m.engine"
         with pytest.raises(KeyboardInterrupt):
-            build_engine(small(tmp_path), path, options=ADA, progress=interrupt)
+            build_engine(small, path, options=ADA, progress=interrupt)
     finally:
         signal.signal(signal.SIGINT, old)
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_failed_build_leaves_the_engine_that_was_there(tmp_path: Path) -> None:
+def test_a_failed_build_leaves_the_engine_that_was_there(small: OnnxModel, tmp_path: Path) -> None:
     path = tmp_path / "m.engine"
     path.write_bytes(b"the old one")
     options = BuildOptions(targets=("SM89",), version_compatible=True)
     with pytest.raises(EngineError, match=r"lean.*leave that out"):
-        build_engine(small(tmp_path), path, options=options)
+        build_engine(small, path, options=options)
     assert path.read_bytes() == b"the old one"
 
 
 @pytest.mark.parametrize("option", ["refittable", "stripped"])
-def test_what_needs_a_gpu_says_so(tmp_path: Path, option: str) -> None:
+def test_what_needs_a_gpu_says_so(small: OnnxModel, tmp_path: Path, option: str) -> None:
     if read_gpu() is not None:
         pytest.skip("there is a GPU")
     options = BuildOptions(targets=("SM89",), **{option: True})
     with pytest.raises(EngineError, match="on a GPU alone"):
-        build_engine(small(tmp_path), tmp_path / "m.engine", options=options)
+        build_engine(small, tmp_path / "m.engine", options=options)
     with pytest.raises(DeployError, match=r"NVIDIA TensorRT builds for the GPU|not installed"):
-        build_engine(small(tmp_path), tmp_path / "m.engine", engine="tensorrt")
+        build_engine(small, tmp_path / "m.engine", engine="tensorrt")
 
 
-def test_options_of_the_other_product_are_refused(tmp_path: Path) -> None:
+def test_options_of_the_other_product_are_refused(small: OnnxModel, tmp_path: Path) -> None:
     options = BuildOptions(targets=("SM89",), hardware_compatible=True)
     with pytest.raises(ConfigError, match="name all compute capabilities"):
-        build_engine(small(tmp_path), tmp_path / "m.engine", options=options)
+        build_engine(small, tmp_path / "m.engine", options=options)
     with pytest.raises(EngineError, match="no TensorRT; choose tensorrt or tensorrt_rtx"):
-        build_engine(small(tmp_path), tmp_path / "m.engine", engine="openvino")
+        build_engine(small, tmp_path / "m.engine", engine="openvino")
 
 
 def write_resizable(path: Path) -> Path:
