@@ -66,8 +66,8 @@ def parse_image_input(text: str) -> ImageText:
     if len(scale) != 1:
         raise _refuse(text, "scale is one number")
     image = ImageInput("", values.get("mean", (0.0,)), values.get("std", (1.0,)), scale[0])
-    for key, numbers in (("std", image.std), ("scale", scale)):
-        if any(number <= 0 for number in numbers):
+    for key, divisors in (("std", image.std), ("scale", scale)):
+        if any(number <= 0 for number in divisors):
             raise _refuse(text, f"{key} must be more than 0: the images are divided by it")
     if not all(1 / _LARGEST < number < _LARGEST for number in image.factor) or not all(
         abs(number) < _LARGEST for number in image.shift

@@ -69,7 +69,7 @@ class ImageModel(nn.Module):
                 setattr(self, f"uint8_image_{what}_{index}", values.reshape(-1, 1, 1).to(held))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._fill()
         return self
 
