@@ -25,7 +25,7 @@ from quantize.codes import (
 )
 from quantize.editing import GraphEdit
 from quantize.float_guards import guard_float_layers
-from quantize.pixels import drop_unread_casts, find_pixels, move_bytes
+from quantize.pixels import drop_unread_casts, find_pixels, move_bytes, shift_by_planes
 from quantize.placement import Placement, place
 from quantize.pooling import use_global_pooling
 from quantize.ranges import Ranges
@@ -83,6 +83,8 @@ def quantize_int8(
             f"opset {opset} cannot hold per-channel Q/DQ; export with opset {MIN_OPSET} or later"
         )
     twins = use_global_pooling(proto)
+    if scheme.moves_transposes:
+        shift_by_planes(proto)
     edit = GraphEdit(proto)
     placement = place(edit.graph, scheme)
     if not placement.weights:

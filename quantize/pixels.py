@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from export.graph import GraphIndex, attribute, is_standard
+from quantize.editing import GraphEdit
 
 SCALE, ZERO_POINT = np.float32(1), 0
 """The codes of pixels: their values."""
@@ -48,6 +49,34 @@ def move_bytes(source: str, moves: Sequence[NodeProto], result: str) -> list[Nod
         node.output[0] = result if number == len(moves) - 1 else f"{result}_{number}"
         nodes.append(node)
     return nodes
+
+
+def shift_by_planes(model: onnx.ModelProto) -> None:
+    """A constant a channel that is taken from images → BatchNormalization with that mean.
+
+    The values are the same to the last bit. ONNX Runtime moves the Transpose behind a Sub to the
+    integer convolution, where the two cancel; the Sub then runs over 3 values at a time, which took
+    1.5 ms of 224x224 where a plane at a time takes 0.03 (ONNX Runtime 1.32). It moves nothing past
+    a BatchNormalization.
+    """
+    edit = GraphEdit(model)
+    for number, node in enumerate(edit.graph.nodes):
+        if node.op_type != "Sub" or not is_standard(node):
+            continue
+        found, shift = find_pixels(edit.graph, node.input[0]), edit.graph.constant(node.input[1])
+        if found is None or shift is None or len(found[1]) != 1:
+            continue
+        mean = numpy_helper.to_array(shift)
+        if mean.ndim not in (3, 4) or mean.size != mean.shape[-3]:
+            continue
+        ones, zeros = np.ones(mean.size, np.float32), np.zeros(mean.size, np.float32)
+        values = {"scale": ones, "bias": zeros, "mean": mean.reshape(-1), "variance": ones}
+        stored = [edit.store(f"{node.output[0]}_{name}", value) for name, value in values.items()]
+        inputs, kind = [node.input[0], *stored], "BatchNormalization"
+        edit.replace(
+            number, [helper.make_node(kind, inputs, node.output, name=node.name, epsilon=0.0)]
+        )
+    edit.finish()
 
 
 def drop_unread_casts(model: onnx.ModelProto) -> None:

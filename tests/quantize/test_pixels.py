@@ -16,6 +16,7 @@ from quantize.audit.inputs import Splits, check_inputs, check_samples
 from quantize.audit.profile import InputProfile
 from quantize.calibrate import calibrate
 from quantize.int8 import quantize_int8
+from quantize.pixels import shift_by_planes
 from quantize.scheme import PRESETS
 
 
@@ -156,14 +157,42 @@ def test_onnx_runtime_begins_with_an_integer_convolution(tmp_path: Path) -> None
 
 def test_what_was_shifted_is_calibrated_as_anything_else(tmp_path: Path) -> None:
     model = quantize(make_net(tmp_path, shift=True), draw(16), "onnxruntime")
-    kinds = [node.op_type for node in model.graph.node]
-    assert {"Cast", "Transpose", "Sub", "QuantizeLinear"} <= set(kinds)
+    kinds = [node.op_type for node in walk_back(model, "conv")]
+    assert kinds[:3] == ["DequantizeLinear", "QuantizeLinear", "BatchNormalization"]
     images = draw(4, seed=3)
     found, exact = (
         run(tmp_path / f"{name}.onnx", images, optimized=False).astype(np.float64)
         for name in ("onnxruntime", "model")
     )
     assert 10 * np.log10((exact**2).sum() / ((found - exact) ** 2).sum()) > 30
+
+
+def test_a_shift_by_planes_changes_no_bit_and_is_for_onnx_runtime_alone(tmp_path: Path) -> None:
+    model = make_net(tmp_path, shift=True)
+    proto = onnx.load(model.path)
+    shift_by_planes(proto)
+    onnx.checker.check_model(proto, full_check=True)
+    kinds = [node.op_type for node in proto.graph.node]
+    assert kinds == ["Cast", "Transpose", "BatchNormalization", "Conv"]
+    assert "mean" not in {item.name for item in proto.graph.initializer}
+    onnx.save(proto, tmp_path / "planes.onnx")
+    images = draw(3, seed=4)
+    np.testing.assert_array_equal(
+        run(tmp_path / "planes.onnx", images), run(tmp_path / "model.onnx", images)
+    )
+    kinds = [node.op_type for node in quantize(model, draw(16), "openvino").graph.node]
+    assert "Sub" in kinds
+
+
+def test_other_differences_stay_as_they_are(tmp_path: Path) -> None:
+    """Of floats that are no images, and of images by position."""
+    for value, source in ((np.ones((3, 9, 9)), "nchw"), (np.ones((9, 9, 3)), "floats")):
+        proto = onnx.load(make_net(tmp_path).path)
+        proto.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), "c"))
+        proto.graph.node.append(helper.make_node("Sub", [source, "c"], ["z"], name="sub"))
+        before = [node.op_type for node in proto.graph.node]
+        shift_by_planes(proto)
+        assert [node.op_type for node in proto.graph.node] == before
 
 
 def test_tensorrt_has_no_codes_for_pixels_and_keeps_the_cast(tmp_path: Path) -> None:
