@@ -7,15 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from deploy.dataset import Dataset, describe_inputs
-from deploy.inputs import InputSpec
+from deploy.inputs import PIXELS, InputSpec
 from export.errors import ConfigError, DataError
 from export.images import ImageInput, channels_first, channels_last
 
 if TYPE_CHECKING:
     from deploy.config import BuildConfig
-
-PIXELS = 256
-"""Values of a pixel: synthetic images are drawn from all of them."""
 
 _EXAMPLE = (
     "Write [NAME:]mean=M,M,M:std=S,S,S[:scale=255], for (image / scale - mean) / std, such as "

@@ -119,6 +119,9 @@ def test_the_bundle_says_what_its_engines_take(built: Bundle) -> None:
     assert not [text for text in report["warnings"] if "scaled" in text]
     golden = read_golden(built.path / "golden.npz").inputs["x"]
     assert (golden.dtype, golden.shape[1:]) == (np.uint8, (16, 16, 3))
+    censuses = {row["name"]: row["census"] for row in report["candidates"]}
+    kinds = {kind["precision"] for kind in censuses["openvino-fp32"]["precisions"]}
+    assert kinds == {"fp32"}  # reading bytes is no int8
     paths = [item["paths"] for item in report["model"]["fused"]]
     assert ["stem", "bn1"] in paths  # the user's own names
 
