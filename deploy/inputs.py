@@ -106,7 +106,8 @@ def synthetic_feeds(
     """One array for every spec, the same bits for the same `seed`.
 
     Floats are standard normal, integers uniform in ``[0, high)`` (2 where `high` does not name the
-    input, and all pixels for images, which are uint8 with four axes), booleans fair. The batch axis gets `batch`, other symbolic axes their best size, or 1.
+    input, and all pixels for images, which are uint8 with four axes), booleans fair. The batch axis
+    gets `batch`, other symbolic axes their best size, or 1.
 
     Raises:
         ConfigError: `high` names no input or does not fit its dtype; a dtype is not in `DTYPES`.
