@@ -224,6 +224,24 @@ class TestData:
         )
 
 
+def test_a_static_batch_is_kept(tmp_path: Path) -> None:
+    config = BuildConfig(inputs=("4x3x6x6",), image_input=(IMAGENET,), static_batch=True)
+    problem = open_problem(net(), config, tmp_path)
+    assert problem.signature.inputs[0].shape == (4, 6, 6, 3)
+    assert problem.trace_feeds()["input"].shape == (4, 6, 6, 3)
+
+
+def test_folders_are_gray_where_the_model_takes_one_channel(tmp_path: Path) -> None:
+    for number in range(4):
+        save_image(tmp_path / "images" / f"{number}.png", np.full((6, 6), number, np.uint8))
+    gray = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 2)).eval()
+    config = BuildConfig(
+        inputs=("1x1x6x6",), data=str(tmp_path / "images"), image_input=("mean=0.5:std=0.5",)
+    )
+    problem = open_problem(gray, config, tmp_path)
+    assert problem.evaluation.batch([0])["input"].shape == (1, 6, 6, 1)
+
+
 class TestCommandLine:
     @pytest.fixture
     def model(self, cli: Cli) -> str:

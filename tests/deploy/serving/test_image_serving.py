@@ -89,7 +89,11 @@ def server(bundle: Path) -> Iterator[Server]:
 
 
 def test_the_metadata_has_the_type_and_the_layout_of_images(server: Server) -> None:
-    (entry,) = server.ask("/v2/models/pixels")["inputs"]
+    described = server.ask("/v2/models/pixels")
+    assert described["parameters"]["images"] == {
+        "x": {"mean": [*MEAN], "std": [*STD], "scale": 255.0}
+    }
+    (entry,) = described["inputs"]
     assert entry == {"name": "x", "datatype": "UINT8", "shape": [-1, *SHAPE]}
 
 
