@@ -67,8 +67,9 @@ def shift_by_planes(model: onnx.ModelProto) -> None:
         if found is None or shift is None or len(found[1]) != 1:
             continue
         mean = numpy_helper.to_array(shift)
-        if mean.ndim not in (3, 4) or mean.size != mean.shape[-3]:
-            continue
+        by_channel = mean.ndim in (3, 4) and mean.size == mean.shape[-3] > 1
+        if not by_channel or mean.size != _count_channels(model, found[0], found[1][0]):
+            continue  # one number for all channels takes no longer in either layout
         ones, zeros = np.ones(mean.size, np.float32), np.zeros(mean.size, np.float32)
         values = {"scale": ones, "bias": zeros, "mean": mean.reshape(-1), "variance": ones}
         stored = [edit.store(f"{node.output[0]}_{name}", value) for name, value in values.items()]
@@ -77,6 +78,13 @@ def shift_by_planes(model: onnx.ModelProto) -> None:
             number, [helper.make_node(kind, inputs, node.output, name=node.name, epsilon=0.0)]
         )
     edit.finish()
+
+
+def _count_channels(model: onnx.ModelProto, image: str, move: NodeProto) -> int:
+    """Of the input `image` behind its Transpose `move`; 0 where that is not known."""
+    (value,) = (item for item in model.graph.input if item.name == image)
+    dims, order = value.type.tensor_type.shape.dim, attribute(move, "perm", [])
+    return int(dims[order[1]].dim_value) if len(order) == len(dims) == 4 else 0
 
 
 def drop_unread_casts(model: onnx.ModelProto) -> None:

@@ -185,8 +185,12 @@ def test_a_shift_by_planes_changes_no_bit_and_is_for_onnx_runtime_alone(tmp_path
 
 
 def test_other_differences_stay_as_they_are(tmp_path: Path) -> None:
-    """Of floats that are no images, and of images by position."""
-    for value, source in ((np.ones((3, 9, 9)), "nchw"), (np.ones((9, 9, 3)), "floats")):
+    """Of images by position, of one number for all channels, and before the channels are first."""
+    for value, source in (
+        (np.ones((3, 9, 9)), "nchw"),
+        (np.ones((1, 1, 1)), "nchw"),
+        (np.ones((3, 1, 1)), "floats"),
+    ):
         proto = onnx.load(make_net(tmp_path).path)
         proto.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), "c"))
         proto.graph.node.append(helper.make_node("Sub", [source, "c"], ["z"], name="sub"))
