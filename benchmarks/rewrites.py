@@ -238,7 +238,8 @@ def _changed_table(rules: Mapping[str, OpRule]) -> Iterator[None]:
         yield
 
 
-def _export(name: str, path: Path) -> OnnxModel:
+def make_net(name: str) -> nn.Module:
+    """A network of timm with random weights; its batch norms have seen two batches."""
     import timm_zoo  # declares what timm's import needs beside a torch for CPUs
 
     torch.manual_seed(0)
@@ -252,7 +253,12 @@ def _export(name: str, path: Path) -> OnnxModel:
                     value.fill_(0.2)
         for seed in (100, 101):
             net.train()(draw(4, seed))
-    program = capture(net.eval(), {"x": draw(2, 0)}, keyword=False, dynamic_batch=True)
+    made: nn.Module = net.eval()
+    return made
+
+
+def _export(name: str, path: Path) -> OnnxModel:
+    program = capture(make_net(name), {"x": draw(2, 0)}, keyword=False, dynamic_batch=True)
     draft = Draft(program)
     fold_conv_bn(draft, FusionOptions())
     return to_onnx(draft.finish(), path, input_names=["x"], output_names=["y"], opset=20)

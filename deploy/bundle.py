@@ -75,6 +75,7 @@ class Bundle:
             variant=entry.variant,
             record=entry.record,
             source=None if entry.source is None else str(self.path / entry.source),
+            images=self.manifest.images if entry.engine == "torch" else None,
         )
 
 

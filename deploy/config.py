@@ -37,7 +37,8 @@ Recovery = Literal["auto", "none", "bias", "rounding", "equalization", "fallback
 class ImageConfig:
     """How images of a folder become tensors: resize, centre crop, scale to 0..1, normalize.
 
-    ``mode`` says whether they have three channels or one.
+    ``mode`` says whether they have three channels or one. Where `uint8`, engines scale and
+    normalize themselves: an image stays [H, W, C] with its pixels as they are.
     """
 
     resize: int | None = None
@@ -45,6 +46,7 @@ class ImageConfig:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     mode: ImageMode = "rgb"
+    uint8: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,9 @@ class BuildConfig:
     Attributes:
         inputs: ``[name:]SIZExSIZE...[:dtype]``, batch first; ``LEAST:BEST:MOST`` in place of a size
             makes that axis dynamic. Empty: taken from `data`.
+        image_input: ``[NAME:]mean=M,...:std=S,...[:scale=255]``: engines take uint8 images of
+            [N, H, W, C] at this input, and give the model ``(image / scale - mean) / std`` as
+            [N, C, H, W], which `inputs` describes.
         data: ``.npz``, ``.npy``, ``.pt``, a folder of images, or ``package.module:callable``.
         model: ``package.module:factory`` that makes the module a state_dict belongs to.
         trust: packages whose code the model file may run; ``("*",)`` is ``--trust-all``.
@@ -97,6 +102,7 @@ class BuildConfig:
     """
 
     inputs: tuple[str, ...] = ()
+    image_input: tuple[str, ...] = ()
     data: str | None = None
     model: str | None = None
     trust: tuple[str, ...] = ()
@@ -195,14 +201,26 @@ class BuildConfig:
             hardware_compatible=self.hardware_compatible,
         )
 
-    def images_for(self, shapes: Sequence[Sequence[int | str]]) -> ImageConfig:
+    def images_for(
+        self, shapes: Sequence[Sequence[int | str]], *, uint8: bool = False
+    ) -> ImageConfig:
         """The image options as one record, for a model that takes inputs of `shapes`.
 
         A lone input of one channel, [N, 1, H, W], makes the images gray where `image_mode` does not
-        say otherwise. No shapes: they are not known yet.
+        say otherwise. No shapes: they are not known yet. `uint8`: engines take them as they are.
+
+        Raises:
+            ConfigError: `uint8`, and a mean or deviation of folders of images was given as well.
         """
+        for name in ("image_mean", "image_std"):
+            check_option(
+                not (uint8 and getattr(self, name)),
+                name,
+                getattr(self, name),
+                "left out: engines normalize uint8 images by themselves, as --image-input said",
+            )
         one_channel = len(shapes) == 1 and len(shapes[0]) == 4 and shapes[0][1] == 1
         mode = self.image_mode or ("gray" if one_channel else "rgb")
         return ImageConfig(
-            self.image_resize, self.image_crop, self.image_mean, self.image_std, mode
+            self.image_resize, self.image_crop, self.image_mean, self.image_std, mode, uint8
         )

@@ -1,4 +1,4 @@
-"""A folder of images as rows of one float32 array, decoded only when they are read."""
+"""A folder of images as rows of one array, decoded only when they are read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +18,12 @@ _PILLOW_MODES = {"rgb": "RGB", "gray": "L"}
 
 @dataclass(frozen=True, eq=False)
 class ImageRows:
-    """Images as [N, C, H, W] float32, RGB or gray. Only the rows that are read are in memory.
+    """Images, RGB or gray. Only the rows that are read are in memory.
 
     Each is turned upright by its EXIF orientation, resized so that its shorter side has
-    ``images.resize`` pixels, cropped at its centre to ``images.crop`` pixels square, scaled to
-    0..1 and normalized by ``images.mean`` and ``images.std`` (in units of 0..1).
+    ``images.resize`` pixels, and cropped at its centre to ``images.crop`` pixels square. Where
+    ``images.uint8``, that is all: [N, H, W, C] uint8. Otherwise it is scaled to 0..1 and normalized
+    by ``images.mean`` and ``images.std`` (in units of 0..1): [N, C, H, W] float32.
     """
 
     paths: tuple[Path, ...]
@@ -42,9 +43,10 @@ class ImageRows:
             image = decode_image(path, self.images)
             if image.shape != batch.shape[1:]:
                 raise DataError(
-                    f"{path} is {_describe_size(image.shape)} and {self.paths[0]} is "
-                    f"{_describe_size(self.shape[1:])}. Bring all to one size: --image-resize "
-                    "for the shorter side and --image-crop for a square from the centre."
+                    f"{path} is {_describe_size(image.shape, self.images)} and {self.paths[0]} is "
+                    f"{_describe_size(self.shape[1:], self.images)}. Bring all to one size: "
+                    "--image-resize for the shorter side and --image-crop for a square from the "
+                    "centre."
                 )
             batch[row] = image
         return batch
@@ -67,7 +69,7 @@ def open_images(folder: Path, images: ImageConfig) -> tuple[ImageRows, Array | N
 
 
 def decode_image(path: Path, images: ImageConfig) -> Array:
-    """One image as [C, H, W] float32, as `ImageRows` describes.
+    """One image, [C, H, W] float32 or [H, W, C] uint8, as `ImageRows` describes.
 
     Raises:
         DataError: the file cannot be read, has more than 8 bits a channel, or is smaller than the
@@ -89,8 +91,10 @@ def decode_image(path: Path, images: ImageConfig) -> Array:
         raise DataError(
             f"{path} cannot be read as an image: {error}. Mend the file or take it out."
         ) from error
-    pixels: Array = np.asarray(_resize_and_crop(image, images, path), dtype=np.float32)
-    pixels = np.atleast_3d(pixels) / np.float32(255)
+    decoded = np.atleast_3d(np.asarray(_resize_and_crop(image, images, path), dtype=np.uint8))
+    if images.uint8:
+        return decoded
+    pixels: Array = decoded.astype(np.float32) / np.float32(255)
     if images.mean:
         pixels = pixels - np.asarray(images.mean, np.float32)
     if images.std:
@@ -170,5 +174,6 @@ def _check_options(images: ImageConfig) -> None:
         raise DataError(f"--image-std {images.std}: must be more than 0; images are in 0..1.")
 
 
-def _describe_size(shape: Sequence[int]) -> str:
-    return f"{shape[2]}x{shape[1]} pixels"
+def _describe_size(shape: Sequence[int], images: ImageConfig) -> str:
+    height, width = shape[:2] if images.uint8 else shape[1:]
+    return f"{width}x{height} pixels"

@@ -172,7 +172,11 @@ def _match_shape(source: str, spec: TensorSpec, shape: tuple[int, ...]) -> None:
     hint = "Save it in the shape that the model takes."
     if len(sample) == 3 and (sample[2], *sample[:2]) == expected:
         hint = "The channels are last: transpose to [N, C, H, W]."
-    elif sample[:1] == (3,) and expected == (1, *sample[1:]):
+    elif len(sample) == 3 and (*sample[1:], sample[0]) == expected:
+        hint = "The channels are first: transpose to [N, H, W, C]."
+    elif (sample[:1] == (3,) and expected == (1, *sample[1:])) or (
+        sample[-1:] == (3,) and expected == (*sample[:-1], 1)
+    ):
         hint = "Images are read as RGB; pass --image-mode gray."
     elif tuple(shape) == tuple(expected):
         hint = "The axis of the samples is missing: save it as [N, ...]."
@@ -194,6 +198,8 @@ def _match_dtype(source: str, spec: TensorSpec, dtype: np.dtype[Any]) -> None:
             "Images must be scaled as in training: (x / 255 - mean) / std as float32, "
             "or pass the folder of images with --image-mean and --image-std."
         )
+    elif is_float(dtype) and wanted == np.uint8:
+        hint = "Save the images as uint8, before they are scaled and normalized: engines do that."
     raise DataError(
         f"{source}: input {spec.name!r} is {dtype} and the model takes {spec.dtype}. {hint}"
     )

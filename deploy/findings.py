@@ -169,12 +169,19 @@ def _model_json(findings: Findings) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in problem.module.parameters()),
         "macs": findings.cost.macs,
         "inputs": spec_json(problem.signature.inputs),
+        "images": _images_json(problem),
         "outputs": spec_json(problem.signature.outputs),
         "structure": problem.signature.structure,
         "rung": exported.rung,
         "attempts": [asdict(attempt) for attempt in exported.attempts],
         **_fusion_json(exported),
     }
+
+
+def _images_json(problem: Problem) -> list[dict[str, Any]]:
+    """What engines do to the images that they take, input by input."""
+    images = () if problem.images is None else problem.images.inputs
+    return [{**asdict(image), "mean": list(image.mean), "std": list(image.std)} for image in images]
 
 
 def _search_json(search: SearchReport) -> dict[str, Any]:

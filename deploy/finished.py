@@ -88,6 +88,8 @@ def write_finished(found: FinishFindings) -> None:
         structure=manifest.structure,
         machine=describe_machine().as_dict(),
         build_key=None,
+        input_ranges=manifest.input_ranges,
+        images=manifest.images,
     )
 
 

@@ -16,6 +16,7 @@ from export.errors import ConfigError, ExportError
 from export.fusion import fuse_program
 from export.fusion.certificate import Certificate
 from export.fusion.options import FusionOptions
+from export.image_model import name_as_user
 from export.inspection import LayerRow, list_layers
 
 CERTIFICATE_SUFFIX = ".certificate.json"
@@ -108,9 +109,13 @@ def _capture(
             program = capture(
                 problem.module, feeds, keyword=keyword, dynamic_batch=True, inputs=inputs
             )
-            return program, problem, True
+            return _name_as_user(program, problem), problem, True
         except ExportError:
             problem = problem.with_static_batch()
             feeds = problem.trace_feeds()
     program = capture(problem.module, feeds, keyword=keyword, dynamic_batch=False, inputs=inputs)
-    return program, problem, False
+    return _name_as_user(program, problem), problem, False
+
+
+def _name_as_user(program: ExportedProgram, problem: Problem) -> ExportedProgram:
+    return program if problem.images is None else name_as_user(program)

@@ -18,6 +18,9 @@ DTYPES = (
 )
 """The dtypes an input may have, by numpy's names."""
 
+PIXELS = 256
+"""Values of a pixel."""
+
 MAX_ELEMENTS = 2**31
 _EXAMPLE = "Write [name:]SIZExSIZE[:dtype[:high]], such as 1x3x224x224 or ids:1x128:int64:30522"
 _RANGE = re.compile(r"(?<![A-WYZa-wyz0-9_])(\d+):(\d+):(\d+)(?!\d)")
@@ -103,7 +106,8 @@ def synthetic_feeds(
     """One array for every spec, the same bits for the same `seed`.
 
     Floats are standard normal, integers uniform in ``[0, high)`` (2 where `high` does not name the
-    input), booleans fair. The batch axis gets `batch`, other symbolic axes their best size, or 1.
+    input, and all pixels for images, which are uint8 with four axes), booleans fair. The batch axis
+    gets `batch`, other symbolic axes their best size, or 1.
 
     Raises:
         ConfigError: `high` names no input or does not fit its dtype; a dtype is not in `DTYPES`.
@@ -116,7 +120,8 @@ def synthetic_feeds(
             f"Inputs: {', '.join(spec.name for spec in specs)}."
         )
     generator = np.random.default_rng(seed)
-    return {spec.name: _draw(generator, spec, batch, bounds.get(spec.name, 2)) for spec in specs}
+    usual = {spec.name: PIXELS if _takes_images(spec) else 2 for spec in specs} | bounds
+    return {spec.name: _draw(generator, spec, batch, usual[spec.name]) for spec in specs}
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -128,6 +133,10 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     if name not in DTYPES:
         raise ConfigError(f"dtype {name!r} cannot be used. Known: {', '.join(DTYPES)}.")
     return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+
+
+def _takes_images(spec: TensorSpec) -> bool:
+    return spec.dtype == "uint8" and len(spec.shape) == 4
 
 
 def _draw(generator: np.random.Generator, spec: TensorSpec, batch: int, high: int) -> Array:

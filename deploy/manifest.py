@@ -14,6 +14,7 @@ from typing import Any
 
 from export.artifacts import SizeRange, TensorSpec
 from export.errors import BundleError, ConfigError
+from export.images import ImageCall
 from export.tensorrt.options import BuildOptions
 from export.tensorrt.record import EngineRecord
 
@@ -58,6 +59,7 @@ class Manifest:
         files: every other file with its SHA-256.
         build_key: hash of all that the build depended on; None where that cannot be told.
         input_ranges: smallest and largest calibration value of each input; None without data.
+        images: which inputs take uint8 images, [N, H, W, C], and how engines prepare them.
     """
 
     created: str
@@ -71,6 +73,7 @@ class Manifest:
     files: dict[str, str]
     build_key: str | None = None
     input_ranges: dict[str, tuple[float, float]] | None = None
+    images: ImageCall | None = None
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -176,6 +179,8 @@ def _make_manifest(content: dict[str, Any]) -> Manifest:
     if plain.get("input_ranges") is not None:
         pairs = plain.pop("input_ranges").items()
         plain["input_ranges"] = {name: (float(low), float(high)) for name, (low, high) in pairs}
+    if plain.get("images") is not None:
+        plain["images"] = ImageCall.from_dict(plain["images"])
     return Manifest(engines=engines, inputs=inputs, outputs=outputs, **plain)
 
 

@@ -75,6 +75,7 @@ def pack_bundle(
         machine=report["machine"],
         build_key=build_key,
         input_ranges=None if problem.kind == "synthetic" else find_ranges(problem.calibration),
+        images=problem.images,
     )
 
 

@@ -41,7 +41,7 @@ def data_key(config: BuildConfig) -> str | None:
     """
     split = [config.seed, config.calibration_samples, config.evaluation_samples]
     images = [config.image_resize, config.image_crop, config.image_mean, config.image_std]
-    shapes = [config.inputs, config.image_mode]
+    shapes = [config.inputs, config.image_mode, config.image_input]
     if config.data is None:
         return hash_parts("synthetic", split, shapes)
     path = Path(config.data)

@@ -13,9 +13,12 @@ from deploy.data_images import ImageRows
 from deploy.dataset import Rows, describe_inputs
 from deploy.dynamic_axes import check_axis_names, keep_axes, settle_axes
 from deploy.engines.base import Feeds
+from deploy.image_inputs import read_model_specs, settle_images, take_images
 from deploy.inputs import DTYPES, InputSpec, parse_input, synthetic_feeds
 from export.artifacts import BATCH, TensorSpec
 from export.errors import ConfigError, DataError, InputError
+from export.image_model import ImageModel
+from export.images import ImageCall
 from export.signature import CallSignature, describe_call, name_inputs
 
 TRACE_BATCH = 2
@@ -27,7 +30,10 @@ _FLOATS = ("float64", "float32", "float16", "bfloat16")
 _GRAY_HINT = (
     "Images of a folder are read as RGB; pass --image-mode gray for a network of one channel. "
 )
-_SCALE_HINT = "Images must be scaled as in training: (x / 255 - mean) / std as float32. "
+_SCALE_HINT = (
+    "Images must be scaled as in training: (x / 255 - mean) / std as float32; or, where they are "
+    "[N, H, W, C], say how in --image-input, and engines do it. "
+)
 _CHANNELS_HINT = "If the channels are last, transpose to [N, C, H, W]. "
 
 
@@ -39,6 +45,8 @@ class SettledCall:
         given_batch: the leading size of the inputs as given.
         static: engines take this batch size only.
         high: upper bounds for synthetic integers, by input.
+        module: what was called: the user's, or an `ImageModel` around it.
+        images: which inputs take uint8 images, where some do.
     """
 
     signature: CallSignature
@@ -46,6 +54,8 @@ class SettledCall:
     static: bool
     high: dict[str, int]
     warnings: tuple[str, ...]
+    module: nn.Module
+    images: ImageCall | None = None
 
 
 def settle_call(module: nn.Module, config: BuildConfig, data: Dataset | None) -> SettledCall:
@@ -60,6 +70,11 @@ def settle_call(module: nn.Module, config: BuildConfig, data: Dataset | None) ->
     specs = _settle_inputs(config, data)
     names, keyword = _name(module, specs, config)
     specs = tuple(replace(spec, name=name) for spec, name in zip(specs, names, strict=True))
+    found = settle_images(config, specs)
+    images = ImageCall(found, keyword) if found else None
+    if images is not None:
+        module, keyword = ImageModel(module, images, names), False
+        specs = tuple(take_images(spec, found) for spec in specs)
     check_axis_names(specs)
     high = {spec.name: spec.high for spec in specs if spec.name and spec.high is not None}
     call = Call(module, specs, keyword, high)
@@ -71,7 +86,7 @@ def settle_call(module: nn.Module, config: BuildConfig, data: Dataset | None) ->
             raise
         _check_alone(data, config)
         raise _blame_data(error, module, data) from error
-    return SettledCall(signature, specs[0].shape[0], static, high, warnings)
+    return SettledCall(signature, specs[0].shape[0], static, high, warnings, module, images)
 
 
 def describe_static(
@@ -137,7 +152,7 @@ def _settle_inputs(config: BuildConfig, data: Dataset | None) -> tuple[InputSpec
                     f"{data.source}: {name} is {rows.dtype}, which no input can be; convert it "
                     f"with .astype to one of {', '.join(DTYPES)}."
                 )
-        return data.specs()
+        return read_model_specs(data, config)
     raise ConfigError(
         "The shape of the inputs is not known. Pass --input, such as --input 1x3x224x224, or "
         "--data with samples to take it from."
@@ -231,8 +246,9 @@ def _blame_data(error: InputError, module: nn.Module, data: Dataset) -> DataErro
     words = str(error) if said is None else f"{type(said).__name__}: {str(said).rstrip('.')}."
     kinds = {str(p.dtype).removeprefix("torch.") for p in module.parameters()}
     weights = f" (its weights are {', '.join(sorted(kinds))})" if kinds else ""
-    hints = {_find_hint(rows) for rows in data.inputs.values()}
-    hints.add(_hint_dtype(data, kinds))
+    hints = {_hint_dtype(data, kinds)}
+    if not isinstance(module, ImageModel):
+        hints |= {_find_hint(rows) for rows in data.inputs.values()}
     return DataError(
         f"{data.source}, read as {describe_inputs(data)}: the model{weights} fails on such "
         f"samples: {words} {''.join(sorted(hints))}Save the samples in the shape and dtype that "

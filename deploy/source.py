@@ -26,6 +26,7 @@ from deploy.signatures import (
     settle_call,
     to_tensors,
 )
+from export.images import ImageCall
 from export.signature import CallSignature
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Problem:
         static_batch: the only batch size of every engine; None: dynamic.
         classes_of: the output that labels are held against; None without labels.
         high: upper bounds for synthetic integers, by input.
+        images: which inputs take uint8 images; `module` is then an `ImageModel` around the user's.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Problem:
     high: dict[str, int]
     seed: int
     warnings: tuple[str, ...]
+    images: ImageCall | None = None
 
     def trace_feeds(self) -> dict[str, torch.Tensor]:
         """Example inputs for capture: a batch of 2, or the static one."""
@@ -99,6 +102,7 @@ class Problem:
             inputs=self.signature.inputs,
             outputs=self.signature.outputs,
             variant="" if device == CPU else device,
+            images=self.images,
         )
 
     def with_static_batch(self) -> "Problem":
@@ -137,6 +141,8 @@ def open_problem(model: Path | str | nn.Module, config: BuildConfig, scratch: Pa
         loaded_warnings, name = loaded.warnings, file.name
     data = _open(config)
     call = settle_call(module, config, data)
+    if call.images is not None:
+        module, program = call.module, None
     calibration, evaluation, kind = _split(data, call, config)
     classes = _choose_classes(module, call, data, evaluation, config.classes)
     return Problem(
@@ -159,6 +165,7 @@ def open_problem(model: Path | str | nn.Module, config: BuildConfig, scratch: Pa
         high=call.high,
         seed=config.seed,
         warnings=(*loaded_warnings, *call.warnings, *classes.warnings),
+        images=call.images,
     )
 
 
@@ -175,7 +182,8 @@ def _open(config: BuildConfig) -> Dataset | None:
     if config.data is None:
         return None
     limit = config.calibration_samples + config.evaluation_samples
-    images = config.images_for([parse_input(text).shape for text in config.inputs])
+    shapes = [parse_input(text).shape for text in config.inputs]
+    images = config.images_for(shapes, uint8=bool(config.image_input))
     return open_data(config.data, images=images, input_names=None, limit=limit)
 
 

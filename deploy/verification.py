@@ -18,6 +18,7 @@ from deploy.process import EngineProcess
 from deploy.substitutes import Rebuilt, Substitution, explain_unfit, settle_unfit
 from export.artifacts import TensorSpec
 from export.errors import BundleError, DeployError, MissingExtraError, TrustError
+from export.images import channels_first
 from export.progress import ProgressCallback, ignore_progress
 from export.tensorrt.products import PRODUCTS
 
@@ -200,7 +201,10 @@ def open_evaluation(bundle: Bundle, data: str, config: BuildConfig) -> Dataset:
     """Samples to judge on, drawn by the seed: folders of images are sorted by class."""
     inputs = bundle.manifest.inputs
     names = [spec.name for spec in inputs]
-    images = config.images_for([spec.shape for spec in inputs])
+    taken = bundle.manifest.images
+    uint8 = () if taken is None else taken.names
+    shapes = [channels_first(s.shape) if s.name in uint8 else s.shape for s in inputs]
+    images = config.images_for(shapes, uint8=bool(uint8))
     dataset = open_data(data, images=images, input_names=names).bind(inputs)
     drawn = np.random.default_rng(config.seed).permutation(len(dataset))
     evaluation = dataset.select(np.sort(drawn[: config.evaluation_samples]))

@@ -19,6 +19,11 @@ class GraphIndex:
         self.nodes: list[NodeProto] = list(graph.node)
         self.outputs = {value.name for value in graph.output}
         self.inputs = {value.name for value in graph.input}
+        self.uint8_inputs = {
+            value.name
+            for value in graph.input
+            if value.type.tensor_type.elem_type == TensorProto.UINT8
+        }
         self.producer: dict[str, int] = {}
         self.readers: dict[str, list[int]] = defaultdict(list)
         self._tensors = {

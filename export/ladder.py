@@ -27,6 +27,7 @@ from export.errors import ExportError
 from export.fusion import DEFAULTS, FusedProgram, fuse_program
 from export.fusion.certificate import WholeModel
 from export.fusion.options import FusionOptions
+from export.image_model import ImageModel, find_user_module, name_as_user
 from export.onnx import to_onnx, torchscript_to_onnx
 from export.progress import Progress, ProgressCallback, ignore_progress
 from export.ranges import probe_sizes, take_ranges
@@ -120,7 +121,7 @@ def export_model(
         signature: names and dynamic axes of the call.
         static_batch: keep the batch size of `feeds`.
         opset: of the ONNX file.
-        program: a capture that exists already (``.pt2``); the first rung uses it as it is.
+        program: a capture of `module` that exists already (``.pt2``); the first rung uses it.
         fusion: what the user says about the rewrites.
         progress: told of each rung.
 
@@ -130,7 +131,7 @@ def export_model(
     request = _Request(module, feeds, workdir / "model.onnx", signature, opset, fusion)
     dynamic = not static_batch and any(spec.has_dynamic_batch for spec in signature.inputs)
     rungs = [rung for rung in RUNGS if dynamic or not rung.dynamic_batch]
-    if isinstance(module, torch.jit.ScriptModule):
+    if isinstance(find_user_module(module), torch.jit.ScriptModule):
         rungs = [rung for rung in rungs if rung.torchscript]
     expectations: dict[Extent, Expectation] = {}
     attempts: list[Attempt] = []
@@ -185,6 +186,8 @@ def _climb(
             strict=rung.strict,
             inputs=request.signature.inputs,
         )
+    if isinstance(request.module, ImageModel):
+        program = name_as_user(program)
     result: FusedProgram = fuse_program(program, request.fusion)
     model = to_onnx(
         result.program,
@@ -245,6 +248,6 @@ def _list_extents(request: _Request, dynamic: bool) -> list[Extent]:
 
 
 def _explain_unfused(module: nn.Module) -> str:
-    if isinstance(module, torch.jit.ScriptModule):
+    if isinstance(find_user_module(module), torch.jit.ScriptModule):
         return "TorchScript models are exported as they are"
     return "the TorchScript exporter takes the model as it is; no captured graph to rewrite"

@@ -14,6 +14,7 @@ from export.artifacts import BATCH, OnnxModel, TensorSpec
 from export.capture import condense_error, contain_noise
 from export.errors import ExportError
 from export.fusion.draft import Draft
+from export.image_model import find_user_module
 from export.onnx_cleanup import AxisNames, name_axes
 from export.signature import flatten_outputs
 from export.tokens import flatten_tokens
@@ -129,7 +130,8 @@ def torchscript_to_onnx(
                 },
             )
             model = ir.load(target)
-            _drop_wrapper_scope(model.graph)
+            for _ in range(1 if find_user_module(module) is module else 2):
+                _drop_wrapper_scope(model.graph)
             name_axes(model.graph, axes or {})
             return _finish(model, path, input_names, output_names)
     except ExportError:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from quantize.pixels import SCALE, ZERO_POINT
 from quantize.placement import ActivationUse
 from quantize.ranges import Ranges
 from quantize.scheme import QuantScheme
@@ -39,7 +40,10 @@ def activation_parameters(
     """(scale, zero point) of an activation whose values span `low` to `high`.
 
     Zero is always representable. A tensor that is 0 throughout gets the scale of the range 0 to 1.
+    Pixels are their own codes, whatever they were seen to span.
     """
+    if use is not None and use.pixels:
+        return SCALE, ZERO_POINT
     low, high = min(low, 0.0), max(high, 0.0)
     if use is not None and use.from_zero:
         low = 0.0

@@ -25,6 +25,7 @@ from quantize.codes import (
 )
 from quantize.editing import GraphEdit
 from quantize.float_guards import guard_float_layers
+from quantize.pixels import drop_unread_casts, find_pixels, move_bytes, shift_by_planes
 from quantize.placement import Placement, place
 from quantize.pooling import use_global_pooling
 from quantize.ranges import Ranges
@@ -82,6 +83,8 @@ def quantize_int8(
             f"opset {opset} cannot hold per-channel Q/DQ; export with opset {MIN_OPSET} or later"
         )
     twins = use_global_pooling(proto)
+    if scheme.moves_transposes:
+        shift_by_planes(proto)
     edit = GraphEdit(proto)
     placement = place(edit.graph, scheme)
     if not placement.weights:
@@ -94,6 +97,7 @@ def quantize_int8(
     adjustments = adjustments or Adjustments()
     _refuse_foreign(adjustments, edit.graph)
     _Rewriter(edit, placement, scheme).rewrite(known, adjustments)
+    drop_unread_casts(proto)
     write_model(proto, path)
     names = (edit.graph.nodes[number] for number in sorted(placement.int8))
     return Int8Result(
@@ -141,6 +145,14 @@ class _Rewriter:
         nodes = list(pair)
         if self._scheme.guards_float_layers:
             nodes += guard_float_layers(self._edit, self._placement.int8, pair, parameters)
+        pixels = (
+            find_pixels(self._graph, name) if self._placement.activations[name].pixels else None
+        )
+        if pixels is not None:
+            nodes[:1] = move_bytes(*pixels, pair[0].output[0])
+            if not pixels[1]:  # nothing moves the bytes: they are read where they come in
+                for node in nodes:
+                    _rename(node.input, pair[0].output[0], pixels[0])
         if name in self._graph.inputs:
             self._edit.lead(*nodes)
         else:

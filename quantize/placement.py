@@ -9,6 +9,7 @@ from onnx import NodeProto
 from export.artifacts import Skip
 from export.graph import GraphIndex, is_standard, name_node, node_label
 from quantize.matching import WeightUse, keeps_codes, match_weights, zero_based_ceiling
+from quantize.pixels import find_pixels
 from quantize.rules import RULES, OpRule
 from quantize.scheme import PRESETS, QuantScheme
 
@@ -24,6 +25,7 @@ class ActivationUse:
         read_by_all: every reader takes the dequantized tensor, not only the int8 operators.
         pair: it has a Q/DQ pair of its own; else it holds what a pair before it left.
         symmetric: zero point 0 whatever the scheme says: int8, or uint8 where nothing is below 0.
+        pixels: it is a cast of a uint8 input, so that uint8 codes hold it as it is.
     """
 
     like: str
@@ -32,6 +34,7 @@ class ActivationUse:
     read_by_all: bool = False
     pair: bool = True
     symmetric: bool = False
+    pixels: bool = False
 
 
 @dataclass
@@ -49,7 +52,11 @@ def place(graph: GraphIndex, scheme: QuantScheme) -> Placement:
     walk = _Walk(graph, scheme)
     walk.start()
     walk.spread()
-    return walk.result
+    result = walk.result
+    for name, use in result.activations.items():
+        if scheme.unsigned_activations and find_pixels(graph, use.like) is not None:
+            result.activations[name] = replace(use, pixels=True)
+    return result
 
 
 def tensors_to_calibrate(graph: GraphIndex) -> tuple[str, ...]:

@@ -25,6 +25,8 @@ class QuantScheme:
         guards_float_layers: the target quantizes by itself, with one scale a tensor, the weights of
             a float Conv, ConvTranspose or Gemm that reads a tensor dequantized with one scale; so
             float layers read it with a scale a channel, all of them the same.
+        moves_transposes: the target brings a Transpose from images to its integer convolution, past
+            what takes a constant a channel off them; see `quantize.pixels.shift_by_planes`.
         weight_levels: codes of weights run from minus this to this: 127, or `NARROW` where the
             target's kernels add up two products in 16 bits, which would not hold them.
     """
@@ -36,6 +38,7 @@ class QuantScheme:
     keep_float: frozenset[str] = frozenset()
     per_channel_weights: bool = True
     guards_float_layers: bool = False
+    moves_transposes: bool = False
     weight_levels: int = 127
 
 
@@ -50,6 +53,7 @@ PRESETS: Mapping[str, QuantScheme] = MappingProxyType(
             unsigned_activations=True,
             integer_bias=True,
             guards_float_layers=True,
+            moves_transposes=True,
         ),
         "openvino": QuantScheme(
             "openvino", "openvino", unsigned_activations=True, integer_bias=False

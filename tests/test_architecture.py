@@ -41,6 +41,7 @@ NEED_TORCH = {
     "export/copying.py",
     "export/dynamic_axes.py",
     "export/fusion",
+    "export/image_model.py",
     "export/inspection.py",
     "export/ladder.py",
     "export/onnx.py",

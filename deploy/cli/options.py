@@ -32,6 +32,12 @@ model_options = shared(
         metavar="SPEC",
         help="1x3x224x224, 1x3x128:224:512x224, ids:1x8:int64",
     ),
+    click.option(
+        "--image-input",
+        multiple=True,
+        metavar="[NAME:]mean=M,..:std=S,..",
+        help="Takes uint8 images, [N, H, W, C]; engines normalize them.",
+    ),
     click.option("--model", metavar="MODULE:FACTORY", help="Makes the module of a weights file."),
 )
 fusion_options = shared(

@@ -9,6 +9,7 @@ import numpy as np
 
 from export.artifacts import TensorSpec
 from export.errors import EngineError
+from export.images import ImageCall
 from export.tensorrt.record import EngineRecord
 
 Array = np.ndarray[Any, Any]
@@ -63,6 +64,7 @@ class EngineSpec:
             opened without.
         source: of such an engine, the ONNX file that it was built from, which tells what its layers
             are; None: `path` is the graph itself.
+        images: inputs of a torch module that take uint8 images; others have that in their graph.
     """
 
     engine: str
@@ -77,6 +79,7 @@ class EngineSpec:
     variant: str = ""
     record: EngineRecord | None = None
     source: str | None = None
+    images: ImageCall | None = None
 
     @property
     def name(self) -> str:

@@ -13,6 +13,7 @@ _PRECISIONS = {"u8": "int8", "i8": "int8", "u4": "int8", "i4": "int8", "f32": "f
     "f16": "fp16",
     "f64": "fp64",
 }
+_FLOATS = ("fp32", "bf16", "fp16")
 _REFORMATS = frozenset({"Reorder", "Convert"})
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "FakeQuantize")
 
@@ -41,7 +42,7 @@ def profile_openvino(spec: EngineSpec, feeds: Feeds) -> tuple[ExecutedLayer, ...
         graph = request.get_compiled_model().get_runtime_model()
         nodes = {node.get_friendly_name(): node for node in graph.get_ordered_ops()}
         return tuple(
-            _describe(node, name, median(blocks[name]))
+            _describe(node, name, median(blocks[name]), spec.precision)
             for name, node in nodes.items()
             if name in blocks
         )
@@ -60,15 +61,18 @@ def _read_totals(request: Any, calls: int) -> dict[str, float]:
     }
 
 
-def _describe(node: Any, name: str, seconds: float) -> ExecutedLayer:
+def _describe(node: Any, name: str, seconds: float, engine: str) -> ExecutedLayer:
+    """A layer; one that reads the bytes of images in an engine of floats makes floats of them."""
     facts = {key: value.astype(str) for key, value in node.get_rt_info().items()}
+    runtime = facts.get("runtimePrecision", "")
+    precision = _PRECISIONS.get(runtime, "other")
     origins = tuple(part for part in facts.get("originalLayersNames", "").split(",") if part)
     kind = facts.get("layerType", "")
     only_quantizes = bool(origins) and all(part.endswith(_QUANTIZERS) for part in origins)
     return ExecutedLayer(
         name=name,
         op=kind,
-        precision=_PRECISIONS.get(facts.get("runtimePrecision", ""), "other"),
+        precision=engine if runtime == "u8" and engine in _FLOATS else precision,
         seconds=seconds,
         reformat=kind in _REFORMATS or only_quantizes,
         origins=origins,

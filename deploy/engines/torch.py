@@ -26,7 +26,12 @@ class TorchEngine(BackendEngine):
         self._torch.set_num_threads(spec.threads)
         loaded = load_model(Path(spec.path), trust=spec.trust, factory=spec.factory)
         self._device = self._choose_device(spec)
-        self._module = self._move(loaded.module)
+        module = loaded.module
+        if spec.images is not None:
+            from export.image_model import ImageModel
+
+            module = ImageModel(module, spec.images, [item.name for item in spec.inputs])
+        self._module = self._move(module)
         held = (*self._module.parameters(), *self._module.buffers())
         self._held = frozenset(_address(tensor) for tensor in held)
         self._changes_inputs: bool | None = None

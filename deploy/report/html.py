@@ -30,6 +30,7 @@ from deploy.report.wording import (
     format_conditions,
     format_count,
     format_decibel,
+    format_images,
     format_interval,
     format_number,
     format_percent,
@@ -171,6 +172,7 @@ def _model_facts(report: Report) -> Markup:
         ("Read as", model["form"].replace("_", " ")),
         ("Captured by", model["rung"]),
         ("Inputs", "; ".join(format_tensor(tensor) for tensor in model["inputs"])),
+        ("Images", "; ".join(format_images(images) for images in model.get("images", ()))),
         ("Outputs", "; ".join(format_tensor(tensor) for tensor in model["outputs"])),
         ("SHA-256", element("code", model["sha256"]) if model["sha256"] else None),
     )

@@ -131,3 +131,14 @@ def format_tensor(tensor: dict[str, object]) -> str:
     parts = shape if isinstance(shape, list) else [shape]
     sizes = " x ".join(texts.get(size, str(size)) for size in parts)
     return f"{tensor['name']}: {sizes or 'scalar'}, {tensor['dtype']}"
+
+
+def format_images(images: dict[str, Any]) -> str:
+    """``x: the model is given (image / 255 - 0.5) / 0.25``, with numbers in brackets by channel."""
+    mean, std = (_format_channels(images[key]) for key in ("mean", "std"))
+    return f"{images['name']}: the model is given (image / {images['scale']:g} - {mean}) / {std}"
+
+
+def _format_channels(values: list[float]) -> str:
+    listed = ", ".join(f"{value:g}" for value in values)
+    return listed if len(values) == 1 else f"[{listed}]"

@@ -153,6 +153,7 @@ class ServedModel:
                 "degraded": opened.degraded if opened is not None else None,
                 "max_batch": opened.policy.max_batch if opened and opened.policy.batched else 1,
                 "sizes": self._describe_sizes(),
+                "images": self._describe_images(),
                 "notes": list(opened.notes) if opened is not None else [],
             },
         }
@@ -165,6 +166,14 @@ class ServedModel:
             }
             for name, tensor in self.signature.inputs.items()
             if tensor.ranges
+        }
+
+    def _describe_images(self) -> dict[str, dict[str, Any]]:
+        """By input that takes uint8 images, [N, H, W, C], what the engine does to them."""
+        images = self.bundle.manifest.images
+        return {
+            image.name: {"mean": [*image.mean], "std": [*image.std], "scale": image.scale}
+            for image in (() if images is None else images.inputs)
         }
 
     def _start(self, opened: OpenedModel) -> None:

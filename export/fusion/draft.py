@@ -4,7 +4,9 @@ A program names every stored tensor three times: as a placeholder of the graph, 
 signature, and as a key of the state. Rewrites go through this file so that the three never part.
 """
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -111,6 +113,25 @@ class Draft:
         """Let `replacement` stand for `node` everywhere, and drop `node`."""
         node.replace_all_uses_with(replacement)
         self.graph.erase_node(node)
+
+    def drop_scope(self, name: str) -> None:
+        """Take the member `name` of the root, which holds the model, out of all module paths."""
+        prefix = f"{name}."
+        self._inputs = [
+            replace(spec, target=spec.target.removeprefix(prefix)) if spec.target else spec
+            for spec in self._inputs
+        ]
+        self._by_name = {spec.arg.name: spec for spec in self._inputs if spec.kind in _STORED}
+        self._state = {key.removeprefix(prefix): value for key, value in self._state.items()}
+        self._constants = {k.removeprefix(prefix): value for k, value in self._constants.items()}
+        for node in self.graph.nodes:
+            stack = node.meta.get("nn_module_stack") or {}
+            if len(stack) > 1:  # the first entry is the root itself
+                inner = list(stack.items())[1:]
+                node.meta["nn_module_stack"] = {
+                    key: (re.sub(rf"^(L\['self'\]\.|L__self__\.)?{name}(\.|$)", r"\1", path), kind)
+                    for key, (path, kind) in inner
+                }
 
     def drop_constant_outputs(self) -> None:
         """Return None in place of every number or string; the nesting stays."""

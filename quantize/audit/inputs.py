@@ -94,7 +94,16 @@ def check_inputs(splits: Splits) -> Iterator[Finding]:
                 "training (0 to 255 or 0 to 1, the same mean and deviation).",
             )
             continue
-        if known.whole and known.low.min() >= 0 and 128 < known.high.max() <= 255:
+        if known.pixels:
+            if known.high.max() <= 1:
+                yield Finding(
+                    "input scale",
+                    name,
+                    f"The images of input {name!r} hold nothing but 0 and 1: they were scaled to "
+                    "0 to 1 before they became uint8. Save the pixels as they were decoded, 0 to "
+                    "255.",
+                )
+        elif known.whole and known.low.min() >= 0 and 128 < known.high.max() <= 255:
             yield Finding(
                 "input scale",
                 name,

@@ -11,7 +11,9 @@ Feeds = Mapping[str, np.ndarray]
 
 @dataclass
 class InputStatistic:
-    """One float input; channels are its second axis, arrays are [channels], float64.
+    """One input of floats or images; channels are its second axis, those of images their last one.
+
+    Arrays are [channels], float64.
 
     Attributes:
         samples: how many were seen.
@@ -19,6 +21,7 @@ class InputStatistic:
         total, squares: sums over the samples of each channel's mean and mean square.
         mean_squares: sum over the samples of the square of each channel's mean.
         whole: all values were whole numbers.
+        pixels: it takes uint8 images.
     """
 
     samples: int
@@ -28,6 +31,7 @@ class InputStatistic:
     squares: np.ndarray
     mean_squares: np.ndarray
     whole: bool
+    pixels: bool = False
 
     @property
     def mean(self) -> np.ndarray:
@@ -64,8 +68,9 @@ class InputProfile:
 
     Attributes:
         samples: how many were seen.
-        inputs: float inputs by name; one whose channels change in number is left out.
-        constant: samples that have a float input of one value only.
+        inputs: those of floats and of images by name; one whose channels change in number is left
+            out.
+        constant: samples that have such an input of one value only.
         digests: of the samples, all inputs together → how many are the same.
     """
 
@@ -96,7 +101,7 @@ class InputProfile:
         self.samples += size
         constant = np.zeros(size, bool)
         for name, array in sorted(rows.items()):
-            if array.dtype.kind == "f" and array.size:
+            if (array.dtype.kind == "f" or _holds_images(array)) and array.size:
                 with np.errstate(all="ignore"):  # NaN is for calibration to name
                     constant |= self._take_floats(name, array)
         self.constant += int(constant.sum())
@@ -110,7 +115,8 @@ class InputProfile:
 
     def _take_floats(self, name: str, array: np.ndarray) -> np.ndarray:
         """Note one input; tells which of its samples are constant."""
-        size = len(array)
+        size, pixels = len(array), _holds_images(array)
+        array = np.moveaxis(array, -1, 1) if pixels else array
         channels = array.shape[1] if array.ndim > 1 else 1
         values = array.reshape(size, channels, -1)
         lows, highs = values.min(axis=2), values.max(axis=2)
@@ -124,6 +130,7 @@ class InputProfile:
             squares=np.square(values, dtype=np.float64).mean(axis=2).sum(axis=0),
             mean_squares=(means**2).sum(axis=0),
             whole=(known is None or known.whole) and bool((values == np.rint(values)).all()),
+            pixels=pixels,
         )
         if name in self._dropped or (known and known.low.shape != new.low.shape):
             self._dropped.add(name)
@@ -136,3 +143,8 @@ class InputProfile:
             return np.zeros(size, bool)
         alike: np.ndarray = lows.min(axis=1) == highs.max(axis=1)
         return alike
+
+
+def _holds_images(array: np.ndarray) -> bool:
+    """Whether it is [N, H, W, C] as image inputs take it."""
+    return array.dtype == np.uint8 and array.ndim == 4

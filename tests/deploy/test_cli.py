@@ -283,6 +283,7 @@ IN_TOML = {
     "model": '"nets:make"',
     "trust": '["p", "q"]',
     "trust-all": "true",
+    "image-input": '["image:mean=0.5:std=0.25"]',
     "static-batch": "true",
     "merge-always": "true",
     "calibration-samples": "3",

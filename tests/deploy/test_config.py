@@ -100,7 +100,7 @@ def test_the_edge_of_each_range_is_taken(name: str, value: Any) -> None:
 
 def test_image_options_are_one_record() -> None:
     config = BuildConfig(image_resize=256, image_crop=224, image_mean=(0.5,), image_std=(0.2,))
-    assert dataclasses.astuple(config.images_for([])) == (256, 224, (0.5,), (0.2,), "rgb")
+    assert dataclasses.astuple(config.images_for([])) == (256, 224, (0.5,), (0.2,), "rgb", False)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from deploy.manifest import BundledEngine, write_manifest
 from deploy.verification import verify
 from export.errors import BundleError, EngineError
 from export.gpu import read_gpu
+from export.images import ImageCall, ImageInput
 from export.tensorrt.options import BuildOptions
 
 QUICK = BuildConfig(measure_seconds=0.5, threads=1, min_sqnr=20.0)
@@ -34,6 +35,8 @@ UNBUILT = BundledEngine(
 )
 """An engine that only a machine with a GPU can build."""
 SCHEMA = Path(__file__).parents[2] / "deploy" / "report" / "schema.json"
+IMAGES = ImageCall((ImageInput("image", (0.5,), (0.25,)),))
+"""Of no input here: it stands for what a bundle keeps for those who read it."""
 
 
 def remake(
@@ -57,6 +60,8 @@ def remake(
         outputs=manifest.outputs,
         structure=manifest.structure,
         machine=manifest.machine,
+        input_ranges={"x": (-3.0, 3.0)},
+        images=IMAGES,
     )
     return path
 
@@ -87,6 +92,7 @@ def test_an_engine_that_waited_is_judged_measured_and_recorded(bundle_path: Path
     assert found.latency is not None
     assert found.winner_before == "onnxruntime-fp32"
     bundle = read_bundle(path)
+    assert (bundle.manifest.images, bundle.manifest.input_ranges) == (IMAGES, {"x": (-3.0, 3.0)})
     assert bundle.manifest.engines["openvino-fp32"].not_run is None
     recorded = read_golden(path / GOLDEN)
     np.testing.assert_allclose(

@@ -141,6 +141,14 @@ def test_symbolic_axes_become_the_batch_and_one() -> None:
     assert feeds["ids"].shape == (5, 128)
 
 
+def test_images_are_drawn_from_all_pixels_unless_a_bound_is_given() -> None:
+    specs = [TensorSpec("x", ("batch", 8, 8, 3), "uint8"), TensorSpec("n", ("batch", 64), "uint8")]
+    drawn = synthetic_feeds(specs, 4, seed=0)
+    assert drawn["x"].max() > 250
+    assert drawn["n"].max() == 1
+    assert synthetic_feeds(specs, 4, seed=0, high={"x": 5})["x"].max() == 4
+
+
 def test_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
     first = synthetic_feeds([IMAGE, IDS], 4, seed=3, high={"ids": 1000})
     again = synthetic_feeds([IMAGE, IDS], 4, seed=3, high={"ids": 1000})

@@ -106,6 +106,7 @@ def _model() -> Report:
         "parameters": 272474,
         "macs": 40813184,
         "inputs": [{"name": "image", "shape": ["batch", 3, 32, 32], "dtype": "float32"}],
+        "images": [],
         "outputs": [{"name": "logits", "shape": ["batch", 10], "dtype": "float32"}],
         "structure": "tensor",
         "rung": "dynamo",

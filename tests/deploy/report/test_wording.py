@@ -10,6 +10,7 @@ from deploy.report.wording import (
     format_conditions,
     format_count,
     format_decibel,
+    format_images,
     format_number,
     format_percent,
     format_points,
@@ -89,3 +90,10 @@ def test_conditions_say_where_eager_ran_where_that_is_not_plain(
         "created": "2026-11-25T12:00:00Z",
     }
     assert words in format_conditions(report)
+
+
+def test_what_becomes_of_images_is_a_formula() -> None:
+    images = {"name": "x", "mean": [0.5], "std": [0.25], "scale": 255.0, "dtype": "float32"}
+    assert format_images(images) == "x: the model is given (image / 255 - 0.5) / 0.25"
+    colours = {**images, "mean": [0.485, 0.456, 0.406], "scale": 1.0}
+    assert format_images(colours).endswith("(image / 1 - [0.485, 0.456, 0.406]) / 0.25")
