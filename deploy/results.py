@@ -135,7 +135,8 @@ def _parity_json(result: CandidateResult, kind: DataKind) -> dict[str, Any] | No
 
 def _output_json(output: OutputParity) -> dict[str, Any]:
     values = asdict(output)
-    del values["finite"], values["error_eager"]
+    for key in ("finite", "error_eager", "integer", "lost_channels"):
+        del values[key]
     decibels = _decibels_json(output.sqnr_db)
     return {**{key: _finite(value) for key, value in values.items()}, "sqnr_db": decibels}
 
