@@ -28,6 +28,7 @@ from deploy.results import (
 )
 from deploy.search import SearchReport
 from deploy.source import Problem
+from export.artifacts import BATCH
 from export.cost import ModelCost
 from export.ladder import Exported
 from export.tensorrt.options import BuildOptions
@@ -214,7 +215,8 @@ def _warnings(findings: Findings) -> list[str]:
             "needed); "
             "SQNR and top-1 agreement were judged instead."
         )
-    if findings.problem.static_batch is None and any(p.consistency_db is None for p in checked):
+    pairs = any(spec.shape.count(BATCH) > 1 for spec in findings.problem.signature.outputs)
+    if pairs or any(parity.batch_dependent for parity in checked):
         warnings.append(
             "The model's own answers depend on the other samples of a batch; serve it with the "
             "batches it was trained for."

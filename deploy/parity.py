@@ -44,7 +44,9 @@ class ParityReport:
         sizes_checked: what was seen at other sizes than the best; empty where there are none.
         batches_checked: every batch size that was run, ascending.
         consistency_db: smallest SQNR of the outputs at one batch size against the same samples at
-            batch 1; inf where identical, None with a static batch.
+            batch 1; inf where identical, None where that was not compared: with a static batch,
+            without an output of an axis of samples, and where the model depends on the batch.
+        batch_dependent: the model's own answers depend on the other samples of a batch.
     """
 
     outputs: tuple[OutputParity, ...]
@@ -54,6 +56,7 @@ class ParityReport:
     consistency_db: float | None
     classes_of: str | None
     sizes_checked: tuple[SizeParity, ...] = ()
+    batch_dependent: bool = False
 
     @property
     def sqnr_db(self) -> float:
@@ -79,6 +82,7 @@ class ParityAccumulator:
     outputs: dict[str, OutputAccumulator] = field(default_factory=dict)
     accuracy: AccuracyAccumulator = field(default_factory=AccuracyAccumulator)
     consistency_db: float | None = None
+    batch_dependent: bool = False
     samples: int = 0
     batches: set[int] = field(default_factory=set)
     sizes: list[SizeParity] = field(default_factory=list)
@@ -158,4 +162,5 @@ class ParityAccumulator:
             consistency_db=self.consistency_db,
             classes_of=self.classes_of,
             sizes_checked=tuple(self.sizes),
+            batch_dependent=self.batch_dependent,
         )
