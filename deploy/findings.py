@@ -23,6 +23,7 @@ from deploy.results import (
     CandidateResult,
     candidate_json,
     control_json,
+    decibels_json,
     gates_json,
     spec_json,
 )
@@ -181,7 +182,9 @@ def _model_json(findings: Findings) -> dict[str, Any]:
 def _search_json(search: SearchReport) -> dict[str, Any]:
     return {
         **asdict(search),
-        "blocks": [asdict(block) for block in search.blocks],
+        "blocks": [
+            {**asdict(block), "sqnr_db": decibels_json(block.sqnr_db)} for block in search.blocks
+        ],
         "notes": list(search.notes),
     }
 
