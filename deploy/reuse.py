@@ -88,10 +88,8 @@ def _code_key(module: nn.Module, factory: str | None) -> str | None:
         sources += [name, *files]
     for name in sorted(_find_used(classes) - packages - _VERSIONED):
         used = sys.modules[name]
-        if _is_installed(used) and hasattr(used, "__version__"):
-            sources += [name, str(used.__version__)]
-        else:
-            sources += [name, *_source_files(used)]
+        version = vars(used).get("__version__") if _is_installed(used) else None
+        sources += [name, *([str(version)] if version else _source_files(used))]
     return hash_parts(*sources)
 
 
