@@ -17,8 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from deploy.engines.base import Feeds
+from export.onnx_files import external_files
 
-_PACKAGES = ("deploykit", "numpy", "onnx", "onnxruntime", "openvino", "torch", "tensorrt_rtx")
+_PACKAGES = (
+    *("deploykit", "numpy", "onnx", "onnxruntime", "onnxscript", "openvino"),
+    *("tensorrt", "tensorrt_rtx", "torch"),
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,15 @@ def hash_parts(*parts: object) -> str:
             content = hashlib.sha256(text.encode()).digest()
         digest.update(content)
     return digest.hexdigest()
+
+
+def hash_model(path: Path) -> str:
+    """SHA-256 over an ONNX file and the files beside it that hold its weights.
+
+    Raises:
+        LoadError: the file is not ONNX.
+    """
+    return hash_parts(path, *external_files(path))
 
 
 def hash_batches(batches: Iterable[Feeds]) -> str:

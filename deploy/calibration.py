@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from deploy.cache import Cache, hash_parts, package_versions
+from deploy.cache import Cache, hash_model, hash_parts, package_versions
 from deploy.config import BuildConfig
 from deploy.engines.base import Feeds
 from deploy.reuse import data_key
@@ -53,7 +53,7 @@ class Calibrator:
             DeployError: the data or the model cannot be calibrated.
         """
         data = data_key(self.config)
-        key = hash_parts(_FORMAT, model.path, data, self.observer, package_versions())
+        key = hash_parts(_FORMAT, hash_model(model.path), data, self.observer, package_versions())
         found = self.cache.find("ranges", key) if data is not None else None
         if found is not None:
             return _restore(found)

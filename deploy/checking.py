@@ -123,7 +123,7 @@ def compare_candidates(
         done += rows
         progress(Progress("check parity", min(done, len(data)), len(data)))
     if plan.static_batch is None:
-        first = data.batch(range(min(max(_batch_sizes(plan)), len(data))))
+        first = data.batch(np.arange(max(_batch_sizes(plan))) % len(data))  # a lone one again
         _check_batch_sizes(reference, running, results, first, sample_axes(reference.outputs, plan))
     if any(spec.ranges for spec in plan.inputs):
         rows = plan.static_batch or min(2, len(data))
@@ -227,6 +227,8 @@ def _check_batch_sizes(
     own = ParityAccumulator(tuple(axes), axes=axes)
     _run_batch_sizes(reference, own, feeds)
     if own.consistency_db is not None and own.consistency_db < _BATCH_DEPENDENT_DB:
+        for comparison in running.values():
+            comparison.parity.batch_dependent = True
         return
     for name, comparison in running.items():
         if name in results:
@@ -283,8 +285,15 @@ def _slice(feeds: Feeds, start: int, stop: int) -> Outputs:
 
 
 def _join(outputs: list[Outputs], axes: Mapping[str, int | None]) -> Outputs:
+    """Answers to single samples as one batch; ``squeeze()`` takes the axis of one sample away."""
     return {
-        name: np.concatenate([each[name] for each in outputs], axis=axis)
+        name: np.concatenate(
+            [
+                each[name] if each[name].ndim > axis else np.expand_dims(each[name], axis)
+                for each in outputs
+            ],
+            axis=axis,
+        )
         for name, axis in axes.items()
         if axis is not None
     }

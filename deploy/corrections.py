@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from deploy.cache import hash_parts, package_versions
+from deploy.cache import hash_model, hash_parts, package_versions
 from deploy.calibration import Calibrator
 from deploy.reuse import data_key
 from deploy.schemes import choose_scheme
@@ -70,7 +70,7 @@ class Corrections:
         if data is None:
             return _restore(correct())
         key = hash_parts(
-            self.model.path,
+            hash_model(self.model.path),
             data,
             sorted(ranges.for_scheme(scheme).items()),
             asdict(scheme),

@@ -23,11 +23,13 @@ from deploy.results import (
     CandidateResult,
     candidate_json,
     control_json,
+    decibels_json,
     gates_json,
     spec_json,
 )
 from deploy.search import SearchReport
 from deploy.source import Problem
+from export.artifacts import BATCH
 from export.cost import ModelCost
 from export.ladder import Exported
 from export.tensorrt.options import BuildOptions
@@ -187,7 +189,9 @@ def _images_json(problem: Problem) -> list[dict[str, Any]]:
 def _search_json(search: SearchReport) -> dict[str, Any]:
     return {
         **asdict(search),
-        "blocks": [asdict(block) for block in search.blocks],
+        "blocks": [
+            {**asdict(block), "sqnr_db": decibels_json(block.sqnr_db)} for block in search.blocks
+        ],
         "notes": list(search.notes),
     }
 
@@ -221,7 +225,8 @@ def _warnings(findings: Findings) -> list[str]:
             "needed); "
             "SQNR and top-1 agreement were judged instead."
         )
-    if findings.problem.static_batch is None and any(p.consistency_db is None for p in checked):
+    pairs = any(spec.shape.count(BATCH) > 1 for spec in findings.problem.signature.outputs)
+    if pairs or any(parity.batch_dependent for parity in checked):
         warnings.append(
             "The model's own answers depend on the other samples of a batch; serve it with the "
             "batches it was trained for."

@@ -32,6 +32,8 @@ SIZE_ENOUGH_DB = 60.0
 NO_CALIBRATION_DATA = "no calibration data; pass --data with samples of what the model will see"
 LABELS_JUDGE_NOTHING = "the labels judge nothing: eager's own accuracy is not above chance"
 EXACT = ("fp32",)
+MAX_LOST_CHANNELS = 0.1
+"""Share of an output's channels that may be nothing but error; those of a rare class are small."""
 _NOT_FINITE = "output {!r} has NaN or Inf where the reference has none, or the reverse"
 _ORDER = ("fp32", "tf32", "fp16", "bf16", "mixed", "int8", "int4")
 
@@ -65,8 +67,10 @@ def judge_parity(
 
     Float32 is held to the noise of eager itself. Fewer bits are held to the accuracy where there
     are at least 300 labels which eager itself knows beyond chance, and outputs that have no labels
-    to the SQNR; else all to the SQNR and, on real data, to the top-1 agreement. int8 and int4,
-    weights alone as well, are never passed on synthetic inputs.
+    to the SQNR; else all to the SQNR and, on real data, to the top-1 agreement. An output that
+    holds the SQNR but has lost a tenth of its channels to others of larger scale fails; integers
+    have no SQNR and are held to the share of equal ones. int8 and int4, weights alone as well, are
+    never passed on synthetic inputs.
     """
     if report.samples == 0:
         return Verdict(False, "samples to judge by", "no sample was compared")
@@ -90,7 +94,7 @@ def judge_parity(
     if accuracy is not None and accuracy.samples >= MIN_LABELLED:
         gate = f"accuracy drop at most {config.max_drop:.2%} on {accuracy.samples} samples"
         if accuracy.drop <= config.max_drop:
-            return _judge_unlabelled_outputs(report, _least_sqnr(precision, config), gate)
+            return _judge_unlabelled_outputs(report, precision, config, gate)
         low, high = accuracy.drop_ci95
         return Verdict(
             False,
@@ -128,19 +132,20 @@ def _judge_exact(report: ParityReport, recorded: Mapping[str, float] | None) -> 
         if error is None or noise is None:
             return Verdict(False, gate, "there is no noise floor to judge it by")
         limit = factor * max(noise, NOISE_FLOOR / NOISE_FACTOR)
+        unit = "of its values" if output.integer else "of its largest value"
         if not error <= limit:
             return Verdict(
                 False,
                 gate,
-                f"output {output.name!r} is off by {error:.2g} of its largest value; "
-                f"eager itself by {noise:.2g}",
+                f"output {output.name!r} is off by {error:.2g} {unit}; eager itself by {noise:.2g}",
             )
         if not output.error_eager <= limit + noise:
+            where = "" if output.integer else " on some sample"
             return Verdict(
                 False,
                 gate,
-                f"output {output.name!r} differs from eager by {output.error_eager:.2g} of its "
-                f"largest value on some sample, more than {limit + noise:.2g}",
+                f"output {output.name!r} differs from eager by {output.error_eager:.2g} {unit}"
+                f"{where}, more than {limit + noise:.2g}",
             )
     return Verdict(True, gate)
 
@@ -149,30 +154,71 @@ def _least_sqnr(precision: str, config: BuildConfig) -> float:
     return MIN_SQNR_DB[precision] if config.min_sqnr is None else config.min_sqnr
 
 
+def _judge_outputs(
+    outputs: tuple[OutputParity, ...], precision: str, config: BuildConfig
+) -> Verdict:
+    """Floats by their SQNR and by their channels, integers by how many are equal."""
+    floats = tuple(output for output in outputs if not output.integer)
+    verdict = _judge_integers(tuple(o for o in outputs if o.integer), config)
+    if not floats or not verdict.passed:
+        return verdict
+    of_floats = _judge_sqnr(floats, _least_sqnr(precision, config))
+    if not of_floats.passed or len(floats) == len(outputs):
+        return of_floats
+    return Verdict(True, f"{of_floats.gate}; {verdict.gate}")
+
+
+def _judge_integers(outputs: tuple[OutputParity, ...], config: BuildConfig) -> Verdict:
+    gate = f"equal integers at least {config.min_agreement:.0%}"
+    for output in outputs:
+        agreement = 1 - output.error_eager
+        if agreement < config.min_agreement:
+            return Verdict(
+                False,
+                gate,
+                f"output {output.name!r} is equal in {agreement:.1%} of its integers, below "
+                f"{config.min_agreement:.0%}; --min-agreement sets the least",
+            )
+    return Verdict(True, gate)
+
+
 def _judge_sqnr(outputs: tuple[OutputParity, ...], least: float) -> Verdict:
     gate = f"SQNR at least {least:g} dB"
     worst = min(outputs, key=lambda output: output.sqnr_db)
-    if worst.sqnr_db >= least:
-        return Verdict(True, gate)
-    reason = f"output {worst.name!r} has an SQNR of {worst.sqnr_db:.1f} dB, below {least:g}"
-    return Verdict(False, gate, reason)
+    if worst.sqnr_db < least:
+        reason = f"output {worst.name!r} has an SQNR of {worst.sqnr_db:.1f} dB, below {least:g}"
+        return Verdict(False, gate, reason)
+    for output in outputs:
+        lost = output.lost_channels
+        if lost is not None and lost.share > MAX_LOST_CHANNELS:
+            return Verdict(
+                False,
+                f"{gate} and at most {MAX_LOST_CHANNELS:.0%} of the channels lost",
+                f"output {output.name!r} has lost {lost.lost} of its {lost.live} channels: their "
+                "error is as large as what they hold. They are small beside the others; return "
+                "them as an output of their own",
+            )
+    return Verdict(True, gate)
 
 
-def _judge_unlabelled_outputs(report: ParityReport, least: float, gate: str) -> Verdict:
+def _judge_unlabelled_outputs(
+    report: ParityReport, precision: str, config: BuildConfig, gate: str
+) -> Verdict:
     """The accuracy holds by `gate`; labels say nothing of the other outputs."""
     others = tuple(output for output in report.outputs if output.name != report.classes_of)
     if not others:
         return Verdict(True, gate)
-    verdict = _judge_sqnr(others, least)
+    verdict = _judge_outputs(others, precision, config)
     return replace(verdict, gate=f"{gate}; other outputs: {verdict.gate}")
 
 
 def _judge_without_labels(
     report: ParityReport, precision: str, *, kind: DataKind, config: BuildConfig
 ) -> Verdict:
-    verdict = _judge_sqnr(report.outputs, _least_sqnr(precision, config))
+    verdict = _judge_outputs(report.outputs, precision, config)
     classes_of = report.classes_of if report.judged_accuracy is not None else None
     judged = [o for o in report.outputs if o.name == classes_of or len(report.outputs) == 1]
+    judged = [output for output in judged if not output.integer]
     agreement = judged[0].top1_agreement if judged else None
     if not verdict.passed or kind == "synthetic" or agreement is None:
         return verdict

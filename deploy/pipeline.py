@@ -105,12 +105,12 @@ def build(
             return unchanged
         stage = stack.enter_context(stage_bundle(target))
         threads = _choose_threads(config)
-        reference = Reference(problem.module, problem.signature, threads=threads)
-        recorded = RecordedReference(reference)
         options = stage_plugins(config.engine_options(), plugins, stage)
         cache = open_cache(enabled=not config.no_cache)
         with clock.stage("export"):
             exported, problem = _export(problem, config, stage, progress)
+        reference = Reference(problem.module, problem.signature, threads=threads)
+        recorded = RecordedReference(reference)
         with clock.stage("calibrate"):
             calibrator = Calibrator(problem, config, threads, cache, progress)
             ranges = _calibrate(calibrator, exported.onnx)

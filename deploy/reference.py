@@ -152,10 +152,14 @@ def _is_same_answer(eager: Outputs, rerun: Outputs) -> bool:
 
 
 def _farther(exact: Array, first: Array, second: Array) -> Array:
-    """Of two runs, value by value, the one that is farther from `exact`."""
+    """Of two runs, value by value, the one that is farther from `exact`; of integers, that differs.
+
+    Where all are infinite the distance is NaN, and the first is as good.
+    """
     if exact.dtype.kind != "f":
-        return first
-    distances = (np.abs(run.astype(np.float64) - exact) for run in (first, second))
+        return np.where(first == exact, second, first)
+    with np.errstate(invalid="ignore"):
+        distances = [np.abs(run.astype(np.float64) - exact) for run in (first, second)]
     return np.where(np.less(*distances), second, first)
 
 

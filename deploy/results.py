@@ -114,6 +114,13 @@ def control_json(report: LatencyReport) -> dict[str, Any]:
     return {"ratio": report.control, "ci95": list(report.control_ci95)}
 
 
+def decibels_json(value: float | None) -> float | None:
+    """Identical outputs are null, as is what is not known; no signal at all is -300 dB."""
+    if value is None or math.isfinite(value):
+        return value
+    return None if value > 0 else -300.0
+
+
 def _parity_json(result: CandidateResult, kind: DataKind) -> dict[str, Any] | None:
     parity, verdict = result.parity, result.verdict
     if parity is None or verdict is None:
@@ -125,7 +132,7 @@ def _parity_json(result: CandidateResult, kind: DataKind) -> dict[str, Any] | No
         "samples": parity.samples,
         "batches_checked": list(parity.batches_checked),
         "sizes_checked": [
-            {"sizes": dict(seen.sizes), "sqnr_db": _decibels_json(seen.sqnr_db)}
+            {"sizes": dict(seen.sizes), "sqnr_db": decibels_json(seen.sqnr_db)}
             for seen in parity.sizes_checked
         ],
         "outputs": [_output_json(output) for output in parity.outputs],
@@ -135,8 +142,9 @@ def _parity_json(result: CandidateResult, kind: DataKind) -> dict[str, Any] | No
 
 def _output_json(output: OutputParity) -> dict[str, Any]:
     values = asdict(output)
-    del values["finite"], values["error_eager"]
-    decibels = _decibels_json(output.sqnr_db)
+    for key in ("finite", "error_eager", "integer", "lost_channels"):
+        del values[key]
+    decibels = decibels_json(output.sqnr_db)
     return {**{key: _finite(value) for key, value in values.items()}, "sqnr_db": decibels}
 
 
@@ -180,7 +188,7 @@ def _peak_of(result: CandidateResult, peaks: Mapping[str, float | None]) -> floa
 
 def _rung_json(rung: Rung) -> dict[str, Any]:
     values = asdict(rung)
-    return {**values, "sqnr_db": None if rung.sqnr_db is None else _decibels_json(rung.sqnr_db)}
+    return {**values, "sqnr_db": decibels_json(rung.sqnr_db)}
 
 
 def _census_json(result: CandidateResult) -> dict[str, Any] | None:
@@ -224,10 +232,3 @@ def _census_json(result: CandidateResult) -> dict[str, Any] | None:
 def _finite(value: Any) -> Any:
     """JSON has neither infinity nor NaN."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _decibels_json(value: float) -> float | None:
-    """Identical outputs are null; no signal at all, or none that can be told, is -300 dB."""
-    if math.isfinite(value):
-        return value
-    return None if value > 0 else -300.0

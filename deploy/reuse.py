@@ -19,6 +19,8 @@ from deploy.machine import Machine
 from deploy.source import Problem
 from export.errors import BundleError
 
+_VERSIONED = frozenset({"torch"})
+"""Packages whose version is in the key anyway."""
 _NOT_OF_THE_ANSWER = ("output", "remeasure", "no_cache")
 
 
@@ -69,17 +71,62 @@ def find_built(target: Path, key: str | None) -> Bundle | None:
 
 
 def _code_key(module: nn.Module, factory: str | None) -> str | None:
-    """Hash of the sources of every package that the module's classes come from."""
-    names = {type(child).__module__.partition(".")[0] for child in module.modules()}
+    """Hash of the sources of every package that the module's classes, or what they use, come from.
+
+    What they use is found by the names in their modules, and in the modules behind these; of other
+    people's packages by their versions. An import within a function is not seen.
+    """
+    classes = {type(child).__module__ for child in module.modules()}
     if factory is not None:
-        names.add(factory.partition(":")[0].partition(".")[0])
+        classes.add(factory.partition(":")[0])
     sources: list[object] = []
-    for name in sorted(names - {"torch"}):
+    packages = {_package_of(name) for name in classes}
+    for name in sorted(packages - _VERSIONED):
         files = _source_files(sys.modules.get(name))
         if not files:
             return None
         sources += [name, *files]
+    for name in sorted(_find_used(classes) - packages - _VERSIONED):
+        used = sys.modules[name]
+        version = vars(used).get("__version__") if _is_installed(used) else None
+        sources += [name, *([str(version)] if version else _source_files(used))]
     return hash_parts(*sources)
+
+
+def _find_used(modules: set[str]) -> set[str]:
+    """The packages that modules of the user's name, and those that these name in turn."""
+    waiting, seen = list(modules), set(modules)
+    while waiting:
+        module = sys.modules.get(waiting.pop())
+        if module is None or _is_installed(module):
+            continue
+        values = list(vars(module).values())
+        named = (v.__name__ if isinstance(v, ModuleType) else _home_of(v) for v in values)
+        new = {name for name in named if name in sys.modules} - seen
+        new = {name for name in new if _package_of(name) not in sys.stdlib_module_names}
+        waiting += new
+        seen |= new
+    packages = {_package_of(name) for name in seen}
+    return {name for name in packages if name in sys.modules and name != "__main__"}
+
+
+def _home_of(value: object) -> str:
+    """The module that a function, a class or an object's class is of; empty where it has none."""
+    try:
+        home = getattr(value, "__module__", "")
+    except Exception:  # noqa: BLE001  an object of the user's, which may do anything when asked
+        return ""
+    return home if isinstance(home, str) else ""
+
+
+def _package_of(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _is_installed(module: ModuleType) -> bool:
+    """Whether it is somebody else's, which changes with its version alone."""
+    path = str(getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), ""))
+    return "site-packages" in path or "dist-packages" in path
 
 
 def _source_files(module: ModuleType | None) -> list[Path]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
-from deploy.cache import hash_batches, hash_parts, package_versions
+from deploy.cache import hash_batches, hash_model, hash_parts, package_versions
 from deploy.census import Census
 from deploy.effort import EFFORTS
 from deploy.engines.base import Feeds
@@ -99,7 +99,7 @@ class Trader:
         blocks = quantizer.blocks(EFFORTS[self.sources.config.effort].blocks)
         batches = _first_samples(self.sources.calibrator.batches(), _SAMPLES)
         key = hash_parts(
-            quantizer.model.path,
+            hash_model(quantizer.model.path),
             hash_batches(batches),
             sorted(quantizer.ranges.for_scheme(quantizer.scheme).items()),
             asdict(replace(quantizer.scheme, keep_float=frozenset())),

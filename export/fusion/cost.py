@@ -46,12 +46,13 @@ def count_macs(node: fx.Node) -> int:
     elements = count_elements(node)
     name = _KERNELS.get(node.target)
     if name is not None:
-        weight: Tensor = read_argument(node, name).meta["val"]
+        # a size may be symbolic; int() of one, or a product with one, would fix the batch for good
+        shape = [hint(size) for size in read_argument(node, name).meta["val"].shape]
         if "transpose" in str(node.target):
-            return count_elements(read_argument(node, "input")) * math.prod(weight.shape[1:])
+            return count_elements(read_argument(node, "input")) * math.prod(shape[1:])
         if name != "weight":
-            return elements * int(weight.shape[0])
-        return int(elements * math.prod(weight.shape[1:]))
+            return elements * shape[max(len(shape) - 2, 0)]
+        return elements * math.prod(shape[1:])
     if node.target in _POOLS:
         rank = node.meta["val"].ndim - 2
         kernel = list(read_argument(node, "kernel_size"))

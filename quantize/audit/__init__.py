@@ -14,9 +14,9 @@ from export.onnx_files import read_model
 from quantize.audit.finding import Finding
 from quantize.audit.inputs import Splits, check_inputs, check_samples
 from quantize.audit.profile import InputProfile
-from quantize.audit.tensors import Observed, check_tensors
+from quantize.audit.tensors import Observed, check_infinite, check_tensors
 from quantize.layers import channel_axes
-from quantize.observers.statistic import TensorStatistic
+from quantize.observers.statistic import Summary, TensorStatistic
 from quantize.ranges import Ranges
 from quantize.summaries import SummarizedModel, Wanted
 
@@ -48,17 +48,30 @@ def audit_data(
     """
     graph = GraphIndex(read_model(model.path))
     wanted = Wanted(ranges.quantizable, channel_axes(graph), frozenset(ranges.quantizable))
-    statistics = {name: TensorStatistic(name) for name in wanted.tensors}
-    profile = InputProfile()
+    statistics: dict[str, TensorStatistic] = {}
+    profile, infinite = InputProfile(), dict[str, None]()
     with SummarizedModel(model.path, wanted, threads=threads) as summarized:
         for batch in profile.watch(evaluation):
             for name, summary in summarized(batch).items():
-                statistics[name].update(summary)
+                if summary.is_finite and not summary.is_empty:
+                    statistics.setdefault(name, TensorStatistic(name)).update(summary)
+                elif _holds_infinity(summary):
+                    infinite[name] = None
     splits = Splits(calibration, profile)
-    observed = Observed(
-        ranges, statistics if profile.samples else {}, lambda name: label_tensor(graph, name)
+    for name in infinite:  # what else is known of it is not of all samples
+        statistics.pop(name, None)
+    observed = Observed(ranges, statistics, lambda name: label_tensor(graph, name))
+    return (
+        *check_infinite([label_tensor(graph, name) for name in infinite]),
+        *check_samples(splits),
+        *check_inputs(splits),
+        *check_tensors(observed),
     )
-    return (*check_samples(splits), *check_inputs(splits), *check_tensors(observed))
+
+
+def _holds_infinity(summary: Summary) -> bool:
+    """Or NaN, which shows in the mean alone; an infinite mean may be a sum that overflowed."""
+    return bool(np.isnan(summary.mean).any() or np.isinf([summary.low, summary.high]).any())
 
 
 def label_tensor(graph: GraphIndex, tensor: str) -> str:

@@ -1,6 +1,6 @@
 """The tensors of the model: do the ranges hold for samples that they do not come from."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from quantize.audit.finding import Finding, count_more
@@ -44,6 +44,19 @@ def check_tensors(observed: Observed) -> Iterator[Finding]:
     yield from check_channels(observed)
     yield from check_use(observed)
     yield from check_convergence(observed)
+
+
+def check_infinite(where: Sequence[str]) -> Iterator[Finding]:
+    """Tensors, by their labels in graph order, that evaluation makes infinite or NaN."""
+    if where:
+        yield Finding(
+            "saturation",
+            where[0],
+            f"Some evaluation sample makes {where[0]!r} infinite or NaN"
+            f"{count_more(len(where) - 1, 'tensor')}, which no calibration sample does: int8 has "
+            "no such value and clips it. Take the sample out, or pass samples like it for "
+            "calibration.",
+        )
 
 
 def check_saturation(observed: Observed) -> Iterator[Finding]:

@@ -4,8 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
-from deploy.cache import Cache, hash_batches, hash_parts, open_cache, package_versions
+from deploy.cache import (
+    Cache,
+    hash_batches,
+    hash_model,
+    hash_parts,
+    open_cache,
+    package_versions,
+)
+from export.onnx_files import write_model
 
 
 def test_what_is_kept_is_found_again(tmp_path: Path) -> None:
@@ -72,6 +81,26 @@ def test_a_hash_depends_on_every_part_and_on_content_alone(tmp_path: Path) -> No
     assert hash_parts(first, 1) != hash_parts(second, 1)
     assert hash_parts({"a": 1, "b": 2}) == hash_parts({"b": 2, "a": 1})
     assert hash_parts("a", "b") != hash_parts("ab")
+
+
+def test_a_model_whose_weights_lie_beside_it_is_another_with_other_weights(tmp_path: Path) -> None:
+    def write(name: str, value: float) -> Path:
+        weight = numpy_helper.from_array(np.full((64, 64), value, np.float32), "w")
+        graph = helper.make_graph(
+            [helper.make_node("MatMul", ["x", "w"], ["y"])],
+            "net",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 64])],
+            [weight],
+        )
+        path = tmp_path / name / "model.onnx"
+        write_model(helper.make_model(graph), path, limit=1000)
+        assert path.with_name("model.onnx.data").exists()
+        return path
+
+    first, second, other = write("a", 1.0), write("b", 1.0), write("c", 2.0)
+    assert first.read_bytes() == other.read_bytes()
+    assert hash_model(first) == hash_model(second) != hash_model(other)
 
 
 def test_batches_differ_by_name_shape_type_and_value() -> None:

@@ -1,5 +1,6 @@
 """Real engines in processes of their own beside a numpy reference: wrong ones are found out."""
 
+import math
 import os
 import signal
 from pathlib import Path
@@ -313,7 +314,9 @@ def test_a_crash_takes_only_its_own_candidate_down(
         assert report.samples == 50
 
 
-@pytest.mark.parametrize(("samples", "batches"), [(1, (1,)), (2, (1, 2)), (3, (1, 2, 3))])
+@pytest.mark.parametrize(
+    ("samples", "batches"), [(1, (1, 2, 3)), (3, (1, 2, 3)), (10, (1, 2, 3, 4))]
+)
 def test_only_batch_sizes_that_were_run_are_claimed(
     tmp_path: Path, samples: int, batches: tuple[int, ...]
 ) -> None:
@@ -323,7 +326,7 @@ def test_only_batch_sizes_that_were_run_are_claimed(
     )["a"]
     assert isinstance(report, ParityReport)
     assert report.batches_checked == batches
-    assert (report.consistency_db is None) is (samples == 1)
+    assert report.consistency_db is not None
     assert report.samples == samples
 
 
@@ -380,6 +383,56 @@ def test_an_output_without_a_batch_axis_is_compared_and_not_joined(tmp_path: Pat
     assert isinstance(report, ParityReport)
     assert report.samples == 50
     assert report.consistency_db is not None
+
+
+class SqueezedReference(NumpyReference):
+    """One number a sample, by ``squeeze()``: of one sample alone no axis is left."""
+
+    outputs = (TensorSpec("y", (BATCH,), "float32"),)
+
+    def _run(self, x: Array, dtype: type) -> Array:
+        return super()._run(x, dtype)[:, :1].squeeze()
+
+
+def test_a_lone_sample_whose_axis_is_squeezed_away_is_compared_all_the_same() -> None:
+    right = SqueezedReference()
+    candidates: dict[str, Run] = {
+        "right": SqueezedReference(),
+        "leaking": lambda feeds: {"y": right(feeds)["y"] + len(feeds["x"])},
+    }
+    found = compare_candidates(SqueezedReference(), candidates, dataset(), CheckPlan())
+    assert passes(found["right"])
+    assert isinstance(found["right"], ParityReport)
+    assert found["right"].consistency_db == math.inf
+    assert not passes(found["leaking"])
+
+
+def test_a_lone_sample_of_evaluation_is_tried_at_all_batch_sizes() -> None:
+    right = NumpyReference()
+    candidates: dict[str, Run] = {
+        "right": NumpyReference(),
+        "baked": lambda feeds: {"y": right(feeds)["y"].reshape(1, 5)},
+    }
+    found = compare_candidates(NumpyReference(), candidates, dataset(SAMPLES[:1]), CheckPlan())
+    assert passes(found["right"])
+    assert isinstance(found["right"], ParityReport)
+    assert found["right"].batches_checked == (1, 2, 3)
+    assert not found["right"].batch_dependent
+    assert "at batch sizes 1 to 3" in str(found["baked"])
+
+
+def test_a_model_whose_answers_depend_on_the_batch_is_told_from_one_that_was_not_asked() -> None:
+    class Centred(NumpyReference):
+        def _run(self, x: Array, dtype: type) -> Array:
+            rows = super()._run(x, dtype)
+            return rows - rows.mean(axis=0)
+
+    found = compare_candidates(Centred(), {"a": Centred()}, dataset(), CheckPlan())["a"]
+    assert isinstance(found, ParityReport)
+    assert (found.batch_dependent, found.consistency_db) == (True, None)
+    static = compare_candidates(Centred(), {"a": Centred()}, dataset(), CheckPlan(2))["a"]
+    assert isinstance(static, ParityReport)
+    assert not static.batch_dependent
 
 
 def test_a_failing_reference_is_not_taken_for_a_failing_candidate(tmp_path: Path) -> None:

@@ -430,3 +430,48 @@ def test_a_tie_of_equal_precision_goes_to_the_faster() -> None:
 
 def test_no_candidate_no_winner() -> None:
     assert choose_winner({}, seed=0) is None
+
+
+@pytest.mark.parametrize("precision", FEWER_BITS)
+def test_scores_lost_beside_large_boxes_are_seen_though_the_sqnr_is_high(precision: str) -> None:
+    rng = np.random.default_rng(0)
+    boxes, scores = rng.uniform(100, 600, (50, 4, 30)), rng.uniform(0, 1, (50, 16, 30))
+    eager = np.concatenate([boxes, scores], axis=1).astype(np.float32)
+    lost = eager * (np.arange(20) < 4)[:, None]
+    near = eager + 0.01 * rng.standard_normal(eager.shape).astype(np.float32)
+    parity = report(eager, lost)
+    assert parity.sqnr_db > 50
+    verdict = judge(parity, precision)
+    assert not verdict.passed
+    assert "lost 16 of its 20 channels" in str(verdict.reason)
+    assert judge(report(eager, near), precision).passed
+
+
+def test_one_rare_class_of_many_may_be_lost() -> None:
+    eager = np.random.default_rng(0).standard_normal((400, 30)).astype(np.float32)
+    eager[:, 7] *= 1e-3
+    candidate = eager.copy()
+    candidate[:, 7] = 0
+    assert judge(report(eager, candidate), "int8").passed
+
+
+@pytest.mark.parametrize("precision", FEWER_BITS)
+def test_class_numbers_are_held_to_equality_not_to_a_ratio(precision: str) -> None:
+    eager = np.random.default_rng(0).integers(90, 100, (64, 16, 16))
+    parity = report(eager, eager + 1)
+    assert parity.sqnr_db > 39.5
+    verdict = judge(parity, precision, min_sqnr=20.0)
+    assert not verdict.passed
+    assert "equal in 0.0% of its integers" in str(verdict.reason)
+    some = np.where(np.random.default_rng(1).random(eager.shape) < 0.01, 0, eager)
+    assert judge(report(eager, some), precision, min_sqnr=20.0).passed
+
+
+def test_one_tie_of_eagers_own_excuses_no_other_class() -> None:
+    exact = np.random.default_rng(0).integers(0, 20, (64, 16, 16))
+    eager = exact.copy()
+    eager[0, 0, 0] += 1
+    assert judge(report(eager, exact, exact=exact), "fp32").passed
+    verdict = judge(report(eager, np.roll(exact, 1, axis=2), exact=exact), "fp32")
+    assert not verdict.passed
+    assert "of its values" in str(verdict.reason)

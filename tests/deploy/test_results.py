@@ -18,6 +18,7 @@ from deploy.results import (
     CandidateResult,
     candidate_json,
     control_json,
+    decibels_json,
     gates_json,
     spec_json,
 )
@@ -191,3 +192,10 @@ def test_specs_are_plain_values() -> None:
 def test_the_control_is_a_ratio_with_its_interval() -> None:
     report = LatencyReport({}, {}, 1.01, (0.99, 1.03), 10, 2, 20.0)
     assert control_json(report) == {"ratio": 1.01, "ci95": [0.99, 1.03]}
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [(31.5, 31.5), (math.inf, None), (-math.inf, -300.0), (None, None)]
+)
+def test_decibels_are_numbers_that_json_has(value: float | None, told: float | None) -> None:
+    assert decibels_json(value) == told

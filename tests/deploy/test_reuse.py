@@ -103,6 +103,31 @@ def test_other_weights_data_or_code_are_another_build(
     assert None not in keys
 
 
+def test_a_function_that_the_classes_use_from_another_file_is_part_of_the_code(
+    package: Path, config: BuildConfig, machine: Machine, tmp_path: Path
+) -> None:
+    package.write_text(
+        PACKAGE.replace("from torch", "from reusedops import act\nfrom torch").replace(
+            "self.linear(x).relu()", "act(self.linear(x))"
+        ),
+        encoding="utf-8",
+    )
+    package.with_name("reusedops.py").write_text(
+        "import reuseddeep\n\ndef act(x):\n    return reuseddeep.act(x)\n", encoding="utf-8"
+    )
+    deep = package.with_name("reuseddeep.py")
+    deep.write_text("def act(x):\n    return x.relu()\n", encoding="utf-8")
+    from reusednets import Tiny
+
+    torch.save(Tiny().eval(), tmp_path / "tiny.pt")
+    problem = open_problem(tmp_path / "tiny.pt", config, tmp_path)
+    before = build_key(problem, config, machine)
+    assert before is not None
+    assert build_key(problem, config, machine) == before
+    deep.write_text("def act(x):\n    return x.sigmoid()\n", encoding="utf-8")
+    assert build_key(problem, config, machine) != before
+
+
 def test_a_callable_is_never_taken_for_unchanged() -> None:
     assert data_key(BuildConfig(data="package.module:batches")) is None
     assert data_key(BuildConfig(inputs=("1x4",))) is not None

@@ -186,3 +186,29 @@ def test_constant_data_in_all(tmp_path: Path) -> None:
 
 def test_no_evaluation_data_at_all(tmp_path: Path) -> None:
     assert _audit(tmp_path, _images(128, 0), _images(0, 1)) == ()
+
+
+def test_what_evaluation_alone_makes_infinite_is_named_and_nothing_breaks(tmp_path: Path) -> None:
+    net = Net(3, 12, 12)
+    pooled = net.op(
+        "MaxPool", net.op("Log", "x", name="logarithm"), kernel_shape=[2, 2], strides=[2, 2]
+    )
+    model = net.save(tmp_path / "m.onnx", net.conv(pooled, 3, 4, name="only"))
+    calibration, evaluation = (np.abs(_images(64, seed)) + 0.1 for seed in (0, 1))
+    evaluation[40, 1, 3, 3] = 0
+    profile = InputProfile()
+    ranges = calibrate(model, profile.watch(_batches(calibration)), total=64)
+    first = audit_data(model, ranges, profile, _batches(evaluation))[0]
+    assert (first.kind, first.where) == ("saturation", "logarithm")
+    assert "infinite or NaN" in first.words
+    assert "more tensor" not in first.words
+
+
+def test_values_whose_sum_overflows_are_no_fault(tmp_path: Path) -> None:
+    net = Net(3, 12, 12)
+    huge = net.op("Mul", "x", net.constant("huge", np.float32(1e37)), name="scaled")
+    model = net.save(tmp_path / "m.onnx", net.conv(huge, 3, 4, name="only"))
+    calibration, evaluation = (np.abs(_images(64, seed)) + 0.1 for seed in (0, 1))
+    profile = InputProfile()
+    ranges = calibrate(model, profile.watch(_batches(calibration)), total=64)
+    assert audit_data(model, ranges, profile, _batches(evaluation)) == ()

@@ -77,3 +77,26 @@ def test_noise_of_blocks_nearly_adds_up_to_that_of_all(
 
 def test_a_block_that_changes_nothing_has_no_noise() -> None:
     assert BlockSensitivity(Block("a", ("a",)), 0.0).sqnr_db == math.inf
+
+
+def masked(path: Path, values: np.ndarray) -> tuple[Net, OnnxModel]:
+    """Two convolutions, and `values` added to the four channels at the end."""
+    net = Net(3, 8, 8)
+    x = net.op("Relu", net.conv("x", 3, 8, name="first"), name="relu")
+    x = net.conv(x, 8, 4, name="second")
+    mask = net.constant("mask", values.reshape(4, 1, 1).astype(np.float32))
+    return net, net.save(path, net.op("Add", x, mask, name="masked"))
+
+
+def test_a_mask_of_infinity_at_the_outputs_hides_no_noise(tmp_path: Path) -> None:
+    net, model = masked(tmp_path / "masked.onnx", np.array([0, 0, 0, -np.inf]))
+    _, plain = masked(tmp_path / "plain.onnx", np.zeros(4))
+    batches = [net.feed(4)]
+    ranges = calibrate(plain, batches, observer="minmax")
+    quantizer, twin = (Quantizer(each, ranges, PRESETS["openvino"]) for each in (model, plain))
+    for item in measure_sensitivity(quantizer, quantizer.blocks(9), batches, tmp_path):
+        others = frozenset({"first", "second"}) - frozenset(item.block.nodes)
+        mix = twin.write(tmp_path / "mix.onnx", keep_float=others)
+        exact, ours = (run(each, batches)[:, :3] for each in (plain, mix))
+        assert item.noise == pytest.approx(noise(exact, ours), rel=1e-3)
+        assert item.noise > 0

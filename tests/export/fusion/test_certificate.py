@@ -1,6 +1,7 @@
 """What the proof of a merge rejects, and what it says of the whole model."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from export.capture import capture
 from export.fusion import fuse_program
 from export.fusion.emission import Layer
 from export.fusion.trial import Error, find_fault
+from export.ladder import export_model
+from export.signature import describe_call
 
 
 class Rep(nn.Module):
@@ -130,3 +133,40 @@ def test_a_program_that_cannot_run_in_float64_says_so() -> None:
                       dynamic_batch=True)  # fmt: skip
     model = fuse_program(program).certificate.model
     assert model.error_float32 is not None or model.reason
+
+
+class Attention(nn.Module):
+    """Attention as it is written by hand, with products of two computed tensors."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.project = nn.Linear(8, 24)
+        self.out = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.project(x).chunk(3, -1)
+        if self.heads:
+            parts = tuple(part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        q, k, v = parts
+        mixed = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        if self.heads:
+            mixed = mixed.transpose(1, 2).flatten(2)
+        return self.out(mixed)
+
+
+@pytest.mark.parametrize("heads", [0, 2])
+def test_products_of_computed_tensors_leave_the_batch_dynamic(heads: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, feeds = Attention(heads).eval(), {"x": torch.randn(2, 6, 8)}
+    program = capture(net, feeds, keyword=False, dynamic_batch=True)
+    fused = fuse_program(program)
+    sizes = [
+        node.meta["val"].shape[0] for node in fused.program.graph.nodes if node.name == "linear"
+    ]
+    assert all(isinstance(size, torch.SymInt) for size in sizes)
+    assert not any(size.node.expr.is_number for size in sizes)
+    assert fused.certificate.model.macs_before == 6 * (8 * 24 + 2 * 6 * 8 + 8 * 5)
+    signature = describe_call(net, feeds, keyword=False, dynamic_batch=True)
+    exported = export_model(net, feeds, tmp_path, signature=signature, static_batch=False, opset=20)
+    assert (exported.rung, exported.dynamic_batch) == ("dynamo", True)
