@@ -24,9 +24,10 @@ TRUST_ALL = "*"
 _BLOCKED = frozenset({"os", "posix", "nt", "sys", "builtins"})
 """Modules that no ``--trust`` opens; torch itself refuses the first four. See `_is_blocked`."""
 
-_ACTIVATIONS = frozenset(
-    "celu elu gelu glu hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish relu relu6 selu "
-    "sigmoid silu softplus softshrink softsign tanh tanhshrink".split()
+_ACTIVATIONS = (
+    *("celu", "elu", "gelu", "glu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu"),
+    *("logsigmoid", "mish", "relu", "relu6", "selu", "sigmoid", "silu", "softplus", "softshrink"),
+    *("softsign", "tanh", "tanhshrink"),
 )
 """Functions of ``torch.nn.functional`` that layers hold, and that only compute on a tensor."""
 
