@@ -1,0 +1,60 @@
+"""Calibration sees what inputs of other sizes bring."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deploy.cache import Cache
+from deploy.calibration import Calibrator
+from deploy.config import BuildConfig
+from deploy.source import open_problem
+from export.artifacts import TensorSpec
+from export.capture import capture
+from export.onnx import to_onnx
+
+
+class Summed(nn.Module):
+    """What it holds grows with the area of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.sum((2, 3)))
+
+
+def calibrate_on(x: np.ndarray, given: str, folder: Path) -> dict[str, tuple[float, float]]:
+    np.savez(folder / "data.npz", x=x[:4], calibration_x=x[4:])
+    config = BuildConfig(data=str(folder / "data.npz"), inputs=(given,), observer="minmax")
+    problem = open_problem(Summed().eval(), config, folder)
+    spec: TensorSpec = problem.signature.inputs[0]
+    program = capture(
+        problem.module,
+        {"x": torch.from_numpy(x[:2])},
+        keyword=False,
+        dynamic_batch=True,
+        inputs=[spec],
+    )
+    model = to_onnx(
+        program,
+        folder / "model.onnx",
+        input_names=["x"],
+        output_names=["y"],
+        opset=20,
+        axes=problem.signature.axis_names,
+    )
+    calibrator = Calibrator(problem, config, threads=1, cache=Cache(folder / "cache"))
+    return dict(calibrator(model).ranges)
+
+
+def test_ranges_hold_at_both_ends_of_a_dynamic_axis(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).uniform(1, 2, (36, 3, 8, 8)).astype(np.float32)
+    sums = x[4:].sum((2, 3))
+    for given, factor in (("1x3x8x8", 1.0), ("1x3x8:8:16x8", 2.0)):
+        folder = tmp_path / given.replace(":", "_")
+        folder.mkdir()
+        found = calibrate_on(x, given, folder).values()
+        assert any(np.isclose(high, factor * sums.max(), rtol=0.1) for _, high in found), given
