@@ -1,6 +1,7 @@
 """A bundle is whole or refused; what stands at the target is replaced whole or left alone."""
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -249,6 +250,44 @@ def test_what_is_no_bundle_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(BundleError, match=f"{name} is no bundle.*deploy build"):
         read_bundle(tmp_path / name)
+
+
+def first_engine(content: dict[str, Any]) -> dict[str, Any]:
+    engine: dict[str, Any] = next(iter(content["engines"].values()))
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda c: first_engine(c).update(golden_tolerance="wide"), "golden_tolerance"),
+        (lambda c: first_engine(c).update(golden_tolerance=None), "golden_tolerance"),
+        (lambda c: first_engine(c).update(golden_tolerance=math.nan), "golden_tolerance"),
+        (lambda c: first_engine(c).update(golden_tolerance=True), "golden_tolerance"),
+        (lambda c: first_engine(c).update(engine=5), "engine"),
+        (lambda c: first_engine(c).update(precision=["fp32"]), "precision"),
+        (lambda c: first_engine(c).update(variant=7), "variant"),
+        (lambda c: first_engine(c).update(keyword="yes"), "keyword"),
+        (lambda c: c.update(winner=["torch"]), "winner"),
+        (lambda c: c.update(created=None), "created"),
+        (lambda c: c.update(machine=[]), "machine"),
+        (lambda c: c.update(build_key=4), "build_key"),
+        (lambda c: c.update(inputs=[]), "no inputs"),
+        (lambda c: c["inputs"][0].update(name=5), "name in inputs"),
+        (lambda c: c["inputs"][0].update(dtype="object"), "dtype"),
+        (lambda c: c["inputs"][0].update(shape="batch"), "shape"),
+        (lambda c: c["outputs"][0].update(shape=["batch", -3]), "size"),
+        (lambda c: c["outputs"][0].update(shape=["batch", 3.5]), "size"),
+        (lambda c: c.update(input_ranges={"x": [math.nan, 1.0]}), "not finite"),
+    ],
+)
+def test_a_field_of_another_type_is_named(
+    bundle_path: Path, change: Callable[[dict[str, Any]], None], word: str
+) -> None:
+    rehash(bundle_path, change)
+    with pytest.raises(BundleError, match=r"manifest\.json is damaged") as caught:
+        read_bundle(bundle_path)
+    assert word in str(caught.value)
 
 
 def test_a_winner_that_is_not_there_is_refused(bundle_path: Path) -> None:
