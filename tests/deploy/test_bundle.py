@@ -1,5 +1,6 @@
 """A bundle is whole or refused; what stands at the target is replaced whole or left alone."""
 
+import errno
 import json
 import math
 import os
@@ -341,6 +342,23 @@ def test_a_torch_winner_is_replaced_and_said_where_torch_is_not_installed(
 def test_an_engine_that_is_not_installed_says_what_to_install(pristine: Path, lean: Lean) -> None:
     done = lean("-c", f"import deploy; deploy.load({str(pristine)!r}, engine='openvino-fp32')")
     assert "pip install 'deploykit[openvino]'" in done.stderr
+
+
+def test_a_full_disk_is_said_and_the_old_bundle_stays(bundle_path: Path) -> None:
+    before = snapshot(bundle_path)
+    with (
+        pytest.raises(BundleError, match=r"was not written: .*Make room") as caught,
+        stage_bundle(bundle_path) as stage,
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(stage / "model.onnx"))
+    assert "model.onnx" in str(caught.value)
+    assert snapshot(bundle_path) == before
+    assert neighbours(bundle_path) == [bundle_path.name]
+
+
+def test_other_errors_of_the_system_keep_their_traceback(bundle_path: Path) -> None:
+    with pytest.raises(OSError, match="child"), stage_bundle(bundle_path):
+        raise OSError(errno.ECHILD, "no child")
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])

@@ -1,5 +1,6 @@
 """Every form of a model file loads as what was saved; every other file says what is wrong."""
 
+import os
 import struct
 import sys
 import warnings
@@ -304,6 +305,10 @@ class TestCode:
 
 
 class TestNoModel:
+    def test_a_pipe_is_refused_and_not_waited_for(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "m.pt")
+        refused(tmp_path / "m.pt", "is a pipe")
+
     def test_missing_file_and_directory(self, tmp_path: Path) -> None:
         refused(tmp_path / "none.pt", "no file", "none.pt")
         refused(tmp_path, "directory")
