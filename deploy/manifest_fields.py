@@ -4,7 +4,6 @@ Hashes find what was damaged; this finds what was written wrongly, by another pr
 """
 
 import math
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from deploy.inputs import DTYPES
@@ -61,9 +60,8 @@ def _check_engine(name: str, engine: "BundledEngine") -> None:
         raise ValueError(f"golden_tolerance of engine {name!r} is {engine.golden_tolerance}")
     if engine.record is None:
         return
-    for field in fields(engine.record):
-        if field.name in _RECORD_TEXTS:
-            _check(f"{field.name} of engine {name!r}", getattr(engine.record, field.name), (str,))
+    for field in _RECORD_TEXTS:
+        _check(f"{field} of engine {name!r}", getattr(engine.record, field), (str,))
 
 
 def _check_spec(what: str, spec: TensorSpec) -> None:

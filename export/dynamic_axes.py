@@ -82,7 +82,7 @@ def explain_axes(text: str, named: Mapping[str, NamedAxis]) -> RefusedAxesError 
     if not reasons:
         return None
     listed = "; ".join(f"{named[name]} {reason}" for name, reason in reasons.items())
-    multiples = {name: found for name in named if (found := _find_multiple(name, text))}
+    multiples = {name: step for name in named if (step := _find_multiple(name, text))}
     return RefusedAxesError(
         f"The model cannot take sizes from a range here: {listed}. Give such an axis one size in "
         "--input, or change the model so that any size goes through it.",
