@@ -1,5 +1,6 @@
 """Calibration of a build: its data in batches, and ranges that an earlier build may have found."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -10,9 +11,11 @@ from deploy.cache import Cache, hash_model, hash_parts, package_versions
 from deploy.config import BuildConfig
 from deploy.engines.base import Feeds
 from deploy.reuse import data_key
+from deploy.size_checks import resize_samples
 from deploy.source import Problem
 from export.artifacts import OnnxModel
 from export.progress import ProgressCallback, ignore_progress
+from export.ranges import probe_sizes
 from export.tensor_types import float_tensors
 from quantize.audit import AUDITED_SAMPLES, Finding, InputProfile, audit_data
 from quantize.calibrate import calibrate
@@ -20,7 +23,9 @@ from quantize.observers.statistic import ChannelStatistic
 from quantize.ranges import Ranges
 
 _BATCH = 8
-_FORMAT = 1
+_RESIZED_BATCHES = 2
+"""Batches that are calibrated on at every other size of the dynamic axes."""
+_FORMAT = 2
 """Of what is kept of ranges; another one is not found."""
 
 
@@ -41,6 +46,18 @@ class Calibrator:
             if static in (None, len(next(iter(batch.values())))):
                 yield batch
 
+    def _batches_of_all_sizes(self) -> Iterator[Feeds]:
+        """The batches, and the first of them at other sizes of the dynamic axes.
+
+        Padding reaches less far into larger maps, and some layers are larger there than at the best
+        size; ranges that never saw them would clip.
+        """
+        yield from self.batches()
+        inputs = self.problem.signature.inputs
+        for sizes in probe_sizes(inputs):
+            for batch in itertools.islice(self.batches(), _RESIZED_BATCHES):
+                yield resize_samples(batch, inputs, sizes)
+
     @property
     def observer(self) -> str:
         """As chosen; on synthetic inputs, which say nothing of ranges, the cheapest."""
@@ -53,13 +70,15 @@ class Calibrator:
             DeployError: the data or the model cannot be calibrated.
         """
         data = data_key(self.config)
-        key = hash_parts(_FORMAT, hash_model(model.path), data, self.observer, package_versions())
+        sizes = repr(probe_sizes(self.problem.signature.inputs))
+        model_hash = hash_model(model.path)
+        key = hash_parts(_FORMAT, model_hash, data, sizes, self.observer, package_versions())
         found = self.cache.find("ranges", key) if data is not None else None
         if found is not None:
             return _restore(found)
         ranges = calibrate(
             model,
-            self.batches(),
+            self._batches_of_all_sizes(),
             observer=self.observer,
             tensors=float_tensors(model.path),
             total=len(self.problem.calibration),

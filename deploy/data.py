@@ -27,6 +27,7 @@ from deploy.dataset import ArrayRows, Dataset, describe_inputs, is_float
 from deploy.engines.base import Array
 from export.artifacts import TensorSpec
 from export.errors import DataError
+from quantize.audit.inputs import FEW_SAMPLES
 
 __all__ = [
     "CALIBRATION",
@@ -104,7 +105,9 @@ def split_data(
     """Two disjoint views, drawn by `seed`.
 
     Where the data has samples set apart for calibration they alone are used for it. Where it holds
-    fewer samples than asked for, both views shrink in proportion, to one sample at least.
+    fewer samples than asked for, both views shrink in proportion, to one sample at least; but
+    calibration keeps the fewest that it can do with, up to half of them, since an evaluation that
+    is larger mends no range.
 
     Raises:
         DataError: one sample in all, so that nothing can be kept apart.
@@ -125,7 +128,8 @@ def split_data(
     asked = calibration_samples + evaluation_samples
     if len(order) < asked:
         share = round(len(order) * calibration_samples / asked)
-        calibration_samples = max(1, min(len(order) - 1, share))
+        fewest = min(calibration_samples, FEW_SAMPLES, len(order) // 2)
+        calibration_samples = max(fewest, min(len(order) - 1, share))
     end = min(len(order), asked)
     return Split(
         calibration=dataset.select(np.sort(order[:calibration_samples])),

@@ -4,9 +4,10 @@ The inputs are seeded synthetic samples, so that a bundle carries nobody's data 
 of them, or as many as keep inputs and recorded answers within 32 MiB, one at least.
 """
 
+import io
+import math
 import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,13 @@ from export.errors import BundleError
 GOLDEN_SAMPLES = 4
 MAX_BYTES = 32 * 2**20
 """Of the samples with the answers of all engines; a single sample may need more."""
+
+_ENCRYPTED = 1
+"""The bit of a member's flags that says so."""
+_READERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 TOLERANCE: Mapping[str, float] = {
     "fp32": 1e-4,
@@ -76,22 +84,49 @@ def read_golden(path: Path) -> Golden:
     inputs: dict[str, Array] = {}
     outputs: dict[str, dict[str, Array]] = {}
     try:
-        with path.open("rb") as file:  # a file of our own is closed, whatever np.load makes of it
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it is not an .npz archive")
-            for key in archive.files:
-                kind, _, rest = key.partition("/")
-                if kind == "input":
-                    inputs[rest] = archive[key]
-                elif kind != "output":
-                    raise ValueError(f"{key!r} is neither an input nor an output")
-                else:
-                    engine, _, name = rest.partition("/")
-                    outputs.setdefault(engine, {})[name] = archive[key]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        for key, array in _read_arrays(path):
+            kind, _, rest = key.partition("/")
+            if kind == "input":
+                inputs[rest] = array
+            elif kind != "output":
+                raise ValueError(f"{key!r} is neither an input nor an output")
+            else:
+                engine, _, name = rest.partition("/")
+                outputs.setdefault(engine, {})[name] = array
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise BundleError(f"{path} cannot be read: {error}. Build the bundle again.") from error
     return Golden(inputs, outputs)
+
+
+def _read_arrays(path: Path) -> Iterator[tuple[str, Array]]:
+    """The members in their order; none takes more memory than it has bytes in the file."""
+    total = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & _ENCRYPTED:
+                raise ValueError(f"{member.filename!r} is not stored as it is")
+            total -= member.file_size
+            if total < 0:
+                raise ValueError("its members claim more bytes than it has")
+            with archive.open(member) as file:
+                data = file.read()
+            yield member.filename.removesuffix(".npy"), _read_array(data, member.filename)
+
+
+def _read_array(data: bytes, name: str) -> Array:
+    """An array in the form of numpy; one whose header claims more than follows is refused."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    if version not in _READERS:
+        raise ValueError(f"{name!r} has version {version} of numpy's form")
+    shape, _, dtype = _READERS[version](file)
+    if dtype.hasobject:
+        raise ValueError(f"{name!r} holds Python objects")
+    if math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+        raise ValueError(f"{name!r} has not the size that its header claims")
+    file.seek(0)
+    array: Array = np.lib.format.read_array(file, allow_pickle=False)
+    return array
 
 
 def find_mismatch(

@@ -107,7 +107,9 @@ def synthetic_feeds(
 
     Floats are standard normal, integers uniform in ``[0, high)`` (2 where `high` does not name the
     input, and all pixels for images, which are uint8 with four axes), booleans fair. The batch axis
-    gets `batch`, other symbolic axes their best size, or 1.
+    gets `batch`, other symbolic axes their best size, or 1. Rows of two values begin with 1 and 0:
+    they may be masks, and nothing is agreed on what a model answers where all of a sample is
+    hidden.
 
     Raises:
         ConfigError: `high` names no input or does not fit its dtype; a dtype is not in `DTYPES`.
@@ -142,7 +144,7 @@ def _takes_images(spec: TensorSpec) -> bool:
 def _draw(generator: np.random.Generator, spec: TensorSpec, batch: int, high: int) -> Array:
     shape, dtype = spec.with_batch(batch), numpy_dtype(spec.dtype)
     if spec.dtype == "bool":
-        return generator.integers(0, 2, shape).astype(dtype)
+        return _begin_with_both(generator.integers(0, 2, shape).astype(dtype))
     if dtype.kind in "iu":
         limit = int(np.iinfo(dtype).max) + 1
         if not 1 <= high <= limit:
@@ -150,10 +152,18 @@ def _draw(generator: np.random.Generator, spec: TensorSpec, batch: int, high: in
                 f"Upper bound {high} of input {spec.name!r} does not fit {spec.dtype}: "
                 f"give 1 to {limit}."
             )
-        return generator.integers(0, high, shape, dtype=dtype)
+        drawn = generator.integers(0, high, shape, dtype=dtype)
+        return _begin_with_both(drawn) if high == 2 else drawn
     if spec.dtype == "float64":
         return generator.standard_normal(shape)
     return generator.standard_normal(shape, dtype=np.float32).astype(dtype, copy=False)
+
+
+def _begin_with_both(array: Array) -> Array:
+    """Every row of `array`, but for the batch itself, with a 1 and a 0 at its start."""
+    if array.ndim > 1 and array.shape[-1] > 1:
+        array[..., 0], array[..., 1] = 1, 0
+    return array
 
 
 def _parse_shape(text: str, sizes: str) -> tuple[tuple[int, ...], dict[int, InputAxis]]:

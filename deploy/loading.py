@@ -79,6 +79,8 @@ def load_model(
     path = Path(path)
     if path.is_dir():
         raise LoadError(f"{path} is a directory. Give the model file in it.")
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise LoadError(f"{path} is a pipe or a device. Write the model to a file, and give that.")
     try:
         with path.open("rb") as file:
             kind = detect_kind(file, path)

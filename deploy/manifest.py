@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from deploy.manifest_fields import check_fields
 from export.artifacts import SizeRange, TensorSpec
 from export.errors import BundleError, ConfigError
 from export.images import ImageCall
@@ -181,11 +182,15 @@ def _make_manifest(content: dict[str, Any]) -> Manifest:
         plain["input_ranges"] = {name: (float(low), float(high)) for name, (low, high) in pairs}
     if plain.get("images") is not None:
         plain["images"] = ImageCall.from_dict(plain["images"])
-    return Manifest(engines=engines, inputs=inputs, outputs=outputs, **plain)
+    manifest = Manifest(engines=engines, inputs=inputs, outputs=outputs, **plain)
+    check_fields(manifest)
+    return manifest
 
 
 def _make_spec(entry: Mapping[str, Any]) -> TensorSpec:
     ranges = {str(k): SizeRange(**sizes) for k, sizes in entry.get("ranges", {}).items()}
+    if not isinstance(entry["shape"], list):
+        raise ValueError(f"the shape of {entry['name']!r} is {entry['shape']!r}")
     return TensorSpec(entry["name"], tuple(entry["shape"]), entry["dtype"], ranges)
 
 

@@ -1,6 +1,7 @@
 """A bundle is written whole or not at all."""
 
 import contextlib
+import errno
 import os
 import platform
 import re
@@ -11,6 +12,9 @@ from pathlib import Path
 
 from deploy.manifest import MANIFEST
 from export.errors import BundleError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a disk without room says, in the middle of a build."""
 
 
 @contextlib.contextmanager
@@ -41,7 +45,8 @@ def stage_folder(
             that others read; on the same file system.
 
     Raises:
-        BundleError: the folder cannot be written; and what `refuse_other` raises.
+        BundleError: the folder cannot be written, or the disk is full; and what `refuse_other`
+            raises.
     """
     target = target.resolve()  # a link stays, and what it leads to is replaced
     refuse_other(target)
@@ -61,6 +66,13 @@ def stage_folder(
         stage.chmod(0o755)
         refuse_other(target)
         _replace(stage, target, beside)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise BundleError(
+            f"{target} was not written: {error.strerror} ({error.filename or stage.parent}). What "
+            "was there before is as it was. Make room, or choose another --output."
+        ) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 

@@ -24,6 +24,16 @@ TRUST_ALL = "*"
 _BLOCKED = frozenset({"os", "posix", "nt", "sys", "builtins"})
 """Modules that no ``--trust`` opens; torch itself refuses the first four. See `_is_blocked`."""
 
+_ACTIVATIONS = (
+    *("celu", "elu", "gelu", "glu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu"),
+    *("logsigmoid", "mish", "relu", "relu6", "selu", "sigmoid", "silu", "softplus", "softshrink"),
+    *("softsign", "tanh", "tanhshrink"),
+)
+"""Functions of ``torch.nn.functional`` that layers hold, and that only compute on a tensor."""
+
+_BUILT_IN = "torch._C._nn"
+"""Where a pickle finds those of them that are not written in Python, such as gelu."""
+
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
@@ -45,8 +55,8 @@ def resolve_globals(names: list[str], path: Path, trust: tuple[str, ...]) -> lis
     for name in sorted(names):
         if not is_dotted(name):
             raise LoadError(f"{path} names {name!r}, which is no class. Do not use this file.")
-        if (found := _find_torch_module(name)) is not None:
-            allowed.append((found, name))
+        if (own := _find_torch_module(name) or _find_activation(name)) is not None:
+            allowed.append((own, name))
         elif _is_trusted(name, trust):
             wanted.append(name)
         else:
@@ -118,6 +128,16 @@ def _find_torch_module(name: str) -> type[nn.Module] | None:
     return found if is_within(found.__module__, "torch.nn") else None
 
 
+def _find_activation(name: str) -> Any:
+    """The activation function of that full name; None where it is none."""
+    module_name, _, attribute = name.rpartition(".")
+    if module_name not in ("torch.nn.functional", _BUILT_IN):
+        return None
+    found = getattr(sys.modules.get(module_name), attribute, None)
+    public = (getattr(nn.functional, known, None) for known in _ACTIVATIONS)
+    return found if found is not None and any(found is known for known in public) else None
+
+
 def _import_global(name: str, path: Path) -> Any:
     """The object with the full name `name`, whose package is trusted."""
     search_working_directory()
@@ -137,7 +157,8 @@ def _import_global(name: str, path: Path) -> Any:
         ) from error
     except (Exception, SystemExit) as error:  # a trusted module's own code: whatever it raises
         raise LoadError(
-            f"{path} needs {name}; importing it raised {type(error).__name__}: {error}."
+            f"{path} needs {name}; importing it raised {type(error).__name__}: {error}. Mend that "
+            f"first: python -c 'import {module_name}' must work here."
         ) from error
     return found
 
@@ -165,6 +186,13 @@ def _refuse(names: list[str], path: Path, trust: tuple[str, ...]) -> TrustError:
     """The error that lists `names` and says what would trust them."""
     text = f"{path} needs code that is not trusted: {', '.join(names)}. Nothing of it was run."
     if blocked := [name for name in names if _is_blocked(name)]:
+        if set(blocked) <= {"builtins.getattr", "torch._C._VariableFunctionsClass"}:
+            return TrustError(
+                f"{text} A pickle names these two where a module keeps a function such as "
+                "torch.tanh as an attribute, and they can reach any other. Keep a layer in its "
+                "place, such as nn.Tanh(), or give the state_dict with --model; only --trust-all "
+                "runs this file, and whatever else it asks for."
+            )
         return TrustError(
             f"{text} {blocked[0]} can run anything and is not opened by --trust: honest models do "
             "not name it. If it is really meant, only --trust-all runs it, and whatever else the "

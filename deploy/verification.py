@@ -103,6 +103,7 @@ def verify(
         InputError: the bundle or the data cannot be used.
     """
     config = config or BuildConfig()
+    bundle.spec(bundle.winner)  # a bundle that lacks it cannot be sound, whatever the others do
     unfit = find_unfit(bundle)
     rebuilt: dict[str, Rebuilt] = {}
     if substitution.rebuild:

@@ -81,7 +81,7 @@ def capture(
         place = find_module_path(module, error.__traceback__)
         explained = explain_axes(str(error), ranges)
         if explained is not None:
-            raise ExportError(explained) from error
+            raise explained from error
         raise ExportError(
             f"torch.export cannot capture the model{f' at {place!r}' if place else ''}: "
             f"{condense_error(error)}"

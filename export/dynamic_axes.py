@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch.export import Dim
 
 from export.artifacts import SizeRange, TensorSpec
+from export.errors import ExportError
 
 _FIXED = re.compile(r"specialized it to be a constant \((\d+)\)")
 _MULTIPLE = r"^\s*{name} = (\d+)\*_"
@@ -19,6 +20,18 @@ _SAME = r"^\s*{name} = ([A-Za-z]\w*)$"
 _GUARD = re.compile(r"satisfy the generated guard (.+?)\.?$")
 _SIZE = re.compile(r"L\[[^]]*\]\.size\(\)\[\d+\]")
 _LENGTH = 160
+
+
+class RefusedAxesError(ExportError):
+    """torch.export refuses the ranges of some axes.
+
+    Attributes:
+        multiples: of what number some of these axes must be multiples, by their names.
+    """
+
+    def __init__(self, message: str, multiples: Mapping[str, int]) -> None:
+        super().__init__(message)
+        self.multiples = dict(multiples)
 
 
 @dataclass(frozen=True)
@@ -62,17 +75,24 @@ def _make_dim(name: str, sizes: SizeRange) -> object:
     return sizes.step * steps
 
 
-def explain_axes(text: str, named: Mapping[str, NamedAxis]) -> str | None:
+def explain_axes(text: str, named: Mapping[str, NamedAxis]) -> RefusedAxesError | None:
     """What torch.export's message `text` says of the axes `named`; None where that is nothing."""
     found = {name: _explain_axis(name, text) for name in named}
     reasons = {name: reason for name, reason in found.items() if reason is not None}
     if not reasons:
         return None
     listed = "; ".join(f"{named[name]} {reason}" for name, reason in reasons.items())
-    return (
+    multiples = {name: step for name in named if (step := _find_multiple(name, text))}
+    return RefusedAxesError(
         f"The model cannot take sizes from a range here: {listed}. Give such an axis one size in "
-        "--input, or change the model so that any size goes through it."
+        "--input, or change the model so that any size goes through it.",
+        multiples,
     )
+
+
+def _find_multiple(name: str, text: str) -> int | None:
+    found = re.search(_MULTIPLE.format(name=re.escape(name)), text, re.MULTILINE)
+    return None if found is None else int(found[1])
 
 
 def _explain_axis(name: str, text: str) -> str | None:

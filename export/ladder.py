@@ -23,14 +23,15 @@ from export.agreement import (
 )
 from export.artifacts import Fused, OnnxModel, Skip
 from export.capture import capture
-from export.errors import ExportError
+from export.dynamic_axes import RefusedAxesError
+from export.errors import ExportError, InputError
 from export.fusion import DEFAULTS, FusedProgram, fuse_program
 from export.fusion.certificate import WholeModel
 from export.fusion.options import FusionOptions
 from export.image_model import ImageModel, find_user_module, name_as_user
 from export.onnx import to_onnx, torchscript_to_onnx
 from export.progress import Progress, ProgressCallback, ignore_progress
-from export.ranges import probe_sizes, take_ranges
+from export.ranges import describe_sizes, find_stray_sizes, probe_sizes, take_ranges
 from export.signature import CallSignature
 
 
@@ -98,6 +99,7 @@ class _Request:
     signature: CallSignature
     opset: int
     fusion: FusionOptions
+    probes: tuple[dict[str, int], ...] = ()
 
 
 def export_model(
@@ -127,6 +129,7 @@ def export_model(
 
     Raises:
         ExportError: every rung failed; the message has one line for each.
+        InputError: the module itself fails at sizes that `signature` lets in.
     """
     request = _Request(module, feeds, workdir / "model.onnx", signature, opset, fusion)
     dynamic = not static_batch and any(spec.has_dynamic_batch for spec in signature.inputs)
@@ -142,6 +145,8 @@ def export_model(
             _check(request, exported, expectations)
         except ExportError as error:
             attempts.append(Attempt(rung.name, " ".join(str(error).split())))
+            if isinstance(error, RefusedAxesError):
+                request = _try_stray_sizes(request, error)
             continue
         progress(Progress("export", len(rungs), len(rungs), rung.name))
         return exported
@@ -236,10 +241,31 @@ def _check(request: _Request, exported: Exported, known: dict[Extent, Expectatio
             raise ExportError(f"The exported model is wrong: {disagreement}")
 
 
+def _try_stray_sizes(request: _Request, refused: RefusedAxesError) -> _Request:
+    """Run the module itself at sizes that torch.export refused, and hold later files to it there.
+
+    Other rungs trace one way through the code and would not notice that it leads nowhere there.
+
+    Raises:
+        InputError: the module fails there, so the range is wrong.
+    """
+    stray = find_stray_sizes(request.signature.inputs, refused.multiples)
+    if not stray or stray in request.probes:
+        return request
+    call = request.module, request.feeds, request.signature
+    batch = _list_extents(request, dynamic=False)[0].batch
+    extent = Extent(batch, tuple(stray.items()))
+    try:
+        expect(*call, extent=extent, tolerances={})
+    except ExportError as error:
+        raise InputError(f"{refused} The model itself fails at {describe_sizes(stray)}.") from error
+    return replace(request, probes=(*request.probes, stray))
+
+
 def _list_extents(request: _Request, dynamic: bool) -> list[Extent]:
     sizes = (int(value.shape[0]) for value in request.feeds.values() if value.ndim)
     batches = BATCHES if dynamic else (next(sizes, 1),)
-    probes = probe_sizes(request.signature.inputs)
+    probes = (*probe_sizes(request.signature.inputs), *request.probes)
     traced = batches[min(1, len(batches) - 1)]
     return [
         *(Extent(batch) for batch in batches),

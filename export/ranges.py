@@ -43,6 +43,22 @@ def probe_sizes(inputs: Sequence[TensorSpec]) -> tuple[dict[str, int], ...]:
     return tuple(dict(zip(names, probe, strict=True)) for probe in dict.fromkeys(probes))
 
 
+def find_stray_sizes(inputs: Sequence[TensorSpec], multiples: Mapping[str, int]) -> dict[str, int]:
+    """For axes by name a size of their range, near the best, that is no multiple of a number.
+
+    An axis all of whose sizes are multiples is left out.
+    """
+    ranges = {name: sizes for spec in inputs for name, sizes in spec.ranges.items()}
+    found = {}
+    for name, multiple in multiples.items():
+        sizes = ranges[name]
+        near = (sizes.best + sign * n * sizes.step for n in range(1, multiple) for sign in (1, -1))
+        stray = next((size for size in near if size in sizes and size % multiple), None)
+        if stray is not None:
+            found[name] = stray
+    return found
+
+
 def describe_sizes(sizes: Mapping[str, int]) -> str:
     """``x_2=177, x_3=301``, for messages."""
     return ", ".join(f"{name}={size}" for name, size in sizes.items())

@@ -42,7 +42,7 @@ from deploy.config import Observer
 @click.option("--opset", type=int, help="ONNX opset, 18 to 25.  [20]")
 @click.option("--golden-from-data", is_flag=True, help="Ship real samples as golden inputs.")
 def build(model_file: Path, **flags: Any) -> None:
-    """Fuse, export, quantize, check, measure; write a verified bundle."""
+    """Fuse, export, quantize, check, measure; write a bundle."""
     from deploy.bundle import REPORT_HTML, describe_reuse
     from deploy.report import print_report
     from deploy.report.progress import ProgressDisplay
@@ -67,7 +67,7 @@ def build(model_file: Path, **flags: Any) -> None:
 @trust_options
 @fusion_options
 def fuse(model_file: Path, output: Path | None, **flags: Any) -> None:
-    """Merge branches and norms; write the merged model and its certificate."""
+    """Merge branches and norms; write the model and the proof."""
     from deploy.report.fusion import print_certificate
     from export.optional import require
 
@@ -90,7 +90,7 @@ def fuse(model_file: Path, output: Path | None, **flags: Any) -> None:
 @trust_options
 @fusion_options
 def inspect(model_file: Path, **flags: Any) -> None:
-    """Show the layers of a model and what would merge; write nothing."""
+    """Show the layers of a model and what would merge."""
     from deploy.report.fusion import print_certificate, print_layers
     from export.optional import require
 
@@ -109,7 +109,7 @@ def inspect(model_file: Path, **flags: Any) -> None:
 @data_options
 @measure_options
 def finish(bundle: Path, **flags: Any) -> None:
-    """Build, check and measure here the engines that waited for a GPU."""
+    """Build and judge here the engines that waited for a GPU."""
     from deploy.finishing import finish as finish_bundle
     from deploy.report.progress import ProgressDisplay
     from deploy.report.tables import print_finish

@@ -32,7 +32,7 @@ from deploy.cli.options import (
 @substitute_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="With --url: JSON to write.")
 def bench(target: Path | None, url: str | None, token: str | None, **flags: Any) -> None:
-    """Measure latency, interleaved, of every engine that can be opened.
+    """Measure latency of the engines of a bundle, interleaved.
 
     With --url, drive a running server instead, with the golden inputs of BUNDLE or made-up ones.
     """
@@ -111,7 +111,7 @@ def _bench_engines(target: Path, config: Any, substitution: Any) -> None:
     "--engine", metavar="NAME", help="That the server runs.  [what it says, or the winner]"
 )
 def verify(bundle: Path, url: str | None, **flags: Any) -> None:
-    """Check a bundle's hashes, its recorded answers and, with --data, its parity.
+    """Check hashes, recorded answers and, with --data, parity.
 
     With --url, a running server answers in place of the bundle's engines.
     """
@@ -148,7 +148,7 @@ def verify(bundle: Path, url: str | None, **flags: Any) -> None:
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
 def compare(a: Path, b: Path) -> None:
-    """Hold report B against report A; exit 1 if B is slower or less accurate."""
+    """Exit 1 if report B is slower or less accurate than A."""
     from deploy.bundle import read_result
     from deploy.report import compare_reports, print_comparison
 
@@ -161,7 +161,7 @@ def compare(a: Path, b: Path) -> None:
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @trust_options
 def doctor(bundle: Path | None, **flags: Any) -> None:
-    """Say what this machine can run, and whether BUNDLE is sound on it."""
+    """Say what runs on this machine, and if BUNDLE is sound."""
     from deploy.doctor import diagnose
     from deploy.report.tables import print_diagnosis
 
@@ -192,7 +192,10 @@ def debug() -> None:
 def precision(
     bundle: Path, precision: str, engine: str, builds: int, output: Path | None, **flags: Any
 ) -> None:
-    """Name the fewest layers that must stay float for a precision to hold its gate."""
+    """Find the fewest layers that must stay float.
+
+    With them in float, the precision holds its gate.
+    """
     from deploy.bundle import read_bundle
     from deploy.precision_debug import debug_precision
     from deploy.report.precision import print_precision, write_precision

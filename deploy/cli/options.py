@@ -54,7 +54,9 @@ data_options = shared(
     click.option("--image-mode", type=click.Choice(["rgb", "gray"]), help="Of images.  [rgb]"),
     click.option("--classes", metavar="OUTPUT", help="Output that labels are classes of."),
     click.option("--max-drop", type=float, help="Largest loss of accuracy, a fraction.  [0.01]"),
-    click.option("--min-sqnr", type=float, help="Smallest SQNR in dB without labels."),
+    click.option(
+        "--min-sqnr", type=float, help="Smallest SQNR without labels, dB.  [20 int8, 40 fp16]"
+    ),
     click.option("--min-agreement", type=float, help="Smallest top-1 agreement.  [0.98]"),
 )
 measure_options = shared(

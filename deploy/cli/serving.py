@@ -65,7 +65,10 @@ serve_options = shared(
 def serve(
     bundles: tuple[str, ...], check: bool, ray: bool, ray_config: Path | None, **flags: Any
 ) -> None:
-    """Serve bundles, or folders of them, by the Open Inference Protocol v2."""
+    """Serve bundles, or folders of them, over HTTP and gRPC.
+
+    They speak the Open Inference Protocol v2.
+    """
     import os
 
     from export.optional import require
@@ -113,7 +116,7 @@ def status(control: Path) -> None:
 @click.option("--keep", is_flag=True, help="Serve the versions that there are as well.")
 @click.pass_obj
 def load(control: Path, bundle: Path, name: str | None, keep: bool) -> None:
-    """Verify a bundle beside what serves, and let it take over as the next version."""
+    """Verify a bundle beside what serves, then let it take over."""
     path = str(bundle.absolute())
     _send(control, {"command": "load", "path": path, "name": name, "keep": keep})
 

@@ -56,18 +56,25 @@ def describe_fusion(model: dict[str, Any]) -> str:
     merged = sum(item["kind"] not in _PLAIN_KINDS for item in fused)
     folded = len(fused) - merged
     parts = [f"{merged} blocks merged"] * bool(merged) + [f"{folded} norms folded"] * bool(folded)
-    text = (
-        f"{' and '.join(parts)}: {model['layers_before']} layers became {model['layers_after']}, "
-        f"{format_count(model['parameters_before'])} parameters "
-        f"{format_count(model['parameters_after'])}, {format_count(model['macs_before'])} MACs "
-        f"{format_count(model['macs_after'])}."
+    changes = (
+        _describe_change("layers", str(model["layers_before"]), str(model["layers_after"])),
+        *(
+            _describe_change(noun, *(format_count(model[f"{key}_{when}"]) for when in _WHEN))
+            for noun, key in (("parameters", "parameters"), ("MACs", "macs"))
+        ),
     )
+    text = f"{' and '.join(parts)}: {', '.join(changes)}."
     if model["error_float32"] is None:
         return f"{text} The whole model was not held against float64: {model['reason']}."
     return (
         f"{text} The whole model is off by {format_number(model['error_float32'], 2)} from "
         f"float64, eager itself by {format_number(model['noise_float32'], 2)}."
     )
+
+
+def _describe_change(noun: str, before: str, after: str) -> str:
+    """``9 layers became 3``, or ``3 layers as before``."""
+    return f"{after} {noun} as before" if before == after else f"{before} {noun} became {after}"
 
 
 def summarize_skips(skipped: Sequence[dict[str, Any]]) -> list[str]:

@@ -68,7 +68,8 @@ def _describe_conditions(report: LoadReport) -> str:
         f"{report.answered} answers of {server} at {target.url}, "
         f"{_describe_loop(report.settings)}, batch {report.settings.batch}, "
         f"requests of {target.request_bytes} bytes; driven from "
-        f"{machine.cpu}, {machine.cores} cores, load average {machine.load_average:g}, "
+        f"{machine.cpu}, {machine.cores} core{'s' * (machine.cores != 1)}, "
+        f"load average {machine.load_average:g}, "
         f"{report.created}. Latencies count from when a request was due."
     )
 

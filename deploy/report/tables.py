@@ -105,7 +105,7 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
     """The machine, then its engines, then the bundle's."""
     machine = diagnosis.machine
     for label, value in (
-        ("CPU", f"{machine.cpu}, {machine.cores} cores"),
+        ("CPU", f"{machine.cpu}, {machine.cores} core{'s' * (machine.cores != 1)}"),
         ("features", ", ".join(machine.features) or "none of note"),
         ("memory", f"{machine.memory_gb} GiB"),
         ("GPU", machine.gpu or "no NVIDIA GPU"),

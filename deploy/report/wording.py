@@ -118,9 +118,13 @@ def format_conditions(report: dict[str, Any]) -> str:
     if machine["gpu"] and "device" in measurement:
         eager = f"eager on the {'GPU' if measurement['device'] == 'cuda' else 'CPU'}, "
     return (
-        f"{devices or 'unknown machine'}, {measurement['threads']} threads, "
+        f"{devices or 'unknown machine'}, {_threads(measurement['threads'])}, "
         f"batch {measurement['batch']}, {eager}{format_time(report['created'])}"
     )
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def format_tensor(tensor: dict[str, object]) -> str:

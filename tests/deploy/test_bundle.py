@@ -1,6 +1,8 @@
 """A bundle is whole or refused; what stands at the target is replaced whole or left alone."""
 
+import errno
 import json
+import math
 import os
 import platform
 import shutil
@@ -251,6 +253,44 @@ def test_what_is_no_bundle_is_named(tmp_path: Path, name: str) -> None:
         read_bundle(tmp_path / name)
 
 
+def first_engine(content: dict[str, Any]) -> dict[str, Any]:
+    engine: dict[str, Any] = next(iter(content["engines"].values()))
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda c: first_engine(c).update(golden_tolerance="wide"), "golden_tolerance"),
+        (lambda c: first_engine(c).update(golden_tolerance=None), "golden_tolerance"),
+        (lambda c: first_engine(c).update(golden_tolerance=math.nan), "golden_tolerance"),
+        (lambda c: first_engine(c).update(golden_tolerance=True), "golden_tolerance"),
+        (lambda c: first_engine(c).update(engine=5), "engine"),
+        (lambda c: first_engine(c).update(precision=["fp32"]), "precision"),
+        (lambda c: first_engine(c).update(variant=7), "variant"),
+        (lambda c: first_engine(c).update(keyword="yes"), "keyword"),
+        (lambda c: c.update(winner=["torch"]), "winner"),
+        (lambda c: c.update(created=None), "created"),
+        (lambda c: c.update(machine=[]), "machine"),
+        (lambda c: c.update(build_key=4), "build_key"),
+        (lambda c: c.update(inputs=[]), "no inputs"),
+        (lambda c: c["inputs"][0].update(name=5), "name in inputs"),
+        (lambda c: c["inputs"][0].update(dtype="object"), "dtype"),
+        (lambda c: c["inputs"][0].update(shape="batch"), "shape"),
+        (lambda c: c["outputs"][0].update(shape=["batch", -3]), "size"),
+        (lambda c: c["outputs"][0].update(shape=["batch", 3.5]), "size"),
+        (lambda c: c.update(input_ranges={"x": [math.nan, 1.0]}), "not finite"),
+    ],
+)
+def test_a_field_of_another_type_is_named(
+    bundle_path: Path, change: Callable[[dict[str, Any]], None], word: str
+) -> None:
+    rehash(bundle_path, change)
+    with pytest.raises(BundleError, match=r"manifest\.json is damaged") as caught:
+        read_bundle(bundle_path)
+    assert word in str(caught.value)
+
+
 def test_a_winner_that_is_not_there_is_refused(bundle_path: Path) -> None:
     rehash(bundle_path, lambda content: content.update(winner="tensorrt-int8"))
     with pytest.raises(BundleError, match=r"no engine 'tensorrt-int8'; it has: onnxruntime-fp32"):
@@ -302,6 +342,23 @@ def test_a_torch_winner_is_replaced_and_said_where_torch_is_not_installed(
 def test_an_engine_that_is_not_installed_says_what_to_install(pristine: Path, lean: Lean) -> None:
     done = lean("-c", f"import deploy; deploy.load({str(pristine)!r}, engine='openvino-fp32')")
     assert "pip install 'deploykit[openvino]'" in done.stderr
+
+
+def test_a_full_disk_is_said_and_the_old_bundle_stays(bundle_path: Path) -> None:
+    before = snapshot(bundle_path)
+    with (
+        pytest.raises(BundleError, match=r"was not written: .*Make room") as caught,
+        stage_bundle(bundle_path) as stage,
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(stage / "model.onnx"))
+    assert "model.onnx" in str(caught.value)
+    assert snapshot(bundle_path) == before
+    assert neighbours(bundle_path) == [bundle_path.name]
+
+
+def test_other_errors_of_the_system_keep_their_traceback(bundle_path: Path) -> None:
+    with pytest.raises(OSError, match="child"), stage_bundle(bundle_path):
+        raise OSError(errno.ECHILD, "no child")
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])

@@ -1,51 +1,60 @@
-"""Ranges of an earlier build are taken for the very model alone, wherever its weights lie."""
+"""Calibration sees what inputs of other sizes bring."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import numpy as np
-import pytest
-from onnx import TensorProto, helper, numpy_helper
+import torch
+from torch import Tensor, nn
 
 from deploy.cache import Cache
 from deploy.calibration import Calibrator
 from deploy.config import BuildConfig
-from deploy.data import ArrayRows, Dataset
-from deploy.source import Problem
-from export.artifacts import BATCH, OnnxModel, TensorSpec
-from export.onnx_files import write_model
-
-SAMPLES = np.random.default_rng(0).standard_normal((16, 32)).astype(np.float32)
+from deploy.source import open_problem
+from export.artifacts import TensorSpec
+from export.capture import capture
+from export.onnx import to_onnx
 
 
-def write(folder: Path, factor: float, *, limit: int) -> OnnxModel:
-    weight = np.eye(32, dtype=np.float32) * np.float32(factor)
-    graph = helper.make_graph(
-        [
-            helper.make_node("MatMul", ["x", "w"], ["hidden"]),
-            helper.make_node("MatMul", ["hidden", "w"], ["y"]),
-        ],
-        "net",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [BATCH, 32])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [BATCH, 32])],
-        [numpy_helper.from_array(weight, "w")],
+class Summed(nn.Module):
+    """What it holds grows with the area of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.sum((2, 3)))
+
+
+def calibrate_on(x: np.ndarray, given: str, folder: Path) -> dict[str, tuple[float, float]]:
+    np.savez(folder / "data.npz", x=x[:4], calibration_x=x[4:])
+    config = BuildConfig(data=str(folder / "data.npz"), inputs=(given,), observer="minmax")
+    problem = open_problem(Summed().eval(), config, folder)
+    spec: TensorSpec = problem.signature.inputs[0]
+    program = capture(
+        problem.module,
+        {"x": torch.from_numpy(x[:2])},
+        keyword=False,
+        dynamic_batch=True,
+        inputs=[spec],
     )
-    opset = helper.make_opsetid("", 20)
-    path = folder / "model.onnx"
-    write_model(helper.make_model(graph, opset_imports=[opset], ir_version=10), path, limit=limit)
-    specs = [(TensorSpec(name, (BATCH, 32), "float32"),) for name in ("x", "y")]
-    return OnnxModel(path, specs[0], specs[1], 20)
+    model = to_onnx(
+        program,
+        folder / "model.onnx",
+        input_names=["x"],
+        output_names=["y"],
+        opset=20,
+        axes=problem.signature.axis_names,
+    )
+    calibrator = Calibrator(problem, config, threads=1, cache=Cache(folder / "cache"))
+    return dict(calibrator(model).ranges)
 
 
-@pytest.mark.parametrize("limit", [2**31, 1000], ids=["one file", "weights beside it"])
-def test_a_model_that_was_trained_on_is_calibrated_anew(tmp_path: Path, limit: int) -> None:
-    np.savez(tmp_path / "data.npz", x=SAMPLES)
-    dataset = Dataset({"x": ArrayRows(SAMPLES, SAMPLES.dtype)}, None, "data.npz")
-    problem: Any = SimpleNamespace(calibration=dataset, static_batch=None, kind="unlabelled")
-    config = BuildConfig(data=str(tmp_path / "data.npz"), observer="minmax")
-    calibrator = Calibrator(cast(Problem, problem), config, 1, Cache(tmp_path / "cache"))
-    before = calibrator(write(tmp_path, 1.0, limit=limit)).ranges["hidden"]
-    assert before == pytest.approx((SAMPLES.min(), SAMPLES.max()))
-    after = calibrator(write(tmp_path, 4.0, limit=limit)).ranges["hidden"]
-    assert after == pytest.approx((4 * SAMPLES.min(), 4 * SAMPLES.max()))
+def test_ranges_hold_at_both_ends_of_a_dynamic_axis(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).uniform(1, 2, (36, 3, 8, 8)).astype(np.float32)
+    sums = x[4:].sum((2, 3))
+    for given, factor in (("1x3x8x8", 1.0), ("1x3x8:8:16x8", 2.0)):
+        folder = tmp_path / given.replace(":", "_")
+        folder.mkdir()
+        found = calibrate_on(x, given, folder).values()
+        assert any(np.isclose(high, factor * sums.max(), rtol=0.1) for _, high in found), given

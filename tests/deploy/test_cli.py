@@ -83,6 +83,14 @@ def test_help_is_shown(cli: Cli, command: str | None, flag: str) -> None:
         assert all(f"\n  {name} " in out for name in COMMANDS)
 
 
+@pytest.mark.parametrize("group", [(), ("ctl",), ("debug",)])
+def test_no_command_is_cut_off_in_the_help(cli: Cli, group: tuple[str, ...]) -> None:
+    _, out, _ = cli(*group, "--help")
+    listed = out.partition("Commands:\n")[2]
+    assert listed
+    assert "..." not in listed
+
+
 def test_no_command_shows_the_help_and_is_wrong_use(cli: Cli) -> None:
     code, out, err = cli()
     assert code == 2

@@ -33,9 +33,21 @@ class TestSplit:
         np.testing.assert_array_equal(split.evaluation.labels, second)
 
     def test_few_samples_are_shared_in_proportion(self, tmp_path: Path) -> None:
-        dataset = open_plain(save_npz(tmp_path / "d.npz", x=floats(50, 1)))
+        dataset = open_plain(save_npz(tmp_path / "d.npz", x=floats(500, 1)))
         split = split_data(dataset, calibration_samples=200, evaluation_samples=800, seed=0)
-        assert (len(split.calibration), len(split.evaluation)) == (10, 40)
+        assert (len(split.calibration), len(split.evaluation)) == (100, 400)
+
+    @pytest.mark.parametrize(
+        ("size", "asked", "expected"),
+        [(96, 32, 32), (96, 256, 32), (50, 256, 25), (96, 20, 20), (2, 256, 1), (400, 256, 82)],
+    )
+    def test_calibration_keeps_what_ranges_need(
+        self, tmp_path: Path, size: int, asked: int, expected: int
+    ) -> None:
+        dataset = open_plain(save_npz(tmp_path / "d.npz", x=floats(size, 1)))
+        split = split_data(dataset, calibration_samples=asked, evaluation_samples=1000, seed=0)
+        assert len(split.calibration) == expected
+        assert len(split.evaluation) == size - expected
 
     def test_seed_decides(self, tmp_path: Path) -> None:
         dataset = open_plain(save_npz(tmp_path / "d.npz", x=floats(100, 1)))

@@ -1,5 +1,6 @@
 """Golden answers survive the file and are told from wrong ones at each precision's tolerance."""
 
+import io
 import math
 import zipfile
 from pathlib import Path
@@ -25,6 +26,60 @@ ANSWERS = {"logits": logits(4, 10, seed=3)}
 
 def mismatch(answer: Array, precision: str) -> str | None:
     return find_mismatch(ANSWERS, {"logits": answer}, tolerance=TOLERANCE[precision])
+
+
+def write_member(path: Path, data: bytes, **options: Any) -> Path:
+    with zipfile.ZipFile(path, "w", **options) as archive:
+        archive.writestr("input/x.npy", data)
+    return path
+
+
+def declare(shape: tuple[int, ...], content: bytes = b"abcd") -> bytes:
+    """An array of float32 in numpy's form whose header says `shape`."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": "<f4", "fortran_order": False, "shape": shape}
+    )
+    return file.getvalue() + content
+
+
+def encrypt(path: Path) -> Path:
+    """Say of the only member that it is encrypted."""
+    data = bytearray(path.read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(mark) + flags] |= 1
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("shape", [(2**20, 2**20), (2**62, 4), (2,), ()])
+def test_a_header_that_claims_other_sizes_than_follow_is_refused(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    content = b"abcdefgh" if shape == () else b"abcd"
+    path = write_member(tmp_path / "golden.npz", declare(shape, content))
+    with pytest.raises(BundleError, match="size that its header claims"):
+        read_golden(path)
+
+
+def test_a_compressed_member_is_refused_unopened(tmp_path: Path) -> None:
+    bomb = declare((2**22,), bytes(2**24))
+    path = write_member(tmp_path / "golden.npz", bomb, compression=zipfile.ZIP_DEFLATED)
+    with pytest.raises(BundleError, match="not stored as it is"):
+        read_golden(path)
+
+
+def test_an_encrypted_member_is_refused(tmp_path: Path) -> None:
+    path = encrypt(write_member(tmp_path / "golden.npz", declare((1,))))
+    with pytest.raises(BundleError, match="not stored as it is"):
+        read_golden(path)
+
+
+def test_text_in_place_of_the_file_is_not_taken_for_a_pickle(tmp_path: Path) -> None:
+    (tmp_path / "golden.npz").write_text("hello")
+    with pytest.raises(BundleError) as caught:
+        read_golden(tmp_path / "golden.npz")
+    assert "pickle" not in str(caught.value)
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)

@@ -200,3 +200,12 @@ def test_dtype_of_a_name() -> None:
     assert numpy_dtype("float16") == np.float16
     with pytest.raises(ConfigError, match=r"complex64.*Known"):
         numpy_dtype("complex64")
+
+
+@pytest.mark.parametrize("dtype", ["int64", "bool", "uint8"])
+def test_no_synthetic_mask_hides_or_shows_all_even_if_it_is_cut(dtype: str) -> None:
+    mask = synthetic_feeds([TensorSpec("mask", ("batch", 64), dtype)], 500, seed=0)["mask"]
+    for length in (2, 8, 64):
+        cut = mask[:, :length]
+        assert (cut.min(axis=1) == 0).all()
+        assert (cut.max(axis=1) == 1).all()

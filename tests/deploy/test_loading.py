@@ -1,5 +1,6 @@
 """Every form of a model file loads as what was saved; every other file says what is wrong."""
 
+import os
 import struct
 import sys
 import warnings
@@ -64,6 +65,13 @@ def plain_net() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU()).eval()
 
 
+def with_function(function: object) -> nn.Module:
+    """A layer of torch that keeps `function` as an attribute."""
+    module = plain_net()
+    module.function = function  # type: ignore[assignment]
+    return module
+
+
 def save(content: object, path: Path) -> Path:
     torch.save(content, path)
     return path
@@ -92,11 +100,23 @@ class TestModule:
         assert (loaded.form, loaded.was_training, loaded.warnings) == ("module", False, ())
         assert_same(loaded.module, plain_net(), 2, 1, 5, 5)
 
-    def test_function_of_torch_in_a_module_needs_trust(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("activation", ["relu", "gelu"])
+    def test_layer_that_holds_an_activation_loads_without_trust(
+        self, tmp_path: Path, activation: str
+    ) -> None:
         load_model(save(nn.LSTM(8, 2), tmp_path / "lstm.pt"))
-        path = save(nn.TransformerEncoderLayer(8, 2), tmp_path / "m.pt")
+        layer = nn.TransformerEncoderLayer(8, 2, activation=activation).eval()
+        loaded = load_model(save(layer, tmp_path / "m.pt"))
+        assert_same(loaded.module, layer, 2, 5, 8)
+
+    def test_other_function_of_torch_in_a_module_needs_trust(self, tmp_path: Path) -> None:
+        path = save(with_function(nn.functional.interpolate), tmp_path / "m.pt")
         refused(path, 'trust=("torch.nn.functional",)', kind=TrustError)
         load_model(path, trust=("torch.nn.functional",))
+
+    def test_function_that_pickles_as_getattr_is_explained(self, tmp_path: Path) -> None:
+        path = save(with_function(torch.tanh), tmp_path / "m.pt")
+        refused(path, "torch.tanh", "nn.Tanh()", kind=TrustError)
 
     def test_training_mode_is_told_and_left(self, tmp_path: Path) -> None:
         module = plain_net()
@@ -285,6 +305,10 @@ class TestCode:
 
 
 class TestNoModel:
+    def test_a_pipe_is_refused_and_not_waited_for(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "m.pt")
+        refused(tmp_path / "m.pt", "is a pipe")
+
     def test_missing_file_and_directory(self, tmp_path: Path) -> None:
         refused(tmp_path / "none.pt", "no file", "none.pt")
         refused(tmp_path, "directory")
