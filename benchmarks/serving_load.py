@@ -6,6 +6,7 @@ answer only status and length are looked at, after the first, which is compared 
 
 import http.client
 import itertools
+import select
 import socket
 import threading
 import time
@@ -56,9 +57,9 @@ class Caller:
     """One connection; one request at a time."""
 
     def __init__(self, port: int, request: bytes) -> None:
+        self._port = port
         self._request = request
-        self._socket = socket.create_connection(("127.0.0.1", port), TIMEOUT_S)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._connect()
 
     def call(self) -> bytes:
         """The body that is answered.
@@ -66,6 +67,9 @@ class Caller:
         Raises:
             RuntimeError: it is no answer with status 200 and a length.
         """
+        if self._was_closed():  # as servers do with connections that were idle for long
+            self._socket.close()
+            self._connect()
         self._socket.sendall(self._request)
         data = bytearray()
         begin, size = 0, -1
@@ -81,6 +85,14 @@ class Caller:
                     return self._read_chunks(data[begin:])
                 size = begin + length
         return bytes(data[begin:])
+
+    def _connect(self) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", self._port), TIMEOUT_S)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def _was_closed(self) -> bool:
+        """Whether the other side ended the connection while nothing was asked of it."""
+        return bool(select.select([self._socket], [], [], 0)[0])
 
     def _read_chunks(self, data: bytearray) -> bytes:
         """The rest of a chunked answer."""
