@@ -186,7 +186,8 @@ class Service:
 @pytest.fixture(scope="module")
 def service(identity_bundle: Path) -> Iterator[Service]:
     loop = uvloop.new_event_loop()
-    options, statistics, repository = ServeOptions(threads=1), ServerStatistics(), ModelRepository()
+    options = ServeOptions(threads=1, max_body_mb=1)
+    statistics, repository = ServerStatistics(), ModelRepository()
     (model,) = make_models([identity_bundle], options)
     repository.add(model)
     assert loop.run_until_complete(model.load())
@@ -276,6 +277,12 @@ def test_a_body_that_looks_like_a_request_is_a_body(service: Service) -> None:
     head = render(request)[: -len(request)]
     data, _ = service.answer([request, request, request, head, request, request], HeadMemory())
     assert re.findall(rb"HTTP/1.1 (\d+) ", data) == [b"200", b"200", b"200", b"400", b"200"]
+
+
+def test_a_body_over_the_limit_is_refused_behind_a_known_head(service: Service) -> None:
+    reads = [render(ask(1.0))] * 3 + [render(bytes(2**20 + 1))]
+    data, _ = service.answer(reads, HeadMemory())
+    assert re.findall(rb"HTTP/1.1 (\d+) ", data) == [b"200", b"200", b"200", b"413"]
 
 
 def test_a_model_that_is_gone_is_not_found_by_a_known_head(service: Service) -> None:
