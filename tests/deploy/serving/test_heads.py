@@ -31,6 +31,10 @@ PATH = "/v2/models/echo/infer"
 LINES = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\nAccept: */*\r\n\r\n"
 
 
+WISH = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+"""As Java's client sends it with every request."""
+
+
 def render(body: bytes) -> bytes:
     return LINES % (PATH.encode(), len(body)) + body
 
@@ -221,6 +225,7 @@ HEADS = st.sampled_from(
         LINES.replace(b"Accept: */*\r\n", b"Expect: 100-continue\r\n"),
         LINES.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked\r\nX: %d"),
         b"\r\n" + LINES,
+        LINES.replace(b"Accept: */*\r\n", WISH),
     ]
 )
 
@@ -277,6 +282,15 @@ def test_a_body_that_looks_like_a_request_is_a_body(service: Service) -> None:
     head = render(request)[: -len(request)]
     data, _ = service.answer([request, request, request, head, request, request], HeadMemory())
     assert re.findall(rb"HTTP/1.1 (\d+) ", data) == [b"200", b"200", b"200", b"400", b"200"]
+
+
+def test_a_head_that_wishes_for_another_protocol_is_known_again_too(service: Service) -> None:
+    requests = [render(ask(value)).replace(b"Accept: */*\r\n", WISH) for value in (1.0, 2.0, 3.5)]
+    memory = HeadMemory()
+    data, closed = service.answer(requests, memory)
+    assert re.findall(rb"HTTP/1.1 (\d+) ", data) == [b"200"] * 3
+    assert not closed
+    assert memory.recall(requests[0]) is not None
 
 
 def test_a_body_over_the_limit_is_refused_behind_a_known_head(service: Service) -> None:
