@@ -49,11 +49,13 @@ def check_fields(manifest: "Manifest") -> None:
     for spec in manifest.inputs:
         if spec.dtype not in DTYPES:
             raise ValueError(f"the dtype of input {spec.name!r} is {spec.dtype!r}")
+    by_name = {spec.name: spec for spec in manifest.inputs}
     for name, pair in (manifest.input_ranges or {}).items():
+        if name not in by_name:
+            raise ValueError(f"there is a range of {name!r}, which is no input")
         if not all(map(math.isfinite, pair)):
             raise ValueError(f"the range of input {name!r} is not finite")
     images = () if manifest.images is None else manifest.images.inputs
-    by_name = {spec.name: spec for spec in manifest.inputs}
     for image in images:
         _check_image(image, by_name.pop(image.name, None))
 

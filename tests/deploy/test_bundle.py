@@ -280,6 +280,7 @@ def first_engine(content: dict[str, Any]) -> dict[str, Any]:
         (lambda c: c["outputs"][0].update(shape=["batch", -3]), "size"),
         (lambda c: c["outputs"][0].update(shape=["batch", 3.5]), "size"),
         (lambda c: c.update(input_ranges={"x": [math.nan, 1.0]}), "not finite"),
+        (lambda c: c.update(input_ranges={"z": [0.0, 1.0]}), "'z', which is no input"),
     ],
 )
 def test_a_field_of_another_type_is_named(
