@@ -36,7 +36,7 @@ UNBUILT = BundledEngine(
 """An engine that only a machine with a GPU can build."""
 SCHEMA = Path(__file__).parents[2] / "deploy" / "report" / "schema.json"
 IMAGES = ImageCall((), keyword=True)
-"""Of no input, since none here takes images: it stands for what a bundle keeps for those who read it."""
+"""Of no input, since none takes images; it stands for what a bundle keeps for its readers."""
 
 
 def remake(
