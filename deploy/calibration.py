@@ -58,6 +58,12 @@ class Calibrator:
             for batch in itertools.islice(self.batches(), _RESIZED_BATCHES):
                 yield resize_samples(batch, inputs, sizes)
 
+    def _count_samples(self) -> int:
+        """Those of all sizes."""
+        samples, size = len(self.problem.calibration), self.problem.static_batch or _BATCH
+        probes = len(probe_sizes(self.problem.signature.inputs))
+        return samples + probes * min(samples, _RESIZED_BATCHES * size)
+
     @property
     def observer(self) -> str:
         """As chosen; on synthetic inputs, which say nothing of ranges, the cheapest."""
@@ -81,7 +87,7 @@ class Calibrator:
             self._batches_of_all_sizes(),
             observer=self.observer,
             tensors=float_tensors(model.path),
-            total=len(self.problem.calibration),
+            total=self._count_samples(),
             threads=self.threads,
             progress=self.progress,
         )

@@ -15,6 +15,9 @@ _MOST = 2**16
 """Sizes of an axis beyond which it is no axis of channels."""
 _LEAST_POWER = 1e-14
 """Of the largest channel's: what is smaller is the rounding of float32."""
+_FEWEST_VALUES = 8
+"""Of a channel, over all samples. With fewer, all of them may happen to be small: of five channels
+of one value each, one was below an error of 25 dB in one output of eight."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class ChannelPowers:
     """
 
     _sums: dict[int, tuple[Floats, Floats]] | None = field(default_factory=dict)
+    _values: dict[int, int] = field(default_factory=dict)
 
     def update(self, ours: Floats, theirs: Floats) -> None:
         """Add one batch of equal shapes, samples first; what is not finite on both sides is 0."""
@@ -62,12 +66,21 @@ class ChannelPowers:
             if known[0].shape != powers[0].shape:
                 self._sums = None  # of other sizes in every batch: no channels
                 return
+            values = ours.size // ours.shape[axis]
+            self._values[axis] = self._values.get(axis, 0) + values
             new = axis not in self._sums
             self._sums[axis] = powers if new else (known[0] + powers[0], known[1] + powers[1])
 
     def result(self) -> LostChannels | None:
-        """Of the axis that fares worst; None where there is none that could be one of channels."""
-        found = [_count_lost(*powers) for powers in (self._sums or {}).values()]
+        """Of the axis that fares worst; None where there is none that could be one of channels.
+
+        Nor is anything said of channels that were seen in fewer than `_FEWEST_VALUES` values.
+        """
+        found = [
+            _count_lost(*powers)
+            for axis, powers in (self._sums or {}).items()
+            if self._values[axis] >= _FEWEST_VALUES
+        ]
         return max(found, key=lambda each: each.share, default=None)
 
 

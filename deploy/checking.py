@@ -13,12 +13,11 @@ from deploy.engines.base import Array, EngineSpec, Feeds
 from deploy.parity import ParityAccumulator, ParityReport
 from deploy.pieces import Run, largest_batch, run_in_pieces
 from deploy.process import open_processes
+from deploy.rows import Outputs, join_rows, run_alone, take_rows
 from deploy.size_checks import Comparison, check_sizes
 from export.artifacts import TensorSpec
 from export.errors import DataError, DeployError
 from export.progress import Progress, ProgressCallback, ignore_progress
-
-Outputs = dict[str, Array]
 
 _FLOOR_SAMPLES = 64
 _BATCH = 32
@@ -243,22 +242,11 @@ def _run_batch_sizes(
     run: Callable[[Feeds], Outputs], parity: ParityAccumulator, feeds: Feeds
 ) -> None:
     samples = len(next(iter(feeds.values())))
-    alone = _run_alone(run, feeds)
+    alone = run_alone(run, feeds)
     for size in range(2, samples + 1):
-        single = _join(alone[:size], parity.axes)
-        parity.check_consistency(single, run(_slice(feeds, 0, size)), rows=size)
-
-
-def _run_alone(run: Callable[[Feeds], Outputs], feeds: Feeds) -> list[Outputs]:
-    samples = len(next(iter(feeds.values())))
-    return [run(_slice(feeds, index, index + 1)) for index in range(samples)]
-
-
-def run_rows(
-    run: Callable[[Feeds], Outputs], feeds: Feeds, axes: Mapping[str, int | None]
-) -> Outputs:
-    """Run every row alone and put the outputs together, those that have an axis of samples."""
-    return _join(_run_alone(run, feeds), axes)
+        batched = run(take_rows(feeds, 0, size))
+        single = join_rows(alone[:size], parity.axes, batched)
+        parity.check_consistency(single, batched, rows=size)
 
 
 def iterate_batches(data: Dataset, plan: CheckPlan) -> Iterator[tuple[Feeds, Array | None]]:
@@ -278,22 +266,3 @@ def iterate_batches(data: Dataset, plan: CheckPlan) -> Iterator[tuple[Feeds, Arr
 def _batch_size(data: Dataset) -> int:
     sample = sum(array.nbytes for array in data.batch([0]).values())
     return max(1, min(_BATCH, _BATCH_BYTES // max(sample, 1)))
-
-
-def _slice(feeds: Feeds, start: int, stop: int) -> Outputs:
-    return {name: array[start:stop] for name, array in feeds.items()}
-
-
-def _join(outputs: list[Outputs], axes: Mapping[str, int | None]) -> Outputs:
-    """Answers to single samples as one batch; ``squeeze()`` takes the axis of one sample away."""
-    return {
-        name: np.concatenate(
-            [
-                each[name] if each[name].ndim > axis else np.expand_dims(each[name], axis)
-                for each in outputs
-            ],
-            axis=axis,
-        )
-        for name, axis in axes.items()
-        if axis is not None
-    }

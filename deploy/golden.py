@@ -6,6 +6,7 @@ of them, or as many as keep inputs and recorded answers within 32 MiB, one at le
 
 import io
 import math
+import tokenize
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,11 @@ MAX_BYTES = 32 * 2**20
 
 _ENCRYPTED = 1
 """The bit of a member's flags that says so."""
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile),
+    *(SyntaxError, tokenize.TokenError, RecursionError, NotImplementedError),
+)
+"""What zipfile, and numpy with a header that is no literal of Python's, make of damaged files."""
 _READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -93,7 +99,7 @@ def read_golden(path: Path) -> Golden:
             else:
                 engine, _, name = rest.partition("/")
                 outputs.setdefault(engine, {})[name] = array
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise BundleError(f"{path} cannot be read: {error}. Build the bundle again.") from error
     return Golden(inputs, outputs)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from deploy.dataset import Dataset, describe_inputs
 from deploy.inputs import PIXELS, InputSpec
 from export.errors import ConfigError, DataError
-from export.images import ImageInput, channels_first, channels_last
+from export.images import FLOATS, ImageInput, channels_first, channels_last
 
 if TYPE_CHECKING:
     from deploy.config import BuildConfig
@@ -19,7 +19,6 @@ _EXAMPLE = (
     "mean=0.485,0.456,0.406:std=0.229,0.224,0.225"
 )
 _LARGEST = 1e30
-_FLOATS = ("float32", "float64")
 _TO_PIXELS = (
     "With --image-input engines take images as they are decoded: save them as uint8 "
     "[N, H, W, C], before they are scaled and normalized"
@@ -136,12 +135,12 @@ def check_pixels(data: Dataset, spec: InputSpec) -> None:
 
 
 def _fit(text: str, image: ImageInput, spec: InputSpec) -> ImageInput:
-    if len(spec.shape) != 4 or spec.dtype not in _FLOATS:
+    if len(spec.shape) != 4 or spec.dtype not in FLOATS:
         shape = "x".join(str(size) for size in spec.shape)
         raise _refuse(
             text,
             f"input {spec.name!r} is {shape}:{spec.dtype} to the model, and images go to inputs of "
-            f"{' or '.join(_FLOATS)} [N, C, H, W]. --input says what the model's own forward takes",
+            f"{' or '.join(FLOATS)} [N, C, H, W]. --input says what the model's own forward takes",
         )
     channels = spec.shape[1]
     if 1 in spec.axes:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from deploy.accuracy import chance_agreement, paired_drop_interval, wilson_interval
-from deploy.checking import CheckPlan, Outputs, iterate_batches
+from deploy.checking import CheckPlan, iterate_batches
 from deploy.dataset import Dataset
 from deploy.engines.base import Array, Feeds
+from deploy.rows import Outputs
 from export.artifacts import BATCH, TensorSpec
 from export.errors import ConfigError, DataError
 

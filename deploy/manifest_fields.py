@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploy.inputs import DTYPES
 from export.artifacts import TensorSpec
+from export.images import FLOATS, ImageInput
 
 if TYPE_CHECKING:
     from deploy.manifest import BundledEngine, Manifest
@@ -48,9 +49,15 @@ def check_fields(manifest: "Manifest") -> None:
     for spec in manifest.inputs:
         if spec.dtype not in DTYPES:
             raise ValueError(f"the dtype of input {spec.name!r} is {spec.dtype!r}")
+    by_name = {spec.name: spec for spec in manifest.inputs}
     for name, pair in (manifest.input_ranges or {}).items():
+        if name not in by_name:
+            raise ValueError(f"there is a range of {name!r}, which is no input")
         if not all(map(math.isfinite, pair)):
             raise ValueError(f"the range of input {name!r} is not finite")
+    images = () if manifest.images is None else manifest.images.inputs
+    for image in images:
+        _check_image(image, by_name.pop(image.name, None))
 
 
 def _check_engine(name: str, engine: "BundledEngine") -> None:
@@ -62,6 +69,25 @@ def _check_engine(name: str, engine: "BundledEngine") -> None:
         return
     for field in _RECORD_TEXTS:
         _check(f"{field} of engine {name!r}", getattr(engine.record, field), (str,))
+
+
+def _check_image(image: ImageInput, spec: TensorSpec | None) -> None:
+    """`spec` is of the input that it names, the first time that it does."""
+    if spec is None or spec.dtype != "uint8" or len(spec.shape) != 4:
+        raise ValueError(
+            f"images: {image.name!r} is no input of uint8 [N, H, W, C], or comes again"
+        )
+    what = f"the images of {image.name!r}"
+    for number in (*image.mean, *image.std, image.scale):
+        _check(f"a number of {what}", number, (int, float))
+        if not math.isfinite(number):
+            raise ValueError(f"a number of {what} is {number}")
+    if not {len(image.mean), len(image.std)} <= {1, spec.shape[3]}:
+        raise ValueError(f"{what} have not as many numbers as channels")
+    if min(*image.std, image.scale) <= 0:
+        raise ValueError(f"{what} are divided by {image.std} and {image.scale}")
+    if image.dtype not in FLOATS:
+        raise ValueError(f"{what} become {image.dtype!r}")
 
 
 def _check_spec(what: str, spec: TensorSpec) -> None:

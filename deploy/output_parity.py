@@ -47,6 +47,11 @@ class OutputParity:
     integer: bool = False
     lost_channels: LostChannels | None = None
 
+    @property
+    def nearness_db(self) -> float:
+        """`sqnr_db`; of integers as if each held 1, and each that differs were off by 1."""
+        return decibels(1.0, self.error_eager) if self.integer else self.sqnr_db
+
 
 @dataclass
 class _Differing:

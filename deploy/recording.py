@@ -6,8 +6,9 @@ The search holds one model after another against the same answers.
 from dataclasses import dataclass, field
 
 from deploy.cache import hash_batches
-from deploy.checking import Outputs, Reference
+from deploy.checking import Reference
 from deploy.engines.base import Feeds
+from deploy.rows import Outputs
 from export.artifacts import TensorSpec
 
 _LIMIT_BYTES = 512 * 2**20

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from deploy.checking import CheckPlan, Outputs, run_reference
+from deploy.checking import CheckPlan, run_reference
 from deploy.config import BuildConfig
 from deploy.data import ArrayRows, Dataset, open_data, split_checked
 from deploy.device import CPU
@@ -18,6 +18,7 @@ from deploy.inputs import parse_input, synthetic_feeds
 from deploy.labels import ClassOutput, choose_class_output, find_class_outputs
 from deploy.loading import load_model, prepare_module
 from deploy.reference import run_eager
+from deploy.rows import Outputs
 from deploy.signatures import (
     STATIC_WARNING,
     TRACE_BATCH,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from deploy.bundle import FALLBACK, GOLDEN, Bundle
-from deploy.checking import CheckPlan, Outputs, check_candidates
+from deploy.checking import CheckPlan, check_candidates
 from deploy.config import BuildConfig
 from deploy.data import Dataset, check_data, open_data
 from deploy.engines.base import EngineSpec, Feeds
@@ -15,6 +15,7 @@ from deploy.labels import choose_class_output, find_class_outputs
 from deploy.parity import ParityReport
 from deploy.preflight import read_host
 from deploy.process import EngineProcess
+from deploy.rows import Outputs
 from deploy.substitutes import Rebuilt, Substitution, explain_unfit, settle_unfit
 from export.artifacts import TensorSpec
 from export.errors import BundleError, DeployError, MissingExtraError, TrustError

@@ -6,6 +6,9 @@ from typing import Any, Self
 
 from export.errors import ConfigError
 
+FLOATS = ("float32", "float64")
+"""What a model may take its images as."""
+
 
 @dataclass(frozen=True)
 class ImageInput:

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deploy.bundle import FALLBACK, GOLDEN, Bundle
-from deploy.checking import CheckPlan, Outputs, compare_candidates, run_rows, sample_axes
+from deploy.checking import CheckPlan, compare_candidates, sample_axes
 from deploy.client.wire import Server, open_server
 from deploy.config import BuildConfig
 from deploy.engines.base import Feeds
 from deploy.gates import DataKind
 from deploy.golden import Golden, find_mismatch, read_golden
 from deploy.process import EngineProcess
+from deploy.rows import Outputs, join_rows, run_alone
 from deploy.verification import (
     FloatReference,
     Verification,
@@ -141,10 +142,12 @@ def _replay(check: _Check, golden: Golden) -> Verification:
     recorded = golden.outputs.get("reference" if engine == "torch" else engine)
     if recorded is None:
         return Verification(engine, "no golden answers were recorded for it")
-    axes = sample_axes(manifest.outputs, check.plan)
+    axes = sample_axes([s for s in manifest.outputs if s.name in recorded], check.plan)
     try:
-        whole = check.plan.largest_batch != 1
-        answered = remote(golden.inputs) if whole else run_rows(remote, golden.inputs, axes)
+        if check.plan.largest_batch != 1:
+            answered = remote(golden.inputs)
+        else:
+            answered = join_rows(run_alone(remote, golden.inputs), axes, recorded)
     except ServerError as error:
         if error.status is None:
             raise

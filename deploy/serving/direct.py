@@ -77,6 +77,8 @@ class DirectWay:
 
     def repeat(self, connection: Any, head: Head) -> "DirectRequest | None":
         """As `begin`, for a head that was begun with before on this connection."""
+        if self.reader.find_length(head.headers) is None:  # another length than before
+            return None
         if not self._knows(head.target) or connection.flow.write_paused:
             return None
         path, host = head.caller.path, head.caller.host

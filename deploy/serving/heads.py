@@ -5,6 +5,7 @@ Parsing it is a good part of what a small request costs. A head of the very byte
 took before says what it said then, so it is compared and not parsed.
 """
 
+import contextlib
 import re
 from dataclasses import dataclass
 
@@ -94,14 +95,16 @@ class HeadMemory:
 def _is_whole(text: bytes) -> bool:
     """Whether the parser finds that `text` is a head to its last byte.
 
-    Blank lines behind the request may have come with it, and would be taken for its end.
+    Blank lines behind the request may have come with it, and would be taken for its end. A wish for
+    another protocol was passed over; the parser stops at it, behind the head.
     """
     probe = _Probe()
     parser = httptools.HttpRequestParser(probe)
-    parser.feed_data(text[:-1])
-    if probe.ended:
-        return False
-    parser.feed_data(text[-1:])
+    for part in (text[:-1], text[-1:]):
+        if probe.ended:
+            return False
+        with contextlib.suppress(httptools.HttpParserUpgrade):
+            parser.feed_data(part)
     return probe.ended
 
 

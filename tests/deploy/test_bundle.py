@@ -280,6 +280,7 @@ def first_engine(content: dict[str, Any]) -> dict[str, Any]:
         (lambda c: c["outputs"][0].update(shape=["batch", -3]), "size"),
         (lambda c: c["outputs"][0].update(shape=["batch", 3.5]), "size"),
         (lambda c: c.update(input_ranges={"x": [math.nan, 1.0]}), "not finite"),
+        (lambda c: c.update(input_ranges={"z": [0.0, 1.0]}), "'z', which is no input"),
     ],
 )
 def test_a_field_of_another_type_is_named(
@@ -342,6 +343,37 @@ def test_a_torch_winner_is_replaced_and_said_where_torch_is_not_installed(
 def test_an_engine_that_is_not_installed_says_what_to_install(pristine: Path, lean: Lean) -> None:
     done = lean("-c", f"import deploy; deploy.load({str(pristine)!r}, engine='openvino-fp32')")
     assert "pip install 'deploykit[openvino]'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"name": "y"}, "'y' is no input of uint8"),
+        ({"mean": ["a"]}, "'a'"),
+        ({"mean": "123"}, "'1'"),
+        ({"mean": [1.0, 2.0]}, "as many numbers as channels"),
+        ({"std": []}, "numbers"),
+        ({"std": [0.5, 0, 0.5]}, "divided by"),
+        ({"scale": None}, "None"),
+        ({"scale": math.nan}, "nan"),
+        ({"dtype": "load"}, "'load'"),
+    ],
+)
+def test_images_that_no_engine_takes_are_named(
+    bundle_path: Path, change: dict[str, Any], word: str
+) -> None:
+    image = {"name": "x", "mean": [0.5], "std": [1.0], "scale": 255.0, "dtype": "float32"}
+
+    def take(content: dict[str, Any], image: dict[str, Any]) -> None:
+        content["inputs"] = [{"name": "x", "shape": ["batch", 4, 4, 3], "dtype": "uint8"}]
+        content["images"] = {"inputs": [image], "keyword": False}
+
+    rehash(bundle_path, lambda content: take(content, image))
+    read_bundle(bundle_path)
+    rehash(bundle_path, lambda content: take(content, {**image, **change}))
+    with pytest.raises(BundleError, match=r"manifest\.json is damaged") as caught:
+        read_bundle(bundle_path)
+    assert word in str(caught.value)
 
 
 def test_a_full_disk_is_said_and_the_old_bundle_stays(bundle_path: Path) -> None:

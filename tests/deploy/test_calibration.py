@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ from deploy.source import open_problem
 from export.artifacts import TensorSpec
 from export.capture import capture
 from export.onnx import to_onnx
+from export.progress import Progress, ProgressCallback, ignore_progress
 
 
 class Summed(nn.Module):
@@ -26,7 +28,9 @@ class Summed(nn.Module):
         return self.head(x.sum((2, 3)))
 
 
-def calibrate_on(x: np.ndarray, given: str, folder: Path) -> dict[str, tuple[float, float]]:
+def calibrate_on(
+    x: np.ndarray, given: str, folder: Path, progress: ProgressCallback = ignore_progress
+) -> dict[str, tuple[float, float]]:
     np.savez(folder / "data.npz", x=x[:4], calibration_x=x[4:])
     config = BuildConfig(data=str(folder / "data.npz"), inputs=(given,), observer="minmax")
     problem = open_problem(Summed().eval(), config, folder)
@@ -46,7 +50,9 @@ def calibrate_on(x: np.ndarray, given: str, folder: Path) -> dict[str, tuple[flo
         opset=20,
         axes=problem.signature.axis_names,
     )
-    calibrator = Calibrator(problem, config, threads=1, cache=Cache(folder / "cache"))
+    calibrator = Calibrator(
+        problem, config, threads=1, cache=Cache(folder / "cache"), progress=progress
+    )
     return dict(calibrator(model).ranges)
 
 
@@ -58,3 +64,12 @@ def test_ranges_hold_at_both_ends_of_a_dynamic_axis(tmp_path: Path) -> None:
         folder.mkdir()
         found = calibrate_on(x, given, folder).values()
         assert any(np.isclose(high, factor * sums.max(), rtol=0.1) for _, high in found), given
+
+
+@pytest.mark.parametrize("given", ["1x3x8x8", "1x3x8:8:16x8"])
+def test_progress_ends_where_it_said(given: str, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).uniform(1, 2, (24, 3, 8, 8)).astype(np.float32)
+    seen: list[Progress] = []
+    calibrate_on(x, given, tmp_path, seen.append)
+    last = [each for each in seen if each.stage == "calibrate"][-1]
+    assert last.done == last.total

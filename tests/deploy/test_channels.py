@@ -56,6 +56,21 @@ def test_infinity_on_both_sides_is_no_error() -> None:
     assert found((values, values.copy())) == LostChannels(0, 5)
 
 
+def test_a_lone_sample_that_happens_to_be_small_loses_nothing() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((200, 1, 5))
+    noise = 10 ** (-25 / 20) * rng.standard_normal(values.shape)
+    alone = [found((ours, ours + error)) for ours, error in zip(values, noise, strict=True)]
+    assert (np.abs(noise) > np.abs(values)).any(axis=2).mean() > 0.1  # it does happen
+    assert not any(lost is not None and lost.lost for lost in alone)
+
+
+def test_samples_that_come_one_by_one_are_enough_together() -> None:
+    values = np.random.default_rng(0).standard_normal((8, 1, 5))
+    lost = values * [1, 1, 1, 1, -1]
+    assert found(*zip(values, lost, strict=True)) == LostChannels(1, 5)
+
+
 @pytest.mark.parametrize("shape", [(8,), (8, 1), (0, 4)])
 def test_without_channels_nothing_is_said(shape: tuple[int, ...]) -> None:
     assert found((np.ones(shape), np.zeros(shape))) is None

@@ -386,21 +386,25 @@ def test_an_output_without_a_batch_axis_is_compared_and_not_joined(tmp_path: Pat
 
 
 class SqueezedReference(NumpyReference):
-    """One number a sample, by ``squeeze()``: of one sample alone no axis is left."""
+    """So many numbers a sample, by ``squeeze()``: of one sample alone its axis is not left."""
 
-    outputs = (TensorSpec("y", (BATCH,), "float32"),)
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size = size
+        self.outputs = (TensorSpec("y", (BATCH, size)[: 1 + (size > 1)], "float32"),)
 
     def _run(self, x: Array, dtype: type) -> Array:
-        return super()._run(x, dtype)[:, :1].squeeze()
+        return super()._run(x, dtype)[:, : self._size].squeeze()
 
 
-def test_a_lone_sample_whose_axis_is_squeezed_away_is_compared_all_the_same() -> None:
-    right = SqueezedReference()
+@pytest.mark.parametrize("size", [1, 5])
+def test_a_lone_sample_whose_axis_is_squeezed_away_is_compared_all_the_same(size: int) -> None:
+    right = SqueezedReference(size)
     candidates: dict[str, Run] = {
-        "right": SqueezedReference(),
+        "right": SqueezedReference(size),
         "leaking": lambda feeds: {"y": right(feeds)["y"] + len(feeds["x"])},
     }
-    found = compare_candidates(SqueezedReference(), candidates, dataset(), CheckPlan())
+    found = compare_candidates(SqueezedReference(size), candidates, dataset(), CheckPlan())
     assert passes(found["right"])
     assert isinstance(found["right"], ParityReport)
     assert found["right"].consistency_db == math.inf

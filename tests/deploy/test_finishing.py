@@ -20,7 +20,7 @@ from deploy.manifest import BundledEngine, write_manifest
 from deploy.verification import verify
 from export.errors import BundleError, EngineError
 from export.gpu import read_gpu
-from export.images import ImageCall, ImageInput
+from export.images import ImageCall
 from export.tensorrt.options import BuildOptions
 
 QUICK = BuildConfig(measure_seconds=0.5, threads=1, min_sqnr=20.0)
@@ -35,8 +35,8 @@ UNBUILT = BundledEngine(
 )
 """An engine that only a machine with a GPU can build."""
 SCHEMA = Path(__file__).parents[2] / "deploy" / "report" / "schema.json"
-IMAGES = ImageCall((ImageInput("image", (0.5,), (0.25,)),))
-"""Of no input here: it stands for what a bundle keeps for those who read it."""
+IMAGES = ImageCall((), keyword=True)
+"""Of no input, since none takes images; it stands for what a bundle keeps for its readers."""
 
 
 def remake(

@@ -459,7 +459,7 @@ def test_one_rare_class_of_many_may_be_lost() -> None:
 def test_class_numbers_are_held_to_equality_not_to_a_ratio(precision: str) -> None:
     eager = np.random.default_rng(0).integers(90, 100, (64, 16, 16))
     parity = report(eager, eager + 1)
-    assert parity.sqnr_db > 39.5
+    assert parity.outputs[0].sqnr_db > 39.5
     verdict = judge(parity, precision, min_sqnr=20.0)
     assert not verdict.passed
     assert "equal in 0.0% of its integers" in str(verdict.reason)
@@ -475,3 +475,42 @@ def test_one_tie_of_eagers_own_excuses_no_other_class() -> None:
     verdict = judge(report(eager, np.roll(exact, 1, axis=2), exact=exact), "fp32")
     assert not verdict.passed
     assert "of its values" in str(verdict.reason)
+
+
+def test_a_class_that_falls_the_other_way_at_another_size_is_no_other_answer() -> None:
+    """Beside logits that are as near there as anywhere; two samples are run at such a size."""
+    values = logits(1000, seed=3)
+    noisy = values + 0.01 * values.std() * np.random.default_rng(0).standard_normal(values.shape)
+    classes, other = values.argmax(1), values[:2].argmax(1)
+    other[0] = 9 - other[0]
+    accumulator = ParityAccumulator(("y", "class"))
+    accumulator.update({"y": values, "class": classes}, {"y": noisy, "class": classes}, rows=1000)
+    accumulator.check_sizes(
+        {"y": values[:2], "class": values[:2].argmax(1)},
+        {"y": noisy[:2], "class": other},
+        sizes={"x_2": 7},
+    )
+    assert judge(accumulator.result(), "int8").passed
+
+
+def test_a_map_of_classes_that_is_wrong_at_another_size_is_rejected() -> None:
+    classes = np.random.default_rng(0).integers(90, 100, (4, 16, 16))
+    accumulator = ParityAccumulator(("class",))
+    accumulator.update({"class": classes}, {"class": classes}, rows=4)
+    wrong_there = np.roll(classes, 1, axis=2)
+    accumulator.check_sizes({"class": classes}, {"class": wrong_there}, sizes={"x_2": 7})
+    verdict = judge(accumulator.result(), "int8")
+    assert verdict.gate.startswith("at other sizes")
+    assert not verdict.passed
+
+
+def test_a_map_of_classes_does_not_depend_on_the_batch_for_a_pixel_at_the_edge() -> None:
+    classes = np.random.default_rng(0).integers(0, 20, (3, 64, 64))
+    values = np.random.default_rng(1).standard_normal((3, 4))
+    other = classes.copy()
+    other[0, 0, 0] = 19 - other[0, 0, 0]
+    accumulator = ParityAccumulator(("y", "class"))
+    accumulator.check_consistency(
+        {"y": values, "class": classes}, {"y": values, "class": other}, rows=3
+    )
+    assert accumulator.consistency_db == pytest.approx(10 * math.log10(classes.size))

@@ -75,6 +75,29 @@ def test_an_encrypted_member_is_refused(tmp_path: Path) -> None:
         read_golden(path)
 
 
+@pytest.mark.parametrize(
+    "header",
+    ["{'descr': '(", "'''", "1\n  2\n 3", "-" * 5000 + "1", "{1: 2, 'descr': 3}"],
+    ids=["half", "quotes", "lines", "deep", "keys"],
+)
+def test_a_header_that_is_no_literal_is_refused(tmp_path: Path, header: str) -> None:
+    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+    with pytest.raises(BundleError, match="cannot be read"):
+        read_golden(write_member(tmp_path / "golden.npz", data))
+
+
+@pytest.mark.parametrize(("place", "value"), [(6, 255), (8, 32), (8, 64)])
+def test_an_archive_that_asks_for_more_than_zipfile_can_is_refused(
+    tmp_path: Path, place: int, value: int
+) -> None:
+    path = write_member(tmp_path / "golden.npz", declare((1,)))
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + place] |= value
+    path.write_bytes(data)
+    with pytest.raises(BundleError, match="cannot be read"):
+        read_golden(path)
+
+
 def test_text_in_place_of_the_file_is_not_taken_for_a_pickle(tmp_path: Path) -> None:
     (tmp_path / "golden.npz").write_text("hello")
     with pytest.raises(BundleError) as caught:

@@ -31,6 +31,10 @@ PATH = "/v2/models/echo/infer"
 LINES = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\nAccept: */*\r\n\r\n"
 
 
+WISH = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+"""As Java's client sends it with every request."""
+
+
 def render(body: bytes) -> bytes:
     return LINES % (PATH.encode(), len(body)) + body
 
@@ -186,7 +190,8 @@ class Service:
 @pytest.fixture(scope="module")
 def service(identity_bundle: Path) -> Iterator[Service]:
     loop = uvloop.new_event_loop()
-    options, statistics, repository = ServeOptions(threads=1), ServerStatistics(), ModelRepository()
+    options = ServeOptions(threads=1, max_body_mb=1)
+    statistics, repository = ServerStatistics(), ModelRepository()
     (model,) = make_models([identity_bundle], options)
     repository.add(model)
     assert loop.run_until_complete(model.load())
@@ -220,6 +225,7 @@ HEADS = st.sampled_from(
         LINES.replace(b"Accept: */*\r\n", b"Expect: 100-continue\r\n"),
         LINES.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked\r\nX: %d"),
         b"\r\n" + LINES,
+        LINES.replace(b"Accept: */*\r\n", WISH),
     ]
 )
 
@@ -276,6 +282,21 @@ def test_a_body_that_looks_like_a_request_is_a_body(service: Service) -> None:
     head = render(request)[: -len(request)]
     data, _ = service.answer([request, request, request, head, request, request], HeadMemory())
     assert re.findall(rb"HTTP/1.1 (\d+) ", data) == [b"200", b"200", b"200", b"400", b"200"]
+
+
+def test_a_head_that_wishes_for_another_protocol_is_known_again_too(service: Service) -> None:
+    requests = [render(ask(value)).replace(b"Accept: */*\r\n", WISH) for value in (1.0, 2.0, 3.5)]
+    memory = HeadMemory()
+    data, closed = service.answer(requests, memory)
+    assert re.findall(rb"HTTP/1.1 (\d+) ", data) == [b"200"] * 3
+    assert not closed
+    assert memory.recall(requests[0]) is not None
+
+
+def test_a_body_over_the_limit_is_refused_behind_a_known_head(service: Service) -> None:
+    reads = [render(ask(1.0))] * 3 + [render(bytes(2**20 + 1))]
+    data, _ = service.answer(reads, HeadMemory())
+    assert re.findall(rb"HTTP/1.1 (\d+) ", data) == [b"200", b"200", b"200", b"413"]
 
 
 def test_a_model_that_is_gone_is_not_found_by_a_known_head(service: Service) -> None:
