@@ -6,7 +6,7 @@ Hashes find what was damaged; this finds what was written wrongly, by another pr
 import math
 from typing import TYPE_CHECKING, Any
 
-from deploy.inputs import DTYPES
+from deploy.datatypes import DATATYPES
 from export.artifacts import TensorSpec
 from export.images import FLOATS, ImageInput
 
@@ -47,7 +47,7 @@ def check_fields(manifest: "Manifest") -> None:
         for spec in specs:
             _check_spec(what, spec)
     for spec in manifest.inputs:
-        if spec.dtype not in DTYPES:
+        if spec.dtype not in DATATYPES:
             raise ValueError(f"the dtype of input {spec.name!r} is {spec.dtype!r}")
     by_name = {spec.name: spec for spec in manifest.inputs}
     for name, pair in (manifest.input_ranges or {}).items():

@@ -18,10 +18,10 @@ from deploy.config import BuildConfig
 from deploy.engines.base import Array, EngineSpec, Feeds
 from deploy.gates import MIN_SQNR_DB
 from deploy.golden import read_golden
+from deploy.int8_again import quantize_again
 from deploy.machine import usable_cores
 from deploy.parity import decibels
 from deploy.process import EngineProcess
-from deploy.schemes import choose_scheme
 from deploy.verification import open_evaluation
 from export.artifacts import OnnxModel
 from export.cost import read_path
@@ -36,7 +36,6 @@ from export.graph import name_node
 from export.onnx_files import read_model, read_opset
 from export.progress import Progress, ProgressCallback, ignore_progress
 from export.tensor_types import float_tensors
-from quantize.calibrate import calibrate
 from quantize.culprits import find_culprits
 from quantize.fp16 import convert_fp16
 from quantize.sensitivity import Quantizer
@@ -72,6 +71,7 @@ class PrecisionFinding:
         after_db: with the culprits kept float.
         nodes: how many could be in low precision.
         complete: whether the gate holds with `culprits` in float; else there are more.
+        made: how int8 was made, and where that differs from the build; empty for float16.
     """
 
     engine: str
@@ -84,6 +84,7 @@ class PrecisionFinding:
     culprits: tuple[Culprit, ...]
     builds: int
     complete: bool
+    made: str = ""
 
 
 def debug_precision(
@@ -117,7 +118,12 @@ def debug_precision(
     model = _open_model(bundle)
     batches, samples = _open_samples(bundle, config)
     gate = MIN_SQNR_DB[precision] if config.min_sqnr is None else config.min_sqnr
-    convert, nodes = _make_converter(model, precision, engine, batches)
+    if precision == "fp16":
+        (convert, nodes), made = _convert_fp16(model), ""
+    else:
+        real = config.data is not None
+        quantizer, made = quantize_again(bundle, model, engine, batches, real=real)
+        convert, nodes = _convert_int8(quantizer)
     by_name = {name_node(node): node for node in read_model(model.path, weights=False).graph.node}
     found: dict[frozenset[str], float] = {}
 
@@ -156,6 +162,7 @@ def debug_precision(
         ),
         builds=culprits.builds,
         complete=culprits.complete,
+        made=made,
     )
 
 
@@ -204,18 +211,20 @@ def _rows(batch: Feeds) -> int:
     return len(next(iter(batch.values())))
 
 
-def _make_converter(
-    model: OnnxModel, precision: str, engine: str, batches: list[Feeds]
-) -> tuple[Callable[[Path, frozenset[str]], OnnxModel], tuple[str, ...]]:
-    """What makes a mix, and the nodes that it may keep float, in graph order."""
-    if precision == "fp16":
-        proto = read_model(model.path, weights=False)
-        floats = set(float_tensors(proto))
-        nodes = [n for n in proto.graph.node if floats.intersection((*n.input, *n.output))]
-        names = tuple(name_node(node) for node in nodes if node.op_type != "Constant")
-        return lambda path, kept: convert_fp16(model, path, keep_fp32=kept).model, names
-    ranges = calibrate(model, batches, observer="minmax")
-    quantizer = Quantizer(model, ranges, choose_scheme(engine))
+_Converter = tuple[Callable[[Path, frozenset[str]], OnnxModel], tuple[str, ...]]
+"""What makes a mix, and the nodes that it may keep float, in graph order."""
+
+
+def _convert_fp16(model: OnnxModel) -> _Converter:
+    proto = read_model(model.path, weights=False)
+    floats = set(float_tensors(proto))
+    nodes = [n for n in proto.graph.node if floats.intersection((*n.input, *n.output))]
+    names = tuple(name_node(node) for node in nodes if node.op_type != "Constant")
+    return lambda path, kept: convert_fp16(model, path, keep_fp32=kept).model, names
+
+
+def _convert_int8(quantizer: Quantizer) -> _Converter:
+    model = quantizer.model
     blocks = quantizer.blocks(len(read_model(model.path, weights=False).graph.node))
     names = tuple(name for block in blocks for name in block.nodes)
     if not names:

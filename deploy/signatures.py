@@ -26,6 +26,10 @@ STATIC_WARNING = (
     "The model cannot be run or exported with a dynamic batch; every engine takes batches of "
     "exactly {}."
 )
+SQUEEZE_WARNING = (
+    "The model takes the batch axis away from the answer to a lone sample ({}: squeeze() without "
+    "an axis does that); engines keep it, so that samples lie on one axis at every batch size."
+)
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 _GRAY_HINT = (
     "Images of a folder are read as RGB; pass --image-mode gray for a network of one channel. "
@@ -179,7 +183,8 @@ def _settle_batch(call: Call, config: BuildConfig) -> tuple[CallSignature, bool,
     if config.static_batch:
         return call.describe_at(given, dynamic=False), True, ()
     try:
-        return _describe_dynamic(call), False, ()
+        signature = _describe_dynamic(call)
+        return signature, False, _warn_of_squeezed(call, signature)
     except InputError:
         if given == TRACE_BATCH:
             raise
@@ -211,6 +216,17 @@ def _describe_dynamic(call: Call) -> CallSignature:
         for spec, wider in zip(first.outputs, other.outputs, strict=True)
     )
     return replace(first, outputs=outputs)
+
+
+def _warn_of_squeezed(call: Call, signature: CallSignature) -> tuple[str, ...]:
+    """That outputs have fewer axes for a lone sample, where they have."""
+    try:
+        alone = call.describe_at(1, dynamic=False)
+    except InputError:
+        return ()  # it takes no lone sample, which the export will find out
+    pairs = zip(signature.outputs, alone.outputs, strict=False)
+    lost = [spec.name for spec, single in pairs if len(single.shape) < len(spec.shape)]
+    return (SQUEEZE_WARNING.format(", ".join(lost)),) if lost else ()
 
 
 def _compare_axes(few: tuple[int, ...], many: tuple[int, ...]) -> tuple[int | str, ...]:

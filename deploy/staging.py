@@ -16,6 +16,9 @@ from export.errors import BundleError
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 """What a disk without room says, in the middle of a build."""
 
+_OVERTAKEN = (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST)
+"""What a rename says where another command moved `target` away, or put something there."""
+
 
 @contextlib.contextmanager
 def stage_bundle(target: Path) -> Iterator[Path]:
@@ -45,8 +48,8 @@ def stage_folder(
             that others read; on the same file system.
 
     Raises:
-        BundleError: the folder cannot be written, or the disk is full; and what `refuse_other`
-            raises.
+        BundleError: the folder cannot be written, the disk is full, or another command replaced
+            `target` at the same moment; and what `refuse_other` raises.
     """
     target = target.resolve()  # a link stays, and what it leads to is replaced
     refuse_other(target)
@@ -90,16 +93,33 @@ def _refuse_other(target: Path) -> None:
 
 def _replace(stage: Path, target: Path, beside: Path) -> None:
     """Put `stage` where `target` is; a crash in between leaves the old folder beside `beside`."""
-    old = beside.with_name(f".{beside.name}.old-{_owner()}-")
+    unique = stage.name.rpartition("-")[2]
+    old = beside.with_name(f".{beside.name}.old-{_owner()}-{unique}")
     try:
         if target.exists():
             target.rename(old)
         stage.rename(target)
-    except BaseException:  # Ctrl-C too
-        if old.exists() and not target.exists():
-            old.rename(target)
+    except BaseException as error:  # Ctrl-C too
+        _put_back(old, target)
+        if isinstance(error, OSError) and error.errno in _OVERTAKEN and stage.exists():
+            raise BundleError(
+                f"{target} was replaced by another command at the same moment. What that one wrote "
+                "stands, whole, and this one wrote nothing. Run it again to replace it."
+            ) from error
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(old: Path, target: Path) -> None:
+    """What was moved aside, where nobody else has put something in its place."""
+    if not old.exists():
+        return
+    try:
+        old.rename(target)
+    except OSError:
+        if not target.exists():
+            raise
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _clean_up(target: Path, beside: Path) -> None:
@@ -111,7 +131,8 @@ def _clean_up(target: Path, beside: Path) -> None:
         if match is None or path.is_symlink() or _is_alive(int(match[2])):
             continue
         if match[1] == "old" and not target.exists():
-            path.rename(target)
+            with contextlib.suppress(OSError):  # another command cleans up as well
+                path.rename(target)
         else:
             shutil.rmtree(path, ignore_errors=True)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from export.artifacts import OnnxModel
 from export.copying import deep_copy
 from export.errors import ExportError
-from export.signature import CallSignature, flatten_outputs
+from export.signature import CallSignature
 
 Array = np.ndarray[Any, Any]
 
@@ -205,8 +205,8 @@ def _run(
     module: nn.Module, signature: CallSignature, feeds: Mapping[str, Tensor]
 ) -> tuple[Tensor, ...]:
     with torch.no_grad():
-        result = module(*signature.args(feeds), **signature.kwargs(feeds))
-    return tuple(tensor.clone() for tensor in flatten_outputs(result)[1])
+        outputs = signature.call(module, feeds)
+    return tuple(tensor.clone() for tensor in outputs.values())
 
 
 def _run_eager(

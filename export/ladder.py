@@ -5,6 +5,7 @@ batch sizes. Exports that succeed and compute something else are known (pytorch#
 that fails this proof has failed.
 """
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from export.fusion.options import FusionOptions
 from export.image_model import ImageModel, find_user_module, name_as_user
 from export.onnx import to_onnx, torchscript_to_onnx
 from export.progress import Progress, ProgressCallback, ignore_progress
+from export.randomness import refuse_random
 from export.ranges import describe_sizes, find_stray_sizes, probe_sizes, take_ranges
 from export.signature import CallSignature
 
@@ -129,7 +131,7 @@ def export_model(
 
     Raises:
         ExportError: every rung failed; the message has one line for each.
-        InputError: the module itself fails at sizes that `signature` lets in.
+        InputError: the module itself fails at sizes that `signature` lets in, or is random.
     """
     request = _Request(module, feeds, workdir / "model.onnx", signature, opset, fusion)
     dynamic = not static_batch and any(spec.has_dynamic_batch for spec in signature.inputs)
@@ -150,6 +152,11 @@ def export_model(
             continue
         progress(Progress("export", len(rungs), len(rungs), rung.name))
         return exported
+    if not expectations:
+        with contextlib.suppress(ExportError):  # the module itself fails, as the attempts say
+            traced = _list_extents(request, dynamic=False)[0]
+            first = _expect(request, traced, expectations)
+            refuse_random(module, signature, first)
     reasons = "\n".join(f"  {attempt.rung}: {attempt.error}" for attempt in attempts)
     ranged = any(spec.ranges for spec in signature.inputs)
     fixed = "one size to each axis that has a range" if ranged else "the batch size"
@@ -224,21 +231,28 @@ def _check(request: _Request, exported: Exported, known: dict[Extent, Expectatio
 
     Raises:
         ExportError: it computes something else, or does not run.
+        InputError: so does the module itself, on another run of the same batch.
     """
     extents = _list_extents(request, exported.dynamic_batch)
-    call = request.module, request.feeds, request.signature
     for extent in extents:
-        if extent not in known:
-            tolerances = (
-                next(iter(known.values())).tolerances
-                if known
-                else measure_tolerances(*call, extents[0].batch)
-            )
-            known[extent] = expect(*call, extent=extent, tolerances=tolerances)
-        found = run_onnx(exported.onnx, known[extent].feeds)
-        disagreement = find_disagreement(known[extent], found)
+        expected = _expect(request, extent, known)
+        disagreement = find_disagreement(expected, run_onnx(exported.onnx, expected.feeds))
         if disagreement:
+            refuse_random(request.module, request.signature, expected)
             raise ExportError(f"The exported model is wrong: {disagreement}")
+
+
+def _expect(request: _Request, extent: Extent, known: dict[Extent, Expectation]) -> Expectation:
+    """What the eager module returns, run once for each extent."""
+    call = request.module, request.feeds, request.signature
+    if extent not in known:
+        tolerances = (
+            next(iter(known.values())).tolerances
+            if known
+            else measure_tolerances(*call, extent.batch)
+        )
+        known[extent] = expect(*call, extent=extent, tolerances=tolerances)
+    return known[extent]
 
 
 def _try_stray_sizes(request: _Request, refused: RefusedAxesError) -> _Request:

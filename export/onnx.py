@@ -15,7 +15,7 @@ from export.capture import condense_error, contain_noise
 from export.errors import ExportError
 from export.fusion.draft import Draft
 from export.image_model import find_user_module
-from export.onnx_cleanup import AxisNames, name_axes
+from export.onnx_cleanup import AxisNames, name_axes, settle_squeezes
 from export.signature import flatten_outputs
 from export.tokens import flatten_tokens
 
@@ -197,6 +197,7 @@ def _finish(
     model: ir.Model, path: Path, input_names: Sequence[str], output_names: Sequence[str]
 ) -> OnnxModel:
     """Order and name what the exporter left, write the file and check it."""
+    settle_squeezes(model)
     graph = model.graph
     found, wanted = {str(value.name): value for value in graph.inputs}, list(input_names)
     if sorted(found) != sorted(wanted) or [v.name for v in graph.outputs] != list(output_names):

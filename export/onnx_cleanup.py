@@ -3,7 +3,9 @@
 import re
 from collections.abc import Mapping
 
+import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from export.artifacts import BATCH
 from export.errors import ExportError
@@ -36,6 +38,48 @@ def name_axes(graph: ir.Graph, axes: AxisNames) -> None:
                 )
     if names:
         _rename(graph, names)
+
+
+def settle_squeezes(model: ir.Model) -> None:
+    """Write down which axes each Squeeze takes: those of size 1 in what was captured.
+
+    One without axes takes whatever is 1 when it runs, and so the batch of a lone sample as well.
+    Shapes that the exporter left out are inferred; where one cannot be, its Squeeze stays.
+    """
+    inferred = False
+    while nodes := [node for node in model.graph.all_nodes() if _takes_any_axis(node)]:
+        settled = sum(_settle_squeeze(model.graph, node) for node in nodes)
+        if not settled and inferred:
+            return
+        if not settled:
+            ShapeInferencePass()(model)
+        inferred = not settled
+
+
+def _takes_any_axis(node: ir.Node) -> bool:
+    return node.op_type == "Squeeze" and node.domain == "" and not any(node.inputs[1:])
+
+
+def _settle_squeeze(graph: ir.Graph, node: ir.Node) -> bool:
+    """Whether the shape was known."""
+    shape = None if node.inputs[0] is None else node.inputs[0].shape
+    if shape is None:
+        return False
+    axes = np.array([axis for axis, size in enumerate(shape) if size == 1], np.int64)
+    if not axes.size:
+        node.op_type = "Identity"
+        return True
+    name = f"{node.outputs[0].name}_axes"
+    value = ir.Value(
+        name=name,
+        shape=ir.Shape(axes.shape),
+        type=ir.TensorType(ir.DataType.INT64),
+        const_value=ir.tensor(axes, name=name),
+    )
+    graph.register_initializer(value)
+    node.resize_inputs(2)
+    node.replace_input_with(1, value)
+    return True
 
 
 def _rename(graph: ir.Graph, names: Mapping[str, str]) -> None:

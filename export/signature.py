@@ -60,10 +60,17 @@ class CallSignature:
         return {spec.name: feeds[spec.name] for spec in self.inputs} if self.keyword else {}
 
     def call(self, module: nn.Module, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Run `module` on named inputs and return its named, flattened outputs."""
+        """Run `module` on named inputs and return its named, flattened outputs.
+
+        An output of a lone sample that ``squeeze()`` took the axis of the batch from has it again:
+        a caller finds samples in one place, whatever their number.
+        """
         result = module(*self.args(feeds), **self.kwargs(feeds))
         _, tensors, _ = flatten_outputs(result)
-        return dict(zip((spec.name for spec in self.outputs), tensors, strict=True))
+        return {
+            spec.name: _restore_batch(value, spec)
+            for spec, value in zip(self.outputs, tensors, strict=True)
+        }
 
 
 def name_inputs(module: nn.Module, names: Sequence[str | None]) -> tuple[tuple[str, ...], bool]:
@@ -230,6 +237,20 @@ def _spec(name: str, value: torch.Tensor, batch: set[int]) -> TensorSpec:
     if shape and shape[0] in batch:
         shape[0] = BATCH
     return TensorSpec(name, tuple(shape), str(value.dtype).removeprefix("torch."))
+
+
+def _restore_batch(value: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
+    """`value` with the axes of a batch of one, where it lacks these and no others."""
+    rest = [size for size in spec.shape if size != BATCH]
+    if value.ndim == len(spec.shape) or value.ndim != len(rest):
+        return value
+    if any(
+        isinstance(size, int) and size != at for size, at in zip(rest, value.shape, strict=True)
+    ):
+        return value
+    for axis, size in enumerate(spec.shape):
+        value = value.unsqueeze(axis) if size == BATCH else value
+    return value
 
 
 def _path_name(path: tuple[Any, ...]) -> str:

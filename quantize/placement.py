@@ -145,6 +145,8 @@ class _Walk:
                 result.int8.add(number)
                 result.activations.setdefault(operands[-1], ActivationUse(operands[-1]))
         elif rule.role == "join":
+            if rule.inner and self._only_leaves(node):
+                return
             if all(name in result.activations for name in node.input):
                 result.int8.add(number)
                 self._place_output(number)
@@ -157,6 +159,19 @@ class _Walk:
                 self._place_output(number)
             else:
                 self._share(number, source, rule)
+
+    def _only_leaves(self, node: NodeProto) -> bool:
+        """Whether all that becomes of its outputs is moved, put together and returned."""
+        graph = self._graph
+        if any(name in graph.captured for name in node.output):
+            return False
+        for reader in (number for name in node.output for number in graph.readers[name]):
+            follower = graph.nodes[reader]
+            rule = self._rules.get(follower.op_type)
+            passes = rule is not None and (rule.role == "copy" or rule.inner)
+            if not passes or follower.op_type == "MaxPool" or not self._only_leaves(follower):
+                return False
+        return True
 
     def _pull(self, number: int, rule: OpRule) -> None:
         """Int8 because of who reads it."""

@@ -29,6 +29,8 @@ class OpRule:
             (squeeze-excite) would pull down what it scales as well.
         products: int8 as well where both operands are computed, as in attention; they are then
             quantized symmetrically.
+        inner: stays float where its result only leaves the graph: what is put together there may
+            differ in scale (boxes and scores), and no int8 operator gains by one scale for all.
     """
 
     role: Literal["weighted", "join", "residual", "average", "copy"]
@@ -36,6 +38,7 @@ class OpRule:
     folds: bool = False
     pulls: bool = False
     products: bool = False
+    inner: bool = False
 
 
 RULES: Mapping[str, Mapping[str, OpRule]] = {
@@ -44,7 +47,7 @@ RULES: Mapping[str, Mapping[str, OpRule]] = {
         "Gemm": OpRule("weighted", output="if_read", folds=True),
         "MatMul": OpRule("weighted", output="if_read"),
         "Add": OpRule("join", output="always", folds=True),
-        "Concat": OpRule("join", output="always"),
+        "Concat": OpRule("join", output="always", inner=True),
         "GlobalAveragePool": OpRule("average", output="always"),
         "AveragePool": OpRule("average", output="always"),
         "MaxPool": OpRule("copy", output="always"),

@@ -46,6 +46,7 @@ NEED_TORCH = {
     "export/ladder.py",
     "export/onnx.py",
     "export/onnx_cleanup.py",
+    "export/randomness.py",
     "export/signature.py",
 }
 """What only `deploy build` imports; nothing else may import torch at its top."""

@@ -24,7 +24,11 @@ def print_precision(found: PrecisionFinding, console: Console) -> None:
 
 
 def describe_precision(found: PrecisionFinding) -> str:
-    """The answer in words."""
+    """The answer in words, and how int8 was made."""
+    return f"{_describe_answer(found)} {found.made}".rstrip()
+
+
+def _describe_answer(found: PrecisionFinding) -> str:
     what = f"{found.precision} in {found.engine}"
     before = f"{_decibels(found.before_db)} on {found.samples}"
     if not found.culprits and found.complete:

@@ -1,7 +1,7 @@
 """Which models a server has: found on disk at the start, asked for by name and version."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from export.errors import BundleError, ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
+_NAMED = 8
+"""Models, or versions, that a refusal names."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,15 @@ class ModelRepository:
         """
         versions = self._models.get(name)
         if versions is None:
-            raise UnknownModelError(f"there is no model {name[:64]!r}")
+            there = _name_some(list(self._models)) or "none"
+            raise UnknownModelError(f"there is no model {name[:64]!r}; this server has {there}")
         if version:
             model = versions.get(version)
             if model is None:
-                raise UnknownModelError(f"model {name!r} has no version {version[:16]!r}")
+                raise UnknownModelError(
+                    f"model {name!r} has no version {version[:16]!r}; it has "
+                    f"{_name_some(self.versions(name))}"
+                )
             return model
         return (
             versions[max(versions, key=int)] if len(versions) > 1 else next(iter(versions.values()))
@@ -149,6 +155,13 @@ class ModelRepository:
             for model in self.models()
             if model.ready or not ready_only
         ]
+
+
+def _name_some(names: Sequence[str]) -> str:
+    """The first few of `names`, and how many more there are: refusals stay short."""
+    more = len(names) - _NAMED
+    text = ", ".join(names[:_NAMED])
+    return f"{text} and {more} more" if more > 0 else text
 
 
 def make_models(paths: Iterable[Path], options: ServeOptions) -> list[ServedModel]:

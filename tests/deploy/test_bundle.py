@@ -1,5 +1,6 @@
 """A bundle is whole or refused; what stands at the target is replaced whole or left alone."""
 
+import contextlib
 import errno
 import json
 import math
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from tiny import Lean, answer, draw, fill_stage
 import deploy.bundle
 import deploy.manifest as manifests
 from deploy.bundle import load, read_bundle, read_result
-from deploy.staging import stage_bundle
+from deploy.staging import stage_bundle, stage_folder
 from export.errors import BundleError
 
 FILES = (
@@ -446,6 +448,56 @@ def test_an_old_bundle_is_replaced_whole(bundle_path: Path) -> None:
     assert read_bundle(bundle_path).winner == "openvino-fp32"
     assert neighbours(bundle_path) == beside
     assert bundle_path.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("moment", ["while it is moved aside", "when it was moved aside"])
+def test_of_two_builds_at_the_same_moment_one_stands_and_the_other_says_so(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    beside, rename = neighbours(bundle_path), Path.rename
+    rival = bundle_path.parent / "rival"
+    rival.mkdir()
+    fill_stage(rival, winner="openvino-fp32")
+    late = moment == "when it was moved aside"
+
+    def overtaken(path: Path, target: Path) -> Path:
+        monkeypatch.undo()
+        if not late:
+            shutil.rmtree(bundle_path)
+            try:
+                return rename(path, target)
+            finally:
+                rename(rival, bundle_path)
+        moved = rename(path, target)
+        rename(rival, bundle_path)
+        return moved
+
+    monkeypatch.setattr(Path, "rename", overtaken)
+    with (
+        pytest.raises(BundleError, match="by another command at the same moment"),
+        stage_bundle(bundle_path) as stage,
+    ):
+        fill_stage(stage)
+    assert read_bundle(bundle_path).winner == "openvino-fp32"
+    assert neighbours(bundle_path) == beside
+
+
+def test_builds_side_by_side_end_with_one_of_them_whole(tmp_path: Path) -> None:
+    target = tmp_path / "net.deploy"
+
+    def replace_often(name: str) -> int:
+        written = 0
+        for _ in range(40):
+            with contextlib.suppress(BundleError), stage_folder(target, lambda _: None) as stage:
+                for file in ("a", "b"):
+                    (stage / file).write_text(name)
+                written += 1
+        return written
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(replace_often, "1234"))
+    assert neighbours(target) == ["net.deploy"]
+    assert (target / "a").read_text() == (target / "b").read_text()
 
 
 def test_a_damaged_bundle_can_be_built_again(bundle_path: Path) -> None:

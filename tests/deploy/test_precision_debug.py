@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny import Cli
+
+sys.path.insert(0, str(Path(__file__).parent / "report"))
+from samples import labelled_report
 
 from deploy.bundle import GOLDEN, Bundle, read_bundle
 from deploy.config import BuildConfig
@@ -62,8 +67,10 @@ def make_bundle(weights: list[np.ndarray], target: Path) -> Bundle:
         onnx.save(proto, stage / "model.onnx")
         answers = np.zeros((8, *shape[1:]), np.float32)
         Golden({"x": x}, {"reference": {tensor: answers}}).save(stage / GOLDEN)
-        for name in ("report.json", "report.html"):
-            (stage / name).write_text("{}", encoding="utf-8")
+        report = labelled_report()
+        report["data"]["observer"] = "auto"
+        (stage / "report.json").write_text(json.dumps(report), encoding="utf-8")
+        (stage / "report.html").write_text("", encoding="utf-8")
         write_manifest(
             stage,
             created="2026-01-01T00:00:00Z",
@@ -76,6 +83,14 @@ def make_bundle(weights: list[np.ndarray], target: Path) -> Bundle:
             machine={},
         )
     return read_bundle(target)
+
+
+def write_data(folder: Path) -> Path:
+    """12 samples without labels."""
+    images = np.abs(np.random.default_rng(5).standard_normal((12, CHANNELS, SIZE, SIZE)))
+    images[:, 0] = 0
+    np.savez(folder / "data.npz", x=images.astype(np.float32))
+    return folder / "data.npz"
 
 
 @pytest.fixture(scope="module")
@@ -163,13 +178,34 @@ def test_the_command_names_it_and_writes_it_down(outlier: Bundle, cli: Cli, tmp_
 
 
 def test_data_of_the_user_is_compared_on(outlier: Bundle, tmp_path: Path) -> None:
-    images = np.abs(np.random.default_rng(5).standard_normal((12, CHANNELS, SIZE, SIZE)))
-    images[:, 0] = 0
-    np.savez(tmp_path / "data.npz", x=images.astype(np.float32))
-    config = BuildConfig(min_sqnr=4.0, data=str(tmp_path / "data.npz"))
+    config = BuildConfig(min_sqnr=8.0, data=str(write_data(tmp_path)))
     found = debug_precision(outlier, precision="int8", config=config)
     assert found.samples.startswith("12 samples of ")
     assert [culprit.where for culprit in found.culprits] == [f"layer{PLANTED}"]
+
+
+def test_int8_is_made_as_the_build_made_it(outlier: Bundle, tmp_path: Path) -> None:
+    config = BuildConfig(data=str(write_data(tmp_path)))
+    shutil.copytree(outlier.path, tmp_path / "made-up.deploy")
+    report = labelled_report()
+    report["data"] |= {"observer": "minmax", "kind": "synthetic"}
+    (tmp_path / "made-up.deploy" / "report.json").write_text(json.dumps(report))
+    made_up = replace(outlier, path=tmp_path / "made-up.deploy")
+    found, plain = (
+        debug_precision(bundle, precision="int8", config=config, builds=1)
+        for bundle in (outlier, made_up)
+    )
+    assert "the observer auto, as in the build, and biases were corrected." in found.made
+    assert "minmax, and no bias was corrected; the build had no data." in plain.made
+    assert found.before_db > plain.before_db + 3
+    assert found.made in describe_precision(found)
+
+
+def test_int8_of_samples_that_are_made_up_is_said_to_be_another_one(outlier: Bundle) -> None:
+    found = debug_precision(outlier, precision="int8", builds=1)
+    assert "with the observer minmax and no bias was corrected" in found.made
+    assert "the build used auto on data" in found.made
+    assert "pass --data" in describe_precision(found)
 
 
 def test_too_few_samples_for_a_fixed_batch_are_said(outlier: Bundle, tmp_path: Path) -> None:

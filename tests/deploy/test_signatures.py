@@ -80,6 +80,14 @@ def test_a_result_that_changes_its_form_with_the_batch_is_built_for_the_one_give
         settle(Returning(lambda x: tuple(x)), "2x3")
 
 
+def test_an_answer_to_a_lone_sample_that_loses_its_axis_is_told_of() -> None:
+    call = settle(Returning(lambda x: (x.sum(1).squeeze(), x)), "1x3")
+    assert [spec.shape for spec in call.signature.outputs] == [("batch",), ("batch", 3)]
+    (warning,) = call.warnings
+    assert "(output_0: squeeze() without an axis" in warning
+    assert settle(Returning(lambda x: x.sum(1, keepdim=True).squeeze(-1)), "1x3").warnings == ()
+
+
 def test_a_static_signature_has_the_sizes_that_the_model_returns() -> None:
     module = Returning(lambda x: (torch.cat([x, x]), x.T, x @ x.T))
     call = settle(module, "1x3")

@@ -2,6 +2,7 @@
 
 import functools
 from collections import OrderedDict, defaultdict, namedtuple
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -306,3 +307,23 @@ def test_a_forward_that_hides_its_parameters_is_called_in_order() -> None:
     module.forward = functools.partial(torch.add, alpha=2)  # type: ignore[method-assign]
     names, keyword = name_inputs(module, [None, None])
     assert (names, keyword) == (("input_0", "input_1"), False)
+
+
+@pytest.mark.parametrize(
+    ("function", "shapes"),
+    [
+        (lambda x, y: x.sum(1).squeeze(), {1: (1,), 3: (3,)}),
+        (lambda x, y: (x[:, :, None] * x[:, None]).squeeze(), {1: (1, 3, 3), 3: (3, 3, 3)}),
+        (lambda x, y: x[:1].squeeze(), {1: (3,), 3: (3,)}),
+    ],
+)
+def test_a_lone_sample_keeps_the_axis_that_squeeze_takes(
+    function: Callable[[Tensor, Tensor], Tensor], shapes: dict[int, tuple[int, ...]]
+) -> None:
+    module = Returning(function)
+    signature = describe_call(module, {"x": A, "y": B}, keyword=False, dynamic_batch=True)
+    for batch, shape in shapes.items():
+        feeds = {"x": torch.randn(batch, 3), "y": torch.randn(batch, 4)}
+        found = signature.call(module, feeds)["output"]
+        assert tuple(found.shape) == shape
+        torch.testing.assert_close(found.squeeze(), function(feeds["x"], feeds["y"]))

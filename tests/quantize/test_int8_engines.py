@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import numpy_helper
 from test_nets import Net, attention, classifier, run, sqnr
 
 from export.artifacts import BATCH, OnnxModel, TensorSpec
@@ -277,3 +278,46 @@ def test_what_torch_exports_is_quantized_for_both_targets(tmp_path: Path, opset:
         assert sqnr(reference, got) > 25
         assert sqnr(reference, got[:, ::-1]) < 5
     assert _rtx_build(convert_fp16(tensorrt, tmp_path / "both.onnx").model) > 0
+
+
+def _boxes_and_scores(net: Net, *, layout: bool) -> str:
+    """Two heads a thousandfold apart in scale, put together for the caller."""
+    x = net.op("Relu", net.conv("x", 8, 8))
+    boxes, scores = net.conv(x, 8, 8, name="boxes"), net.conv(x, 8, 8, name="scores")
+    for tensor in net.constants:
+        if tensor.name.startswith("boxes_"):
+            tensor.CopyFrom(
+                numpy_helper.from_array(numpy_helper.to_array(tensor) * 1000, tensor.name)
+            )
+    out = net.op("Concat", boxes, scores, axis=1)
+    return net.op("Transpose", out, perm=[0, 2, 3, 1]) if layout else out
+
+
+@pytest.mark.parametrize("layout", [False, True])
+def test_scores_beside_boxes_in_one_output_keep_their_own_scale(
+    tmp_path: Path, layout: bool
+) -> None:
+    net = Net(8, 12, 12)
+    model = net.save(tmp_path / "m.onnx", _boxes_and_scores(net, layout=layout))
+    quantized = _quantize(model, net, "onnxruntime")
+    operators = _optimized(quantized)
+    assert operators["QLinearConv"] == 3
+    assert operators["QLinearConcat"] == 0
+    assert _float_work(operators) == {"Concat": 1}
+    feeds = net.feed(5, seed=3)
+    exact, found = (
+        np.moveaxis(run(which, feeds)[0], -1 if layout else 1, 0) for which in (model, quantized)
+    )
+    for head in (slice(0, 8), slice(8, 16)):
+        assert sqnr(exact[head], found[head]) > 25
+
+
+def test_a_concat_that_is_read_as_well_as_returned_runs_in_int8(tmp_path: Path) -> None:
+    net = Net(8, 12, 12)
+    x = net.op("Relu", net.conv("x", 8, 8))
+    both = net.op("Concat", x, net.conv(x, 8, 8), axis=1)
+    model = net.save(tmp_path / "m.onnx", net.conv(both, 16, 8), both)
+    operators = _optimized(_quantize(model, net, "onnxruntime"))
+    assert operators["QLinearConv"] == 3
+    assert operators["QLinearConcat"] == 1
+    assert _float_work(operators) == {}
