@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import platform
 import re
@@ -67,8 +68,9 @@ def stage_folder(
     try:
         yield stage
         stage.chmod(0o755)
-        refuse_other(target)
-        _replace(stage, target, beside)
+        with _one_at_a_time(target.parent):
+            refuse_other(target)
+            _replace(stage, target, beside)
     except OSError as error:
         if error.errno not in _FULL:
             raise
@@ -112,14 +114,30 @@ def _replace(stage: Path, target: Path, beside: Path) -> None:
 
 def _put_back(old: Path, target: Path) -> None:
     """What was moved aside, where nobody else has put something in its place."""
-    if not old.exists():
-        return
+    while old.exists():
+        try:
+            old.rename(target)
+        except OSError as error:
+            if error.errno not in _OVERTAKEN:
+                raise
+            if target.exists():  # else whoever filled it is at work on it, and it is tried again
+                shutil.rmtree(old, ignore_errors=True)
+                return
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Hold off others of this machine that replace something in `folder`.
+
+    Network file systems may lock no folder; there `_replace` finds out that it was overtaken.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        old.rename(target)
-    except OSError:
-        if not target.exists():
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _clean_up(target: Path, beside: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import math
 import os
@@ -482,8 +483,17 @@ def test_of_two_builds_at_the_same_moment_one_stands_and_the_other_says_so(
     assert neighbours(bundle_path) == beside
 
 
-def test_builds_side_by_side_end_with_one_of_them_whole(tmp_path: Path) -> None:
+def refuse_to_lock(descriptor: int, operation: int) -> None:
+    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+@pytest.mark.parametrize("locks", [True, False], ids=["", "on a disk that locks no folder"])
+def test_builds_side_by_side_end_with_one_of_them_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: bool
+) -> None:
     target = tmp_path / "net.deploy"
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", refuse_to_lock)
 
     def replace_often(name: str) -> int:
         written = 0
