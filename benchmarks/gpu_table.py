@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from deploy.bootstrap import estimate_ratio
-from deploy.parity import decibels
+from deploy.output_parity import decibels
 from export.gpu import GpuState
 
 BASELINE, CONTROL = "eager fp32", "eager fp32 (control)"

@@ -38,7 +38,7 @@ from peers_table import (
 from deploy.bundle import read_bundle
 from deploy.engines.base import EngineSpec
 from deploy.machine import usable_cores
-from deploy.parity import decibels
+from deploy.output_parity import decibels
 from deploy.peaks import measure_peaks
 from deploy.process import ChildProcess, EngineProcess
 from export.errors import DeployError

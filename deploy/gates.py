@@ -7,7 +7,8 @@ from typing import Literal
 from deploy.bootstrap import estimate_ratio
 from deploy.config import BuildConfig
 from deploy.latency import EngineLatency
-from deploy.parity import OutputParity, ParityReport
+from deploy.output_parity import OutputParity
+from deploy.parity import ParityReport
 from export.ranges import describe_sizes
 
 DataKind = Literal["labelled", "unlabelled", "synthetic"]

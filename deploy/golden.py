@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from deploy.engines.base import Array, Feeds
-from deploy.parity import same_nonfinite
+from deploy.output_parity import same_nonfinite
 from export.errors import BundleError
 
 GOLDEN_SAMPLES = 4

@@ -11,18 +11,7 @@ from dataclasses import dataclass, field
 
 from deploy.accuracy import Accuracy, AccuracyAccumulator
 from deploy.engines.base import Array
-from deploy.output_parity import OutputAccumulator, OutputParity, decibels, same_nonfinite
-
-__all__ = [
-    "OutputAccumulator",
-    "OutputParity",
-    "ParityAccumulator",
-    "ParityReport",
-    "SizeParity",
-    "decibels",
-    "same_nonfinite",
-]
-
+from deploy.output_parity import OutputAccumulator, OutputParity
 
 _FEWEST_INTEGERS = 64
 """Values of an integer output from which a share of them says anything beside other outputs."""

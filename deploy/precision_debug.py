@@ -20,7 +20,7 @@ from deploy.gates import MIN_SQNR_DB
 from deploy.golden import read_golden
 from deploy.int8_again import quantize_again
 from deploy.machine import usable_cores
-from deploy.parity import decibels
+from deploy.output_parity import decibels
 from deploy.process import EngineProcess
 from deploy.verification import open_evaluation
 from export.artifacts import OnnxModel

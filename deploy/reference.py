@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from deploy.engines.base import Array, Feeds
-from deploy.parity import decibels, same_nonfinite
+from deploy.output_parity import decibels, same_nonfinite
 from export.artifacts import BATCH
 from export.copying import deep_copy
 from export.signature import CallSignature

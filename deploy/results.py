@@ -12,7 +12,8 @@ from deploy.device import CUDA
 from deploy.engines.base import EngineSpec
 from deploy.gates import MIN_SQNR_DB, DataKind, Verdict
 from deploy.latency import EngineLatency, LatencyReport
-from deploy.parity import OutputParity, ParityReport
+from deploy.output_parity import OutputParity
+from deploy.parity import ParityReport
 from deploy.rungs import Rung
 from export.artifacts import TensorSpec
 from export.tensorrt.products import PRODUCTS

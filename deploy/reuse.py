@@ -114,8 +114,8 @@ def _home_of(value: object) -> str:
     """The module that a function, a class or an object's class is of; empty where it has none."""
     try:
         home = getattr(value, "__module__", "")
-    except Exception:  # noqa: BLE001  an object of the user's, which may do anything when asked
-        return ""
+    except Exception:  # noqa: BLE001  an object of the user's may do anything when it is asked
+        home = type(value).__module__
     return home if isinstance(home, str) else ""
 
 

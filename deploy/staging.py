@@ -20,6 +20,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _OVERTAKEN = (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST)
 """What a rename says where another command moved `target` away, or put something there."""
 
+_TRIES = 100
+"""Of putting back what was moved aside, while others fill and empty its place."""
+
 
 @contextlib.contextmanager
 def stage_bundle(target: Path) -> Iterator[Path]:
@@ -114,15 +117,18 @@ def _replace(stage: Path, target: Path, beside: Path) -> None:
 
 def _put_back(old: Path, target: Path) -> None:
     """What was moved aside, where nobody else has put something in its place."""
-    while old.exists():
+    for left in reversed(range(_TRIES)):
+        if not old.exists():
+            return
         try:
             old.rename(target)
         except OSError as error:
-            if error.errno not in _OVERTAKEN:
-                raise
-            if target.exists():  # else whoever filled it is at work on it, and it is tried again
+            if target.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 return
+            if error.errno not in _OVERTAKEN or not left:
+                raise
+            # whoever had filled it moved that away again
 
 
 @contextlib.contextmanager

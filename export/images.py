@@ -75,10 +75,7 @@ def channels_last(shape: Sequence[Any]) -> tuple[Any, ...]:
     Raises:
         ConfigError: it has not four axes.
     """
-    if len(shape) != 4:
-        raise ConfigError(f"An image input has four axes, not {len(shape)}: {list(shape)}.")
-    batch, channels, height, width = shape
-    return batch, height, width, channels
+    return _reorder(shape, (0, 2, 3, 1))
 
 
 def channels_first(shape: Sequence[Any]) -> tuple[Any, ...]:
@@ -87,7 +84,10 @@ def channels_first(shape: Sequence[Any]) -> tuple[Any, ...]:
     Raises:
         ConfigError: it has not four axes.
     """
-    if len(shape) != 4:
+    return _reorder(shape, (0, 3, 1, 2))
+
+
+def _reorder(shape: Sequence[Any], order: tuple[int, ...]) -> tuple[Any, ...]:
+    if len(shape) != len(order):
         raise ConfigError(f"An image input has four axes, not {len(shape)}: {list(shape)}.")
-    batch, height, width, channels = shape
-    return batch, channels, height, width
+    return tuple(shape[axis] for axis in order)

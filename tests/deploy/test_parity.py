@@ -8,14 +8,8 @@ import numpy as np
 import pytest
 from scipy import spatial
 
-from deploy.parity import (
-    OutputAccumulator,
-    OutputParity,
-    ParityAccumulator,
-    ParityReport,
-    decibels,
-    same_nonfinite,
-)
+from deploy.output_parity import OutputAccumulator, OutputParity, decibels, same_nonfinite
+from deploy.parity import ParityAccumulator, ParityReport
 
 Array = np.ndarray[Any, Any]
 

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import deploy.report
+from deploy.accuracy import Accuracy
 from deploy.gates import Verdict
 from deploy.latency import EngineLatency, LatencyReport
-from deploy.parity import Accuracy, OutputParity, ParityReport
+from deploy.output_parity import OutputParity
+from deploy.parity import ParityReport
 from deploy.results import (
     CandidateResult,
     candidate_json,

@@ -53,6 +53,19 @@ def draw(rows: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal((rows, FEATURES), dtype=np.float32)
 
 
+LAYOUTS = ("reversed", "transposed", "read-only")
+
+
+def lay_out(x: Array, layout: str) -> Array:
+    """A square `x` as a view in another order, or read-only."""
+    if layout == "reversed":
+        return x[::-1, ::-1]
+    if layout == "transposed":
+        return x.T
+    x.setflags(write=False)
+    return x
+
+
 def write_model(path: Path) -> Path:
     """relu(x @ FIRST) @ SECOND with a dynamic batch."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import answer, draw
+from tiny import LAYOUTS, answer, draw, lay_out
 
 from deploy.engines import EngineSpec, open_engine
 
@@ -39,15 +39,9 @@ def test_outputs_belong_to_the_caller(tiny_onnx: Path, name: str) -> None:
 
 
 @every_engine
-@pytest.mark.parametrize("layout", ["reversed", "transposed", "read-only"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_layout_of_the_input_is_right(tiny_onnx: Path, name: str, layout: str) -> None:
-    x = draw(4)
-    if layout == "reversed":
-        x = x[::-1, ::-1]
-    elif layout == "transposed":
-        x = x.T
-    else:
-        x.setflags(write=False)
+    x = lay_out(draw(4), layout)
     limit = TOLERANCES[name]
     with open_engine(spec(name, tiny_onnx)) as engine:
         np.testing.assert_allclose(engine({"x": x})["logits"], answer(x), rtol=limit, atol=limit)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import FIRST, SECOND, answer, draw
+from tiny import FIRST, LAYOUTS, SECOND, answer, draw, lay_out
 from torch import nn
 
 from deploy.engines import EngineSpec, open_engine
@@ -78,16 +78,10 @@ def test_outputs_belong_to_the_caller(model: Path) -> None:
         np.testing.assert_array_equal(engine({"x": x})["logits"], kept)
 
 
-@pytest.mark.parametrize("layout", ["reversed", "transposed", "read-only"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("call", [1, 2])
 def test_any_layout_of_the_input_is_right(model: Path, layout: str, call: int) -> None:
-    x = draw(4)
-    if layout == "reversed":
-        x = x[::-1, ::-1]
-    elif layout == "transposed":
-        x = x.T
-    else:
-        x.setflags(write=False)
+    x = lay_out(draw(4), layout)
     with open_engine(spec(model)) as engine:
         for _ in range(call):
             got = engine({"x": x})["logits"]
