@@ -21,6 +21,7 @@ import pytest
 from tiny import Lean, answer, draw, fill_stage
 
 import deploy.bundle
+import deploy.staging
 import deploy.manifest as manifests
 from deploy.bundle import load, read_bundle, read_result
 from deploy.staging import stage_bundle, stage_folder
@@ -508,6 +509,14 @@ def test_builds_side_by_side_end_with_one_of_them_whole(
         assert all(pool.map(replace_often, "1234"))
     assert neighbours(target) == ["net.deploy"]
     assert (target / "a").read_text() == (target / "b").read_text()
+
+
+def test_what_cannot_be_put_back_is_an_error_and_stays_beside(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.mkdir()
+    with pytest.raises(FileNotFoundError):
+        deploy.staging._put_back(old, tmp_path / "gone" / "net.deploy")
+    assert old.is_dir()
 
 
 def test_a_damaged_bundle_can_be_built_again(bundle_path: Path) -> None:
