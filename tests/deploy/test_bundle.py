@@ -21,8 +21,8 @@ import pytest
 from tiny import Lean, answer, draw, fill_stage
 
 import deploy.bundle
-import deploy.staging
 import deploy.manifest as manifests
+import deploy.staging
 from deploy.bundle import load, read_bundle, read_result
 from deploy.staging import stage_bundle, stage_folder
 from export.errors import BundleError
