@@ -1,6 +1,7 @@
 """A replica proves itself and lives its life; the command that serves in replicas."""
 
 import asyncio
+import contextlib
 import http.client
 import importlib.util
 import json
@@ -9,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,30 +104,44 @@ def test_the_command_serves_until_a_signal_and_leaves_nothing(pristine: Path) ->
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     }
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    assert process.stderr is not None
-    lines: list[str] = []
-    for line in process.stderr:
-        lines.append(line)
-        if '"message": "ready"' in line:
-            break
-    assert process.poll() is None, "".join(lines)
-    parts = psutil.Process(process.pid).children(recursive=True)
-    everywhere = list_open_ports(parts)
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    connection.request("POST", "/v2/models/tiny/infer", json.dumps(rows([1, 2, 3, 4])))
-    assert connection.getresponse().status == 200
-    connection.close()
-    for name, open_port in everywhere:  # Ray's own port of a replica, which asks for the token
-        assert name.startswith("ray::ServeReplica"), name
-        with grpc.insecure_channel(f"127.0.0.1:{open_port}") as channel:
-            with pytest.raises(grpc.RpcError) as refused:
-                channel.unary_unary("/ray.serve.ASGIService/HandleRequest")(b"", timeout=10)
-            assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
-    process.send_signal(signal.SIGTERM)
-    rest = process.stderr.read()
-    assert process.wait(60) == 0, rest
-    process.stderr.close()
-    assert psutil.wait_procs(parts, timeout=20)[1] == []
+    with ending(process):
+        assert process.stderr is not None
+        lines: list[str] = []
+        for line in process.stderr:
+            lines.append(line)
+            if '"message": "ready"' in line:
+                break
+        assert process.poll() is None, "".join(lines)
+        parts = psutil.Process(process.pid).children(recursive=True)
+        everywhere = list_open_ports(parts)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.request("POST", "/v2/models/tiny/infer", json.dumps(rows([1, 2, 3, 4])))
+        assert connection.getresponse().status == 200
+        connection.close()
+        for name, open_port in everywhere:  # Ray's own port of a replica, which asks for the token
+            assert name.startswith("ray::ServeReplica"), name
+            with grpc.insecure_channel(f"127.0.0.1:{open_port}") as channel:
+                with pytest.raises(grpc.RpcError) as refused:
+                    channel.unary_unary("/ray.serve.ASGIService/HandleRequest")(b"", timeout=10)
+                assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read()
+        assert process.wait(60) == 0, rest
+        process.stderr.close()
+        assert psutil.wait_procs(parts, timeout=20)[1] == []
+
+
+@contextlib.contextmanager
+def ending(process: "subprocess.Popen[str]") -> Iterator[None]:
+    """Where the test fails, its cluster is ended too, and not left to run."""
+    try:
+        yield
+    finally:
+        if process.poll() is None:
+            for part in psutil.Process(process.pid).children(recursive=True):
+                part.kill()
+            process.kill()
+            process.wait()
 
 
 def list_open_ports(processes: list[psutil.Process]) -> list[tuple[str, int]]:
