@@ -12,6 +12,7 @@ from tiny import fill_stage
 
 sys.path.insert(0, str(Path(__file__).parent))
 from servers import Server, serving
+from socketless import Service, serving_without_sockets
 
 from deploy.bundle import GOLDEN
 from deploy.golden import Golden
@@ -62,6 +63,13 @@ def identity_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
             input_ranges={"x": (0.0, 10.0)},
         )
     return target
+
+
+@pytest.fixture(scope="module")
+def service(identity_bundle: Path) -> Iterator[Service]:
+    """The identity bundle, model ``echo``, behind connections without sockets."""
+    with serving_without_sockets(identity_bundle) as running:
+        yield running
 
 
 def write_echo(path: Path) -> None:

@@ -1,31 +1,22 @@
 """A head that came before is known again, and nothing else is taken for it."""
 
-import asyncio
 import json
 import re
 import socket
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httptools
 import pytest
-import uvicorn
-import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import serving
-from uvicorn.server import ServerState
+from socketless import Service
 
-from deploy.serving.connections import ConnectionLimits, LimitedProtocol, limit_connections
+from deploy.serving.connections import LimitedProtocol
 from deploy.serving.heads import Head, HeadMemory
 from deploy.serving.inference import Caller
-from deploy.serving.metrics import ServerStatistics
-from deploy.serving.options import ServeOptions
-from deploy.serving.repository import ModelRepository, make_models
-from deploy.serving.rest import RestApplication
 
 PATH = "/v2/models/echo/infer"
 LINES = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\nAccept: */*\r\n\r\n"
@@ -110,107 +101,11 @@ def test_a_head_whose_end_or_length_is_in_doubt_is_not_kept(data: bytes) -> None
     assert keep(data, 5).recall(data) is None
 
 
-class Wire(asyncio.Transport):
-    """What is written to it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written = b""
-        self.closed = False
-
-    def write(self, data: Any) -> None:
-        self.written += bytes(data)
-
-    def close(self) -> None:
-        self.closed = True
-
-    def abort(self) -> None:
-        self.closed = True
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return default
-
-    def pause_reading(self) -> None:
-        pass
-
-    def resume_reading(self) -> None:
-        pass
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        pass
-
-
-_TURNS = 60
-"""Turns of the loop; an answer on the ordinary way takes about ten."""
-
-
 class Forgetful(HeadMemory):
     """Knows no head again."""
 
     def recall(self, data: bytes) -> None:
         return None
-
-
-@dataclass
-class Service:
-    """A server without sockets."""
-
-    loop: asyncio.AbstractEventLoop
-    config: uvicorn.Config
-    repository: ModelRepository
-
-    def answer(self, reads: list[bytes], memory: HeadMemory) -> tuple[bytes, bool]:
-        """All that is answered to one connection, and whether it was closed."""
-        return self.loop.run_until_complete(self._answer(reads, memory))
-
-    async def _answer(self, reads: list[bytes], memory: HeadMemory) -> tuple[bytes, bool]:
-        make: Any = self.config.http_protocol_class
-        protocol = make(config=self.config, server_state=ServerState(), app_state={})
-        wire = Wire()
-        protocol.connection_made(wire)
-        protocol._heads = memory
-        for data in reads:
-            if wire.closed:
-                break
-            protocol.data_received(data)
-            await self._settle(wire)
-        closed = wire.closed
-        protocol.connection_lost(None)
-        return wire.written, closed
-
-    async def _settle(self, wire: Wire) -> None:
-        """Until no request runs and nothing more is written for many turns of the loop."""
-        (model,) = self.repository.models() or [None]
-        quiet, seen = 0, -1
-        while quiet < _TURNS:
-            await asyncio.sleep(0)
-            busy = model is not None and model.pending > 0
-            quiet = 0 if busy or len(wire.written) != seen else quiet + 1
-            seen = len(wire.written)
-
-
-@pytest.fixture(scope="module")
-def service(identity_bundle: Path) -> Iterator[Service]:
-    loop = uvloop.new_event_loop()
-    options = ServeOptions(threads=1, max_body_mb=1)
-    statistics, repository = ServerStatistics(), ModelRepository()
-    (model,) = make_models([identity_bundle], options)
-    repository.add(model)
-    assert loop.run_until_complete(model.load())
-    application = RestApplication(repository, options, statistics)
-    limits = ConnectionLimits(30.0, 1000)
-    protocol: Any = limit_connections(limits, statistics, application.direct)
-    config = uvicorn.Config(application, http=protocol, lifespan="off", log_config=None)
-    config.load()
-    yield Service(loop, config, repository)
-    loop.run_until_complete(model.unload())
-    loop.close()
 
 
 def ask(value: float, identity: str = "") -> bytes:
