@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_parity import WRONG, logits, wrong
+from wrong_answers import WRONG, logits, wrong
 
 from deploy.golden import (
     MAX_BYTES,

@@ -1,53 +1,17 @@
 """Parity metrics against closed forms and scipy; every wrong output shows in a metric."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import spatial
+from wrong_answers import WRONG, logits, with_value
 
 from deploy.output_parity import OutputAccumulator, OutputParity, decibels, same_nonfinite
 from deploy.parity import ParityAccumulator, ParityReport
 
 Array = np.ndarray[Any, Any]
-
-
-def logits(rows: int = 64, classes: int = 10, seed: int = 0) -> Array:
-    return np.random.default_rng(seed).standard_normal((rows, classes)).astype(np.float32)
-
-
-def _with(array: Array, value: float) -> Array:
-    changed = array.copy()
-    changed[len(changed) // 2, 3] = value
-    return changed
-
-
-def _swap_columns(array: Array) -> Array:
-    changed = array.copy()
-    changed[:, [1, 3]] = array[:, [3, 1]]
-    return changed
-
-
-def _swap_samples(array: Array) -> Array:
-    changed = array.copy()
-    changed[[0, 1]] = array[[1, 0]]
-    return changed
-
-
-WRONG: dict[str, Callable[[Array], Array]] = {
-    "scaled by 1.01": lambda array: array * np.float32(1.01),
-    "two channels swapped": _swap_columns,
-    "one NaN": lambda array: _with(array, math.nan),
-    "one Inf": lambda array: _with(array, math.inf),
-    "two samples swapped": _swap_samples,
-    "all zeros": np.zeros_like,
-}
-
-
-def wrong(*but: str) -> list[str]:
-    return [name for name in WRONG if name not in but]
 
 
 def compare(reference: Array, candidate: Array) -> OutputParity:
@@ -142,13 +106,13 @@ def test_opposite_sign_has_cosine_minus_one() -> None:
     ],
 )
 def test_another_nonfinite_value_is_never_taken_for_the_same(ours: float, theirs: float) -> None:
-    assert not compare(_with(logits(), ours), _with(logits(), theirs)).finite
+    assert not compare(with_value(logits(), ours), with_value(logits(), theirs)).finite
     assert not same_nonfinite(np.array([1.0, ours]), np.array([1.0, theirs]))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_the_same_nonfinite_value_is_left_out_of_all_metrics(value: float) -> None:
-    ours = np.abs(_with(logits(), value)) + 5
+    ours = np.abs(with_value(logits(), value)) + 5
     ours[len(ours) // 2, 3] = value
     theirs = ours * np.float32(1.1)
     accumulator = OutputAccumulator("y")
@@ -163,7 +127,7 @@ def test_the_same_nonfinite_value_is_left_out_of_all_metrics(value: float) -> No
 
 
 def test_a_masked_logit_does_not_hide_an_error_from_the_float64_floor() -> None:
-    ours = _with(logits(), -math.inf)
+    ours = with_value(logits(), -math.inf)
     accumulator = OutputAccumulator("y")
     accumulator.update(ours, ours * np.float32(1.01), (ours.astype(np.float64), ours))
     error = accumulator.result().error_float64
@@ -216,7 +180,7 @@ def test_one_bad_batch_is_not_averaged_away() -> None:
     accumulator = OutputAccumulator("y")
     for index in range(50):
         ours = logits(8, seed=index)
-        accumulator.update(ours, _with(ours, math.nan) if index == 20 else ours)
+        accumulator.update(ours, with_value(ours, math.nan) if index == 20 else ours)
     assert not accumulator.result().finite
 
 
