@@ -6,6 +6,7 @@ from typing import Any, get_args
 import click
 
 from deploy.cli.options import (
+    BUILD_EPILOG,
     EPILOG,
     data_options,
     fusion_options,
@@ -20,9 +21,9 @@ from deploy.cli.options import (
 from deploy.config import Observer
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=BUILD_EPILOG)
 @click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(), help="Bundle to write.")
+@click.option("-o", "--output", type=click.Path(), help="Bundle to write.  [MODEL.deploy]")
 @model_options
 @trust_options
 @data_options
@@ -62,7 +63,9 @@ def build(model_file: Path, **flags: Any) -> None:
 
 @click.command(epilog=EPILOG)
 @click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Program to write, .pt2.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Program to write.  [MODEL.fused.pt2]"
+)
 @model_options
 @trust_options
 @fusion_options

@@ -13,7 +13,7 @@ import click
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="Model repository."
 )
 @click.option("--name", help="Of the model.  [that of the model file]")
-@click.option("--version", type=int, default=1, show_default=True, help="Of the model.")
+@click.option("--version", type=int, default=1, help="Of the model.  [1]")
 @click.option("--engine", metavar="NAME", help="To export.  [the winner, or the fastest]")
 def export_triton(bundle: Path, output: Path, **options: Any) -> None:
     """Write a bundle into a model repository of Triton."""
@@ -34,8 +34,7 @@ def export_triton(bundle: Path, output: Path, **options: Any) -> None:
     "--runtime",
     type=click.Choice(["deploy", "triton"]),
     default="deploy",
-    show_default=True,
-    help="That serves it.",
+    help="That serves it.  [deploy]",
 )
 @click.option("--image", help="Container image of the runtime; deploy needs one.")
 @click.option("--storage-uri", metavar="URI", help="Where the bundle or the repository is.")
