@@ -13,6 +13,7 @@ from deploy.cli.options import (
     make_console,
     measure_options,
     model_options,
+    print_warnings,
     read_config,
     search_options,
     tensorrt_options,
@@ -72,15 +73,17 @@ def build(model_file: Path, **flags: Any) -> None:
 def fuse(model_file: Path, output: Path | None, **flags: Any) -> None:
     """Merge branches and norms; write the model and the proof."""
     from deploy.report.fusion import print_certificate
+    from deploy.report.json_file import check_output
     from export.optional import require
 
     require("torch", extra="build")
     from deploy.fusing import fuse_file
 
-    result = fuse_file(
-        model_file, read_config(flags), output or model_file.with_suffix(".fused.pt2")
-    )
+    target = output or model_file.with_suffix(".fused.pt2")
+    check_output(target)
+    result = fuse_file(model_file, read_config(flags), target)
     print_certificate(result.certificate.as_dict(), make_console())
+    print_warnings(result.warnings)
     batch = "any batch size" if result.dynamic_batch else "the batch size of the inputs alone"
     click.echo(
         f"\nMerged model: {result.path}, for {batch}\nCertificate: {result.certificate_path}"
@@ -104,6 +107,7 @@ def inspect(model_file: Path, **flags: Any) -> None:
     print_layers(inspection.layers, make_console())
     make_console().print()
     print_certificate(inspection.certificate.as_dict(), make_console())
+    print_warnings(inspection.warnings)
 
 
 @click.command(epilog=EPILOG)

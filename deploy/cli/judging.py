@@ -57,9 +57,11 @@ def _bench_server(
     """Drive the server of this URL and token; nothing else is drawn meanwhile."""
     from deploy.bundle import read_bundle
     from deploy.client import bench_server, make_settings
+    from deploy.report.json_file import check_output
     from deploy.report.load import describe_plan, print_load, write_load
 
     (url, token), model, output = server, load.pop("model"), load.pop("output")
+    check_output(output)
     settings = make_settings(load, batch=config.batch, seed=config.seed)
     click.echo(describe_plan(url, settings), err=True)
     bundle = None if target is None else read_bundle(target)
@@ -200,9 +202,11 @@ def precision(
     """
     from deploy.bundle import read_bundle
     from deploy.precision_debug import debug_precision
+    from deploy.report.json_file import check_output
     from deploy.report.precision import print_precision, write_precision
     from deploy.report.progress import ProgressDisplay
 
+    check_output(output)
     with ProgressDisplay(make_console(stderr=True)) as progress:
         found = debug_precision(
             read_bundle(bundle),

@@ -1,6 +1,6 @@
 """What the commands share: groups of options, the configuration that they make, the console."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +188,14 @@ def read_config(flags: dict[str, Any]) -> Any:
         if value is not None and value is not False and value != ()
     }
     return make_config(given, where="command line", base=base)
+
+
+def print_warnings(warnings: Sequence[str]) -> None:
+    """Each on a line of stderr; texts of files are cleaned."""
+    from deploy.report.wording import clean
+
+    for warning in warnings:
+        click.echo(f"Warning: {clean(warning)}", err=True)
 
 
 def make_console(*, stderr: bool = False) -> Any:

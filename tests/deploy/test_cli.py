@@ -147,6 +147,10 @@ def test_every_flag_is_an_option_of_the_configuration() -> None:
         (["build", "nothing.pt", "--input", "1x4"], "There is no file nothing.pt"),
         (["build", "nothing.pt"], "There is no file nothing.pt"),
         (["build"], "Missing argument 'MODEL'"),
+        (
+            ["debug", "precision", "m.deploy", "--precision", "int8", "-o", "no/it.json"],
+            "no/it.json cannot be written: there is no folder",
+        ),
         (["compare", "one"], "Missing argument 'B'"),
         (["build", "m.pt", "--surprise"], "No such option"),
         (
