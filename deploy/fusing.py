@@ -114,6 +114,11 @@ def _capture(
     """
     with tempfile.TemporaryDirectory(prefix="deploy-") as scratch:
         problem = open_problem(model, config, Path(scratch))
+    if problem.form == "torchscript":
+        raise ConfigError(
+            f"{model} is TorchScript, whose layers can be neither listed nor merged. Give the "
+            "module that it was made from, or build it as it is with deploy build."
+        )
     if problem.program is not None:
         return problem.program, problem, problem.static_batch is None
     keyword, feeds = problem.signature.keyword, problem.trace_feeds()

@@ -16,6 +16,7 @@ from deploy.cli.options import (
     print_warnings,
     read_config,
     search_options,
+    source_options,
     tensorrt_options,
     trust_options,
 )
@@ -69,6 +70,7 @@ def build(model_file: Path, **flags: Any) -> None:
 )
 @model_options
 @trust_options
+@source_options
 @fusion_options
 def fuse(model_file: Path, output: Path | None, **flags: Any) -> None:
     """Merge branches and norms; write the model and the proof."""
@@ -94,6 +96,7 @@ def fuse(model_file: Path, output: Path | None, **flags: Any) -> None:
 @click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
 @model_options
 @trust_options
+@source_options
 @fusion_options
 def inspect(model_file: Path, **flags: Any) -> None:
     """Show the layers of a model and what would merge."""

@@ -49,13 +49,12 @@ fusion_options = shared(
     click.option("--static-batch", is_flag=True, help="Keep the batch size of --input."),
     click.option("--merge-always", is_flag=True, help="Merge branches even where that costs more."),
 )
-data_options = shared(
+source_options = shared(
     click.option(
         "--data",
         metavar="PATH",
         help=".npz of x and, for labels, y; .npy, .pt, image folder, module:callable.",
     ),
-    click.option("--evaluation-samples", type=int, help="Samples to judge on.  [1000]"),
     click.option("--image-resize", type=int, help="Shorter side of images, in pixels."),
     click.option("--image-crop", type=int, help="Side of the centre crop, in pixels."),
     click.option("--image-mean", type=float, multiple=True, help="A channel's mean; repeat."),
@@ -65,6 +64,10 @@ data_options = shared(
         type=click.Choice(["rgb", "gray"]),
         help="Of an image folder.  [gray for models of one channel, else rgb]",
     ),
+)
+data_options = shared(
+    source_options,
+    click.option("--evaluation-samples", type=int, help="Samples to judge on.  [1000]"),
     click.option(
         "--classes", metavar="OUTPUT", help="Output that labels are classes of.  [the best fit]"
     ),
