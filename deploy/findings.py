@@ -19,7 +19,7 @@ from deploy.report import SCHEMA_VERSION
 from deploy.report.census import describe_float
 from deploy.report.facts import WIDE, is_noisy
 from deploy.report.fusion import warn_of_outliers
-from deploy.report.wording import format_ratio
+from deploy.report.wording import format_error, format_ratio
 from deploy.results import (
     CandidateResult,
     candidate_json,
@@ -153,7 +153,9 @@ def describe_verdict(findings: Findings) -> str:
             f"{accuracy.reference:.2%} on {accuracy.samples} samples."
         )
     sqnr = winner.parity.sqnr_db
-    outputs = f"an output SQNR of {sqnr:.0f} dB" if math.isfinite(sqnr) else "identical outputs"
+    outputs = f"an output SQNR of {sqnr:.1f} dB" if math.isfinite(sqnr) else "identical outputs"
+    if math.isfinite(sqnr) and all("float" in o.dtype for o in findings.problem.signature.outputs):
+        outputs += f" (an error of {format_error(sqnr)})"
     where = "synthetic inputs" if findings.problem.kind == "synthetic" else "the evaluation data"
     return f"{speed} ({interval}), with {outputs} on {where}."
 
