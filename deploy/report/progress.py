@@ -15,8 +15,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
+from rich.table import Column
 
 from export.progress import Progress
+
+_REST = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+"""What the counts and times leave of a line: they are never cut, the detail is."""
 
 
 class ProgressDisplay:
@@ -31,12 +35,13 @@ class ProgressDisplay:
         self._bars = Bars(
             SpinnerColumn(),
             TextColumn("{task.description:<18}", markup=False),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}", markup=False),
+            TextColumn("{task.fields[detail]}", markup=False, table_column=_REST),
             console=console,
+            expand=True,
             disable=not console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}

@@ -550,6 +550,16 @@ def test_a_stage_of_unknown_length_ends_when_the_next_begins() -> None:
     assert "0/?" not in last
 
 
+def test_counts_and_times_are_whole_on_a_narrow_terminal() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=80, color_system=None)
+    with ProgressDisplay(console) as display:
+        display(Progress("build tensorrt_rtx-fp16", 256, 1000, "network.blocks.1.0.conv_pw " * 3))
+    last = stream.getvalue().rpartition("build tensorrt_rtx-fp16")[2]
+    assert "256/1000 0:00:00 -:--:-- netw" in last
+    assert max(map(len, last.splitlines())) <= 80
+
+
 def test_progress_is_one_line_a_stage_elsewhere() -> None:
     stream = io.StringIO()
     with ProgressDisplay(Console(file=stream)) as display:
