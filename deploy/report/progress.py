@@ -66,11 +66,14 @@ class ProgressDisplay:
         )
 
     def _finish_tasks(self) -> None:
-        """End what is shown, also the stages that never said how long they are."""
+        """End what is shown, also stages that never said how long they are, or were done sooner.
+
+        One that runs beside the next, such as the build of an engine, goes on with its next report.
+        """
         for task in self._bars.tasks:
-            if task.total is None:
-                self._bars.update(task.id, total=1, completed=1)
-            self._bars.stop_task(task.id)
+            if not task.finished:
+                done = max(task.completed, 1)
+                self._bars.update(task.id, total=done, completed=done)
 
     def _print_line(self, progress: Progress) -> None:
         """One line when a stage begins; the rest would fill a log."""

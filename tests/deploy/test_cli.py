@@ -550,6 +550,20 @@ def test_a_stage_of_unknown_length_ends_when_the_next_begins() -> None:
     assert "0/?" not in last
 
 
+def test_a_stage_that_was_done_sooner_ends_and_one_beside_the_next_goes_on() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=90, color_system=None)
+    with ProgressDisplay(console) as display:
+        display(Progress("build fp16", 83, 100))
+        display(Progress("build int8", 10, 100))
+        display(Progress("build fp16", 90, 100))
+        beside = [task.finished for task in display._bars.tasks]
+        display(Progress("check"))
+        after = [task.finished for task in display._bars.tasks]
+    assert (beside, after) == ([False, False], [True, True, False])
+    assert "90/90" in stream.getvalue().rpartition("build fp16")[2]
+
+
 def test_counts_and_times_are_whole_on_a_narrow_terminal() -> None:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=80, color_system=None)
