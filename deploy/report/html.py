@@ -25,7 +25,7 @@ from deploy.report.sections import (
     describe_parity,
     describe_stages,
 )
-from deploy.report.terminal import control_sentence
+from deploy.report.terminal import control_sentence, tie_sentences
 from deploy.report.wording import (
     format_bytes,
     format_conditions,
@@ -66,7 +66,11 @@ def _sections(report: Report) -> tuple[Markup | None, ...]:
     return (
         _headline(report),
         _warnings(report),
-        _section("Latency", draw_latency(report), _quiet(control_sentence(report))),
+        _section(
+            "Latency",
+            draw_latency(report),
+            *map(_quiet, (*tie_sentences(report), control_sentence(report))),
+        ),
         _section("Candidates", describe_candidates(report)),
         _section("Finished later", describe_finish(report)),
         _section("Accuracy", describe_accuracy(report)),
