@@ -187,9 +187,10 @@ def check_data(dataset: Dataset, specs: Sequence[TensorSpec]) -> None:
 
 def _check_label_values(dataset: Dataset, labels: Array) -> None:
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        shape = ", ".join(["N", *map(str, labels.shape[1:])])
         raise DataError(
-            f"{dataset.source}: {LABELS} is {labels.dtype} of shape {list(labels.shape)}; it must "
-            f"hold one integer class for each sample. Convert it, or leave {LABELS} out."
+            f"{dataset.source}: {LABELS} is {labels.dtype} of shape [{shape}]; it must hold one "
+            f"integer class for each sample. {_convert_labels(labels)}"
         )
     if (labels < 0).any():
         first = int(np.argmax(labels < 0))
@@ -198,6 +199,17 @@ def _check_label_values(dataset: Dataset, labels: Array) -> None:
             f"{dataset.source}: label {labels[first]} in row {row} is negative. "
             "Classes count from 0; take unlabelled rows out."
         )
+
+
+def _convert_labels(labels: Array) -> str:
+    """How labels of another form become classes, where they can."""
+    if labels.ndim == 1:
+        return f"Save {LABELS}.astype(int), or leave {LABELS} out."
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        return f"Save {LABELS}[:, 0].astype(int), or leave {LABELS} out."
+    if labels.ndim == 2:
+        return f"Of one-hot rows save {LABELS}.argmax(axis=1), or leave {LABELS} out."
+    return f"Leave {LABELS} out, and SQNR judges in place of accuracy."
 
 
 def _is_apart(key: str, names: Sequence[str]) -> bool:

@@ -26,7 +26,7 @@ from export.optional import require
 
 LABELS = "y"
 TAKEN = (
-    ".npz, .npy, .pt, a folder of images, or package.module:callable (see --help for what is in it)"
+    "an .npz with x and, for labels, y; .npy, .pt, a folder of images, or package.module:callable"
 )
 
 

@@ -19,6 +19,7 @@ from deploy.report import SCHEMA_VERSION
 from deploy.report.census import describe_float
 from deploy.report.facts import WIDE, is_noisy
 from deploy.report.fusion import warn_of_outliers
+from deploy.report.wording import format_error, format_ratio
 from deploy.results import (
     CandidateResult,
     candidate_json,
@@ -141,10 +142,10 @@ def describe_verdict(findings: Findings) -> str:
         return "Nothing beats eager PyTorch with certainty; the bundle keeps the model as it is."
     low, high = winner.latency.speedup_ci95
     eager = "eager PyTorch on the GPU" if findings.eager.device == CUDA else "eager PyTorch"
-    speed = f"{winner.name} is {winner.latency.speedup:.1f}x faster than {eager}"
+    speed = f"{winner.name} is {format_ratio(winner.latency.speedup)}x faster than {eager}"
     if high > WIDE * low:
-        speed = f"{winner.name} is at least {low:.1f}x faster than {eager}"
-    interval = f"95% interval {low:.1f} to {high:.1f}"
+        speed = f"{winner.name} is at least {format_ratio(low)}x faster than {eager}"
+    interval = f"95% interval {format_ratio(low)} to {format_ratio(high)}"
     accuracy = winner.parity.judged_accuracy
     if accuracy is not None:
         return (
@@ -152,7 +153,9 @@ def describe_verdict(findings: Findings) -> str:
             f"{accuracy.reference:.2%} on {accuracy.samples} samples."
         )
     sqnr = winner.parity.sqnr_db
-    outputs = f"an output SQNR of {sqnr:.0f} dB" if math.isfinite(sqnr) else "identical outputs"
+    outputs = f"an output SQNR of {sqnr:.1f} dB" if math.isfinite(sqnr) else "identical outputs"
+    if math.isfinite(sqnr) and all("float" in o.dtype for o in findings.problem.signature.outputs):
+        outputs += f" (an error of {format_error(sqnr)})"
     where = "synthetic inputs" if findings.problem.kind == "synthetic" else "the evaluation data"
     return f"{speed} ({interval}), with {outputs} on {where}."
 

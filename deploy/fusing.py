@@ -31,21 +31,24 @@ class FusedFile:
         certificate_path: its evidence as JSON.
         certificate: the same.
         dynamic_batch: it takes any batch size.
+        warnings: of the model file, a sentence each.
     """
 
     path: Path
     certificate_path: Path
     certificate: Certificate
     dynamic_batch: bool
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a model is made of, and what would become of it."""
+    """What a model is made of, what would become of it, and warnings of its file."""
 
     name: str
     layers: tuple[LayerRow, ...]
     certificate: Certificate
+    warnings: tuple[str, ...]
 
 
 def fuse_file(model: Path, config: BuildConfig, output: Path) -> FusedFile:
@@ -58,25 +61,36 @@ def fuse_file(model: Path, config: BuildConfig, output: Path) -> FusedFile:
             all.
 
     Raises:
-        InputError: the model, the options or the data cannot be used.
+        InputError: the model, the options or the data cannot be used, or `output` not be written.
         ExportError: torch.export cannot capture the model.
     """
     if output.suffix != ".pt2":
         raise ConfigError(f"-o {output}: the merged model is an exported program; name it .pt2.")
     if not output.parent.is_dir():
         raise ConfigError(f"-o {output}: there is no folder {output.parent}. Make it first.")
-    program, _, dynamic = _capture(model, config, ranged=True)
+    program, problem, dynamic = _capture(model, config, ranged=True)
     fused = fuse_program(program, FusionOptions(merge_always=config.merge_always))
+    try:
+        _write(fused.program, fused.certificate, output)
+    except OSError as error:
+        raise ConfigError(
+            f"-o {output} cannot be written: {error.strerror or error}. Choose another."
+        ) from error
+    certificate_path = output.with_suffix(CERTIFICATE_SUFFIX)
+    return FusedFile(output, certificate_path, fused.certificate, dynamic, problem.warnings)
+
+
+def _write(program: ExportedProgram, certificate: Certificate, output: Path) -> None:
+    """Both files, beside `output` first, so that a failure leaves nothing of them."""
     with tempfile.TemporaryDirectory(prefix=".deploy-", dir=output.parent) as folder:
         staged = Path(folder) / output.name
         with contain_noise():
-            torch.export.save(fused.program, staged)
+            torch.export.save(program, staged)
         evidence = staged.with_suffix(CERTIFICATE_SUFFIX)
-        content = json.dumps(fused.certificate.as_dict(), indent=1, allow_nan=False)
+        content = json.dumps(certificate.as_dict(), indent=1, allow_nan=False)
         evidence.write_text(content + "\n", encoding="utf-8")
         os.replace(evidence, output.with_suffix(CERTIFICATE_SUFFIX))
         os.replace(staged, output)
-    return FusedFile(output, output.with_suffix(CERTIFICATE_SUFFIX), fused.certificate, dynamic)
 
 
 def inspect_file(model: Path, config: BuildConfig) -> Inspection:
@@ -88,7 +102,7 @@ def inspect_file(model: Path, config: BuildConfig) -> Inspection:
     """
     program, problem, _ = _capture(model, config, ranged=False)
     fused = fuse_program(program, FusionOptions(merge_always=config.merge_always))
-    return Inspection(problem.name, list_layers(program), fused.certificate)
+    return Inspection(problem.name, list_layers(program), fused.certificate, problem.warnings)
 
 
 def _capture(
@@ -100,6 +114,11 @@ def _capture(
     """
     with tempfile.TemporaryDirectory(prefix="deploy-") as scratch:
         problem = open_problem(model, config, Path(scratch))
+    if problem.form == "torchscript":
+        raise ConfigError(
+            f"{model} is TorchScript, whose layers can be neither listed nor merged. Give the "
+            "module that it was made from, or build it as it is with deploy build."
+        )
     if problem.program is not None:
         return problem.program, problem, problem.static_batch is None
     keyword, feeds = problem.signature.keyword, problem.trace_feeds()

@@ -205,10 +205,10 @@ def _make_model(content: Any, path: Path, factory: str | None, form: str | None)
         remedy = Remedy("Say what makes it:", (("--model", example),), f'model="{example}"')
         raise LoadError(f"{path} holds weights and no module.", remedy)
     module = make_module(factory)
-    fill_weights(module, found, path, factory)
+    filled = fill_weights(module, found, path, factory)
     module, _, more = _finish_module(module)
     more = tuple(note for note in more if note != _TRAINING)
-    return LoadedModel(module, form or "state_dict", False, path, (*notes, *more))
+    return LoadedModel(module, form or "state_dict", False, path, (*notes, *filled, *more))
 
 
 def _finish_module(module: nn.Module) -> tuple[nn.Module, bool, tuple[str, ...]]:

@@ -21,7 +21,8 @@ def import_object(reference: str, *, what: str) -> Any:
         ConfigError: malformed, no such module or attribute, or the import itself fails.
     """
     module_name, colon, attribute = reference.partition(":")
-    if not colon or not is_dotted(module_name) or not is_dotted(attribute):
+    named_a_file = module_name.endswith(".py")
+    if not colon or named_a_file or not is_dotted(module_name) or not is_dotted(attribute):
         raise ConfigError(
             f"{what} {reference!r}: write package.module:attribute, such as mypkg.nets:make_net "
             "(dots, no slashes, no .py)."

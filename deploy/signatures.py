@@ -171,9 +171,10 @@ def _name(
     except ConfigError as error:
         if config.inputs:
             raise
+        held = ", ".join(str(spec.name) for spec in specs)
         raise DataError(
-            f"{config.data}: the names of its arrays are those of the model's inputs, with y for "
-            f"the labels. {error}"
+            f"{config.data}: the names of its arrays ({held}) must be those of the model's inputs, "
+            f"with y for the labels. {error}"
         ) from error
 
 

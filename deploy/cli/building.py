@@ -6,23 +6,26 @@ from typing import Any, get_args
 import click
 
 from deploy.cli.options import (
+    BUILD_EPILOG,
     EPILOG,
     data_options,
     fusion_options,
     make_console,
     measure_options,
     model_options,
+    print_warnings,
     read_config,
     search_options,
+    source_options,
     tensorrt_options,
     trust_options,
 )
 from deploy.config import Observer
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=BUILD_EPILOG)
 @click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(), help="Bundle to write.")
+@click.option("-o", "--output", type=click.Path(), help="Bundle to write.  [MODEL.deploy]")
 @model_options
 @trust_options
 @data_options
@@ -62,22 +65,27 @@ def build(model_file: Path, **flags: Any) -> None:
 
 @click.command(epilog=EPILOG)
 @click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Program to write, .pt2.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Program to write.  [MODEL.fused.pt2]"
+)
 @model_options
 @trust_options
+@source_options
 @fusion_options
 def fuse(model_file: Path, output: Path | None, **flags: Any) -> None:
     """Merge branches and norms; write the model and the proof."""
     from deploy.report.fusion import print_certificate
+    from deploy.report.json_file import check_output
     from export.optional import require
 
     require("torch", extra="build")
     from deploy.fusing import fuse_file
 
-    result = fuse_file(
-        model_file, read_config(flags), output or model_file.with_suffix(".fused.pt2")
-    )
+    target = output or model_file.with_suffix(".fused.pt2")
+    check_output(target)
+    result = fuse_file(model_file, read_config(flags), target)
     print_certificate(result.certificate.as_dict(), make_console())
+    print_warnings(result.warnings)
     batch = "any batch size" if result.dynamic_batch else "the batch size of the inputs alone"
     click.echo(
         f"\nMerged model: {result.path}, for {batch}\nCertificate: {result.certificate_path}"
@@ -88,6 +96,7 @@ def fuse(model_file: Path, output: Path | None, **flags: Any) -> None:
 @click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
 @model_options
 @trust_options
+@source_options
 @fusion_options
 def inspect(model_file: Path, **flags: Any) -> None:
     """Show the layers of a model and what would merge."""
@@ -101,6 +110,7 @@ def inspect(model_file: Path, **flags: Any) -> None:
     print_layers(inspection.layers, make_console())
     make_console().print()
     print_certificate(inspection.certificate.as_dict(), make_console())
+    print_warnings(inspection.warnings)
 
 
 @click.command(epilog=EPILOG)

@@ -1,10 +1,11 @@
 """The commands that write a bundle for other servers: export-triton, export-kserve."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+
+from deploy.cli.options import print_warnings
 
 
 @click.command("export-triton")
@@ -13,7 +14,7 @@ import click
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="Model repository."
 )
 @click.option("--name", help="Of the model.  [that of the model file]")
-@click.option("--version", type=int, default=1, show_default=True, help="Of the model.")
+@click.option("--version", type=int, default=1, help="Of the model.  [1]")
 @click.option("--engine", metavar="NAME", help="To export.  [the winner, or the fastest]")
 def export_triton(bundle: Path, output: Path, **options: Any) -> None:
     """Write a bundle into a model repository of Triton."""
@@ -21,7 +22,7 @@ def export_triton(bundle: Path, output: Path, **options: Any) -> None:
     from deploy.exports import export_triton as write_repository
 
     export = write_repository(read_bundle(bundle), output, **options)
-    _warn(export.warnings)
+    print_warnings(export.warnings)
     click.echo(f"{export.engine} is version {export.version} of {export.name}: {export.path}")
 
 
@@ -34,8 +35,7 @@ def export_triton(bundle: Path, output: Path, **options: Any) -> None:
     "--runtime",
     type=click.Choice(["deploy", "triton"]),
     default="deploy",
-    show_default=True,
-    help="That serves it.",
+    help="That serves it.  [deploy]",
 )
 @click.option("--image", help="Container image of the runtime; deploy needs one.")
 @click.option("--storage-uri", metavar="URI", help="Where the bundle or the repository is.")
@@ -46,12 +46,5 @@ def export_kserve(bundle: Path, output: Path, **options: Any) -> None:
     from deploy.exports import KserveOptions
     from deploy.exports import export_kserve as write_service
 
-    _warn(write_service(read_bundle(bundle), output, KserveOptions(**options)))
+    print_warnings(write_service(read_bundle(bundle), output, KserveOptions(**options)))
     click.echo(f"InferenceService: {output}")
-
-
-def _warn(warnings: Sequence[str]) -> None:
-    from deploy.report.wording import clean
-
-    for warning in warnings:
-        click.echo(f"Warning: {clean(warning)}", err=True)

@@ -29,7 +29,7 @@ from deploy.cli.options import (
 @measure_options
 @server_options
 @load_options
-@substitute_options
+@substitute_options(fallback=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="With --url: JSON to write.")
 def bench(target: Path | None, url: str | None, token: str | None, **flags: Any) -> None:
     """Measure latency of the engines of a bundle, interleaved.
@@ -57,9 +57,11 @@ def _bench_server(
     """Drive the server of this URL and token; nothing else is drawn meanwhile."""
     from deploy.bundle import read_bundle
     from deploy.client import bench_server, make_settings
+    from deploy.report.json_file import check_output
     from deploy.report.load import describe_plan, print_load, write_load
 
     (url, token), model, output = server, load.pop("model"), load.pop("output")
+    check_output(output)
     settings = make_settings(load, batch=config.batch, seed=config.seed)
     click.echo(describe_plan(url, settings), err=True)
     bundle = None if target is None else read_bundle(target)
@@ -106,7 +108,7 @@ def _bench_engines(target: Path, config: Any, substitution: Any) -> None:
 @data_options
 @click.option("--threads", type=int, help="Threads of every engine.  [all cores]")
 @server_options
-@substitute_options
+@substitute_options(fallback=False)
 @click.option(
     "--engine", metavar="NAME", help="That the server runs.  [what it says, or the winner]"
 )
@@ -148,7 +150,10 @@ def verify(bundle: Path, url: str | None, **flags: Any) -> None:
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
 def compare(a: Path, b: Path) -> None:
-    """Exit 1 if report B is slower or less accurate than A."""
+    """Hold B against A; exit 1 if slower or less accurate.
+
+    Each is a bundle, or a report.json.
+    """
     from deploy.bundle import read_result
     from deploy.report import compare_reports, print_comparison
 
@@ -181,11 +186,10 @@ def debug() -> None:
 @click.option(
     "--engine",
     default="onnxruntime",
-    show_default=True,
     type=click.Choice(["onnxruntime", "openvino"]),
-    help="That runs it.",
+    help="That runs it.  [onnxruntime]",
 )
-@click.option("--builds", type=int, default=100, show_default=True, help="Mixes to try, at most.")
+@click.option("--builds", type=int, default=100, help="Mixes to try, at most.  [100]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON to write as well.")
 @data_options
 @click.option("--threads", type=int, help="Threads of the engine.  [all cores]")
@@ -198,9 +202,11 @@ def precision(
     """
     from deploy.bundle import read_bundle
     from deploy.precision_debug import debug_precision
+    from deploy.report.json_file import check_output
     from deploy.report.precision import print_precision, write_precision
     from deploy.report.progress import ProgressDisplay
 
+    check_output(output)
     with ProgressDisplay(make_console(stderr=True)) as progress:
         found = debug_precision(
             read_bundle(bundle),

@@ -1,12 +1,14 @@
 """What the commands share: groups of options, the configuration that they make, the console."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-EPILOG = "Every option can also stand in [tool.deploy] of the pyproject.toml where deploy is run."
+_PROJECT = "can also stand in [tool.deploy] of the pyproject.toml where deploy is run."
+BUILD_EPILOG = f"Every option {_PROJECT}"
+EPILOG = f"Options that deploy build has too {_PROJECT}"
 
 
 def shared(*decorators: Callable[..., Any]) -> Callable[..., Any]:
@@ -21,7 +23,9 @@ def shared(*decorators: Callable[..., Any]) -> Callable[..., Any]:
 
 
 trust_options = shared(
-    click.option("--trust", multiple=True, metavar="PACKAGE", help="Run this package's classes."),
+    click.option(
+        "--trust", multiple=True, metavar="PACKAGE", help="Run this package's classes; repeat."
+    ),
     click.option("--trust-all", is_flag=True, help="Run whatever the model file asks for."),
 )
 model_options = shared(
@@ -30,7 +34,8 @@ model_options = shared(
         "inputs",
         multiple=True,
         metavar="SPEC",
-        help="1x3x224x224, 1x3x128:224:512x224, ids:1x8:int64",
+        help="Shape of an input, batch first; repeat.  1x3x224x224, ids:1x8:int64, "
+        "1x3x128:224:512x224 (a range)",
     ),
     click.option(
         "--image-input",
@@ -44,18 +49,33 @@ fusion_options = shared(
     click.option("--static-batch", is_flag=True, help="Keep the batch size of --input."),
     click.option("--merge-always", is_flag=True, help="Merge branches even where that costs more."),
 )
-data_options = shared(
-    click.option("--data", metavar="PATH", help=".npz, .npy, .pt, image folder, module:callable."),
-    click.option("--evaluation-samples", type=int, help="Samples to judge on.  [1000]"),
+source_options = shared(
+    click.option(
+        "--data",
+        metavar="PATH",
+        help=".npz of x and, for labels, y; .npy, .pt, image folder, module:callable.",
+    ),
     click.option("--image-resize", type=int, help="Shorter side of images, in pixels."),
     click.option("--image-crop", type=int, help="Side of the centre crop, in pixels."),
     click.option("--image-mean", type=float, multiple=True, help="A channel's mean; repeat."),
     click.option("--image-std", type=float, multiple=True, help="A channel's deviation; repeat."),
-    click.option("--image-mode", type=click.Choice(["rgb", "gray"]), help="Of images.  [rgb]"),
-    click.option("--classes", metavar="OUTPUT", help="Output that labels are classes of."),
+    click.option(
+        "--image-mode",
+        type=click.Choice(["rgb", "gray"]),
+        help="Of an image folder.  [gray for models of one channel, else rgb]",
+    ),
+)
+data_options = shared(
+    source_options,
+    click.option("--evaluation-samples", type=int, help="Samples to judge on.  [1000]"),
+    click.option(
+        "--classes", metavar="OUTPUT", help="Output that labels are classes of.  [the best fit]"
+    ),
     click.option("--max-drop", type=float, help="Largest loss of accuracy, a fraction.  [0.01]"),
     click.option(
-        "--min-sqnr", type=float, help="Smallest SQNR without labels, dB.  [20 int8, 40 fp16]"
+        "--min-sqnr",
+        type=float,
+        help="Smallest SQNR without labels, dB.  [20 int8, 25 bf16, 40 fp16]",
     ),
     click.option("--min-agreement", type=float, help="Smallest top-1 agreement.  [0.98]"),
 )
@@ -110,18 +130,23 @@ tensorrt_options = shared(
     ),
 )
 
-substitute_options = shared(
-    click.option(
-        "--rebuild/--no-rebuild",
-        default=None,
-        help="Build TensorRT engines that do not fit this machine again.  [no]",
-    ),
-    click.option(
-        "--fallback/--no-fallback",
-        default=None,
-        help="Whether another engine may do for one that does not run.",
-    ),
-)
+
+def substitute_options(*, fallback: bool) -> Callable[..., Any]:
+    """What may run in place of an engine that does not run; `fallback` where nothing is said."""
+    usual = "yes" if fallback else "no"
+    return shared(
+        click.option(
+            "--rebuild/--no-rebuild",
+            default=None,
+            help="Build TensorRT engines that do not fit this machine again.  [no]",
+        ),
+        click.option(
+            "--fallback/--no-fallback",
+            default=None,
+            help=f"Another engine may do for one that does not run.  [{usual}]",
+        ),
+    )
+
 
 server_options = shared(
     click.option("--url", metavar="URL", help="Of a running server: http://HOST:PORT."),
@@ -166,6 +191,14 @@ def read_config(flags: dict[str, Any]) -> Any:
         if value is not None and value is not False and value != ()
     }
     return make_config(given, where="command line", base=base)
+
+
+def print_warnings(warnings: Sequence[str]) -> None:
+    """Each on a line of stderr; texts of files are cleaned."""
+    from deploy.report.wording import clean
+
+    for warning in warnings:
+        click.echo(f"Warning: {clean(warning)}", err=True)
 
 
 def make_console(*, stderr: bool = False) -> Any:

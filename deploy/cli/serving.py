@@ -14,7 +14,7 @@ serve_options = shared(
     click.option("--grpc-port", type=int, help="Of gRPC; 0: none.  [8001]"),
     click.option("--metrics-port", type=int, help="Of metrics and health alone; 0: none.  [0]"),
     click.option("--engine", metavar="NAME", help="Of the bundle.  [its winner]"),
-    substitute_options,
+    substitute_options(fallback=True),
     click.option("--instances", type=int, help="Engines side by side.  [1]"),
     click.option("--threads", type=int, help="Threads of each engine.  [cores shared out]"),
     click.option("--workers", type=int, help="Processes that share the port.  [1]"),
@@ -34,7 +34,9 @@ serve_options = shared(
     click.option(
         "--nonfinite", type=click.Choice(["refuse", "report"]), help="NaN outputs.  [refuse]"
     ),
-    click.option("--trust", multiple=True, metavar="PACKAGE", help="Run this package's classes."),
+    click.option(
+        "--trust", multiple=True, metavar="PACKAGE", help="Run this package's classes; repeat."
+    ),
     click.option("--token", metavar="TEXT", help="Bearer token; better in DEPLOY_SERVE_TOKEN."),
     click.option("--tls-cert", metavar="FILE", help="Certificate chain, PEM."),
     click.option("--tls-key", metavar="FILE", help="Its key, PEM."),

@@ -1,5 +1,6 @@
 """The report as one HTML page that needs nothing else: no script, font or image from outside."""
 
+import math
 from importlib import resources
 
 from deploy.report.census import describe_census
@@ -24,12 +25,13 @@ from deploy.report.sections import (
     describe_parity,
     describe_stages,
 )
-from deploy.report.terminal import control_sentence
+from deploy.report.terminal import control_sentence, tie_sentences
 from deploy.report.wording import (
     format_bytes,
     format_conditions,
     format_count,
     format_decibel,
+    format_error,
     format_images,
     format_interval,
     format_number,
@@ -64,7 +66,11 @@ def _sections(report: Report) -> tuple[Markup | None, ...]:
     return (
         _headline(report),
         _warnings(report),
-        _section("Latency", draw_latency(report), _quiet(control_sentence(report))),
+        _section(
+            "Latency",
+            draw_latency(report),
+            *map(_quiet, (*tie_sentences(report), control_sentence(report))),
+        ),
         _section("Candidates", describe_candidates(report)),
         _section("Finished later", describe_finish(report)),
         _section("Accuracy", describe_accuracy(report)),
@@ -140,8 +146,12 @@ def _fidelity_figure(report: Report, winner: Candidate) -> Markup:
     agreement = None if top1 is None else f"top-1 agreement {format_percent(top1)}"
     parity = winner["parity"]
     source = f"{parity['data']} data, no labels" if parity else "not compared"
-    note = "; ".join(part for part in (agreement, source) if part)
-    return _figure("SQNR of the outputs", format_decibel(sqnr_of(report, winner)), note)
+    sqnr, error = sqnr_of(report, winner), None
+    floats = all("float" in output["dtype"] for output in report["model"]["outputs"])
+    if sqnr is not None and math.isfinite(sqnr) and floats:
+        error = f"an error of {format_error(sqnr)}"
+    note = "; ".join(part for part in (error, agreement, source) if part)
+    return _figure("SQNR of the outputs", format_decibel(sqnr), note)
 
 
 def _figure(term: str, value: object, note: str | None, kind: str | None = None) -> Markup:
@@ -187,6 +197,11 @@ def _measurement_facts(report: Report) -> Markup:
             "Order",
             f"{measurement['rounds']} rounds; in each, {measurement['blocks_per_round']} short "
             "blocks of every candidate in random order, after warm-up",
+        ),
+        (
+            "Speed-up",
+            "the baseline's time over that of a candidate in the same round, median over rounds; "
+            "so it may differ a little from one p50 over the other",
         ),
         (
             "Intervals",
@@ -240,7 +255,8 @@ def _machine_facts(report: Report) -> Markup:
 
 def _parity_note() -> Markup:
     return _quiet(
-        "SQNR: power of the output over the power of the error, higher is closer. To float64: "
+        "SQNR: power of the output over the power of the error, higher is closer: at 20 dB the "
+        "error is 10% of the output, at 40 dB 1%. To float64: "
         "relative error against a float64 run. Eager to float64: the same of eager itself, the "
         "largest of several runs; it is the noise floor."
     )

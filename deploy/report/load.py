@@ -1,6 +1,5 @@
 """What driving a server came to, for a terminal and as JSON."""
 
-import json
 from pathlib import Path
 
 from rich.console import Console
@@ -8,9 +7,9 @@ from rich.text import Text
 
 from deploy.client.results import LoadReport
 from deploy.client.settings import LoadSettings
+from deploy.report.json_file import write_json
 from deploy.report.tables import add_row, make_table
 from deploy.report.wording import UNKNOWN, clean, format_number
-from export.errors import ConfigError
 
 
 def describe_plan(url: str, settings: LoadSettings) -> str:
@@ -45,13 +44,7 @@ def write_load(report: LoadReport, path: Path) -> None:
     Raises:
         ConfigError: the file cannot be written.
     """
-    text = json.dumps(report.as_dict(), indent=2, allow_nan=False) + "\n"
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be written: {error.strerror}. Choose another --output."
-        ) from error
+    write_json(report.as_dict(), path)
 
 
 def _describe_loop(settings: LoadSettings) -> str:

@@ -1,6 +1,5 @@
 """What `deploy debug precision` found, for a terminal and as JSON."""
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from deploy.precision_debug import PrecisionFinding
+from deploy.report.json_file import write_json
 from deploy.report.tables import add_row, make_table
 from deploy.report.wording import clean
 
@@ -46,11 +46,15 @@ def _describe_answer(found: PrecisionFinding) -> str:
 
 
 def write_precision(found: PrecisionFinding, path: Path) -> None:
-    """The finding as JSON; an SQNR that is not finite is null."""
+    """The finding as JSON; an SQNR that is not finite is null.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
     plain = asdict(found)
     for key in ("before_db", "after_db"):
         plain[key] = plain[key] if math.isfinite(plain[key]) else None
-    path.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(plain, path)
 
 
 def _decibels(value: float) -> str:

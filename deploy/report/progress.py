@@ -15,8 +15,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
+from rich.table import Column
 
 from export.progress import Progress
+
+_REST = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+"""What the counts and times leave of a line: they are never cut, the detail is."""
 
 
 class ProgressDisplay:
@@ -31,12 +35,13 @@ class ProgressDisplay:
         self._bars = Bars(
             SpinnerColumn(),
             TextColumn("{task.description:<18}", markup=False),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}", markup=False),
+            TextColumn("{task.fields[detail]}", markup=False, table_column=_REST),
             console=console,
+            expand=True,
             disable=not console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
@@ -61,11 +66,14 @@ class ProgressDisplay:
         )
 
     def _finish_tasks(self) -> None:
-        """End what is shown, also the stages that never said how long they are."""
+        """End what is shown, also stages that never said how long they are, or were done sooner.
+
+        One that runs beside the next, such as the build of an engine, goes on with its next report.
+        """
         for task in self._bars.tasks:
-            if task.total is None:
-                self._bars.update(task.id, total=1, completed=1)
-            self._bars.stop_task(task.id)
+            if not task.finished:
+                done = max(task.completed, 1)
+                self._bars.update(task.id, total=done, completed=done)
 
     def _print_line(self, progress: Progress) -> None:
         """One line when a stage begins; the rest would fill a log."""

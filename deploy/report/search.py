@@ -35,7 +35,9 @@ def describe_blocks(report: Report) -> Markup | None:
     )
     if found["engine"]:
         caption += f" in {found['engine']} against {found['float_precision']}"
-    caption += ", crossed out where int8 is slower. Figures: SQNR of the outputs, and microseconds."
+    caption += (
+        ", only outlined where int8 is slower. Figures: SQNR of the outputs, and microseconds."
+    )
     return element(
         "figure", element("div", *rows, class_="chart blocks"), element("figcaption", caption)
     )

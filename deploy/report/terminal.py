@@ -13,6 +13,7 @@ from deploy.report.facts import (
     Candidate,
     Report,
     accuracy_of,
+    baseline_wins,
     is_noisy,
     list_rows,
     sqnr_of,
@@ -47,11 +48,31 @@ def print_report(report: Report, console: Console) -> None:
     console.print(_candidate_table(report, winner["name"]))
     _print_reasons(report, console)
     console.print()
-    for sentence in (*recovery_sentences(report), *stray_sentences(report)):
+    for sentence in (*tie_sentences(report), *recovery_sentences(report), *stray_sentences(report)):
         _print(console, sentence, "")
     _print(console, control_sentence(report), "dim")
     for warning in report["warnings"]:
         _print(console, f"Warning: {warning}", "yellow")
+
+
+def tie_sentences(report: Report) -> list[str]:
+    """Why a candidate that came out faster than the winner did not win; empty where none did."""
+    times = winner_of(report)["latency"]
+    if times is None or baseline_wins(report):
+        return []
+    faster = [
+        candidate["name"]
+        for candidate, standing in list_rows(report)
+        if standing == "ok"
+        and candidate["latency"] is not None
+        and candidate["latency"]["speedup"] > times["speedup"]
+    ]
+    if not faster:
+        return []
+    return [
+        f"{' and '.join(faster)} came out faster, but not beyond doubt: of engines that cannot be "
+        "told apart, the most precise wins."
+    ]
 
 
 def control_sentence(report: Report) -> str:

@@ -63,6 +63,15 @@ def format_decibel(value: float | None) -> str:
     return "identical" if math.isinf(value) and value > 0 else f"{value:.1f} dB"
 
 
+def format_error(decibel: float) -> str:
+    """What an SQNR comes to, for those who do not think in dB: 26 dB as ``5.0%``.
+
+    It is the root mean square of the error over that of the outputs, and holds for floats alone.
+    """
+    percent = 100 * 10 ** (-decibel / 20)
+    return f"{format_number(percent, 2)}%" if percent >= 0.001 else "less than 0.001%"
+
+
 def format_interval(
     pair: Sequence[float] | None, form: Callable[[float | None], str], *, between: str = "-"
 ) -> str:

@@ -80,7 +80,7 @@ async def start_server(server: HttpServer, listener: socket.socket | None) -> "a
     while not server.started:
         if task.done():
             where = f"{server.config.host}:{server.config.port}"
-            raise EngineError(f"HTTP cannot listen on {where}. Choose another --port.")
+            raise EngineError(f"HTTP cannot listen on {where}. Choose another --host or --port.")
         await asyncio.sleep(_TICK_S)
     return task
 

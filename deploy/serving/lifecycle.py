@@ -29,11 +29,13 @@ from deploy.serving.metrics import ServerStatistics
 from deploy.serving.model import ServedModel
 from deploy.serving.options import ServeOptions
 from deploy.serving.pauses import settle, shorten_turns
+from deploy.serving.prerequisites import check_prerequisites
 from deploy.serving.repository import ModelRepository, make_models
 from deploy.serving.rest import RestApplication, make_metrics_application
 from deploy.serving.spans import open_sender
 from deploy.serving.supervisor import Supervisor
 from deploy.serving.traced import TracedApplication
+from export.errors import ConfigError
 
 _LOG = logging.getLogger("deploy.serving")
 
@@ -45,9 +47,9 @@ def serve(paths: Sequence[Path], options: ServeOptions) -> None:
         BundleError, ConfigError: before anything listens.
         EngineError: a port is taken.
     """
+    check_prerequisites(options)
     if options.workers > 1:
         make_models(paths, options)  # what is wrong with them is said once, here
-        open_sender(options.traces, os.environ)
         Supervisor(paths, options).run()
     else:
         serve_here(paths, options)
@@ -83,7 +85,7 @@ def check(paths: Sequence[Path], options: ServeOptions) -> list[str]:
         DeployError: why it would not be ready.
     """
     lines = []
-    open_sender(options.traces, os.environ)
+    check_prerequisites(options)
     for model in make_models(paths, options):
         asyncio.run(_check_model(model))
         opened = model.opened
@@ -172,7 +174,12 @@ class Lifecycle:
             service = GrpcService(self.repository, options, self.statistics, self._sender)
             grpc_server, grpc_port = await start_grpc(service, options)
         controller = Controller(self.repository, options, self.statistics)
-        control = await controller.start(Path(options.control)) if options.control else None
+        try:
+            control = await controller.start(Path(options.control)) if options.control else None
+        except ConfigError:
+            if grpc_server is not None:  # it may not outlive its event loop
+                await grpc_server.stop(None)
+            raise
         ports = {"http_port": port_of(main), "grpc_port": grpc_port}
         _LOG.info("listening on %s", options.host, extra=ports)
         return _Listening(servers, tasks, grpc_server, control)

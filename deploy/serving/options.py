@@ -5,6 +5,7 @@ Flags go before the environment (``DEPLOY_SERVE_MAX_BATCH``), that before the fi
 """
 
 import dataclasses
+import difflib
 import math
 import typing
 from collections.abc import Mapping
@@ -125,9 +126,9 @@ class ServeOptions:
         check_option(0 <= self.shadow <= 1, "shadow", self.shadow, "a share, 0 to 1")
         check_choice("nonfinite", self.nonfinite, NonFinite)
         check_choice("log_level", self.log_level, LogLevel)
-        check_option(
-            bool(self.tls_cert) == bool(self.tls_key), "tls_cert", self.tls_cert, "with a key"
-        )
+        if bool(self.tls_cert) != bool(self.tls_key):
+            given, other = ("cert", "key") if self.tls_cert else ("key", "cert")
+            raise ConfigError(f"--tls-{given} needs --tls-{other} as well.")
         check_option(self.token.isascii(), "token", "...", "of ASCII characters")
 
     def __repr__(self) -> str:
@@ -207,8 +208,10 @@ def _parse(name: str, text: str) -> Any:
     field = name.removeprefix(PREFIX).lower()
     hint = typing.get_type_hints(ServeOptions).get(field)
     if hint is None:
-        known = ", ".join(f.name for f in dataclasses.fields(ServeOptions))
-        raise ConfigError(f"{name}: there is no option {field}. Known: {known}.")
+        known = [f"{PREFIX}{f.name.upper()}" for f in dataclasses.fields(ServeOptions)]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"Did you mean {close[0]}? " if close else ""
+        raise ConfigError(f"{name}: there is no such option. {hint}Known: {', '.join(known)}.")
     if typing.get_origin(hint) is tuple:
         return tuple(part.strip() for part in text.split(",") if part.strip())
     if hint is bool:

@@ -9,8 +9,9 @@ from deploy.serving.model import ServedModel
 from deploy.serving.repository import ModelRepository
 
 _STYLE = """
+:root{color-scheme:light dark}
 body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
-color:#1c2024;background:#fff}
+color:#1c2024;background:#fff;overflow-wrap:anywhere}
 table{border-collapse:collapse;width:100%;margin:.5rem 0 1.5rem}
 td,th{text-align:left;padding:.3rem .8rem .3rem 0;border-bottom:1px solid #e2e5e9;
 vertical-align:top}
@@ -18,7 +19,7 @@ th{font-weight:500;color:#5a6470;width:34%}
 .good{color:#11703a}.bad{color:#b3261e}.small{color:#5a6470;font-size:13px}
 code{background:#f2f4f6;padding:.1rem .3rem;border-radius:3px}
 @media(prefers-color-scheme:dark){body{background:#15181b;color:#e6e8ea}
-td,th{border-color:#32383e}code{background:#24292e}.good{color:#63c98a}.bad{color:#ff8f86}}
+td,th{border-color:#32383e}th,.small{color:#9ba5b1}code{background:#24292e}.good{color:#63c98a}.bad{color:#ff8f86}}
 """
 
 _SCRIPT = """

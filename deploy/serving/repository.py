@@ -50,7 +50,10 @@ def find_bundles(paths: Iterable[Path]) -> list[FoundBundle]:
     for bundle in found:
         check_name(bundle.name, bundle.path)
         if (bundle.name, bundle.version) in seen:
-            raise ConfigError(f"Two bundles are model {bundle.name!r} version {bundle.version}.")
+            raise ConfigError(
+                f"Two bundles are model {bundle.name!r} version {bundle.version}. A model has the "
+                "name of its folder: rename one, or put versions into folders NAME/1, NAME/2."
+            )
         seen.add((bundle.name, bundle.version))
     return found
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from deploy.serving.logs import log_to_stderr
 from deploy.serving.options import ServeOptions
-from export.errors import ConfigError, EngineError
+from export.errors import EngineError
 
 _LOG = logging.getLogger("deploy.serving")
 _BACKLOG = 1024
@@ -77,10 +77,6 @@ class Supervisor:
     """
 
     def __init__(self, paths: Sequence[Path], options: ServeOptions) -> None:
-        if options.control:
-            raise ConfigError("--control needs one worker: versions are swapped within a process.")
-        if options.metrics_port:
-            raise ConfigError("--metrics-port needs one worker; metrics of all are at --port.")
         self._paths = [str(path.absolute()) for path in paths]
         self._options = options
         self._stopping = False
@@ -119,7 +115,7 @@ class Supervisor:
             listener.close()
             where = f"{self._options.host}:{self._options.port}"
             raise EngineError(
-                f"HTTP cannot listen on {where}: {error}. Choose another --port."
+                f"HTTP cannot listen on {where}: {error}. Choose another --host or --port."
             ) from error
         listener.listen(_BACKLOG)
         return listener

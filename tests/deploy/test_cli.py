@@ -147,6 +147,10 @@ def test_every_flag_is_an_option_of_the_configuration() -> None:
         (["build", "nothing.pt", "--input", "1x4"], "There is no file nothing.pt"),
         (["build", "nothing.pt"], "There is no file nothing.pt"),
         (["build"], "Missing argument 'MODEL'"),
+        (
+            ["debug", "precision", "m.deploy", "--precision", "int8", "-o", "no/it.json"],
+            "no/it.json cannot be written: there is no folder",
+        ),
         (["compare", "one"], "Missing argument 'B'"),
         (["build", "m.pt", "--surprise"], "No such option"),
         (
@@ -544,6 +548,30 @@ def test_a_stage_of_unknown_length_ends_when_the_next_begins() -> None:
     last = stream.getvalue().rpartition("load")[2]
     assert "1/1" in last
     assert "0/?" not in last
+
+
+def test_a_stage_that_was_done_sooner_ends_and_one_beside_the_next_goes_on() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=90, color_system=None)
+    with ProgressDisplay(console) as display:
+        display(Progress("build fp16", 83, 100))
+        display(Progress("build int8", 10, 100))
+        display(Progress("build fp16", 90, 100))
+        beside = [task.finished for task in display._bars.tasks]
+        display(Progress("check"))
+        after = [task.finished for task in display._bars.tasks]
+    assert (beside, after) == ([False, False], [True, True, False])
+    assert "90/90" in stream.getvalue().rpartition("build fp16")[2]
+
+
+def test_counts_and_times_are_whole_on_a_narrow_terminal() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=80, color_system=None)
+    with ProgressDisplay(console) as display:
+        display(Progress("build tensorrt_rtx-fp16", 256, 1000, "network.blocks.1.0.conv_pw " * 3))
+    last = stream.getvalue().rpartition("build tensorrt_rtx-fp16")[2]
+    assert "256/1000 0:00:00 -:--:-- netw" in last
+    assert max(map(len, last.splitlines())) <= 80
 
 
 def test_progress_is_one_line_a_stage_elsewhere() -> None:

@@ -1,8 +1,10 @@
 """`deploy fuse` and `deploy inspect` on files: what is written, what is refused."""
 
 import json
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -109,6 +111,24 @@ def test_without_inputs_the_command_says_what_to_pass(tmp_path: Path) -> None:
     save(tmp_path / "m.pt")
     code, text = run("fuse", str(tmp_path / "m.pt"))
     assert (code, "--input" in text) == (2, True)
+
+
+def test_the_shape_may_come_from_the_data(tmp_path: Path) -> None:
+    save(tmp_path / "m.pt")
+    np.savez(tmp_path / "d.npz", x=np.zeros((4, 3, 9, 8), np.float32))
+    code, text = run("inspect", str(tmp_path / "m.pt"), "--data", str(tmp_path / "d.npz"))
+    assert code == 0
+    assert "8x9x8" in text
+
+
+def test_a_script_is_refused_with_what_can_be_done(tmp_path: Path) -> None:
+    with warnings.catch_warnings():  # torch calls its own TorchScript deprecated
+        warnings.simplefilter("ignore")
+        script = torch.jit.trace(save(tmp_path / "m.pt"), torch.ones(1, 3, 9, 8))
+        torch.jit.save(script, tmp_path / "script.pt")
+    code, text = run("inspect", str(tmp_path / "script.pt"), "--input", "1x3x9x8", "--trust-all")
+    assert code == 2
+    assert "build it as it is with deploy build" in text
 
 
 def test_a_costly_merge_is_declined_and_done_on_demand(tmp_path: Path) -> None:

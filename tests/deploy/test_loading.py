@@ -204,6 +204,9 @@ class TestWeights:
             lambda s: {"model": s, "optimizer": {}},
             lambda s: {f"module.{key}": value for key, value in s.items()},
             lambda s: {"state_dict": {f"module.{key}": value for key, value in s.items()}},
+            lambda s: {"ema": s, "epoch": 3},
+            lambda s: {"state_dict": {f"model.{key}": value for key, value in s.items()}},
+            lambda s: {f"net.encoder.{key}": value for key, value in s.items()},
         ],
     )
     def test_state_dict_in_its_common_shapes(
@@ -214,6 +217,47 @@ class TestWeights:
         assert (loaded.form, loaded.was_training) == ("state_dict", False)
         assert not any("training" in note for note in loaded.warnings)
         assert_same(loaded.module, net, 2, 3)
+
+    def test_the_averaged_weights_beside_the_model_are_told(
+        self, tmp_path: Path, net: nn.Module, package: str
+    ) -> None:
+        other = {key: torch.zeros_like(value) for key, value in net.state_dict().items()}
+        path = save({"ema": other, "model": net.state_dict()}, tmp_path / "m.pt")
+        loaded = load_model(path, factory=f"{package}.nets:make")
+        assert_same(loaded.module, net, 2, 3)
+        assert loaded.warnings == (
+            "The file is a checkpoint; its entry 'model' was used. It also holds 'ema': "
+            "to build that, save it alone.",
+        )
+
+    def test_what_lies_beside_the_part_with_the_weights_is_told(
+        self, tmp_path: Path, net: nn.Module, package: str
+    ) -> None:
+        state = {f"model.{key}": value for key, value in net.state_dict().items()}
+        state |= {"loss.weight": torch.ones(2)}
+        path = save(state, tmp_path / "m.pt")
+        loaded = load_model(path, factory=f"{package}.nets:make")
+        assert_same(loaded.module, net, 2, 3)
+        assert loaded.warnings == (
+            "The weights were found under 'model.' in the file; 1 left out (loss.weight).",
+        )
+
+    def test_a_part_that_lacks_a_weight_is_not_taken(
+        self, tmp_path: Path, net: nn.Module, package: str
+    ) -> None:
+        state = {f"model.{key}": value for key, value in net.state_dict().items()}
+        del state["model.body.0.bias"]
+        path = save(state, tmp_path / "m.pt")
+        words = ("6 missing in the file", "6 unexpected in the file (model.body.0.weight")
+        refused(path, *words, factory=f"{package}.nets:make")
+
+    def test_of_two_parts_that_fit_none_is_taken(
+        self, tmp_path: Path, net: nn.Module, package: str
+    ) -> None:
+        parts = ("student", "teacher")
+        state = {f"{p}.{key}": value for p in parts for key, value in net.state_dict().items()}
+        path = save(state, tmp_path / "m.pt")
+        refused(path, "unexpected in the file (student.", factory=f"{package}.nets:make")
 
     def test_old_format(self, tmp_path: Path, net: nn.Module, package: str) -> None:
         path = tmp_path / "m.pth"

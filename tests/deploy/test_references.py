@@ -25,7 +25,7 @@ def test_object_is_found(package: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "reference", ["nets", "nets.make", "nets.py/make", "a/b.py:make", "a:", ":b"]
+    "reference", ["nets", "nets.make", "nets.py/make", "a/b.py:make", "nets.py:make", "a:", ":b"]
 )
 def test_malformed(reference: str) -> None:
     with pytest.raises(ConfigError, match=r"package\.module:attribute"):

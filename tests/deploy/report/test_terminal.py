@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from samples import SAMPLES, hostile_report, labelled_report, no_data_report, torch_report
 
-from deploy.report import print_report
+from deploy.report import print_report, render_html
 from deploy.report.wording import clean
 
 
@@ -75,6 +75,16 @@ def test_shows_every_candidate_with_its_status_and_numbers() -> None:
     assert "rejected" in rows["onnxruntime-int8"]
     assert "failed" in rows["onnxruntime-bf16"]
     assert "not run" in rows["tensorrt_rtx-fp16"]
+
+
+def test_a_tie_that_a_more_precise_engine_won_is_told() -> None:
+    report = labelled_report()
+    assert "told apart" not in _print(report)
+    report["winner"] = "openvino-fp32"
+    told = _joined("openvino-int8 and openvino-bf16 came out faster, but not beyond doubt")
+    assert told in _joined(_print(report))
+    assert told in _joined(render_html(report))
+    assert "told apart" not in _print(torch_report())
 
 
 def test_only_the_winner_is_marked() -> None:

@@ -10,6 +10,7 @@ from deploy.report.wording import (
     format_conditions,
     format_count,
     format_decibel,
+    format_error,
     format_images,
     format_number,
     format_percent,
@@ -17,6 +18,14 @@ from deploy.report.wording import (
     format_seconds,
     format_time,
 )
+
+
+@pytest.mark.parametrize(
+    ("decibel", "text"),
+    [(0, "100%"), (20, "10%"), (26, "5.0%"), (40, "1.0%"), (129, "less than 0.001%")],
+)
+def test_an_sqnr_reads_as_the_share_that_is_error(decibel: float, text: str) -> None:
+    assert format_error(decibel) == text
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,12 @@ def test_check_tells_wrong_use_from_a_failed_gate(pristine: Path, tmp_path: Path
         ((pristine, "--max-batch", "0"), "--max-batch 0: must be 1 or more"),
         ((pristine, "--engine", "openvino-int8"), "has no engine 'openvino-int8'"),
         ((pristine, pristine), "Two bundles are model 'tiny'"),
-        ((pristine, "--config", tmp_path / "none.toml"), "cannot be read"),
+        ((pristine, "--config", tmp_path / "none.toml"), "cannot be read: No such file"),
+        ((pristine, "--tls-cert", "a.pem"), "--tls-cert needs --tls-key"),
+        ((pristine, "--tls-key", "a.pem"), "--tls-key needs --tls-cert"),
+        ((pristine, "--tls-cert", "a.pem", "--tls-key", "b.pem"), "No such file or directory"),
+        ((pristine, "--control", tmp_path / "no" / "s"), "there is no folder"),
+        ((pristine, "--control", "s", "--workers", "2"), "--control needs one worker"),
     ]:
         code, _, err = cli("serve", *arguments, "--check")
         assert code == 2, err

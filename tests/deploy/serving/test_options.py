@@ -98,7 +98,7 @@ def test_values_that_cannot_be_used(name: str, value: Any) -> None:
 def test_wrong_variables_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="DEPLOY_SERVE_PORT must be int, not 'x'"):
         gather(tmp_path, DEPLOY_SERVE_PORT="x")
-    with pytest.raises(ConfigError, match="there is no option prot"):
+    with pytest.raises(ConfigError, match=r"no such option\. Did you mean DEPLOY_SERVE_PORT\?"):
         gather(tmp_path, DEPLOY_SERVE_PROT="1")
 
 
