@@ -1,5 +1,7 @@
 """What one client could make the server hold over gRPC, and what bounds it."""
 
+import asyncio
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,11 @@ from servers import Server, serving
 
 from deploy.serving.grpc_bounds import count_slots
 from deploy.serving.grpc_messages import INFERENCE
+from deploy.serving.grpc_server import start_grpc
+from deploy.serving.grpc_service import GrpcService
+from deploy.serving.metrics import ServerStatistics
 from deploy.serving.options import ServeOptions
+from deploy.serving.repository import ModelRepository
 
 MIB = 2**20
 INFER = b"/inference.GRPCInferenceService/ModelInfer"
@@ -166,3 +172,45 @@ def test_old_connections_end_and_take_their_answers_with_them(identity_bundle: P
 @pytest.mark.parametrize(("body", "held", "slots"), [(64, 1024, 16), (16, 80, 5), (64, 32, 1)])
 def test_as_many_as_could_be_held_may_be_on_their_way(body: int, held: int, slots: int) -> None:
     assert count_slots(ServeOptions(max_body_mb=body, max_inflight_mb=held)) == slots
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"timeout": 1e7},
+        {"receive_timeout": 1e300},
+        {"max_body_mb": 4096},
+        {"max_connections": 10**10},
+    ],
+    ids=str,
+)
+def test_limits_beyond_what_grpc_counts_to_are_its_largest(limits: dict[str, Any]) -> None:
+    listen(ServeOptions(grpc_port=0, **limits))
+
+
+@pytest.mark.parametrize("host", ["::1", "127.0.0.1", "localhost"])
+def test_it_listens_on_addresses_of_either_kind(host: str) -> None:
+    if host == "::1" and not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    listen(ServeOptions(host=host, grpc_port=0))
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def listen(options: ServeOptions) -> None:
+    """A server that listens, and ends."""
+
+    async def run() -> int:
+        service = GrpcService(ModelRepository(), options, ServerStatistics())
+        server, port = await start_grpc(service, options)
+        await server.stop(0)
+        return port
+
+    assert asyncio.run(run()) > 0
