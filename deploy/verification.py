@@ -7,7 +7,7 @@ import numpy as np
 from deploy.bundle import FALLBACK, GOLDEN, Bundle
 from deploy.checking import CheckPlan, check_candidates
 from deploy.config import BuildConfig
-from deploy.data import Dataset, check_data, open_data
+from deploy.data import CALLABLE_SAMPLES, Dataset, check_data, open_data
 from deploy.engines.base import EngineSpec, Feeds
 from deploy.gates import DataKind, Verdict, judge_parity
 from deploy.golden import Golden, find_mismatch, read_golden
@@ -231,18 +231,34 @@ def _replay(bundle: Bundle, spec: EngineSpec, golden: Golden) -> Verification:
     return Verification(spec.name, find_mismatch(recorded, answered, tolerance=tolerance))
 
 
-def open_evaluation(bundle: Bundle, data: str, config: BuildConfig) -> Dataset:
-    """Samples to judge on, drawn by the seed: folders of images are sorted by class."""
+def open_bundle_data(
+    bundle: Bundle, data: str, config: BuildConfig, *, limit: int = CALLABLE_SAMPLES
+) -> Dataset:
+    """All samples of `data` under the names of the inputs of `bundle`; none is read yet.
+
+    Args:
+        data: what ``--data`` takes.
+        config: how images of a folder become arrays.
+        limit: samples that are taken from a callable.
+
+    Raises:
+        DataError: it cannot be opened, or does not fit the model's inputs.
+    """
     inputs = bundle.manifest.inputs
     names = [spec.name for spec in inputs]
     taken = bundle.manifest.images
     uint8 = () if taken is None else taken.names
     shapes = [channels_first(s.shape) if s.name in uint8 else s.shape for s in inputs]
     images = config.images_for(shapes, uint8=bool(uint8))
-    dataset = open_data(data, images=images, input_names=names).bind(inputs)
+    return open_data(data, images=images, input_names=names, limit=limit).bind(inputs)
+
+
+def open_evaluation(bundle: Bundle, data: str, config: BuildConfig) -> Dataset:
+    """Samples to judge on, drawn by the seed: folders of images are sorted by class."""
+    dataset = open_bundle_data(bundle, data, config)
     drawn = np.random.default_rng(config.seed).permutation(len(dataset))
     evaluation = dataset.select(np.sort(drawn[: config.evaluation_samples]))
-    check_data(evaluation, inputs)
+    check_data(evaluation, bundle.manifest.inputs)
     return evaluation
 
 
