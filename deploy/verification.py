@@ -16,11 +16,11 @@ from deploy.parity import ParityReport
 from deploy.preflight import read_host
 from deploy.process import EngineProcess
 from deploy.rows import Outputs
+from deploy.soundness import check_sound
 from deploy.substitutes import Rebuilt, Substitution, explain_unfit, settle_unfit
 from export.artifacts import TensorSpec
-from export.errors import BundleError, DeployError, LoadError, MissingExtraError, TrustError
+from export.errors import BundleError, DeployError, MissingExtraError, TrustError
 from export.images import channels_first
-from export.onnx_files import read_model
 from export.progress import ProgressCallback, ignore_progress
 from export.tensorrt.products import PRODUCTS
 
@@ -105,7 +105,7 @@ def verify(
         InputError: the bundle does not fit together, or it or the data cannot be used.
     """
     config = config or BuildConfig()
-    _check_sound(bundle)
+    check_sound(bundle)
     unfit = find_unfit(bundle)
     rebuilt: dict[str, Rebuilt] = {}
     if substitution.rebuild:
@@ -152,37 +152,6 @@ def verify(
         else result
         for result in replayed
     )
-
-
-def _check_sound(bundle: Bundle) -> None:
-    """Hold the parts of a bundle against each other: hashes alone say that none was changed.
-
-    Raises:
-        BundleError: it lacks its winner, its report is none, or an ONNX file has other inputs or
-            outputs than the manifest.
-    """
-    bundle.spec(bundle.winner)
-    bundle.report()
-    manifest = bundle.manifest
-    files = {entry.file for entry in manifest.engines.values() if entry.file.endswith(".onnx")}
-    for file in sorted(files):
-        try:
-            graph = read_model(bundle.path / file, weights=False).graph
-        except LoadError:
-            continue  # its engine cannot open it either, and says so
-        weights = {tensor.name for tensor in graph.initializer}
-        taken = [value.name for value in graph.input if value.name not in weights]
-        returned = [value.name for value in graph.output]
-        for what, specs, names in (
-            ("inputs", manifest.inputs, taken),
-            ("outputs", manifest.outputs, returned),
-        ):
-            told = [spec.name for spec in specs]
-            if sorted(told) != sorted(names):
-                raise BundleError(
-                    f"{bundle.path}: the {what} of {file} are {', '.join(names)}, and the manifest "
-                    f"says {', '.join(told)}. Build the bundle again."
-                )
 
 
 def find_unfit(bundle: Bundle) -> dict[str, str]:
