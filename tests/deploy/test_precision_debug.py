@@ -45,7 +45,7 @@ def make_weights() -> list[np.ndarray]:
 def make_bundle(weights: list[np.ndarray], target: Path) -> Bundle:
     """A chain of convolutions; activations are clipped as ReLU6 does."""
     nodes, tensor = [], "x"
-    for number in range(LAYERS):
+    for number in range(len(weights)):
         name = f"layer{number}"
         nodes.append(
             helper.make_node("Conv", [tensor, f"w{number}"], [f"c{number}"], name, pads=[1] * 4)
@@ -83,6 +83,12 @@ def make_bundle(weights: list[np.ndarray], target: Path) -> Bundle:
             machine={},
         )
     return read_bundle(target)
+
+
+def make_sound(folder: Path) -> Bundle:
+    """The chain with no layer that int8 ruins."""
+    target = folder / "sound.deploy"
+    return read_bundle(target) if target.exists() else make_bundle(make_weights()[:3], target)
 
 
 def write_data(folder: Path) -> Path:
@@ -177,11 +183,26 @@ def test_the_command_names_it_and_writes_it_down(outlier: Bundle, cli: Cli, tmp_
     assert "are not reached yet" in " ".join(out.split())
 
 
-def test_data_of_the_user_is_compared_on(outlier: Bundle, tmp_path: Path) -> None:
+def test_data_of_the_user_calibrates_in_one_part_and_is_compared_on_in_the_other(
+    outlier: Bundle, tmp_path: Path
+) -> None:
     config = BuildConfig(min_sqnr=8.0, data=str(write_data(tmp_path)))
     found = debug_precision(outlier, precision="int8", config=config)
-    assert found.samples.startswith("12 samples of ")
+    assert found.samples.startswith("6 samples of ")
+    assert "calibrated on 6 other samples" in found.made
     assert [culprit.where for culprit in found.culprits] == [f"layer{PLANTED}"]
+
+
+def test_samples_set_apart_alone_calibrate(outlier: Bundle, tmp_path: Path) -> None:
+    """They are a tenth as large as what is compared, which ranges of theirs must clip."""
+    images = np.load(write_data(tmp_path))["x"]
+    found = {}
+    for scale in (0.1, 1.0):
+        np.savez(tmp_path / "apart.npz", x=images, calibration_x=scale * images)
+        config = BuildConfig(data=str(tmp_path / "apart.npz"), min_sqnr=-60.0)
+        found[scale] = debug_precision(make_sound(tmp_path), precision="int8", config=config)
+    assert found[1.0].before_db > found[0.1].before_db + 10
+    assert "calibrated on 12 other samples" in found[1.0].made
 
 
 def test_int8_is_made_as_the_build_made_it(outlier: Bundle, tmp_path: Path) -> None:
