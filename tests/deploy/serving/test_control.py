@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from servers import Server, rows, serving, spoil_golden
+from servers import Server, rows, serving, spoil_golden, wait_until
 from tiny import Cli, answer
 
 
@@ -47,10 +47,11 @@ def test_a_new_version_takes_over_under_load(pristine: Path, control: Path, cli:
         for expected in ("2", "3", "4"):
             code, out, err = cli("ctl", "--control", control, "load", pristine)
             assert (code, json.loads(out)["version"]) == (0, expected), err
+        wait_until(lambda: all("4" in asker.versions[-1:] for asker in askers))
         for asker in askers:
             asker.ended.set()
         for asker in askers:
-            asker.join(20)
+            asker.join()
         assert {status for asker in askers for status in asker.statuses} == {200}
         for asker in askers:
             assert asker.versions == sorted(asker.versions)

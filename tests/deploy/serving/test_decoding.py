@@ -318,7 +318,7 @@ JSON = st.recursive(
 KEYS = ("name", "datatype", "shape", "data", "parameters")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     changes=st.dictionaries(st.sampled_from(KEYS), JSON, max_size=3),
     others=st.dictionaries(st.sampled_from(("id", "outputs", "parameters")), JSON, max_size=2),

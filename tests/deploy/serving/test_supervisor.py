@@ -4,13 +4,12 @@ import http.client
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from servers import Server, rows
+from servers import WAIT_S, Server, rows, wait_until
 from tiny import Cli, answer
 
 from deploy.serving.summing import sum_metrics
@@ -32,13 +31,12 @@ def pair(pristine: Path) -> Any:
 
 def wait_for_workers(server: Server, count: int) -> list[int]:
     """Process ids of all workers that took requests so far, once they are `count`."""
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        pids = [event["pid"] for event in server.events if event["message"].startswith("listening")]
-        if len(pids) >= count:
-            return pids
-        time.sleep(0.01)
-    raise AssertionError(server.events)
+
+    def find() -> list[int]:
+        return [event["pid"] for event in server.events if event["message"].startswith("listening")]
+
+    wait_until(lambda: len(find()) >= count)
+    return find()
 
 
 class Clients:
@@ -58,7 +56,7 @@ class Clients:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         for thread in self._threads:
-            thread.join(20)
+            thread.join(WAIT_S)
 
     def _ask(self) -> None:
         while not self._ended.wait(0.005):
@@ -70,30 +68,26 @@ class Clients:
             except (OSError, http.client.HTTPException) as error:
                 self.outcomes.append(type(error).__name__)
 
+    def wait_for_more(self) -> None:
+        """Until each has asked a few times more."""
+        before = len(self.outcomes)
+        wait_until(lambda: len(self.outcomes) > before + 10)
+
     def lost(self) -> list[str]:
         return [outcome for outcome in self.outcomes if outcome != "right"]
 
 
 def test_a_killed_worker_costs_its_own_requests_and_is_replaced(pristine: Path) -> None:
     """Both are killed, one after the other: in the end only replacements answer."""
-    begun = time.monotonic()
     server = Server(pristine, "--workers", "2")
     first, second = wait_for_workers(server, 2)
-    start = time.monotonic() - begun
     try:
         with Clients(server) as clients:
             for number, pid in enumerate((first, second)):
-                time.sleep(0.3)
-                before = len(clients.outcomes)
-                assert before > 10
-                killed = time.monotonic()
+                clients.wait_for_more()
                 os.kill(pid, signal.SIGKILL)
                 assert len(set(wait_for_workers(server, 3 + number))) == 3 + number
-                recovered = time.monotonic() - killed
-                # 1 s where nothing else runs; a machine that is overloaded was so at the start
-                assert recovered < max(5.0, 3 * start)
-            time.sleep(0.3)
-            assert len(clients.outcomes) > before + 10
+            clients.wait_for_more()
         lost = clients.lost()
         assert len(lost) <= 8, lost  # what each client had sent to the two
         assert set(lost) <= LOST
@@ -125,10 +119,7 @@ def test_workers_end_where_their_supervisor_was_killed(pristine: Path) -> None:
     pids = wait_for_workers(server, 2)
     server.process.kill()
     server.process.wait(20)
-    end = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
     server.stop()
 
 
