@@ -26,6 +26,7 @@ from deploy.results import (
     control_json,
     decibels_json,
     gates_json,
+    int8_holds,
     spec_json,
 )
 from deploy.search import SearchReport
@@ -245,7 +246,7 @@ def _warnings(findings: Findings) -> list[str]:
         warnings.append(left)
     warnings.extend(finding.words for finding in findings.audit)
     outliers = warn_of_outliers(_fusion_json(findings.exported)["fused"])
-    if outliers is not None:
+    if outliers is not None and not int8_holds(findings.results):
         warnings.append(outliers)
     control = findings.latency.control
     if is_noisy(control, findings.latency.control_ci95):

@@ -1,7 +1,7 @@
 """What became of every candidate, and the report of a build as plain values for JSON."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -62,6 +62,12 @@ class CandidateResult:
     def ships(self) -> bool:
         """It goes into the bundle: its parity holds, or its file awaits hardware to judge it."""
         return self.parity_holds or (self.status == "not_run" and self.file is not None)
+
+
+def int8_holds(results: Iterable[CandidateResult]) -> bool:
+    """Whether int8 was judged, and every engine of it holds its gate."""
+    judged = [r for r in results if r.precision in ("int8", "mixed") and r.parity is not None]
+    return bool(judged) and all(result.parity_holds for result in judged)
 
 
 def candidate_json(

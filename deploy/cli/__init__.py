@@ -4,6 +4,7 @@ Exit codes: 0 done and the gates hold; 1 a gate failed; 2 wrong use or bad input
 Heavy modules are imported inside the commands, so that --help answers at once.
 """
 
+import errno
 import signal
 import sys
 
@@ -42,6 +43,14 @@ def main() -> None:
 
         click.echo(f"Error: {explain_error(error, sys.argv[1:])}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # what every look at a path may raise
+            raise
+        from deploy.report.wording import clean
+
+        what = clean(f"{error.strerror}: {error.filename}")
+        click.echo(f"Error: {what}. Choose a shorter one.", err=True)
+        sys.exit(2)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:

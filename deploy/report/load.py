@@ -9,7 +9,7 @@ from deploy.client.results import LoadReport
 from deploy.client.settings import LoadSettings
 from deploy.report.json_file import write_json
 from deploy.report.tables import add_row, make_table
-from deploy.report.wording import UNKNOWN, clean, format_number
+from deploy.report.wording import UNKNOWN, clean, format_number, format_time
 
 
 def describe_plan(url: str, settings: LoadSettings) -> str:
@@ -63,14 +63,15 @@ def _describe_conditions(report: LoadReport) -> str:
         f"requests of {target.request_bytes} bytes; driven from "
         f"{machine.cpu}, {machine.cores} core{'s' * (machine.cores != 1)}, "
         f"load average {machine.load_average:g}, "
-        f"{report.created}. Latencies count from when a request was due."
+        f"{format_time(report.created)}. Latencies count from when a request was due."
     )
 
 
 def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
     if value is None:
         return UNKNOWN
-    low, high = (
-        (UNKNOWN, UNKNOWN) if interval is None else (format_number(e * 1e3) for e in interval)
-    )
-    return f"{format_number(value * 1e3)}\n{low}-{high}"
+    shown = format_number(value * 1e3)
+    if interval is None:
+        return shown
+    low, high = (format_number(end * 1e3) for end in interval)
+    return f"{shown}\n{low}-{high}"

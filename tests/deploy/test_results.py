@@ -22,6 +22,7 @@ from deploy.results import (
     control_json,
     decibels_json,
     gates_json,
+    int8_holds,
     spec_json,
 )
 from export.artifacts import BATCH, TensorSpec
@@ -201,3 +202,14 @@ def test_the_control_is_a_ratio_with_its_interval() -> None:
 )
 def test_decibels_are_numbers_that_json_has(value: float | None, told: float | None) -> None:
     assert decibels_json(value) == told
+
+
+def test_int8_holds_only_where_it_was_judged_and_passed_everywhere() -> None:
+    passed = replace(RESULT, parity=PARITY, verdict=Verdict(True, "gate"))
+    failed = replace(RESULT, parity=PARITY, verdict=Verdict(False, "gate"))
+    unbuilt = replace(RESULT, parity=None, verdict=None)
+    other = replace(failed, precision="fp32")
+    assert int8_holds([passed, other, unbuilt])
+    assert not int8_holds([passed, failed])
+    assert not int8_holds([unbuilt, other])
+    assert not int8_holds([])

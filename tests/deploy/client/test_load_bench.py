@@ -74,6 +74,7 @@ def test_the_command_line_prints_and_writes(cli: Cli, tmp_path: Path) -> None:
     assert err == f"Driving {url} for 1 s, 200 requests a second in an open loop (fixed).\n"
     assert re.search(r"(?m)^ *planted +\d+ +[\d.]+ +[\d.]+ +- +[\d.]+", out)  # no p99 of so few
     assert "503: 20 of 200 requests" in out
+    assert "--" not in out  # nor an interval
     report = json.loads(target.read_text())
     jsonschema.validate(report, load_schema())
     assert report["requests"] == {"made": 200, "answered": 180, "errors": {"503": 20}}
