@@ -145,6 +145,8 @@ def _keep_versions(target: Path, stage: Path, model: TritonModel, batching: Batc
 
 
 def _refuse_repository(repository: Path) -> None:
+    if not repository.resolve().name:
+        raise BundleError(f"{repository} is no folder of a repository. Choose another --output.")
     if (repository / MANIFEST).exists():
         raise BundleError(f"{repository} is a bundle, no repository. Choose another --output.")
     if (repository / CONFIG).exists():

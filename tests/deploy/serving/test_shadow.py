@@ -80,6 +80,44 @@ def test_a_reference_that_fails_is_counted() -> None:
     assert (sampler.failed, sampler.compared) == (1, 0)
 
 
+def test_a_sample_that_cannot_be_compared_is_counted_and_the_next_one_is_compared() -> None:
+    sampler = ShadowSampler(double, 1.0)
+    sampler.start()
+    sampler.offer(feed(1.0), {"y": np.ones((1, 3), np.float32)})
+    sampler.offer(feed(1.0), {"z": np.ones((1, 4), np.float32)})
+    sampler.offer(feed(1.0), double(feed(1.0)))
+    wait_for(sampler, 3)
+    assert sampler.stop()
+    assert (sampler.failed, sampler.compared) == (2, 1)
+
+
+def test_values_whose_squares_are_beyond_float64_leave_the_ratio_as_it_is() -> None:
+    sampler = ShadowSampler(double, 1.0)
+    sampler.start()
+    for value in (1.0, 1e200):
+        x = np.full((1, 4), value)
+        sampler.offer({"x": x}, {"y": 2.2 * x})
+    wait_for(sampler, 2)
+    assert sampler.stop()
+    assert sampler.sqnr_db == pytest.approx(20.0)
+
+
+def test_a_reference_that_does_not_come_back_is_not_waited_for() -> None:
+    gate = threading.Event()
+
+    def slow(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        assert gate.wait(20)
+        return double(feeds)
+
+    sampler = ShadowSampler(slow, 1.0)
+    sampler.start()
+    sampler.offer(feed(1.0), double(feed(1.0)))
+    while not sampler._backlog.empty():
+        time.sleep(0.005)
+    assert not sampler.stop(0.05)
+    gate.set()
+
+
 def test_a_server_shows_it_in_its_metrics(pristine: Path) -> None:
     labels = '{model="tiny",version="1"}'
     with serving(pristine, "--shadow", "1") as server:

@@ -114,6 +114,38 @@ def test_a_worker_that_took_requests_waits_little_however_often_it_dies(tmp_path
     assert (worker.wait_s, worker.deaths) == (0, 11)
 
 
+def test_silence_counts_from_the_last_sign_of_life(tmp_path: Path) -> None:
+    worker = _Worker(0, tmp_path / "0.sock")
+    assert worker.count_silence(100.0) == 0  # it does not take requests yet, which may take long
+    worker.socket.touch()
+    assert worker.count_silence(101.0) == 0
+    assert worker.count_silence(131.0) == 30
+    os.utime(worker.socket, (5, 5))
+    assert worker.count_silence(132.0) == 0
+    worker.note_death(133.0)
+    assert worker.count_silence(200.0) == 0
+
+
+def test_a_worker_that_is_stopped_is_killed_and_replaced(pristine: Path, tmp_path: Path) -> None:
+    script = tmp_path / "impatient.py"
+    script.write_text(
+        "import deploy.serving.supervisor as supervisor\n"
+        "supervisor._SILENT_S = 4.0\n"
+        "from deploy.cli import main\n"
+        "main()\n"
+    )
+    server = Server(pristine, "--workers", "2", script=script)
+    try:
+        stopped, other = wait_for_workers(server, 2)
+        os.kill(stopped, signal.SIGSTOP)
+        third = wait_for_workers(server, 3)[2]
+        assert third not in (stopped, other)
+        assert any(event["message"].endswith("hangs and is killed") for event in server.events)
+        assert server.metrics()["deploy_worker_deaths_total"] == 1
+    finally:
+        assert server.stop() == 0
+
+
 def test_workers_end_where_their_supervisor_was_killed(pristine: Path) -> None:
     server = Server(pristine, "--workers", "2")
     pids = wait_for_workers(server, 2)
@@ -146,6 +178,8 @@ def test_sums_of_counters_and_the_worst_of_states() -> None:
             f"deploy_ready {ready}\n"
             "# TYPE deploy_latency_drift_ratio gauge\n"
             f"deploy_latency_drift_ratio {drift}\n"
+            "# TYPE deploy_shadow_sqnr_db gauge\n"
+            f"deploy_shadow_sqnr_db {drift}\n"
             "# TYPE deploy_connections gauge\n"
             f"deploy_connections {count}\n"
             "# TYPE h histogram\n"
@@ -157,6 +191,7 @@ def test_sums_of_counters_and_the_worst_of_states() -> None:
         'a{model="m"} 7',
         "deploy_ready 0",
         "deploy_latency_drift_ratio 1.25",
+        "deploy_shadow_sqnr_db 0.5",
         "deploy_connections 7",
         'h_bucket{le="+Inf"} 7',
     ]
