@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import spatial
 from wrong_answers import WRONG, logits, with_value
 
 from deploy.output_parity import OutputAccumulator, OutputParity, decibels, same_nonfinite
@@ -28,6 +27,8 @@ def judge_classifier(reference: Array, candidate: Array, labels: Array | None) -
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_metrics_agree_with_other_formulas(seed: int) -> None:
+    from scipy import spatial
+
     ours, theirs = logits(seed=seed), logits(seed=seed) + 0.1 * logits(seed=seed + 50)
     exact, candidate = ours.astype(np.float64).ravel(), theirs.astype(np.float64).ravel()
     result = compare(ours, theirs)
