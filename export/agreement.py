@@ -181,7 +181,9 @@ def resize_feeds(
     """`feeds` in the sizes of `extent`.
 
     Samples beyond the given ones are given ones rolled along their last axis: they differ from the
-    others and hold only values that the model is known to take. Other axes are cut, or begin anew.
+    others and hold only values that the model is known to take. Masks keep their first two values:
+    a causal model's first answer is of nothing where these hide all that it may look at, and
+    nothing is agreed on for that. Other axes are cut, or begin anew.
     """
     resized, sizes, batch = {}, dict(extent.sizes), extent.batch
     for spec in signature.inputs:
@@ -190,8 +192,7 @@ def resize_feeds(
             samples, turn = value, 0
             while samples.shape[0] < batch:
                 turn += 1
-                rolled = value.roll(turn, -1) if value.ndim > 1 else value
-                samples = torch.cat([samples, rolled])
+                samples = torch.cat([samples, _roll(value, turn)])
             value = samples[:batch]
         for axis, name in enumerate(spec.shape):
             if name in sizes:
@@ -199,6 +200,18 @@ def resize_feeds(
                 value = value.index_select(axis, rows)
         resized[spec.name] = value.contiguous()
     return resized
+
+
+def _roll(value: Tensor, turn: int) -> Tensor:
+    """Other samples made of those in `value`."""
+    if value.ndim < 2:
+        return value
+    held = 2 if _may_be_mask(value) else 0
+    return torch.cat([value[..., :held], value[..., held:].roll(turn, -1)], -1)
+
+
+def _may_be_mask(value: Tensor) -> bool:
+    return not value.is_floating_point() and bool((value.bool() == value).all())
 
 
 def _run(

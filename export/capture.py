@@ -16,6 +16,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
 
 from export.artifacts import TensorSpec
 from export.dynamic_axes import explain_axes, make_dims
@@ -26,6 +27,8 @@ _NOISY_LOGGERS = ("torch", "onnxscript", "onnx_ir")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _ADVICE = re.compile(r"For more information, run with TORCH_LOGS=\S+")
 _REASON_LENGTH = 300
+_KNOWN = (Tensor, int, float, complex, bool, str, type(None), torch.SymInt, torch.SymFloat)
+"""What torch.export takes as a leaf of a result."""
 
 
 def capture(
@@ -75,7 +78,7 @@ def capture(
     kwargs = dict(feeds) if keyword else {}
     shapes = dict(axes) if keyword else _positional_shapes(module, tuple(axes.values()))
     try:
-        with contain_noise(), torch.no_grad():
+        with contain_noise(), torch.no_grad(), _leave_out_unknown(module, strict):
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=strict)
     except Exception as error:  # the user's own code runs here: whatever it raises is the finding
         place = find_module_path(module, error.__traceback__)
@@ -142,6 +145,27 @@ def find_module_path(module: nn.Module, traceback: TracebackType | None) -> str:
         found = paths.get(id(traceback.tb_frame.f_locals.get("self")), found)
         traceback = traceback.tb_next
     return found
+
+
+@contextlib.contextmanager
+def _leave_out_unknown(module: nn.Module, strict: bool) -> Iterator[None]:
+    """Have `module` return None in place of objects that torch knows nothing of.
+
+    A cache of keys and values beside the logits of a language model is one. torch.export refuses
+    the whole result for it, though only tensors become outputs. Tracing bytecode leaves it in.
+    """
+
+    def hook(_module: nn.Module, _args: object, result: object) -> object:
+        if all(isinstance(leaf, _KNOWN) for leaf in pytree.tree_leaves(result)):
+            return result
+        return pytree.tree_map(lambda leaf: leaf if isinstance(leaf, _KNOWN) else None, result)
+
+    handle = None if strict else module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
 
 
 def _positional_shapes(

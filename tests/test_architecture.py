@@ -28,6 +28,7 @@ NEED_TORCH = {
     "deploy/fusing.py",
     "deploy/loading.py",
     "deploy/packing.py",
+    "deploy/parametrizations.py",
     "deploy/pipeline.py",
     "deploy/reference.py",
     "deploy/signatures.py",
@@ -46,6 +47,7 @@ NEED_TORCH = {
     "export/ladder.py",
     "export/onnx.py",
     "export/onnx_cleanup.py",
+    "export/onnx_preparation.py",
     "export/randomness.py",
     "export/signature.py",
 }

@@ -89,3 +89,37 @@ def test_loggers_come_back_after_an_error():
 def test_condensed_error_is_one_line():
     assert condense_error(ValueError("\n\n first \n second\nthird")) == "ValueError: first second"
     assert len(condense_error(ValueError("x" * 1000))) == 300
+
+
+class Cache:
+    """Keys and values in an object of its own, which no pytree knows."""
+
+    def __init__(self, keys):
+        self.keys = keys
+
+
+class WithCache(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x, scale=2.0):
+        return {
+            "logits": self.head(x) * scale,
+            "cache": Cache(x),
+            "width": 4,
+            "rest": (None, x + 1),
+        }
+
+
+def test_what_torch_knows_nothing_of_is_left_out_of_the_result():
+    torch.manual_seed(0)
+    net = WithCache().eval()
+    program = capture(net, {"x": torch.randn(2, 4)}, keyword=True, dynamic_batch=True)
+    assert not net._forward_hooks
+    x = torch.randn(5, 4)
+    found, expected = program.module()(x=x), net(x)
+    assert torch.equal(found["logits"], expected["logits"])
+    assert torch.equal(found["rest"][1], expected["rest"][1])
+    assert (found["cache"], found["width"], found["rest"][0]) == (None, 4, None)
+    assert isinstance(expected["cache"], Cache)
