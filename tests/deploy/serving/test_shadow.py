@@ -106,14 +106,13 @@ def test_a_reference_that_does_not_come_back_is_not_waited_for() -> None:
     gate = threading.Event()
 
     def slow(feeds: Mapping[str, Array]) -> dict[str, Array]:
-        assert gate.wait(20)
+        assert gate.wait(WAIT_S)
         return double(feeds)
 
     sampler = ShadowSampler(slow, 1.0)
     sampler.start()
     sampler.offer(feed(1.0), double(feed(1.0)))
-    while not sampler._backlog.empty():
-        time.sleep(0.005)
+    wait_until(sampler._backlog.empty)
     assert not sampler.stop(0.05)
     gate.set()
 
