@@ -41,6 +41,8 @@ def find_bundles(paths: Iterable[Path]) -> list[FoundBundle]:
     for path in paths:
         inside = list(_search(path))
         if not inside:
+            if not path.exists():
+                raise BundleError(f"{path}: there is no such folder. Make one with deploy build.")
             raise BundleError(
                 f"{path} is no bundle and holds none: no {MANIFEST} is in it, in a folder of it, "
                 "or in a folder NAME/VERSION. Make one with deploy build."
