@@ -88,9 +88,8 @@ def read_manifest(root: Path) -> Manifest:
     """
     try:
         if not (root / MANIFEST).is_file():
-            raise BundleError(
-                f"{root} is no bundle: it has no {MANIFEST}. Make one with deploy build."
-            )
+            lack = f"it has no {MANIFEST}" if root.exists() else "there is no such folder"
+            raise BundleError(f"{root} is no bundle: {lack}. Make one with deploy build.")
         manifest = _parse_manifest((root / MANIFEST).read_bytes(), root)
         _check_files(root, manifest)
     except OSError as error:

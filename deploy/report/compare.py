@@ -209,7 +209,7 @@ def _compare_sqnr(a: Report, b: Report) -> Difference:
     if first is not None and second is not None:
         lost = min(first, _ROUNDING_DB) - min(second, _ROUNDING_DB)
         finite = math.isfinite(first) and math.isfinite(second)
-        change = f"{second - first:+.1f} dB" if finite else ""
+        change = f"{round(second - first, 1) + 0.0:+.1f} dB" if finite else ""
     worse = not labelled and lost >= _SQNR_LOSS_DB
     note = (
         f"lower by {_SQNR_LOSS_DB:g} dB or more, and there are no labels in both" if worse else ""
@@ -278,11 +278,11 @@ def _show_drop(accuracy: Accuracy | None) -> str:
 def _points(a: Accuracy | None, b: Accuracy | None, field: str) -> str:
     if a is None or b is None:
         return UNKNOWN
-    return f"{100 * (getattr(b, field) - getattr(a, field)) + 0.0:+.2f}"
+    return f"{round(100 * (getattr(b, field) - getattr(a, field)), 2) + 0.0:+.2f}"
 
 
 def _relative(a: float, b: float) -> str:
-    return f"{100 * (b / a - 1) + 0.0:+.1f}%" if a else UNKNOWN
+    return f"{round(100 * (b / a - 1), 1) + 0.0:+.1f}%" if a else UNKNOWN  # -0.0 + 0.0 is 0.0
 
 
 def _print(console: Console, text: str, style: str) -> None:

@@ -44,6 +44,8 @@ def find_bundles(paths: Iterable[Path]) -> list[FoundBundle]:
         except OSError as error:
             raise BundleError(f"{path} cannot be read: {error}. Check its permissions.") from error
         if not inside:
+            if not path.exists():
+                raise BundleError(f"{path}: there is no such folder. Make one with deploy build.")
             raise BundleError(
                 f"{path} is no bundle and holds none: no {MANIFEST} is in it, in a folder of it, "
                 "or in a folder NAME/VERSION. Make one with deploy build."

@@ -139,7 +139,8 @@ def test_every_flag_is_an_option_of_the_configuration() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["verify", "nothing.deploy"], "nothing.deploy is no bundle: it has no manifest.json"),
+        (["verify", "nothing.deploy"], "nothing.deploy is no bundle: there is no such folder"),
+        (["verify", "."], "is no bundle: it has no manifest.json"),
         (["doctor", "nothing.deploy"], "nothing.deploy is no bundle"),
         (["bench", "nothing.deploy"], "nothing.deploy is no bundle"),
         (["bench", "nothing.onnx"], "no such file. Pass a bundle or an ONNX file"),

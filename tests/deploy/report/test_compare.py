@@ -180,3 +180,9 @@ def test_prints_what_was_not_timed() -> None:
     b = torch_report()
     b["baseline"]["latency"] = None
     assert "not timed" in _print(compare_reports(labelled_report(), b))
+
+
+def test_what_rounds_to_nothing_has_no_minus() -> None:
+    b = labelled_report()
+    _winner(b)["size_bytes"] -= 1
+    assert "-0.0" not in _print(compare_reports(labelled_report(), b))
