@@ -9,6 +9,7 @@ from deploy.config import BuildConfig
 from deploy.latency import EngineLatency
 from deploy.output_parity import OutputParity
 from deploy.parity import ParityReport
+from deploy.shares import explain_few, holds_share
 from export.ranges import describe_sizes
 
 DataKind = Literal["labelled", "unlabelled", "synthetic"]
@@ -36,6 +37,9 @@ EXACT = ("fp32",)
 MAX_LOST_CHANNELS = 0.1
 """Share of an output's channels that may be nothing but error; those of a rare class are small."""
 _NOT_FINITE = "output {!r} has NaN or Inf where the reference has none, or the reverse"
+_UNEQUAL = (
+    "output {!r} is equal in {:.1%} of its integers, below {:.0%}; --min-agreement sets the least"
+)
 _ORDER = ("fp32", "tf32", "fp16", "bf16", "mixed", "int8", "int4")
 
 
@@ -170,17 +174,13 @@ def _judge_outputs(
 
 
 def _judge_integers(outputs: tuple[OutputParity, ...], config: BuildConfig) -> Verdict:
-    gate = f"equal integers at least {config.min_agreement:.0%}"
+    least = config.min_agreement
+    gate = f"equal integers at least {least:.0%}"
     for output in outputs:
-        agreement = 1 - output.error_eager
-        if agreement < config.min_agreement:
-            return Verdict(
-                False,
-                gate,
-                f"output {output.name!r} is equal in {agreement:.1%} of its integers, below "
-                f"{config.min_agreement:.0%}; --min-agreement sets the least",
-            )
-    return Verdict(True, gate)
+        if not holds_share(output, least):
+            return Verdict(False, gate, _UNEQUAL.format(output.name, output.top1_agreement, least))
+    few = next(filter(None, (explain_few(output, least) for output in outputs)), "")
+    return Verdict(True, f"{gate}{few}")
 
 
 def _judge_sqnr(outputs: tuple[OutputParity, ...], least: float) -> Verdict:
@@ -223,15 +223,16 @@ def _judge_without_labels(
     agreement = judged[0].top1_agreement if judged else None
     if not verdict.passed or kind == "synthetic" or agreement is None:
         return verdict
-    gate = f"{verdict.gate} and top-1 agreement at least {config.min_agreement:.0%}"
-    if agreement < config.min_agreement:
+    least = config.min_agreement
+    gate = f"{verdict.gate} and top-1 agreement at least {least:.0%}"
+    if not holds_share(judged[0], least):
         return Verdict(
             False,
             gate,
-            f"top-1 agrees on {agreement:.1%} of the samples, below {config.min_agreement:.0%}; "
+            f"top-1 agrees on {agreement:.1%} of {judged[0].compared} samples, below {least:.0%}; "
             "pass labels with the data, or --min-agreement 0 if this is no classifier",
         )
-    return Verdict(True, gate)
+    return Verdict(True, f"{gate}{explain_few(judged[0], least)}")
 
 
 def judge_speed(latency: EngineLatency, *, over: str = "eager") -> Verdict:

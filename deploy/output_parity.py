@@ -22,8 +22,9 @@ class OutputParity:
         relative_to_range: `max_abs` over the reference's max minus min.
         cosine: cosine similarity of all values as one vector.
         sqnr_db: 10 log10 of signal over error power; inf where outputs are identical.
-        top1_agreement: share of rows with the same argmax, where it is (rows, classes); of integers
-            the share of equal values; else None.
+        top1_agreement: share of rows with the same argmax, or with one that eager's own noise does
+            not tell from it, where it is (rows, classes); of integers the share of equal values;
+            else None.
         error_eager: max |candidate - eager| / max |eager|; of integers the share that differs.
         error_float64: the same against the exact output; None where no floor was taken.
         noise_float64: the same of eager itself, over several runs; see `deploy.reference`.
@@ -31,6 +32,7 @@ class OutputParity:
             metrics are of the finite values.
         integer: integers or booleans, such as class numbers: how far apart they are means nothing.
         lost_channels: see there; None of integers, and where there are no channels.
+        compared: how many rows, of integers values, `top1_agreement` is a share of.
     """
 
     name: str
@@ -46,6 +48,7 @@ class OutputParity:
     finite: bool
     integer: bool = False
     lost_channels: LostChannels | None = None
+    compared: int = 0
 
     @property
     def nearness_db(self) -> float:
@@ -118,12 +121,12 @@ class OutputAccumulator:
         self._add_differences(ours[shared], theirs[shared])
         self.integer = self.integer or reference.dtype.kind in "biu"
         self.differing.eager += int((ours != theirs).sum())
-        self._add_top1(ours, theirs)
         if not self.integer:
             self.channels.update(ours, theirs)
         if floor is not None:
             exact, noisy = (self._order(array) for array in floor)
             self._add_floor(exact, noisy, theirs)
+        self._add_top1(ours, theirs)
 
     def _order(self, values: Array) -> Floats:
         """In float64, the samples first."""
@@ -147,7 +150,11 @@ class OutputAccumulator:
         if self.same_top1 is None or no_classes:
             self.same_top1 = None
             return
-        self.same_top1 += int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
+        rows = np.arange(len(ours))
+        best, chosen = ours.max(axis=1), ours[rows, theirs.argmax(axis=1)]
+        with np.errstate(invalid="ignore"):  # of two infinities
+            tied = (chosen == best) | (best - chosen <= 2 * self.noise64)
+        self.same_top1 += int(tied.sum())
 
     def _add_floor(self, exact: Floats, noisy: Floats, theirs: Floats) -> None:
         shared = np.isfinite(exact) & np.isfinite(noisy) & np.isfinite(theirs)
@@ -180,6 +187,7 @@ class OutputAccumulator:
             finite=self.finite,
             integer=self.integer,
             lost_channels=None if self.integer else self.channels.result(),
+            compared=self.count if self.integer else self.rows,
         )
 
     def _errors(self) -> tuple[float, float, float]:

@@ -514,3 +514,63 @@ def test_a_map_of_classes_does_not_depend_on_the_batch_for_a_pixel_at_the_edge()
         {"y": values, "class": classes}, {"y": values, "class": other}, rows=3
     )
     assert accumulator.consistency_db == pytest.approx(10 * math.log10(classes.size))
+
+
+def classes_of(rows: int, differ: int) -> ParityReport:
+    """Logits whose largest class differs in so many rows; a large offset hides that elsewhere."""
+    values = logits(rows) + np.float32(100)
+    candidate = values.copy()
+    candidate[:differ] = np.roll(values[:differ], 1, axis=1)
+    return report(values, candidate)
+
+
+def test_one_sample_of_few_that_falls_the_other_way_is_no_fault_and_two_are() -> None:
+    """Of 49 samples no share but 0 is below 2%."""
+    for rows in (3, 16, 49):
+        verdict = judge(classes_of(rows, 1), "int8")
+        assert verdict.passed
+        assert f"({rows} are too few to tell: one may differ)" in verdict.gate
+        assert not judge(classes_of(rows, 2), "int8").passed
+    assert judge(classes_of(50, 1), "int8").gate.endswith("at least 98%")
+    assert not judge(classes_of(50, 2), "int8").passed
+
+
+def test_one_of_two_samples_is_more_than_chance_and_all_may_be_asked_to_agree() -> None:
+    assert not judge(classes_of(2, 1), "int8").passed
+    assert judge(classes_of(2, 0), "int8").passed
+    for rows in (30, 400):
+        verdict = judge(classes_of(rows, 1), "int8", min_agreement=1.0)
+        assert not verdict.passed
+        assert f"of {rows} samples, below 100%" in str(verdict.reason)
+
+
+def test_one_of_few_class_numbers_may_differ_as_well() -> None:
+    classes = np.random.default_rng(0).integers(0, 10, 16)
+    for differ in (1, 2):
+        other = classes.copy()
+        other[:differ] += 1
+        assert judge(report(classes, other), "int8").passed is (differ == 1)
+
+
+def tied(margin: float) -> tuple[Array, Array]:
+    """Class 1 leads class 0 by so much in eager, and the candidate has it the other way."""
+    values = np.zeros((200, 10)) + np.arange(10, 0, -1)
+    values[:, 1] = 10 + margin
+    candidate = values.copy()
+    candidate[:, :2] = values[:, 1::-1]
+    return values, candidate
+
+
+@pytest.mark.parametrize("margin", [0.0, 1.9e-3, 2.1e-3])
+def test_classes_that_eagers_noise_does_not_tell_apart_count_as_one(margin: float) -> None:
+    """Its noise is 1e-3: a lead of twice as much may be none."""
+    values, candidate = tied(margin)
+    parity = report(values, candidate, exact=values - [0, 1e-3, *[0] * 8])
+    assert judge(parity, "int8").passed is (margin < 2e-3)
+
+
+def test_without_a_noise_floor_only_equal_classes_count_as_one() -> None:
+    for margin in (0.0, 1e-9):
+        values, candidate = tied(margin)
+        candidate[:, 0] += 1e-6
+        assert judge(report(values, candidate), "int8").passed is (margin == 0)
