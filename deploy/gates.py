@@ -38,7 +38,9 @@ MAX_LOST_CHANNELS = 0.1
 """Share of an output's channels that may be nothing but error; those of a rare class are small."""
 _NOT_FINITE = "output {!r} has NaN or Inf where the reference has none, or the reverse"
 _UNEQUAL = (
-    "output {!r} is equal in {:.1%} of its integers, below {:.0%}; --min-agreement sets the least"
+    "output {!r} is equal in {:.1%} of its integers, below {:.0%}. Class numbers that differ are "
+    "wrong; where these are amounts, such as pixels of gray images, return them as floats, which "
+    "are held to the SQNR, or lower --min-agreement"
 )
 _ORDER = ("fp32", "tf32", "fp16", "bf16", "mixed", "int8", "int4")
 
@@ -74,8 +76,8 @@ def judge_parity(
     are at least 300 labels which eager itself knows beyond chance, and outputs that have no labels
     to the SQNR; else all to the SQNR and, on real data, to the top-1 agreement. An output that
     holds the SQNR but has lost a tenth of its channels to others of larger scale fails; integers
-    have no SQNR and are held to the share of equal ones. int8 and int4, weights alone as well, are
-    never passed on synthetic inputs.
+    but for colour images have no SQNR and are held to the share of equal ones. int8 and int4,
+    weights alone as well, are never passed on synthetic inputs.
     """
     if report.samples == 0:
         return Verdict(False, "samples to judge by", "no sample was compared")
@@ -162,9 +164,9 @@ def _least_sqnr(precision: str, config: BuildConfig) -> float:
 def _judge_outputs(
     outputs: tuple[OutputParity, ...], precision: str, config: BuildConfig
 ) -> Verdict:
-    """Floats by their SQNR and by their channels, integers by how many are equal."""
-    floats = tuple(output for output in outputs if not output.integer)
-    verdict = _judge_integers(tuple(o for o in outputs if o.integer), config)
+    """Floats and pixels by their SQNR and by their channels, integers by how many are equal."""
+    floats = tuple(output for output in outputs if output.is_amount)
+    verdict = _judge_integers(tuple(o for o in outputs if not o.is_amount), config)
     if not floats or not verdict.passed:
         return verdict
     of_floats = _judge_sqnr(floats, _least_sqnr(precision, config))

@@ -11,6 +11,10 @@ from deploy.engines.base import Array
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
+_COLOURS = (3, 4)
+_PIXEL_SPAN = 128
+"""Between the darkest and the brightest value of what is taken for images."""
+
 
 @dataclass(frozen=True)
 class OutputParity:
@@ -33,6 +37,7 @@ class OutputParity:
         integer: integers or booleans, such as class numbers: how far apart they are means nothing.
         lost_channels: see there; None of integers, and where there are no channels.
         compared: how many rows, of integers values, `top1_agreement` is a share of.
+        pixels: integers that are colour images, see `hold_colours`, whose values are amounts.
     """
 
     name: str
@@ -49,11 +54,17 @@ class OutputParity:
     integer: bool = False
     lost_channels: LostChannels | None = None
     compared: int = 0
+    pixels: bool = False
+
+    @property
+    def is_amount(self) -> bool:
+        """Whether it says something how far apart two values are."""
+        return not self.integer or self.pixels
 
     @property
     def nearness_db(self) -> float:
         """`sqnr_db`; of integers as if each held 1, and each that differs were off by 1."""
-        return decibels(1.0, self.error_eager) if self.integer else self.sqnr_db
+        return self.sqnr_db if self.is_amount else decibels(1.0, self.error_eager)
 
 
 @dataclass
@@ -92,6 +103,7 @@ class OutputAccumulator:
     seen64: bool = False
     finite: bool = True
     integer: bool = False
+    colours: bool = False
     differing: _Differing = field(default_factory=_Differing)
     channels: ChannelPowers = field(default_factory=ChannelPowers)
 
@@ -120,6 +132,7 @@ class OutputAccumulator:
         self.rows += ours.shape[0] if ours.ndim else 1
         self._add_differences(ours[shared], theirs[shared])
         self.integer = self.integer or reference.dtype.kind in "biu"
+        self.colours = hold_colours(reference)
         self.differing.eager += int((ours != theirs).sum())
         if not self.integer:
             self.channels.update(ours, theirs)
@@ -188,6 +201,7 @@ class OutputAccumulator:
             integer=self.integer,
             lost_channels=None if self.integer else self.channels.result(),
             compared=self.count if self.integer else self.rows,
+            pixels=self.colours and span >= _PIXEL_SPAN,
         )
 
     def _errors(self) -> tuple[float, float, float]:
@@ -198,6 +212,19 @@ class OutputAccumulator:
         scale = self.scale64 or 1.0
         largest = max(abs(self.low), abs(self.high)) or 1.0
         return self.max_abs / largest, self.error64 / scale, self.noise64 / scale
+
+
+def hold_colours(array: Array) -> bool:
+    """Whether an array has the type and shape of colour images: uint8, three or four channels.
+
+    Channels are the second axis or the last. Class numbers lie on maps without such an axis.
+    """
+    return array.dtype == np.uint8 and array.ndim == 4 and bool({*_COLOURS} & {*array.shape[1::2]})
+
+
+def are_pixels(array: Array) -> bool:
+    """Whether an array holds colour images of some contrast; masks of 0 and 1 have none."""
+    return hold_colours(array) and int(np.ptp(array)) >= _PIXEL_SPAN
 
 
 def same_nonfinite(ours: Array, theirs: Array) -> bool:

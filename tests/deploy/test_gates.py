@@ -574,3 +574,51 @@ def test_without_a_noise_floor_only_equal_classes_count_as_one() -> None:
         values, candidate = tied(margin)
         candidate[:, 0] += 1e-6
         assert judge(report(values, candidate), "int8").passed is (margin == 0)
+
+
+def images(*shape: int) -> Array:
+    """Smooth ones, from 20 to 230."""
+    rows = np.linspace(20, 200, shape[0] * shape[1]).reshape(shape[0], shape[1], 1, 1)
+    noise = np.random.default_rng(0).integers(0, 30, shape)
+    return (rows + noise).astype(np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(16, 12, 12, 3), (16, 4, 12, 12)])
+@pytest.mark.parametrize("precision", FEWER_BITS)
+def test_images_that_are_off_by_a_little_are_no_misses(
+    shape: tuple[int, ...], precision: str
+) -> None:
+    values = images(*shape)
+    near = values + np.random.default_rng(1).integers(0, 2, shape, dtype=np.uint8)
+    parity = report(values, near)
+    assert parity.outputs[0].error_eager > 0.4
+    verdict = judge(parity, precision)
+    assert verdict.passed
+    assert "SQNR" in verdict.gate
+    assert not judge(report(values, near[::-1].copy()), precision).passed
+    assert not judge(report(values, (values * 0.8).astype(np.uint8)), precision).passed
+
+
+@pytest.mark.parametrize("shape", [(16, 12, 12), (16, 1, 12, 12), (16, 12, 12, 1)])
+def test_maps_of_one_number_a_place_are_class_numbers_however_large(
+    shape: tuple[int, ...],
+) -> None:
+    values = images(*shape, 1).reshape(shape) if len(shape) == 3 else images(*shape)
+    verdict = judge(report(values, values + np.uint8(1)), "int8")
+    assert not verdict.passed
+    assert "return them as floats" in str(verdict.reason)
+    assert "--min-agreement" in str(verdict.reason)
+
+
+def test_masks_of_three_classes_are_no_images() -> None:
+    masks = (images(16, 3, 12, 12) > 100).astype(np.uint8)
+    assert not judge(report(masks, 1 - masks), "int8", min_sqnr=-10.0).passed
+
+
+def test_images_that_are_as_near_at_another_size_hold_there() -> None:
+    values = images(4, 8, 8, 3)
+    near = values + np.uint8(1)
+    accumulator = ParityAccumulator(("image",))
+    accumulator.update({"image": values}, {"image": near}, rows=4)
+    accumulator.check_sizes({"image": values}, {"image": near}, sizes={"x_1": 7})
+    assert judge(accumulator.result(), "int8").passed
