@@ -11,6 +11,10 @@ from deploy.engines.base import Array
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
+_COLOURS = (3, 4)
+_PIXEL_SPAN = 128
+"""Between the darkest and the brightest value of what is taken for images."""
+
 
 @dataclass(frozen=True)
 class OutputParity:
@@ -22,8 +26,9 @@ class OutputParity:
         relative_to_range: `max_abs` over the reference's max minus min.
         cosine: cosine similarity of all values as one vector.
         sqnr_db: 10 log10 of signal over error power; inf where outputs are identical.
-        top1_agreement: share of rows with the same argmax, where it is (rows, classes); of integers
-            the share of equal values; else None.
+        top1_agreement: share of rows with the same argmax, or with one that eager's own noise does
+            not tell from it, where it is (rows, classes); of integers the share of equal values;
+            else None.
         error_eager: max |candidate - eager| / max |eager|; of integers the share that differs.
         error_float64: the same against the exact output; None where no floor was taken.
         noise_float64: the same of eager itself, over several runs; see `deploy.reference`.
@@ -31,6 +36,8 @@ class OutputParity:
             metrics are of the finite values.
         integer: integers or booleans, such as class numbers: how far apart they are means nothing.
         lost_channels: see there; None of integers, and where there are no channels.
+        compared: how many rows, of integers values, `top1_agreement` is a share of.
+        pixels: integers that are colour images, see `hold_colours`, whose values are amounts.
     """
 
     name: str
@@ -46,11 +53,18 @@ class OutputParity:
     finite: bool
     integer: bool = False
     lost_channels: LostChannels | None = None
+    compared: int = 0
+    pixels: bool = False
+
+    @property
+    def is_amount(self) -> bool:
+        """Whether it says something how far apart two values are."""
+        return not self.integer or self.pixels
 
     @property
     def nearness_db(self) -> float:
         """`sqnr_db`; of integers as if each held 1, and each that differs were off by 1."""
-        return decibels(1.0, self.error_eager) if self.integer else self.sqnr_db
+        return self.sqnr_db if self.is_amount else decibels(1.0, self.error_eager)
 
 
 @dataclass
@@ -89,6 +103,7 @@ class OutputAccumulator:
     seen64: bool = False
     finite: bool = True
     integer: bool = False
+    colours: bool = False
     differing: _Differing = field(default_factory=_Differing)
     channels: ChannelPowers = field(default_factory=ChannelPowers)
 
@@ -117,13 +132,14 @@ class OutputAccumulator:
         self.rows += ours.shape[0] if ours.ndim else 1
         self._add_differences(ours[shared], theirs[shared])
         self.integer = self.integer or reference.dtype.kind in "biu"
+        self.colours = hold_colours(reference)
         self.differing.eager += int((ours != theirs).sum())
-        self._add_top1(ours, theirs)
         if not self.integer:
             self.channels.update(ours, theirs)
         if floor is not None:
             exact, noisy = (self._order(array) for array in floor)
             self._add_floor(exact, noisy, theirs)
+        self._add_top1(ours, theirs)
 
     def _order(self, values: Array) -> Floats:
         """In float64, the samples first."""
@@ -147,7 +163,11 @@ class OutputAccumulator:
         if self.same_top1 is None or no_classes:
             self.same_top1 = None
             return
-        self.same_top1 += int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
+        rows = np.arange(len(ours))
+        best, chosen = ours.max(axis=1), ours[rows, theirs.argmax(axis=1)]
+        with np.errstate(invalid="ignore"):  # of two infinities
+            tied = (chosen == best) | (best - chosen <= 2 * self.noise64)
+        self.same_top1 += int(tied.sum())
 
     def _add_floor(self, exact: Floats, noisy: Floats, theirs: Floats) -> None:
         shared = np.isfinite(exact) & np.isfinite(noisy) & np.isfinite(theirs)
@@ -180,6 +200,8 @@ class OutputAccumulator:
             finite=self.finite,
             integer=self.integer,
             lost_channels=None if self.integer else self.channels.result(),
+            compared=self.count if self.integer else self.rows,
+            pixels=self.colours and span >= _PIXEL_SPAN,
         )
 
     def _errors(self) -> tuple[float, float, float]:
@@ -190,6 +212,19 @@ class OutputAccumulator:
         scale = self.scale64 or 1.0
         largest = max(abs(self.low), abs(self.high)) or 1.0
         return self.max_abs / largest, self.error64 / scale, self.noise64 / scale
+
+
+def hold_colours(array: Array) -> bool:
+    """Whether an array has the type and shape of colour images: uint8, three or four channels.
+
+    Channels are the second axis or the last. Class numbers lie on maps without such an axis.
+    """
+    return array.dtype == np.uint8 and array.ndim == 4 and bool({*_COLOURS} & {*array.shape[1::2]})
+
+
+def are_pixels(array: Array) -> bool:
+    """Whether an array holds colour images of some contrast; masks of 0 and 1 have none."""
+    return hold_colours(array) and int(np.ptp(array)) >= _PIXEL_SPAN
 
 
 def same_nonfinite(ours: Array, theirs: Array) -> bool:

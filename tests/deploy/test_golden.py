@@ -258,3 +258,22 @@ def test_damaged_file_is_named_with_the_fix(tmp_path: Path, damage: Any) -> None
     damage(path)
     with pytest.raises(BundleError, match=r"golden\.npz cannot be read.*Build the bundle again"):
         read_golden(path)
+
+
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 1), ("int8", 12)])
+def test_pixels_of_images_may_fall_to_the_next_number_and_class_numbers_may_not(
+    precision: str, most: int
+) -> None:
+    images = np.random.default_rng(0).integers(0, 240, (2, 8, 8, 3), dtype=np.uint8)
+    images[0, 0, 0] = 255, 254, 0
+
+    def differs(recorded: np.ndarray, answered: np.ndarray) -> bool:
+        found = find_mismatch({"y": recorded}, {"y": answered}, tolerance=TOLERANCE[precision])
+        return found is not None
+
+    assert not differs(images, np.where(images < 240, images + np.uint8(most), images))
+    assert differs(images, np.where(images < 240, images + np.uint8(most + 1), images))
+    assert differs(images, images.astype(np.int64) + (images < 240))
+    classes, masks = images[..., 0], images % 2
+    assert differs(classes, np.where(classes < 240, classes + np.uint8(1), classes))
+    assert differs(masks, 1 - masks)
