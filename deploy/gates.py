@@ -35,7 +35,9 @@ LABELS_JUDGE_NOTHING = "the labels judge nothing: eager's own accuracy is not ab
 EXACT = ("fp32",)
 MAX_LOST_CHANNELS = 0.1
 """Share of an output's channels that may be nothing but error; those of a rare class are small."""
-_NOT_FINITE = "output {!r} has NaN or Inf where the reference has none, or the reverse"
+_NOT_FINITE = (
+    "output {!r} has NaN, Inf or the fill of a mask where the reference has none, or the reverse"
+)
 _ORDER = ("fp32", "tf32", "fp16", "bf16", "mixed", "int8", "int4")
 
 
