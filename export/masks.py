@@ -42,7 +42,9 @@ def open_masks(values: Array, *others: Array) -> tuple[Array, ...]:
     Returns:
         `values` and `others`; the very arrays where there is nothing to open.
     """
-    if values.dtype.kind != "f" or not values.size or not np.nanmin(values) <= _LARGEST_STAND_IN:
+    if values.dtype.kind != "f" or not values.size:
+        return (values, *others)
+    if not np.fmin.reduce(values, axis=None) <= _LARGEST_STAND_IN:  # NaN alone is no warning here
         return (values, *others)
     masked = np.isin(values, _STAND_INS)
     if not masked.any():

@@ -44,6 +44,7 @@ def test_infinity_in_place_of_a_fill_is_another_answer() -> None:
 
 
 def test_integers_and_nothing_at_all_stay() -> None:
-    ids, empty = np.array([-10000, 3]), np.zeros((0, 3))
+    ids, empty, nan = np.array([-10000, 3]), np.zeros((0, 3)), np.full(2, np.nan)
+    assert open_masks(nan)[0] is nan
     assert open_masks(ids, ids)[1] is ids
     assert open_masks(empty)[0] is empty
