@@ -36,7 +36,9 @@ LABELS_JUDGE_NOTHING = "the labels judge nothing: eager's own accuracy is not ab
 EXACT = ("fp32",)
 MAX_LOST_CHANNELS = 0.1
 """Share of an output's channels that may be nothing but error; those of a rare class are small."""
-_NOT_FINITE = "output {!r} has NaN or Inf where the reference has none, or the reverse"
+_NOT_FINITE = (
+    "output {!r} has NaN, Inf or the fill of a mask where the reference has none, or the reverse"
+)
 _UNEQUAL = (
     "output {!r} is equal in {:.1%} of its integers, below {:.0%}. Class numbers that differ are "
     "wrong; where these are amounts, such as pixels of gray images, return them as floats, which "

@@ -8,6 +8,7 @@ import numpy as np
 
 from deploy.channels import ChannelPowers, LostChannels
 from deploy.engines.base import Array
+from export.masks import open_masks
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -33,7 +34,8 @@ class OutputParity:
         error_float64: the same against the exact output; None where no floor was taken.
         noise_float64: the same of eager itself, over several runs; see `deploy.reference`.
         finite: NaN and Inf stand where the reference has the same, and nowhere else. The other
-            metrics are of the finite values.
+            metrics are of the finite values, and not of those that stand for minus infinity (see
+            `export.masks`).
         integer: integers or booleans, such as class numbers: how far apart they are means nothing.
         lost_channels: see there; None of integers, and where there are no channels.
         compared: how many rows, of integers values, `top1_agreement` is a share of.
@@ -125,7 +127,7 @@ class OutputAccumulator:
                 f"output {self.name!r} has shape {list(candidate.shape)} instead of "
                 f"{list(reference.shape)}"
             )
-        ours, theirs = self._order(reference), self._order(candidate)
+        ours, theirs = open_masks(self._order(reference), self._order(candidate))
         if not same_nonfinite(ours, theirs):
             self.finite = False
         shared = np.isfinite(ours) & np.isfinite(theirs)
@@ -133,12 +135,13 @@ class OutputAccumulator:
         self._add_differences(ours[shared], theirs[shared])
         self.integer = self.integer or reference.dtype.kind in "biu"
         self.colours = hold_colours(reference)
-        self.differing.eager += int((ours != theirs).sum())
-        if not self.integer:
+        if self.integer:
+            self._count_differing(reference, candidate, floor)
+        else:
             self.channels.update(ours, theirs)
         if floor is not None:
             exact, noisy = (self._order(array) for array in floor)
-            self._add_floor(exact, noisy, theirs)
+            self._add_floor(exact, noisy, self._order(candidate))
         self._add_top1(ours, theirs)
 
     def _order(self, values: Array) -> Floats:
@@ -169,13 +172,22 @@ class OutputAccumulator:
             tied = (chosen == best) | (best - chosen <= 2 * self.noise64)
         self.same_top1 += int(tied.sum())
 
+    def _count_differing(
+        self, reference: Array, candidate: Array, floor: tuple[Array, Array] | None
+    ) -> None:
+        """Integers as they are: float64 holds not all of 64 bits."""
+        self.differing.eager += int((reference != candidate).sum())
+        if floor is not None:
+            exact, noisy = floor
+            self.differing.count64 += exact.size
+            self.differing.exact += int((candidate != exact).sum())
+            self.differing.noise += int((noisy != exact).sum())
+
     def _add_floor(self, exact: Floats, noisy: Floats, theirs: Floats) -> None:
+        exact, noisy, theirs = open_masks(exact, noisy, theirs)
         shared = np.isfinite(exact) & np.isfinite(noisy) & np.isfinite(theirs)
         exact, noisy, theirs = exact[shared], noisy[shared], theirs[shared]
         self.seen64 = True
-        self.differing.count64 += exact.size
-        self.differing.exact += int((theirs != exact).sum())
-        self.differing.noise += int((noisy != exact).sum())
         self.scale64 = max(self.scale64, float(np.abs(exact).max(initial=0.0)))
         self.error64 = max(self.error64, float(np.abs(theirs - exact).max(initial=0.0)))
         self.noise64 = max(self.noise64, float(np.abs(noisy - exact).max(initial=0.0)))
@@ -236,7 +248,9 @@ def same_nonfinite(ours: Array, theirs: Array) -> bool:
 
 
 def decibels(signal: float, error: float) -> float:
-    """10 log10(signal / error); inf without error, -inf without signal."""
+    """10 log10(signal / error); inf without error, -inf without signal or beyond float64."""
     if error == 0:
         return math.inf
+    if not math.isfinite(error):
+        return -math.inf
     return 10 * math.log10(signal / error) if signal > 0 else -math.inf

@@ -16,6 +16,7 @@ from deploy.parity import ParityReport
 from deploy.preflight import read_host
 from deploy.process import EngineProcess
 from deploy.rows import Outputs
+from deploy.schemes import explain_saturation
 from deploy.soundness import check_sound
 from deploy.substitutes import Rebuilt, Substitution, explain_unfit, settle_unfit
 from export.artifacts import TensorSpec
@@ -41,7 +42,8 @@ class Verification:
         untrusted: why it was not opened, where its file needs code that is not trusted.
         parity: against the bundle's float32 model, where data was given.
         verdict: of the parity gate on that data.
-        note: that it was built again for this machine, where it was.
+        note: that it was built again for this machine, where it was, or what this CPU does to its
+            int8.
     """
 
     name: str
@@ -128,10 +130,7 @@ def verify(
     replayed = tuple(
         _keep_unfit(bundle, name, unfit[name], fallback=substitution.fallback)
         if name in unfit
-        else replace(
-            _replay(bundle, specs[name], golden),
-            note=rebuilt[name].note if name in rebuilt else None,
-        )
+        else _note_rebuilt(_replay(bundle, specs[name], golden), rebuilt.get(name))
         for name in bundle.manifest.engines
         if name in unfit or name in specs
     )
@@ -179,6 +178,11 @@ def _keep_unfit(bundle: Bundle, name: str, reason: str, *, fallback: bool) -> Ve
     return Verification(name, reason if needed else None, unfit=reason)
 
 
+def _note_rebuilt(result: Verification, rebuilt: Rebuilt | None) -> Verification:
+    """With the note of an engine that was built again."""
+    return result if rebuilt is None else replace(result, note=rebuilt.note)
+
+
 def _replay(bundle: Bundle, spec: EngineSpec, golden: Golden) -> Verification:
     """Run one engine on the golden inputs."""
     recorded = golden.outputs.get("reference" if spec.name == "torch" else spec.name)
@@ -197,7 +201,8 @@ def _replay(bundle: Bundle, spec: EngineSpec, golden: Golden) -> Verification:
     except DeployError as error:
         return Verification(spec.name, str(error))
     tolerance = bundle.manifest.engines[spec.name].golden_tolerance
-    return Verification(spec.name, find_mismatch(recorded, answered, tolerance=tolerance))
+    mismatch = find_mismatch(recorded, answered, tolerance=tolerance)
+    return Verification(spec.name, mismatch, note=explain_saturation(spec))
 
 
 def open_bundle_data(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from export.artifacts import OnnxModel
 from export.copying import deep_copy
 from export.errors import ExportError
+from export.masks import open_masks
 from export.signature import CallSignature
 
 Array = np.ndarray[Any, Any]
@@ -139,7 +140,7 @@ def measure_error(reference: Array, found: Array) -> float:
         return 0.0
     if reference.dtype.kind not in "fc":
         return float(np.mean(reference != found))
-    reference, found = reference.astype(np.float64), found.astype(np.float64)
+    reference, found = open_masks(reference.astype(np.float64), found.astype(np.float64))
     finite = np.isfinite(reference)
     if not np.array_equal(reference[~finite], found[~finite], equal_nan=True):
         return float("inf")

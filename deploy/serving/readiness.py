@@ -24,6 +24,7 @@ from deploy.bundle import FALLBACK, GOLDEN, Bundle
 from deploy.engines import Array, Engine, Feeds, open_engine
 from deploy.golden import Golden, find_mismatch, read_golden
 from deploy.machine import usable_cores
+from deploy.schemes import explain_saturation
 from deploy.serving.guards import find_nonfinite
 from deploy.serving.options import ServeOptions
 from deploy.serving.protocol import ModelSignature, TensorType, make_signature
@@ -97,7 +98,8 @@ def open_verified(bundle: Bundle, options: ServeOptions) -> OpenedModel:
                     "This machine computes something else; build the bundle here again."
                 )
         _check_signature(bundle, signature, golden.inputs, answered)
-        notes = [] if first.note is None else [first.note]
+        saturates = explain_saturation(bundle.spec(name))
+        notes = [note for note in (first.note, saturates) if note is not None]
         difference = None
         if signature.batched:
             difference = _find_batch_dependence(engines[0], golden, recorded, tolerance)

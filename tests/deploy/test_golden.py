@@ -163,6 +163,27 @@ def test_whole_numbers_must_be_equal() -> None:
     assert find_mismatch(recorded, {"ids": np.array([1, 201])}, tolerance=0.05) is not None
 
 
+def test_a_few_pixels_of_a_map_of_classes_may_fall_the_other_way() -> None:
+    recorded = np.random.default_rng(0).integers(0, 5, (4, 64, 64))
+    answered = recorded.copy()
+    answered[0, 0, :5] += 1
+    assert find_mismatch({"map": recorded}, {"map": answered}, tolerance=TOLERANCE["int8"]) is None
+    assert find_mismatch({"map": recorded}, {"map": answered}, tolerance=TOLERANCE["fp32"])
+    shifted = np.roll(recorded, 1, axis=-1)
+    assert find_mismatch({"map": recorded}, {"map": shifted}, tolerance=TOLERANCE["int8"])
+
+
+@pytest.mark.parametrize("fill", [-1e9, float(np.finfo(np.float32).min)])
+def test_a_fill_of_masked_values_hides_no_wrong_ones(fill: float) -> None:
+    masked, wrong_ones = logits(4, 10), logits(4, 10, seed=1)
+    for array in (masked, wrong_ones):
+        array[:, :3] = fill
+    tolerance = TOLERANCE["int8"]
+    assert find_mismatch({"y": masked}, {"y": masked.copy()}, tolerance=tolerance) is None
+    assert "off by" in str(find_mismatch({"y": masked}, {"y": wrong_ones}, tolerance=tolerance))
+    assert find_mismatch({"y": masked}, {"y": logits(4, 10)}, tolerance=tolerance) is not None
+
+
 def test_all_zero_answers_allow_the_tolerance_itself() -> None:
     zeros = {"y": np.zeros((2, 2), np.float32)}
     assert find_mismatch(zeros, {"y": zeros["y"] + np.float32(1e-5)}, tolerance=1e-4) is None

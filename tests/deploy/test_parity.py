@@ -73,6 +73,49 @@ def test_every_wrong_output_shows_in_the_metrics(name: str) -> None:
     assert not result.finite or result.sqnr_db < 40.01
 
 
+@pytest.mark.parametrize("fill", [-1e4, -1e9, float(np.finfo(np.float32).min)])
+@pytest.mark.parametrize("name", WRONG)
+def test_a_fill_of_masked_values_hides_no_wrong_output(name: str, fill: float) -> None:
+    """Beside 1e9 any error of a logit would be rounding."""
+    ours = logits()
+    ours[:, 7:] = fill
+    with np.errstate(over="ignore"):
+        theirs = WRONG[name](ours)
+    theirs[:, 7:] = fill
+    plain = compare(ours[:, :7], theirs[:, :7])
+    result = compare(ours, theirs)
+    assert result.finite is plain.finite
+    assert result.sqnr_db == pytest.approx(plain.sqnr_db)
+    assert result.error_eager == pytest.approx(plain.error_eager)
+    assert result.cosine == pytest.approx(plain.cosine)
+
+
+def test_a_mask_that_float64_fills_with_its_own_least_number_leaves_the_noise_as_it_is() -> None:
+    ours, exact = logits(), logits().astype(np.float64)
+    ours[:, 7:], exact[:, 7:] = np.finfo(np.float32).min, np.finfo(np.float64).min
+    theirs = ours * np.float32(1)
+    theirs[:, :7] *= np.float32(1.01)
+    accumulator = OutputAccumulator("y")
+    accumulator.update(ours, theirs, (exact, ours))
+    result = accumulator.result()
+    assert result.noise_float64 == 0
+    assert result.error_float64 == pytest.approx(0.01, rel=1e-3)
+
+
+def test_integers_that_differ_in_the_last_of_64_bits_differ() -> None:
+    ours = np.random.default_rng(0).integers(2**60, 2**61, (32, 4))
+    accumulator = OutputAccumulator("y")
+    accumulator.update(ours, ours + 1, (ours, ours))
+    result = accumulator.result()
+    assert (result.error_eager, result.error_float64, result.noise_float64) == (1, 1, 0)
+
+
+def test_errors_beyond_float64_are_no_agreement() -> None:
+    huge = logits().astype(np.float64) * 1e200
+    with np.errstate(over="ignore"):
+        assert compare(huge, -huge).sqnr_db == -math.inf
+
+
 def test_identical_outputs_have_no_error() -> None:
     result = compare(logits(), logits())
     assert (result.max_abs, result.mean_abs, result.error_eager) == (0, 0, 0)
