@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,8 +96,8 @@ def capture(
 def contain_noise() -> Iterator[None]:
     """Keep what the exporters print, log and warn off the terminal; it goes to our debug log.
 
-    Covers stdout, stderr, the loggers of torch, onnxscript and onnx_ir, and Python warnings, for
-    the length of the block and no longer.
+    Covers stdout, stderr, the loggers of torch, onnxscript and onnx_ir, Python warnings and what
+    the older exporter prints past Python, for the length of the block and no longer.
     """
     text = io.StringIO()
     handler = logging.StreamHandler(text)
@@ -110,6 +111,8 @@ def contain_noise() -> Iterator[None]:
     saved = [(logger, logger.handlers, logger.propagate) for logger in loggers]
     try:
         for logger in loggers:
+    native: Any = torch._C
+    print_graph = native._jit_onnx_log
             is_root = logger.name in _NOISY_LOGGERS
             logger.handlers = [handler] if is_root else []
             logger.propagate = not is_root
@@ -122,9 +125,11 @@ def contain_noise() -> Iterator[None]:
             warnings.simplefilter("always")
             yield
     finally:
+            native._jit_onnx_log = lambda *parts: _log.debug(" ".join(map(str, parts)))
         for logger, handlers, propagate in saved:
             logger.handlers, logger.propagate = handlers, propagate
         for warning in caught:
+        native._jit_onnx_log = print_graph
             _log.debug("%s: %s", warning.category.__name__, warning.message)
         if text.getvalue().strip():
             _log.debug("%s", text.getvalue().strip())
