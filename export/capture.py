@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from export.artifacts import TensorSpec
 from export.dynamic_axes import explain_axes, make_dims
 from export.errors import ExportError
+from export.whole_scales import WholeScales
 
 _log = logging.getLogger(__name__)
 _NOISY_LOGGERS = ("torch", "onnxscript", "onnx_ir")
@@ -79,7 +80,9 @@ def capture(
     kwargs = dict(feeds) if keyword else {}
     shapes = dict(axes) if keyword else _positional_shapes(module, tuple(axes.values()))
     try:
-        with contain_noise(), torch.no_grad(), _leave_out_unknown(module, strict):
+        whole = WholeScales() if ranges and not strict else contextlib.nullcontext()
+        unknown = _leave_out_unknown(module, strict)
+        with contain_noise(), torch.no_grad(), unknown, whole:
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=strict)
     except Exception as error:  # the user's own code runs here: whatever it raises is the finding
         place = find_module_path(module, error.__traceback__)
@@ -108,11 +111,11 @@ def contain_noise() -> Iterator[None]:
     ]
     loggers = [logging.getLogger(name) for name in {*names, *_NOISY_LOGGERS}]
     caught: list[warnings.WarningMessage] = []
+    native: Any = torch._C
+    print_graph = native._jit_onnx_log
     saved = [(logger, logger.handlers, logger.propagate) for logger in loggers]
     try:
         for logger in loggers:
-    native: Any = torch._C
-    print_graph = native._jit_onnx_log
             is_root = logger.name in _NOISY_LOGGERS
             logger.handlers = [handler] if is_root else []
             logger.propagate = not is_root
@@ -122,14 +125,14 @@ def contain_noise() -> Iterator[None]:
             warnings.catch_warnings(record=True) as recorded,
         ):
             caught = recorded
+            native._jit_onnx_log = lambda *parts: _log.debug(" ".join(map(str, parts)))
             warnings.simplefilter("always")
             yield
     finally:
-            native._jit_onnx_log = lambda *parts: _log.debug(" ".join(map(str, parts)))
+        native._jit_onnx_log = print_graph
         for logger, handlers, propagate in saved:
             logger.handlers, logger.propagate = handlers, propagate
         for warning in caught:
-        native._jit_onnx_log = print_graph
             _log.debug("%s: %s", warning.category.__name__, warning.message)
         if text.getvalue().strip():
             _log.debug("%s", text.getvalue().strip())

@@ -52,6 +52,7 @@ NEED_TORCH = {
     "export/signature.py",
 }
 """What only `deploy build` imports; nothing else may import torch at its top."""
+    "export/whole_scales.py",
 
 
 def _modules() -> list[Path]:
