@@ -82,7 +82,7 @@ def capture(
     try:
         whole = WholeScales() if ranges and not strict else contextlib.nullcontext()
         unknown = _leave_out_unknown(module, strict)
-        with contain_noise(), torch.no_grad(), unknown, whole:
+        with contain_noise(), torch.no_grad(), _take_masks_as_they_are(), unknown, whole:
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=strict)
     except Exception as error:  # the user's own code runs here: whatever it raises is the finding
         place = find_module_path(module, error.__traceback__)
@@ -174,6 +174,26 @@ def _leave_out_unknown(module: nn.Module, strict: bool) -> Iterator[None]:
     finally:
         if handle is not None:
             handle.remove()
+
+
+@contextlib.contextmanager
+def _take_masks_as_they_are() -> Iterator[None]:
+    """Have ``nn.Transformer`` not ask what values its masks have: whether they are causal.
+
+    There are no values in a capture, and the answer only chooses between kernels that compute the
+    same. What the caller says of a mask (``tgt_is_causal``) stays.
+    """
+    layers: Any = torch.nn.modules.transformer
+    ask = layers._detect_is_causal_mask
+
+    def answer(_mask: object, is_causal: bool | None = None, _size: object = None) -> bool:
+        return is_causal is True
+
+    layers._detect_is_causal_mask = answer
+    try:
+        yield
+    finally:
+        layers._detect_is_causal_mask = ask
 
 
 def _positional_shapes(
