@@ -57,7 +57,8 @@ def to_onnx(
     Source: https://docs.pytorch.org/docs/stable/onnx_export.html
     """
     try:
-        with contain_noise():
+        # As it was captured: attention whose mask is trained takes another kernel with gradients.
+        with contain_noise(), torch.no_grad():
             exported = torch.onnx.export(
                 _drop_constant_outputs(program),
                 dynamo=True,
