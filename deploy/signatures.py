@@ -15,6 +15,7 @@ from deploy.dynamic_axes import check_axis_names, keep_axes, settle_axes
 from deploy.engines.base import Feeds
 from deploy.image_inputs import read_model_specs, settle_images, take_images
 from deploy.inputs import DTYPES, InputSpec, parse_input, synthetic_feeds
+from export.arrays import to_tensor
 from export.artifacts import BATCH, TensorSpec
 from export.errors import ConfigError, DataError, InputError
 from export.image_model import ImageModel
@@ -108,7 +109,7 @@ def describe_static(
 
 def to_tensors(feeds: Feeds) -> dict[str, torch.Tensor]:
     """The same values as tensors of their own."""
-    return {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
+    return {name: to_tensor(np.array(array)) for name, array in feeds.items()}
 
 
 @dataclass(frozen=True)
