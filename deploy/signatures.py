@@ -31,6 +31,10 @@ SQUEEZE_WARNING = (
     "The model takes the batch axis away from the answer to a lone sample ({}: squeeze() without "
     "an axis does that); engines keep it, so that samples lie on one axis at every batch size."
 )
+EMPTY_WARNING = (
+    "Output {} is empty on synthetic inputs, since its size hangs on their values, and nothing of "
+    "it is compared. Pass --data with samples for which the model finds something."
+)
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 _GRAY_HINT = (
     "Images of a folder are read as RGB; pass --image-mode gray for a network of one channel. "
@@ -91,6 +95,9 @@ def settle_call(module: nn.Module, config: BuildConfig, data: Dataset | None) ->
             raise
         _check_alone(data, config)
         raise _blame_data(error, module, data) from error
+    empty = [spec.name for spec in signature.outputs if 0 in spec.shape]
+    if empty:
+        warnings = (*warnings, EMPTY_WARNING.format(", ".join(empty)))
     return SettledCall(signature, specs[0].shape[0], static, high, warnings, module, images)
 
 
