@@ -81,8 +81,9 @@ def capture(
     shapes = dict(axes) if keyword else _positional_shapes(module, tuple(axes.values()))
     try:
         whole = WholeScales() if ranges and not strict else contextlib.nullcontext()
+        masks = _replaced(torch.nn.modules.transformer, "_detect_is_causal_mask", _say_of_mask)
         unknown = _leave_out_unknown(module, strict)
-        with contain_noise(), torch.no_grad(), _take_masks_as_they_are(), unknown, whole:
+        with contain_noise(), torch.no_grad(), masks, unknown, whole:
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=strict)
     except Exception as error:  # the user's own code runs here: whatever it raises is the finding
         place = find_module_path(module, error.__traceback__)
@@ -111,8 +112,6 @@ def contain_noise() -> Iterator[None]:
     ]
     loggers = [logging.getLogger(name) for name in {*names, *_NOISY_LOGGERS}]
     caught: list[warnings.WarningMessage] = []
-    native: Any = torch._C
-    print_graph = native._jit_onnx_log
     saved = [(logger, logger.handlers, logger.propagate) for logger in loggers]
     try:
         for logger in loggers:
@@ -123,13 +122,12 @@ def contain_noise() -> Iterator[None]:
             contextlib.redirect_stdout(text),
             contextlib.redirect_stderr(text),
             warnings.catch_warnings(record=True) as recorded,
+            _replaced(torch._C, "_jit_onnx_log", lambda *parts: _log.debug("%s", parts)),
         ):
             caught = recorded
-            native._jit_onnx_log = lambda *parts: _log.debug(" ".join(map(str, parts)))
             warnings.simplefilter("always")
             yield
     finally:
-        native._jit_onnx_log = print_graph
         for logger, handlers, propagate in saved:
             logger.handlers, logger.propagate = handlers, propagate
         for warning in caught:
@@ -176,24 +174,27 @@ def _leave_out_unknown(module: nn.Module, strict: bool) -> Iterator[None]:
             handle.remove()
 
 
-@contextlib.contextmanager
-def _take_masks_as_they_are() -> Iterator[None]:
-    """Have ``nn.Transformer`` not ask what values its masks have: whether they are causal.
+def _say_of_mask(_mask: object, is_causal: bool | None = None, _size: object = None) -> bool:
+    """What ``nn.Transformer`` takes for causal: what the caller says is.
 
-    There are no values in a capture, and the answer only chooses between kernels that compute the
-    same. What the caller says of a mask (``tgt_is_causal``) stays.
+    It looks at the values of a mask of which nothing is said. A capture has none, and the answer
+    only chooses between kernels that compute the same.
     """
-    layers: Any = torch.nn.modules.transformer
-    ask = layers._detect_is_causal_mask
+    return is_causal is True
 
-    def answer(_mask: object, is_causal: bool | None = None, _size: object = None) -> bool:
-        return is_causal is True
 
-    layers._detect_is_causal_mask = answer
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
+    """Another attribute `name` of `owner`, for the length of the block; none where it has none."""
+    if not hasattr(owner, name):
+        yield
+        return
+    kept = getattr(owner, name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        layers._detect_is_causal_mask = ask
+        setattr(owner, name, kept)
 
 
 def _positional_shapes(
