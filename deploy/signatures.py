@@ -15,6 +15,7 @@ from deploy.dynamic_axes import check_axis_names, keep_axes, settle_axes
 from deploy.engines.base import Feeds
 from deploy.image_inputs import read_model_specs, settle_images, take_images
 from deploy.inputs import DTYPES, InputSpec, parse_input, synthetic_feeds
+from export.arrays import to_tensor
 from export.artifacts import BATCH, TensorSpec
 from export.errors import ConfigError, DataError, InputError
 from export.image_model import ImageModel
@@ -29,6 +30,10 @@ STATIC_WARNING = (
 SQUEEZE_WARNING = (
     "The model takes the batch axis away from the answer to a lone sample ({}: squeeze() without "
     "an axis does that); engines keep it, so that samples lie on one axis at every batch size."
+)
+EMPTY_WARNING = (
+    "Output {} is empty on synthetic inputs, since its size hangs on their values, and nothing of "
+    "it is compared. Pass --data with samples for which the model finds something."
 )
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 _GRAY_HINT = (
@@ -90,6 +95,9 @@ def settle_call(module: nn.Module, config: BuildConfig, data: Dataset | None) ->
             raise
         _check_alone(data, config)
         raise _blame_data(error, module, data) from error
+    empty = [spec.name for spec in signature.outputs if 0 in spec.shape]
+    if empty:
+        warnings = (*warnings, EMPTY_WARNING.format(", ".join(empty)))
     return SettledCall(signature, specs[0].shape[0], static, high, warnings, module, images)
 
 
@@ -108,7 +116,7 @@ def describe_static(
 
 def to_tensors(feeds: Feeds) -> dict[str, torch.Tensor]:
     """The same values as tensors of their own."""
-    return {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
+    return {name: to_tensor(np.array(array)) for name, array in feeds.items()}
 
 
 @dataclass(frozen=True)

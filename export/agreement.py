@@ -17,6 +17,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from export.arrays import to_array
 from export.artifacts import OnnxModel
 from export.copying import deep_copy
 from export.errors import ExportError
@@ -66,19 +67,21 @@ def measure_tolerances(
 ) -> dict[str, float]:
     """How far an export of `module` may be from it, per output, relative to the output's range.
 
-    Ten times what the module itself loses in float32 against float64, measured on one batch.
+    Ten times what the module itself loses in float32 against float64, measured on one batch; at
+    least ten steps of the coarsest format that its weights or the output have.
 
     Raises:
         ExportError: the module itself fails at this batch size.
     """
     chosen = resize_feeds(feeds, signature, Extent(batch))
     eager, wide = _run_eager(module, signature, chosen), _run_float64(module, signature, chosen)
+    inside = max((torch.finfo(dtype).eps for dtype in float_dtypes(module)), default=0.0)
     tolerances = {}
     for index, spec in enumerate(signature.outputs):
         if not (eager[index].is_floating_point() or eager[index].is_complex()):
             tolerances[spec.name] = 0.0
             continue
-        step = NOISE_FACTOR * torch.finfo(eager[index].dtype).eps
+        step = NOISE_FACTOR * max(torch.finfo(eager[index].dtype).eps, inside)
         tolerance = max(WITHOUT_FLOAT64, step)
         if wide is not None:
             noise = measure_error(_to_numpy(wide[index]), _to_numpy(eager[index]))
@@ -106,7 +109,7 @@ def expect(
     names = (spec.name for spec in signature.outputs)
     return Expectation(
         extent=extent,
-        feeds={name: value.detach().cpu().numpy() for name, value in chosen.items()},
+        feeds={name: to_array(value.cpu()) for name, value in chosen.items()},
         outputs={name: _to_numpy(v) for name, v in zip(names, results, strict=True)},
         tolerances=tolerances,
     )
@@ -174,6 +177,12 @@ def run_onnx(model: OnnxModel, feeds: Mapping[str, Array]) -> dict[str, Array]:
         text = str(error).strip().splitlines()[0]
         raise ExportError(f"ONNX Runtime cannot run the exported model: {text}") from error
     return dict(zip(names, results, strict=True))
+
+
+def float_dtypes(module: nn.Module) -> set[torch.dtype]:
+    """The floating-point formats of the weights of `module`."""
+    held = (*module.parameters(), *module.buffers())
+    return {tensor.dtype for tensor in held if tensor.is_floating_point()}
 
 
 def resize_feeds(

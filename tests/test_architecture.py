@@ -38,6 +38,7 @@ NEED_TORCH = {
     "deploy/trust.py",
     "deploy/weights.py",
     "export/agreement.py",
+    "export/arrays.py",
     "export/capture.py",
     "export/copying.py",
     "export/dynamic_axes.py",
@@ -49,7 +50,9 @@ NEED_TORCH = {
     "export/onnx_cleanup.py",
     "export/onnx_preparation.py",
     "export/randomness.py",
+    "export/remedies.py",
     "export/signature.py",
+    "export/whole_scales.py",
 }
 """What only `deploy build` imports; nothing else may import torch at its top."""
 

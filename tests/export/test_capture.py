@@ -123,3 +123,27 @@ def test_what_torch_knows_nothing_of_is_left_out_of_the_result():
     assert torch.equal(found["rest"][1], expected["rest"][1])
     assert (found["cache"], found["width"], found["rest"][0]) == (None, 4, None)
     assert isinstance(expected["cache"], Cache)
+
+
+class SequenceToSequence(nn.Module):
+    """torch's own Transformer; its decoder asks what values its mask has."""
+
+    def __init__(self):
+        super().__init__()
+        self.transformer = nn.Transformer(12, 2, 1, 1, 20, batch_first=True)
+
+    def forward(self, source, target):
+        mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1])
+        return self.transformer(source, target, tgt_mask=mask)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_transformer_with_a_mask_is_captured(strict):
+    torch.manual_seed(0)
+    net = SequenceToSequence().eval()
+    asked = nn.modules.transformer._detect_is_causal_mask
+    feeds = {"source": torch.randn(2, 7, 12), "target": torch.randn(2, 5, 12)}
+    program = capture(net, feeds, keyword=False, dynamic_batch=True, strict=strict)
+    assert nn.modules.transformer._detect_is_causal_mask is asked
+    others = torch.randn(3, 7, 12), torch.randn(3, 5, 12)
+    torch.testing.assert_close(program.module()(*others), net(*others), rtol=0, atol=1e-5)
