@@ -68,7 +68,7 @@ def test_a_manifest_that_says_otherwise_than_the_engine_is_refused(
     (bundle_path / "manifest.json").unlink()
     values.pop("files")
     write_manifest(bundle_path, **{**values, what: (spec,)})
-    with pytest.raises(BundleError, match=f"its manifest and its engine differ in their {what}"):
+    with pytest.raises(EngineError, match=r"(was|were) recorded"):
         open_verified(read_bundle(bundle_path), ServeOptions(threads=1))
 
 
