@@ -106,9 +106,14 @@ def read_result(path: Path) -> dict[str, Any]:
     Raises:
         BundleError: it is neither, or a byte of the bundle was changed.
     """
-    if path.is_dir() and (path / MANIFEST).exists():
-        return read_bundle(path).report()
     from deploy.report import read_report
+
+    try:
+        is_bundle = path.is_dir() and (path / MANIFEST).exists()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error}. Check its permissions.") from error
+    if is_bundle:
+        return read_bundle(path).report()
 
     return read_report(path)
 

@@ -1,6 +1,5 @@
 """Calibration of a build: its data in batches, and ranges that an earlier build may have found."""
 
-import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -11,7 +10,7 @@ from deploy.cache import Cache, hash_model, hash_parts, package_versions
 from deploy.config import BuildConfig
 from deploy.engines.base import Feeds
 from deploy.reuse import data_key
-from deploy.size_checks import resize_samples
+from deploy.size_checks import batches_of_all_sizes
 from deploy.source import Problem
 from export.artifacts import OnnxModel
 from export.progress import ProgressCallback, ignore_progress
@@ -23,9 +22,7 @@ from quantize.observers.statistic import ChannelStatistic
 from quantize.ranges import Ranges
 
 _BATCH = 8
-_RESIZED_BATCHES = 2
-"""Batches that are calibrated on at every other size of the dynamic axes."""
-_FORMAT = 2
+_FORMAT = 3
 """Of what is kept of ranges; another one is not found."""
 
 
@@ -46,23 +43,10 @@ class Calibrator:
             if static in (None, len(next(iter(batch.values())))):
                 yield batch
 
-    def _batches_of_all_sizes(self) -> Iterator[Feeds]:
-        """The batches, and the first of them at other sizes of the dynamic axes.
-
-        Padding reaches less far into larger maps, and some layers are larger there than at the best
-        size; ranges that never saw them would clip.
-        """
-        yield from self.batches()
-        inputs = self.problem.signature.inputs
-        for sizes in probe_sizes(inputs):
-            for batch in itertools.islice(self.batches(), _RESIZED_BATCHES):
-                yield resize_samples(batch, inputs, sizes)
-
     def _count_samples(self) -> int:
-        """Those of all sizes."""
-        samples, size = len(self.problem.calibration), self.problem.static_batch or _BATCH
-        probes = len(probe_sizes(self.problem.signature.inputs))
-        return samples + probes * min(samples, _RESIZED_BATCHES * size)
+        """Those that fill batches."""
+        samples = len(self.problem.calibration)
+        return samples - samples % (self.problem.static_batch or 1)
 
     @property
     def observer(self) -> str:
@@ -84,7 +68,7 @@ class Calibrator:
             return _restore(found)
         ranges = calibrate(
             model,
-            self._batches_of_all_sizes(),
+            batches_of_all_sizes(self.batches, self.problem.signature.inputs),
             observer=self.observer,
             tensors=float_tensors(model.path),
             total=self._count_samples(),
@@ -138,7 +122,7 @@ def _plain(ranges: Ranges) -> dict[str, Any]:
 def _restore(plain: dict[str, Any]) -> Ranges:
     """The ranges that `_plain` was given."""
     values = dict(plain)
-    for key in ("ranges", "symmetric", "extents", "earlier"):
+    for key in ("ranges", "symmetric", "extents", "earlier", "settled"):
         values[key] = {name: (low, high) for name, (low, high) in plain[key].items()}
     values["channels"] = {
         name: ChannelStatistic(*(np.array(array) for array in arrays))

@@ -13,11 +13,9 @@ from export.artifacts import OnnxModel, Skip
 from export.errors import DeployError
 from quantize.adjustments import Adjustments, LayerAdjustment
 from quantize.ranges import Ranges
-from quantize.recover.recovery import RecoverySettings, recover
+from quantize.recover.recovery import BIASES_ALONE, recover
 
 STAGE = "correct biases"
-SAMPLES = 64
-"""Calibration samples that the means are taken over."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,7 @@ class Corrections:
         scheme, calibrator = choose_scheme(target), self.calibrator
 
         def correct() -> list[list[dict[str, Any]]]:
-            settings = RecoverySettings(
-                rounding=False, clipping=False, samples=SAMPLES, threads=calibrator.threads
-            )
+            settings = replace(BIASES_ALONE, threads=calibrator.threads)
             return _plain(
                 recover(
                     self.model,
@@ -74,7 +70,7 @@ class Corrections:
             data,
             sorted(ranges.for_scheme(scheme).items()),
             asdict(scheme),
-            SAMPLES,
+            BIASES_ALONE.samples,
             package_versions(),
         )
         return _restore(calibrator.cache.recall("biases", key, correct))

@@ -9,6 +9,7 @@ from deploy.config import BuildConfig
 from deploy.latency import EngineLatency
 from deploy.output_parity import OutputParity
 from deploy.parity import ParityReport
+from deploy.shares import explain_few, holds_share
 from export.ranges import describe_sizes
 
 DataKind = Literal["labelled", "unlabelled", "synthetic"]
@@ -35,7 +36,14 @@ LABELS_JUDGE_NOTHING = "the labels judge nothing: eager's own accuracy is not ab
 EXACT = ("fp32",)
 MAX_LOST_CHANNELS = 0.1
 """Share of an output's channels that may be nothing but error; those of a rare class are small."""
-_NOT_FINITE = "output {!r} has NaN or Inf where the reference has none, or the reverse"
+_NOT_FINITE = (
+    "output {!r} has NaN, Inf or the fill of a mask where the reference has none, or the reverse"
+)
+_UNEQUAL = (
+    "output {!r} is equal in {:.1%} of its integers, below {:.0%}. Class numbers that differ are "
+    "wrong; where these are amounts, such as pixels of gray images, return them as floats, which "
+    "are held to the SQNR, or lower --min-agreement"
+)
 _ORDER = ("fp32", "tf32", "fp16", "bf16", "mixed", "int8", "int4")
 
 
@@ -70,8 +78,8 @@ def judge_parity(
     are at least 300 labels which eager itself knows beyond chance, and outputs that have no labels
     to the SQNR; else all to the SQNR and, on real data, to the top-1 agreement. An output that
     holds the SQNR but has lost a tenth of its channels to others of larger scale fails; integers
-    have no SQNR and are held to the share of equal ones. int8 and int4, weights alone as well, are
-    never passed on synthetic inputs.
+    but for colour images have no SQNR and are held to the share of equal ones. int8 and int4,
+    weights alone as well, are never passed on synthetic inputs.
     """
     if report.samples == 0:
         return Verdict(False, "samples to judge by", "no sample was compared")
@@ -158,9 +166,9 @@ def _least_sqnr(precision: str, config: BuildConfig) -> float:
 def _judge_outputs(
     outputs: tuple[OutputParity, ...], precision: str, config: BuildConfig
 ) -> Verdict:
-    """Floats by their SQNR and by their channels, integers by how many are equal."""
-    floats = tuple(output for output in outputs if not output.integer)
-    verdict = _judge_integers(tuple(o for o in outputs if o.integer), config)
+    """Floats and pixels by their SQNR and by their channels, integers by how many are equal."""
+    floats = tuple(output for output in outputs if output.is_amount)
+    verdict = _judge_integers(tuple(o for o in outputs if not o.is_amount), config)
     if not floats or not verdict.passed:
         return verdict
     of_floats = _judge_sqnr(floats, _least_sqnr(precision, config))
@@ -170,17 +178,13 @@ def _judge_outputs(
 
 
 def _judge_integers(outputs: tuple[OutputParity, ...], config: BuildConfig) -> Verdict:
-    gate = f"equal integers at least {config.min_agreement:.0%}"
+    least = config.min_agreement
+    gate = f"equal integers at least {least:.0%}"
     for output in outputs:
-        agreement = 1 - output.error_eager
-        if agreement < config.min_agreement:
-            return Verdict(
-                False,
-                gate,
-                f"output {output.name!r} is equal in {agreement:.1%} of its integers, below "
-                f"{config.min_agreement:.0%}; --min-agreement sets the least",
-            )
-    return Verdict(True, gate)
+        if not holds_share(output, least):
+            return Verdict(False, gate, _UNEQUAL.format(output.name, output.top1_agreement, least))
+    few = next(filter(None, (explain_few(output, least) for output in outputs)), "")
+    return Verdict(True, f"{gate}{few}")
 
 
 def _judge_sqnr(outputs: tuple[OutputParity, ...], least: float) -> Verdict:
@@ -223,15 +227,16 @@ def _judge_without_labels(
     agreement = judged[0].top1_agreement if judged else None
     if not verdict.passed or kind == "synthetic" or agreement is None:
         return verdict
-    gate = f"{verdict.gate} and top-1 agreement at least {config.min_agreement:.0%}"
-    if agreement < config.min_agreement:
+    least = config.min_agreement
+    gate = f"{verdict.gate} and top-1 agreement at least {least:.0%}"
+    if not holds_share(judged[0], least):
         return Verdict(
             False,
             gate,
-            f"top-1 agrees on {agreement:.1%} of the samples, below {config.min_agreement:.0%}; "
+            f"top-1 agrees on {agreement:.1%} of {judged[0].compared} samples, below {least:.0%}; "
             "pass labels with the data, or --min-agreement 0 if this is no classifier",
         )
-    return Verdict(True, gate)
+    return Verdict(True, f"{gate}{explain_few(judged[0], least)}")
 
 
 def judge_speed(latency: EngineLatency, *, over: str = "eager") -> Verdict:

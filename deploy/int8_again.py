@@ -4,11 +4,11 @@ from dataclasses import replace
 from typing import Any
 
 from deploy.bundle import Bundle
-from deploy.engines.base import Feeds
+from deploy.debug_samples import DebugSamples
 from deploy.schemes import choose_scheme
 from export.artifacts import OnnxModel
 from quantize.calibrate import calibrate
-from quantize.recover.recovery import RecoverySettings, recover
+from quantize.recover.recovery import BIASES_ALONE, recover
 from quantize.sensitivity import Quantizer
 
 _MADE_UP = "minmax"
@@ -16,7 +16,7 @@ _MADE_UP = "minmax"
 
 
 def quantize_again(
-    bundle: Bundle, model: OnnxModel, engine: str, batches: list[Feeds], *, real: bool
+    bundle: Bundle, model: OnnxModel, engine: str, samples: DebugSamples
 ) -> tuple[Quantizer, str]:
     """How the float model of `bundle` becomes int8 for `engine`.
 
@@ -25,8 +25,7 @@ def quantize_again(
 
     Args:
         model: the float32 model of `bundle`.
-        batches: what ranges and means are taken from.
-        real: whether they are samples of what the model sees.
+        samples: what ranges and means are taken from.
 
     Returns:
         The quantizer, and in words what it does and where that differs from the build.
@@ -39,12 +38,12 @@ def quantize_again(
     report = bundle.report()
     data, scheme = report["data"], choose_scheme(engine)
     built_on_data = data["kind"] != "synthetic"
-    observer = (data["observer"] or _MADE_UP) if real else _MADE_UP
-    quantizer = Quantizer(model, calibrate(model, batches, observer=observer), scheme)
-    done = f"int8 was calibrated on these samples with the observer {observer}"
-    if real and built_on_data:
-        settings = RecoverySettings(rounding=False, clipping=False)
-        biases = recover(model, quantizer.ranges, scheme, lambda: iter(batches), settings)
+    observer = (data["observer"] or _MADE_UP) if samples.real else _MADE_UP
+    ranges = calibrate(model, samples.all_sizes(bundle), observer=observer)
+    quantizer = Quantizer(model, ranges, scheme)
+    done = f"int8 was calibrated on {samples.calibrated_on} with the observer {observer}"
+    if samples.real and built_on_data:
+        biases = recover(model, ranges, scheme, samples.calibration, BIASES_ALONE)
         return replace(quantizer, adjustments=biases), (
             f"{done}, as in the build, and biases were corrected{_mended(report, engine)}."
         )

@@ -20,6 +20,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from deploy.archive import detect_kind, read_pickle
+from deploy.parametrizations import bake_parametrizations
 from deploy.references import search_working_directory
 from deploy.tensors import check_rebuilds, check_tensors, check_total
 from deploy.trust import (
@@ -36,6 +37,10 @@ from export.errors import ConfigError, DeployError, LoadError, Remedy
 from export.optional import require
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+_BAKED = (
+    "Parametrizations were worked out once, since torch cannot save them with a module: {}. The "
+    "baseline is the model with the resulting weights."
+)
 _TRAINING = "The model was saved in training mode; it is judged in eval mode, on a copy."
 
 
@@ -105,7 +110,8 @@ def load_model(
 def prepare_module(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     """A deep copy of `module` in eval mode on the CPU, and warnings; `module` stays as it is.
 
-    Wrappers of data parallelism and ``torch.compile`` are taken off.
+    Wrappers of data parallelism and ``torch.compile`` are taken off, and parametrizations such as
+    weight_norm worked out: torch cannot write modules that have them to a file.
 
     Raises:
         LoadError: the module has tensors that cannot be copied (meta, sparse, larger than their
@@ -122,7 +128,8 @@ def prepare_module(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
             f"{name} cannot be copied: {_shorten(error)}. It must work with copy.deepcopy."
         ) from error
     clone, _, notes = _finish_module(clone.to("cpu"))
-    return clone, notes
+    parametrized = bake_parametrizations(clone)
+    return clone, (*notes, _BAKED.format(", ".join(parametrized))) if parametrized else notes
 
 
 def _read_pickle(file: BinaryIO, path: Path, trust: tuple[str, ...], *, legacy: bool) -> Any:

@@ -21,6 +21,8 @@ from export.tensorrt.record import EngineRecord
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+_MISFITS = (KeyError, TypeError, ValueError, AttributeError, OverflowError, ConfigError)
+"""What comes of fields that are not what they must be."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,10 @@ def read_manifest(root: Path) -> Manifest:
         BundleError: the manifest is missing or damaged; a file is missing, changed, a link, or not
             named there.
     """
-    if not (root / MANIFEST).is_file():
-        lack = f"it has no {MANIFEST}" if root.exists() else "there is no such folder"
-        raise BundleError(f"{root} is no bundle: {lack}. Make one with deploy build.")
     try:
+        if not (root / MANIFEST).is_file():
+            lack = f"it has no {MANIFEST}" if root.exists() else "there is no such folder"
+            raise BundleError(f"{root} is no bundle: {lack}. Make one with deploy build.")
         manifest = _parse_manifest((root / MANIFEST).read_bytes(), root)
         _check_files(root, manifest)
     except OSError as error:
@@ -163,15 +165,18 @@ def _parse_manifest(data: bytes, root: Path) -> Manifest:
             f"{root} has bundle format {content.get('format_version')!r}; this version reads "
             f"{FORMAT_VERSION}. Build it again."
         )
-    if _hash_content(content) != content["manifest_sha256"] or _serialize(content) != data:
-        raise BundleError(f"{damaged} (its SHA-256 differs).")
     try:
+        if _hash_content(content) != content["manifest_sha256"] or _serialize(content) != data:
+            raise BundleError(f"{damaged} (its SHA-256 differs).")
         return _make_manifest(content)
-    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
+    except RecursionError as error:
+        raise BundleError(f"{damaged} ({error}).") from error
+    except _MISFITS as error:
         raise BundleError(f"{damaged} ({type(error).__name__}: {error}).") from error
 
 
 def _make_manifest(content: dict[str, Any]) -> Manifest:
+    json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text anywhere
     plain = {k: v for k, v in content.items() if k not in ("format_version", "manifest_sha256")}
     engines = {name: _make_engine(entry) for name, entry in plain.pop("engines").items()}
     inputs, outputs = (

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from deploy.datatypes import DATATYPES
+from deploy.engines.base import name_candidate
 from export.artifacts import TensorSpec
 from export.images import FLOATS, ImageInput
 
@@ -41,11 +42,16 @@ def check_fields(manifest: "Manifest") -> None:
         _check(f"the hash of {name}", digest, (str,))
     for name, engine in manifest.engines.items():
         _check_engine(name, engine)
+    if manifest.winner not in manifest.engines:
+        known = ", ".join(manifest.engines) or "none"
+        raise ValueError(f"the winner is no engine {manifest.winner!r}; it has: {known}")
     for what, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
         if not specs:
             raise ValueError(f"it has no {what}")
         for spec in specs:
             _check_spec(what, spec)
+        if len({spec.name for spec in specs}) < len(specs):
+            raise ValueError(f"two of its {what} have one name")
     for spec in manifest.inputs:
         if spec.dtype not in DATATYPES:
             raise ValueError(f"the dtype of input {spec.name!r} is {spec.dtype!r}")
@@ -63,7 +69,10 @@ def check_fields(manifest: "Manifest") -> None:
 def _check_engine(name: str, engine: "BundledEngine") -> None:
     for field, types in _ENGINE.items():
         _check(f"{field} of engine {name!r}", getattr(engine, field), types)
-    if not 0 <= engine.golden_tolerance < math.inf:
+    named = "torch" if engine.engine == "torch" else name_candidate(engine)
+    if name != named:
+        raise ValueError(f"engine {named!r} is called {name!r}")
+    if not 0 <= float(engine.golden_tolerance) < math.inf:
         raise ValueError(f"golden_tolerance of engine {name!r} is {engine.golden_tolerance}")
     if engine.record is None:
         return

@@ -23,7 +23,7 @@ def read_toml(path: Path, *, fix: str) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}. {fix}") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}. {fix}") from error
@@ -79,7 +79,19 @@ def convert_value(value: Any, hint: Any, where: str) -> Any:
     if origin is Literal:
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return make_float(value, where)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ConfigError(f"{where} must be {hint.__name__}, not {value!r}.")
     return value
+
+
+def make_float(value: int, where: str) -> float:
+    """A whole number, of which TOML may have any, as a float.
+
+    Raises:
+        ConfigError: it is beyond all floats.
+    """
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ConfigError(f"{where} must be a number below 1e308.") from error

@@ -8,8 +8,13 @@ import numpy as np
 
 from deploy.channels import ChannelPowers, LostChannels
 from deploy.engines.base import Array
+from export.masks import open_masks
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+_COLOURS = (3, 4)
+_PIXEL_SPAN = 128
+"""Between the darkest and the brightest value of what is taken for images."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +27,19 @@ class OutputParity:
         relative_to_range: `max_abs` over the reference's max minus min.
         cosine: cosine similarity of all values as one vector.
         sqnr_db: 10 log10 of signal over error power; inf where outputs are identical.
-        top1_agreement: share of rows with the same argmax, where it is (rows, classes); of integers
-            the share of equal values; else None.
+        top1_agreement: share of rows with the same argmax, or with one that eager's own noise does
+            not tell from it, where it is (rows, classes); of integers the share of equal values;
+            else None.
         error_eager: max |candidate - eager| / max |eager|; of integers the share that differs.
         error_float64: the same against the exact output; None where no floor was taken.
         noise_float64: the same of eager itself, over several runs; see `deploy.reference`.
         finite: NaN and Inf stand where the reference has the same, and nowhere else. The other
-            metrics are of the finite values.
+            metrics are of the finite values, and not of those that stand for minus infinity (see
+            `export.masks`).
         integer: integers or booleans, such as class numbers: how far apart they are means nothing.
         lost_channels: see there; None of integers, and where there are no channels.
+        compared: how many rows, of integers values, `top1_agreement` is a share of.
+        pixels: integers that are colour images, see `hold_colours`, whose values are amounts.
     """
 
     name: str
@@ -46,11 +55,18 @@ class OutputParity:
     finite: bool
     integer: bool = False
     lost_channels: LostChannels | None = None
+    compared: int = 0
+    pixels: bool = False
+
+    @property
+    def is_amount(self) -> bool:
+        """Whether it says something how far apart two values are."""
+        return not self.integer or self.pixels
 
     @property
     def nearness_db(self) -> float:
         """`sqnr_db`; of integers as if each held 1, and each that differs were off by 1."""
-        return decibels(1.0, self.error_eager) if self.integer else self.sqnr_db
+        return self.sqnr_db if self.is_amount else decibels(1.0, self.error_eager)
 
 
 @dataclass
@@ -89,6 +105,7 @@ class OutputAccumulator:
     seen64: bool = False
     finite: bool = True
     integer: bool = False
+    colours: bool = False
     differing: _Differing = field(default_factory=_Differing)
     channels: ChannelPowers = field(default_factory=ChannelPowers)
 
@@ -110,20 +127,22 @@ class OutputAccumulator:
                 f"output {self.name!r} has shape {list(candidate.shape)} instead of "
                 f"{list(reference.shape)}"
             )
-        ours, theirs = self._order(reference), self._order(candidate)
+        ours, theirs = open_masks(self._order(reference), self._order(candidate))
         if not same_nonfinite(ours, theirs):
             self.finite = False
         shared = np.isfinite(ours) & np.isfinite(theirs)
         self.rows += ours.shape[0] if ours.ndim else 1
         self._add_differences(ours[shared], theirs[shared])
         self.integer = self.integer or reference.dtype.kind in "biu"
-        self.differing.eager += int((ours != theirs).sum())
-        self._add_top1(ours, theirs)
-        if not self.integer:
+        self.colours = hold_colours(reference)
+        if self.integer:
+            self._count_differing(reference, candidate, floor)
+        else:
             self.channels.update(ours, theirs)
         if floor is not None:
             exact, noisy = (self._order(array) for array in floor)
-            self._add_floor(exact, noisy, theirs)
+            self._add_floor(exact, noisy, self._order(candidate))
+        self._add_top1(ours, theirs)
 
     def _order(self, values: Array) -> Floats:
         """In float64, the samples first."""
@@ -147,15 +166,28 @@ class OutputAccumulator:
         if self.same_top1 is None or no_classes:
             self.same_top1 = None
             return
-        self.same_top1 += int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
+        rows = np.arange(len(ours))
+        best, chosen = ours.max(axis=1), ours[rows, theirs.argmax(axis=1)]
+        with np.errstate(invalid="ignore"):  # of two infinities
+            tied = (chosen == best) | (best - chosen <= 2 * self.noise64)
+        self.same_top1 += int(tied.sum())
+
+    def _count_differing(
+        self, reference: Array, candidate: Array, floor: tuple[Array, Array] | None
+    ) -> None:
+        """Integers as they are: float64 holds not all of 64 bits."""
+        self.differing.eager += int((reference != candidate).sum())
+        if floor is not None:
+            exact, noisy = floor
+            self.differing.count64 += exact.size
+            self.differing.exact += int((candidate != exact).sum())
+            self.differing.noise += int((noisy != exact).sum())
 
     def _add_floor(self, exact: Floats, noisy: Floats, theirs: Floats) -> None:
+        exact, noisy, theirs = open_masks(exact, noisy, theirs)
         shared = np.isfinite(exact) & np.isfinite(noisy) & np.isfinite(theirs)
         exact, noisy, theirs = exact[shared], noisy[shared], theirs[shared]
         self.seen64 = True
-        self.differing.count64 += exact.size
-        self.differing.exact += int((theirs != exact).sum())
-        self.differing.noise += int((noisy != exact).sum())
         self.scale64 = max(self.scale64, float(np.abs(exact).max(initial=0.0)))
         self.error64 = max(self.error64, float(np.abs(theirs - exact).max(initial=0.0)))
         self.noise64 = max(self.noise64, float(np.abs(noisy - exact).max(initial=0.0)))
@@ -180,6 +212,8 @@ class OutputAccumulator:
             finite=self.finite,
             integer=self.integer,
             lost_channels=None if self.integer else self.channels.result(),
+            compared=self.count if self.integer else self.rows,
+            pixels=self.colours and span >= _PIXEL_SPAN,
         )
 
     def _errors(self) -> tuple[float, float, float]:
@@ -192,6 +226,19 @@ class OutputAccumulator:
         return self.max_abs / largest, self.error64 / scale, self.noise64 / scale
 
 
+def hold_colours(array: Array) -> bool:
+    """Whether an array has the type and shape of colour images: uint8, three or four channels.
+
+    Channels are the second axis or the last. Class numbers lie on maps without such an axis.
+    """
+    return array.dtype == np.uint8 and array.ndim == 4 and bool({*_COLOURS} & {*array.shape[1::2]})
+
+
+def are_pixels(array: Array) -> bool:
+    """Whether an array holds colour images of some contrast; masks of 0 and 1 have none."""
+    return hold_colours(array) and int(np.ptp(array)) >= _PIXEL_SPAN
+
+
 def same_nonfinite(ours: Array, theirs: Array) -> bool:
     """Whether NaN, Inf and -Inf stand in the same places of two arrays of equal shape."""
     left, right = np.isfinite(ours), np.isfinite(theirs)
@@ -201,7 +248,9 @@ def same_nonfinite(ours: Array, theirs: Array) -> bool:
 
 
 def decibels(signal: float, error: float) -> float:
-    """10 log10(signal / error); inf without error, -inf without signal."""
+    """10 log10(signal / error); inf without error, -inf without signal or beyond float64."""
     if error == 0:
         return math.inf
+    if not math.isfinite(error):
+        return -math.inf
     return 10 * math.log10(signal / error) if signal > 0 else -math.inf

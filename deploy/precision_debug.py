@@ -13,22 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from deploy.bundle import FALLBACK, GOLDEN, Bundle
+from deploy.bundle import FALLBACK, Bundle
 from deploy.config import BuildConfig
+from deploy.debug_samples import open_samples
 from deploy.engines.base import Array, EngineSpec, Feeds
 from deploy.gates import MIN_SQNR_DB
-from deploy.golden import read_golden
 from deploy.int8_again import quantize_again
 from deploy.machine import usable_cores
 from deploy.output_parity import decibels
 from deploy.process import EngineProcess
-from deploy.verification import open_evaluation
 from export.artifacts import OnnxModel
 from export.cost import read_path
 from export.errors import (
     BundleError,
     ConfigError,
-    DataError,
     EngineError,
     NothingToQuantizeError,
 )
@@ -43,8 +41,6 @@ from quantize.sensitivity import Quantizer
 ENGINES = ("onnxruntime", "openvino")
 PRECISIONS = ("int8", "fp16")
 MAX_BUILDS = 100
-_SAMPLES = 32
-_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -101,8 +97,9 @@ def debug_precision(
     Args:
         precision: of `PRECISIONS`.
         engine: of `ENGINES`; it runs every mix.
-        config: its `data` are what int8 is calibrated and all is compared on, else the golden
-            samples of the bundle are; its `min_sqnr` is the gate, else that of the precision.
+        config: of its `data` a part calibrates int8, as in a build, and outputs are compared on
+            the rest; without, the golden samples of the bundle are used for both. Its `min_sqnr`
+            is the gate, else that of the precision.
         builds: at most that many mixes are built.
         progress: told after every one.
 
@@ -116,19 +113,18 @@ def debug_precision(
     if FALLBACK not in bundle.manifest.engines:
         raise BundleError(f"{bundle.path} holds no float32 model to start from; build it again.")
     model = _open_model(bundle)
-    batches, samples = _open_samples(bundle, config)
+    samples = open_samples(bundle, config, calibrates=precision == "int8")
     gate = MIN_SQNR_DB[precision] if config.min_sqnr is None else config.min_sqnr
     if precision == "fp16":
         (convert, nodes), made = _convert_fp16(model), ""
     else:
-        real = config.data is not None
-        quantizer, made = quantize_again(bundle, model, engine, batches, real=real)
+        quantizer, made = quantize_again(bundle, model, engine, samples)
         convert, nodes = _convert_int8(quantizer)
     by_name = {name_node(node): node for node in read_model(model.path, weights=False).graph.node}
     found: dict[frozenset[str], float] = {}
 
     with tempfile.TemporaryDirectory(prefix="deploy-debug-") as folder:
-        expected = _run(bundle.spec(FALLBACK, threads=config.threads), batches)
+        expected = _run(bundle.spec(FALLBACK, threads=config.threads), samples.comparison)
 
         def measure(kept: frozenset[str]) -> float:
             progress(Progress("debug precision", len(found), 0, f"{len(kept)} kept float"))
@@ -141,7 +137,7 @@ def debug_precision(
                 inputs=bundle.manifest.inputs,
                 outputs=bundle.manifest.outputs,
             )
-            found[kept] = _compare(expected, _run(spec, batches))
+            found[kept] = _compare(expected, _run(spec, samples.comparison))
             path.unlink()
             return found[kept]
 
@@ -151,7 +147,7 @@ def debug_precision(
     return PrecisionFinding(
         engine=engine,
         precision=precision,
-        samples=samples,
+        samples=samples.words,
         gate_db=gate,
         before_db=found[frozenset()],
         after_db=after,
@@ -183,32 +179,6 @@ def _check(precision: str, engine: str, builds: int) -> None:
 def _open_model(bundle: Bundle) -> OnnxModel:
     path = bundle.path / bundle.manifest.engines[FALLBACK].file
     return OnnxModel(path, bundle.manifest.inputs, bundle.manifest.outputs, read_opset(path))
-
-
-def _open_samples(bundle: Bundle, config: BuildConfig) -> tuple[list[Feeds], str]:
-    """Batches, and what they are in words."""
-    static = bundle.manifest.inputs[0].shape[0]
-    if config.data is None:
-        golden = read_golden(bundle.path / GOLDEN)
-        rows = len(next(iter(golden.inputs.values())))
-        return [golden.inputs], f"the {rows} golden samples of the bundle, which are made up"
-    dataset = open_evaluation(bundle, config.data, config)
-    rows = min(_SAMPLES, len(dataset))
-    size = static if isinstance(static, int) else _BATCH
-    chosen = dataset.select(np.arange(rows))
-    full: list[Feeds] = [
-        batch for batch in chosen.batches(size) if _rows(batch) == size or static != size
-    ]
-    if not full:
-        raise DataError(
-            f"{dataset.source}: {rows} samples do not fill one batch of {size}, the only size that "
-            "the model takes. Pass more data."
-        )
-    return full, f"{sum(map(_rows, full))} samples of {dataset.source}"
-
-
-def _rows(batch: Feeds) -> int:
-    return len(next(iter(batch.values())))
 
 
 _Converter = tuple[Callable[[Path, frozenset[str]], OnnxModel], tuple[str, ...]]

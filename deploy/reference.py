@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from deploy.dataset import is_float
 from deploy.engines.base import Array, Feeds
 from deploy.output_parity import decibels, same_nonfinite
+from export.arrays import to_tensor
 from export.artifacts import BATCH
 from export.copying import deep_copy
 from export.signature import CallSignature
@@ -72,7 +74,7 @@ class Reference:
         if self._double is None:
             return None
         double = {
-            name: array.astype(np.float64) if array.dtype.kind == "f" else array
+            name: array.astype(np.float64) if is_float(array.dtype) else array
             for name, array in feeds.items()
         }
         try:
@@ -127,7 +129,7 @@ def run_eager(
     channels_last: bool = False,
 ) -> Outputs:
     """The outputs of `module` by name, for named arrays; 4-D ones in channels_last if asked."""
-    tensors = {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
+    tensors = {name: to_tensor(np.array(array)) for name, array in feeds.items()}
     if channels_last:
         tensors = {
             name: value.to(memory_format=torch.channels_last) if value.ndim == 4 else value

@@ -149,7 +149,7 @@ def _parity_json(result: CandidateResult, kind: DataKind) -> dict[str, Any] | No
 
 def _output_json(output: OutputParity) -> dict[str, Any]:
     values = asdict(output)
-    for key in ("finite", "error_eager", "integer", "lost_channels"):
+    for key in ("finite", "error_eager", "integer", "lost_channels", "compared", "pixels"):
         del values[key]
     decibels = decibels_json(output.sqnr_db)
     return {**{key: _finite(value) for key, value in values.items()}, "sqnr_db": decibels}

@@ -6,6 +6,7 @@ it. Every mix is held against the gate and against the engine's int8 in an inter
 what is not faster is dropped, so the result is never behind the best uniform precision.
 """
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from deploy.engines.base import EngineSpec
 from deploy.gates import judge_parity
 from deploy.judging import size_of
 from deploy.latency import LatencySettings, measure
+from deploy.mixes import choose_mix, propose_mixes
 from deploy.recovery import STEPS, Climb, Judged, Step, Tools, climb
 from deploy.results import CandidateResult
 from deploy.rungs import Rung
@@ -25,7 +27,7 @@ from deploy.trades import BlockFinding, Trader
 from export.errors import DeployError, EngineError
 from export.progress import Progress
 from quantize.blocks import Block
-from quantize.fallback import BlockTrade, orders_of_leaving
+from quantize.fallback import orders_of_leaving
 from quantize.sensitivity import Quantizer
 
 ENGINES = ("onnxruntime", "openvino")
@@ -169,19 +171,28 @@ class _Search:
         promising = gain > _WORTH * self._trader.findings[-1].seconds
         if not promising or len(slower) == len(trades):
             return
-        kept: frozenset[str] = frozenset()
         rival = self.found[f"{engine}-int8"].spec
-        for number, blocks in enumerate(_proposals(trades)[: self._effort.mixes]):
+        numbers = itertools.count()
+
+        def wins(nodes: frozenset[str]) -> bool:
+            nonlocal rival
             if self._out_of_time("mixes for speed"):
-                break
-            nodes = kept ^ frozenset(node for block in blocks for node in block.nodes)
+                return False
+            number = next(numbers)
             self.sources.progress(Progress("search", number, self._effort.mixes, engine))
             path = self.sources.scratch / f"{engine}-mix-{number}.onnx"
             quantizer.write(path, keep_float=nodes)
             judged = self._judge(engine, "mixed", path)
             spec = self.sources.spec(engine, "mixed", path)
-            if judged.verdict.passed and self._is_faster(spec, rival):
-                kept, rival = nodes, replace(spec, variant="rival")
+            if not judged.verdict.passed or not self._is_faster(spec, rival):
+                return False
+            rival = replace(spec, variant="rival")
+            return True
+
+        def skip(error: DeployError) -> None:
+            self.notes.append(f"{engine}: a mix was passed over: {error}")
+
+        kept = choose_mix(propose_mixes(trades)[: self._effort.mixes], wins, skip)
         if kept:
             self._add_mix(engine, quantizer, kept, ())
 
@@ -245,17 +256,6 @@ class _Search:
         if note not in self.notes:
             self.notes.append(note)
         return True
-
-
-def _proposals(trades: Sequence[BlockTrade]) -> list[tuple[Block, ...]]:
-    """First all blocks that int8 slows down leave it; then one block at a time changes sides.
-
-    Those whose saving is nearest to nothing come first: borders between precisions cost time, which
-    the times of single layers do not show.
-    """
-    slower = tuple(trade.block for trade in trades if trade.saving < 0)
-    nearest = sorted(trades, key=lambda trade: abs(trade.saving))
-    return [slower, *((trade.block,) for trade in nearest)]
 
 
 def _with_judgement(result: CandidateResult, judged: Judged, sources: Sources) -> CandidateResult:

@@ -15,10 +15,11 @@ from deploy.dynamic_axes import check_axis_names, keep_axes, settle_axes
 from deploy.engines.base import Feeds
 from deploy.image_inputs import read_model_specs, settle_images, take_images
 from deploy.inputs import DTYPES, InputSpec, parse_input, synthetic_feeds
+from export.arrays import to_tensor
 from export.artifacts import BATCH, TensorSpec
 from export.errors import ConfigError, DataError, InputError
 from export.image_model import ImageModel
-from export.images import ImageCall
+from export.images import FLOATS, ImageCall
 from export.signature import CallSignature, describe_call, name_inputs
 
 TRACE_BATCH = 2
@@ -29,6 +30,10 @@ STATIC_WARNING = (
 SQUEEZE_WARNING = (
     "The model takes the batch axis away from the answer to a lone sample ({}: squeeze() without "
     "an axis does that); engines keep it, so that samples lie on one axis at every batch size."
+)
+EMPTY_WARNING = (
+    "Output {} is empty on synthetic inputs, since its size hangs on their values, and nothing of "
+    "it is compared. Pass --data with samples for which the model finds something."
 )
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 _GRAY_HINT = (
@@ -71,7 +76,7 @@ def settle_call(module: nn.Module, config: BuildConfig, data: Dataset | None) ->
         InputError: the model does not run on the inputs of ``--input``.
         ExportError: it returns no tensors.
     """
-    specs = _settle_inputs(config, data)
+    specs = _settle_inputs(config, data, _find_dtype(module))
     names, keyword = _name(module, specs, config)
     specs = tuple(replace(spec, name=name) for spec, name in zip(specs, names, strict=True))
     found = settle_images(config, specs)
@@ -90,6 +95,9 @@ def settle_call(module: nn.Module, config: BuildConfig, data: Dataset | None) ->
             raise
         _check_alone(data, config)
         raise _blame_data(error, module, data) from error
+    empty = [spec.name for spec in signature.outputs if 0 in spec.shape]
+    if empty:
+        warnings = (*warnings, EMPTY_WARNING.format(", ".join(empty)))
     return SettledCall(signature, specs[0].shape[0], static, high, warnings, module, images)
 
 
@@ -108,7 +116,7 @@ def describe_static(
 
 def to_tensors(feeds: Feeds) -> dict[str, torch.Tensor]:
     """The same values as tensors of their own."""
-    return {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
+    return {name: to_tensor(np.array(array)) for name, array in feeds.items()}
 
 
 @dataclass(frozen=True)
@@ -139,7 +147,15 @@ class Call:
         return tuple(spec.describe(batch) for spec in self.specs)
 
 
-def _settle_inputs(config: BuildConfig, data: Dataset | None) -> tuple[InputSpec, ...]:
+def _find_dtype(module: nn.Module) -> str:
+    """The one float type of the weights of `module`, where images may become it; else float32."""
+    kinds = {str(p.dtype).removeprefix("torch.") for p in module.parameters()} & {*_FLOATS}
+    found = kinds.pop() if len(kinds) == 1 else ""
+    return found if found in FLOATS else "float32"
+
+
+def _settle_inputs(config: BuildConfig, data: Dataset | None, dtype: str) -> tuple[InputSpec, ...]:
+    """Of ``--input``, or of the data, in which images stand for floats of `dtype`."""
     if config.inputs:
         specs = tuple(parse_input(text) for text in config.inputs)
         if len({spec.shape[0] for spec in specs}) > 1:
@@ -156,7 +172,7 @@ def _settle_inputs(config: BuildConfig, data: Dataset | None) -> tuple[InputSpec
                     f"{data.source}: {name} is {rows.dtype}, which no input can be; convert it "
                     f"with .astype to one of {', '.join(DTYPES)}."
                 )
-        return read_model_specs(data, config)
+        return read_model_specs(data, config, dtype)
     raise ConfigError(
         "The shape of the inputs is not known. Pass --input, such as --input 1x3x224x224, or "
         "--data with samples to take it from."

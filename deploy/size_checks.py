@@ -5,7 +5,8 @@ model is made for, which int8 needs; what is compared is whether a candidate is 
 reference there as it is at the best size.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,10 @@ from deploy.parity import ParityAccumulator
 from export.artifacts import TensorSpec
 from export.errors import DeployError
 from export.ranges import describe_sizes, probe_sizes
+from quantize.calibrate import Again
+
+_RESIZED_BATCHES = 2
+"""Batches that are calibrated on at every other size of the dynamic axes."""
 
 Run = Callable[[Feeds], dict[str, Array]]
 
@@ -70,3 +75,17 @@ def resize_samples(
                 array = np.take(array, np.arange(sizes[name]) % array.shape[axis], axis)
         resized[spec.name] = np.ascontiguousarray(array)
     return resized
+
+
+def batches_of_all_sizes(
+    batches: Callable[[], Iterator[Feeds]], inputs: Sequence[TensorSpec]
+) -> Iterator[Feeds | Again]:
+    """The batches, and the first of them again at other sizes of the dynamic axes of `inputs`.
+
+    Padding reaches less far into larger maps, and some layers are larger there than at the best
+    size; ranges that never saw them would clip.
+    """
+    yield from batches()
+    for sizes in probe_sizes(inputs):
+        for batch in itertools.islice(batches(), _RESIZED_BATCHES):
+            yield Again(resize_samples(batch, inputs, sizes))

@@ -27,6 +27,8 @@ from deploy.signatures import (
     settle_call,
     to_tensors,
 )
+from export.capture import condense_error
+from export.errors import LoadError
 from export.images import ImageCall
 from export.signature import CallSignature
 
@@ -171,11 +173,22 @@ def open_problem(model: Path | str | nn.Module, config: BuildConfig, scratch: Pa
 
 
 def write_module(module: nn.Module, folder: Path) -> Path:
-    """A module from memory as a file that child processes can open, classes of scripts included."""
+    """A module from memory as a file that child processes can open, classes of scripts included.
+
+    Raises:
+        LoadError: something in the module cannot be pickled.
+    """
     import cloudpickle
 
     path = folder / "model.pt"
-    torch.save(module, path, pickle_module=cloudpickle)
+    try:
+        torch.save(module, path, pickle_module=cloudpickle)
+    except Exception as error:  # __getstate__ of the user's own classes: whatever it raises
+        raise LoadError(
+            f"{type(module).__name__} cannot be pickled, so that engine processes could not open "
+            f"it: {condense_error(error)}. Save its state_dict, and name what makes the module "
+            "with --model package.module:factory."
+        ) from error
     return path
 
 

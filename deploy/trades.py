@@ -84,7 +84,8 @@ class Trader:
 
     def _layer_seconds(self, result: CandidateResult) -> Mapping[str, float]:
         """Seconds by node name, from the engine's own profile."""
-        assert result.spec is not None
+        if result.spec is None:
+            raise EngineError(f"{result.name} does not run: {result.reason}")
         census: Census = call_in_child(
             "deploy.census:take_census",
             threads=self.sources.threads,

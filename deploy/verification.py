@@ -7,7 +7,7 @@ import numpy as np
 from deploy.bundle import FALLBACK, GOLDEN, Bundle
 from deploy.checking import CheckPlan, check_candidates
 from deploy.config import BuildConfig
-from deploy.data import Dataset, check_data, open_data
+from deploy.data import CALLABLE_SAMPLES, Dataset, check_data, open_data
 from deploy.engines.base import EngineSpec, Feeds
 from deploy.gates import DataKind, Verdict, judge_parity
 from deploy.golden import Golden, find_mismatch, read_golden
@@ -16,11 +16,12 @@ from deploy.parity import ParityReport
 from deploy.preflight import read_host
 from deploy.process import EngineProcess
 from deploy.rows import Outputs
+from deploy.schemes import explain_saturation
+from deploy.soundness import check_sound
 from deploy.substitutes import Rebuilt, Substitution, explain_unfit, settle_unfit
 from export.artifacts import TensorSpec
-from export.errors import BundleError, DeployError, LoadError, MissingExtraError, TrustError
+from export.errors import BundleError, DeployError, MissingExtraError, TrustError
 from export.images import channels_first
-from export.onnx_files import read_model
 from export.progress import ProgressCallback, ignore_progress
 from export.tensorrt.products import PRODUCTS
 
@@ -41,7 +42,8 @@ class Verification:
         untrusted: why it was not opened, where its file needs code that is not trusted.
         parity: against the bundle's float32 model, where data was given.
         verdict: of the parity gate on that data.
-        note: that it was built again for this machine, where it was.
+        note: that it was built again for this machine, where it was, or what this CPU does to its
+            int8.
     """
 
     name: str
@@ -105,7 +107,7 @@ def verify(
         InputError: the bundle does not fit together, or it or the data cannot be used.
     """
     config = config or BuildConfig()
-    _check_sound(bundle)
+    check_sound(bundle)
     unfit = find_unfit(bundle)
     rebuilt: dict[str, Rebuilt] = {}
     if substitution.rebuild:
@@ -128,10 +130,7 @@ def verify(
     replayed = tuple(
         _keep_unfit(bundle, name, unfit[name], fallback=substitution.fallback)
         if name in unfit
-        else replace(
-            _replay(bundle, specs[name], golden),
-            note=rebuilt[name].note if name in rebuilt else None,
-        )
+        else _note_rebuilt(_replay(bundle, specs[name], golden), rebuilt.get(name))
         for name in bundle.manifest.engines
         if name in unfit or name in specs
     )
@@ -152,37 +151,6 @@ def verify(
         else result
         for result in replayed
     )
-
-
-def _check_sound(bundle: Bundle) -> None:
-    """Hold the parts of a bundle against each other: hashes alone say that none was changed.
-
-    Raises:
-        BundleError: it lacks its winner, its report is none, or an ONNX file has other inputs or
-            outputs than the manifest.
-    """
-    bundle.spec(bundle.winner)
-    bundle.report()
-    manifest = bundle.manifest
-    files = {entry.file for entry in manifest.engines.values() if entry.file.endswith(".onnx")}
-    for file in sorted(files):
-        try:
-            graph = read_model(bundle.path / file, weights=False).graph
-        except LoadError:
-            continue  # its engine cannot open it either, and says so
-        weights = {tensor.name for tensor in graph.initializer}
-        taken = [value.name for value in graph.input if value.name not in weights]
-        returned = [value.name for value in graph.output]
-        for what, specs, names in (
-            ("inputs", manifest.inputs, taken),
-            ("outputs", manifest.outputs, returned),
-        ):
-            told = [spec.name for spec in specs]
-            if sorted(told) != sorted(names):
-                raise BundleError(
-                    f"{bundle.path}: the {what} of {file} are {', '.join(names)}, and the manifest "
-                    f"says {', '.join(told)}. Build the bundle again."
-                )
 
 
 def find_unfit(bundle: Bundle) -> dict[str, str]:
@@ -210,6 +178,11 @@ def _keep_unfit(bundle: Bundle, name: str, reason: str, *, fallback: bool) -> Ve
     return Verification(name, reason if needed else None, unfit=reason)
 
 
+def _note_rebuilt(result: Verification, rebuilt: Rebuilt | None) -> Verification:
+    """With the note of an engine that was built again."""
+    return result if rebuilt is None else replace(result, note=rebuilt.note)
+
+
 def _replay(bundle: Bundle, spec: EngineSpec, golden: Golden) -> Verification:
     """Run one engine on the golden inputs."""
     recorded = golden.outputs.get("reference" if spec.name == "torch" else spec.name)
@@ -228,21 +201,38 @@ def _replay(bundle: Bundle, spec: EngineSpec, golden: Golden) -> Verification:
     except DeployError as error:
         return Verification(spec.name, str(error))
     tolerance = bundle.manifest.engines[spec.name].golden_tolerance
-    return Verification(spec.name, find_mismatch(recorded, answered, tolerance=tolerance))
+    mismatch = find_mismatch(recorded, answered, tolerance=tolerance)
+    return Verification(spec.name, mismatch, note=explain_saturation(spec))
 
 
-def open_evaluation(bundle: Bundle, data: str, config: BuildConfig) -> Dataset:
-    """Samples to judge on, drawn by the seed: folders of images are sorted by class."""
+def open_bundle_data(
+    bundle: Bundle, data: str, config: BuildConfig, *, limit: int = CALLABLE_SAMPLES
+) -> Dataset:
+    """All samples of `data` under the names of the inputs of `bundle`; none is read yet.
+
+    Args:
+        data: what ``--data`` takes.
+        config: how images of a folder become arrays.
+        limit: samples that are taken from a callable.
+
+    Raises:
+        DataError: it cannot be opened, or does not fit the model's inputs.
+    """
     inputs = bundle.manifest.inputs
     names = [spec.name for spec in inputs]
     taken = bundle.manifest.images
     uint8 = () if taken is None else taken.names
     shapes = [channels_first(s.shape) if s.name in uint8 else s.shape for s in inputs]
     images = config.images_for(shapes, uint8=bool(uint8))
-    dataset = open_data(data, images=images, input_names=names).bind(inputs)
+    return open_data(data, images=images, input_names=names, limit=limit).bind(inputs)
+
+
+def open_evaluation(bundle: Bundle, data: str, config: BuildConfig) -> Dataset:
+    """Samples to judge on, drawn by the seed: folders of images are sorted by class."""
+    dataset = open_bundle_data(bundle, data, config)
     drawn = np.random.default_rng(config.seed).permutation(len(dataset))
     evaluation = dataset.select(np.sort(drawn[: config.evaluation_samples]))
-    check_data(evaluation, inputs)
+    check_data(evaluation, bundle.manifest.inputs)
     return evaluation
 
 

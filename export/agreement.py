@@ -17,9 +17,11 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from export.arrays import to_array
 from export.artifacts import OnnxModel
 from export.copying import deep_copy
 from export.errors import ExportError
+from export.masks import open_masks
 from export.signature import CallSignature
 
 Array = np.ndarray[Any, Any]
@@ -65,19 +67,21 @@ def measure_tolerances(
 ) -> dict[str, float]:
     """How far an export of `module` may be from it, per output, relative to the output's range.
 
-    Ten times what the module itself loses in float32 against float64, measured on one batch.
+    Ten times what the module itself loses in float32 against float64, measured on one batch; at
+    least ten steps of the coarsest format that its weights or the output have.
 
     Raises:
         ExportError: the module itself fails at this batch size.
     """
     chosen = resize_feeds(feeds, signature, Extent(batch))
     eager, wide = _run_eager(module, signature, chosen), _run_float64(module, signature, chosen)
+    inside = max((torch.finfo(dtype).eps for dtype in float_dtypes(module)), default=0.0)
     tolerances = {}
     for index, spec in enumerate(signature.outputs):
         if not (eager[index].is_floating_point() or eager[index].is_complex()):
             tolerances[spec.name] = 0.0
             continue
-        step = NOISE_FACTOR * torch.finfo(eager[index].dtype).eps
+        step = NOISE_FACTOR * max(torch.finfo(eager[index].dtype).eps, inside)
         tolerance = max(WITHOUT_FLOAT64, step)
         if wide is not None:
             noise = measure_error(_to_numpy(wide[index]), _to_numpy(eager[index]))
@@ -105,7 +109,7 @@ def expect(
     names = (spec.name for spec in signature.outputs)
     return Expectation(
         extent=extent,
-        feeds={name: value.detach().cpu().numpy() for name, value in chosen.items()},
+        feeds={name: to_array(value.cpu()) for name, value in chosen.items()},
         outputs={name: _to_numpy(v) for name, v in zip(names, results, strict=True)},
         tolerances=tolerances,
     )
@@ -139,7 +143,7 @@ def measure_error(reference: Array, found: Array) -> float:
         return 0.0
     if reference.dtype.kind not in "fc":
         return float(np.mean(reference != found))
-    reference, found = reference.astype(np.float64), found.astype(np.float64)
+    reference, found = open_masks(reference.astype(np.float64), found.astype(np.float64))
     finite = np.isfinite(reference)
     if not np.array_equal(reference[~finite], found[~finite], equal_nan=True):
         return float("inf")
@@ -175,13 +179,21 @@ def run_onnx(model: OnnxModel, feeds: Mapping[str, Array]) -> dict[str, Array]:
     return dict(zip(names, results, strict=True))
 
 
+def float_dtypes(module: nn.Module) -> set[torch.dtype]:
+    """The floating-point formats of the weights of `module`."""
+    held = (*module.parameters(), *module.buffers())
+    return {tensor.dtype for tensor in held if tensor.is_floating_point()}
+
+
 def resize_feeds(
     feeds: Mapping[str, Tensor], signature: CallSignature, extent: Extent
 ) -> dict[str, Tensor]:
     """`feeds` in the sizes of `extent`.
 
     Samples beyond the given ones are given ones rolled along their last axis: they differ from the
-    others and hold only values that the model is known to take. Other axes are cut, or begin anew.
+    others and hold only values that the model is known to take. Masks keep their first two values:
+    a causal model's first answer is of nothing where these hide all that it may look at, and
+    nothing is agreed on for that. Other axes are cut, or begin anew.
     """
     resized, sizes, batch = {}, dict(extent.sizes), extent.batch
     for spec in signature.inputs:
@@ -190,8 +202,7 @@ def resize_feeds(
             samples, turn = value, 0
             while samples.shape[0] < batch:
                 turn += 1
-                rolled = value.roll(turn, -1) if value.ndim > 1 else value
-                samples = torch.cat([samples, rolled])
+                samples = torch.cat([samples, _roll(value, turn)])
             value = samples[:batch]
         for axis, name in enumerate(spec.shape):
             if name in sizes:
@@ -199,6 +210,18 @@ def resize_feeds(
                 value = value.index_select(axis, rows)
         resized[spec.name] = value.contiguous()
     return resized
+
+
+def _roll(value: Tensor, turn: int) -> Tensor:
+    """Other samples made of those in `value`."""
+    if value.ndim < 2:
+        return value
+    held = 2 if _may_be_mask(value) else 0
+    return torch.cat([value[..., :held], value[..., held:].roll(turn, -1)], -1)
+
+
+def _may_be_mask(value: Tensor) -> bool:
+    return not value.is_floating_point() and bool((value.bool() == value).all())
 
 
 def _run(

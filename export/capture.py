@@ -12,20 +12,26 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
 
 from export.artifacts import TensorSpec
 from export.dynamic_axes import explain_axes, make_dims
 from export.errors import ExportError
+from export.image_model import find_user_module
+from export.whole_scales import WholeScales
 
 _log = logging.getLogger(__name__)
 _NOISY_LOGGERS = ("torch", "onnxscript", "onnx_ir")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _ADVICE = re.compile(r"For more information, run with TORCH_LOGS=\S+")
 _REASON_LENGTH = 300
+_KNOWN = (Tensor, int, float, complex, bool, str, type(None), torch.SymInt, torch.SymFloat)
+"""What torch.export takes as a leaf of a result."""
 
 
 def capture(
@@ -75,7 +81,10 @@ def capture(
     kwargs = dict(feeds) if keyword else {}
     shapes = dict(axes) if keyword else _positional_shapes(module, tuple(axes.values()))
     try:
-        with contain_noise(), torch.no_grad():
+        whole = WholeScales() if ranges and not strict else contextlib.nullcontext()
+        masks = _replaced(torch.nn.modules.transformer, "_detect_is_causal_mask", _say_of_mask)
+        unknown = _leave_out_unknown(module, strict)
+        with contain_noise(), torch.no_grad(), masks, unknown, whole:
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=strict)
     except Exception as error:  # the user's own code runs here: whatever it raises is the finding
         place = find_module_path(module, error.__traceback__)
@@ -92,8 +101,8 @@ def capture(
 def contain_noise() -> Iterator[None]:
     """Keep what the exporters print, log and warn off the terminal; it goes to our debug log.
 
-    Covers stdout, stderr, the loggers of torch, onnxscript and onnx_ir, and Python warnings, for
-    the length of the block and no longer.
+    Covers stdout, stderr, the loggers of torch, onnxscript and onnx_ir, Python warnings and what
+    the older exporter prints past Python, for the length of the block and no longer.
     """
     text = io.StringIO()
     handler = logging.StreamHandler(text)
@@ -114,6 +123,7 @@ def contain_noise() -> Iterator[None]:
             contextlib.redirect_stdout(text),
             contextlib.redirect_stderr(text),
             warnings.catch_warnings(record=True) as recorded,
+            _replaced(torch._C, "_jit_onnx_log", lambda *parts: _log.debug("%s", parts)),
         ):
             caught = recorded
             warnings.simplefilter("always")
@@ -135,13 +145,60 @@ def condense_error(error: BaseException) -> str:
 
 
 def find_module_path(module: nn.Module, traceback: TracebackType | None) -> str:
-    """Path of the innermost submodule of `module` whose method stands in `traceback`, or ``""``."""
-    paths = {id(child): path for path, child in module.named_modules()}
+    """Path of the innermost submodule of `module` whose method stands in `traceback`, or ``""``.
+
+    It is the user's own path, without what stands around their module.
+    """
+    paths = {id(child): path for path, child in find_user_module(module).named_modules()}
     found = ""
     while traceback is not None:
         found = paths.get(id(traceback.tb_frame.f_locals.get("self")), found)
         traceback = traceback.tb_next
     return found
+
+
+@contextlib.contextmanager
+def _leave_out_unknown(module: nn.Module, strict: bool) -> Iterator[None]:
+    """Have `module` return None in place of objects that torch knows nothing of.
+
+    A cache of keys and values beside the logits of a language model is one. torch.export refuses
+    the whole result for it, though only tensors become outputs. Tracing bytecode leaves it in.
+    """
+
+    def hook(_module: nn.Module, _args: object, result: object) -> object:
+        if all(isinstance(leaf, _KNOWN) for leaf in pytree.tree_leaves(result)):
+            return result
+        return pytree.tree_map(lambda leaf: leaf if isinstance(leaf, _KNOWN) else None, result)
+
+    handle = None if strict else module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def _say_of_mask(_mask: object, is_causal: bool | None = None, _size: object = None) -> bool:
+    """What ``nn.Transformer`` takes for causal: what the caller says is.
+
+    It looks at the values of a mask of which nothing is said. A capture has none, and the answer
+    only chooses between kernels that compute the same.
+    """
+    return is_causal is True
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
+    """Another attribute `name` of `owner`, for the length of the block; none where it has none."""
+    if not hasattr(owner, name):
+        yield
+        return
+    kept = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, kept)
 
 
 def _positional_shapes(

@@ -16,6 +16,7 @@ class GraphIndex:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = model.graph
+        self.model = model
         self.nodes: list[NodeProto] = list(graph.node)
         self.outputs = {value.name for value in graph.output}
         self.inputs = {value.name for value in graph.input}

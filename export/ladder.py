@@ -34,6 +34,7 @@ from export.onnx import to_onnx, torchscript_to_onnx
 from export.progress import Progress, ProgressCallback, ignore_progress
 from export.randomness import refuse_random
 from export.ranges import describe_sizes, find_stray_sizes, probe_sizes, take_ranges
+from export.remedies import suggest_remedies
 from export.signature import CallSignature
 
 
@@ -162,8 +163,9 @@ def export_model(
     fixed = "one size to each axis that has a range" if ranged else "the batch size"
     how = "in --input" if ranged else "with --static-batch"
     raise ExportError(
-        "The model could not be exported; each way failed for its own reason. Change the part of "
-        f"the model that is named, or give {fixed} {how}:\n{reasons}"
+        "The model could not be exported; each way failed for its own reason. "
+        f"{suggest_remedies(module, reasons)}Change the part of the model that is named, or give "
+        f"{fixed} {how}:\n{reasons}"
     )
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from export.artifacts import BATCH, OnnxModel, TensorSpec
 from export.capture import condense_error, contain_noise
 from export.errors import ExportError
-from export.fusion.draft import Draft
 from export.image_model import find_user_module
 from export.onnx_cleanup import AxisNames, name_axes, settle_squeezes
+from export.onnx_preparation import prepare_program
 from export.signature import flatten_outputs
 from export.tokens import flatten_tokens
 
@@ -57,9 +57,10 @@ def to_onnx(
     Source: https://docs.pytorch.org/docs/stable/onnx_export.html
     """
     try:
-        with contain_noise():
+        # As it was captured: attention whose mask is trained takes another kernel with gradients.
+        with contain_noise(), torch.no_grad():
             exported = torch.onnx.export(
-                _drop_constant_outputs(program),
+                prepare_program(program),
                 dynamo=True,
                 opset_version=opset,
                 input_names=_order_names(program, input_names),
@@ -175,16 +176,6 @@ def _order_names(program: ExportedProgram, names: Sequence[str]) -> list[str]:
     spec = program.call_spec.in_spec
     keywords = list(spec.children()[1].context or ()) if spec is not None else []
     return keywords if set(keywords) == set(names) else list(names)
-
-
-def _drop_constant_outputs(program: ExportedProgram) -> ExportedProgram:
-    """`program` with None for each number or string it returns: the exporter takes no others."""
-    (output,) = (node for node in program.graph.nodes if node.op == "output")
-    if all(isinstance(value, fx.Node) or value is None for value in output.args[0]):
-        return program
-    draft = Draft(program)
-    draft.drop_constant_outputs()
-    return draft.finish()
 
 
 def _find_cause(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from export.agreement import Expectation, expect, find_disagreement
+from export.arrays import to_tensor
 from export.errors import InputError
 from export.image_model import find_user_module
 from export.signature import CallSignature
@@ -34,7 +35,7 @@ def refuse_random(module: nn.Module, signature: CallSignature, first: Expectatio
         InputError: it does not repeat its own answers, so that no file could.
         ExportError: it fails.
     """
-    feeds = {name: torch.from_numpy(array.copy()) for name, array in first.feeds.items()}
+    feeds = {name: to_tensor(array.copy()) for name, array in first.feeds.items()}
     again = expect(module, feeds, signature, extent=first.extent, tolerances=first.tolerances)
     difference = find_disagreement(first, again.outputs)
     if difference is None:

@@ -19,6 +19,11 @@ from torch.utils import _pytree as pytree
 from export.artifacts import BATCH, TensorSpec
 from export.errors import ConfigError, ExportError, InputError
 
+_WRAP = (
+    "; where forward takes a dict or a list of tensors, put the model into a module whose forward "
+    "takes each of them by its name and hands them on so."
+)
+
 
 @dataclass(frozen=True)
 class CallSignature:
@@ -95,7 +100,8 @@ def name_inputs(module: nn.Module, names: Sequence[str | None]) -> tuple[tuple[s
         if unknown:
             raise ConfigError(
                 f"The model's forward has no parameter {unknown[0]!r}. "
-                f"It takes: {', '.join(by_name) or 'nothing'}. Rename the input."
+                f"It takes: {', '.join(by_name) or 'nothing'}. Rename the input"
+                f"{_WRAP if len(by_name) == 1 and len(names) > 1 else '.'}"
             )
         return tuple(given), True
     if given:
@@ -103,7 +109,8 @@ def name_inputs(module: nn.Module, names: Sequence[str | None]) -> tuple[tuple[s
     if len(names) > len(parameters) and not takes_any_positional:
         raise ConfigError(
             f"{len(names)} inputs were given and the model's forward takes {len(parameters)}: "
-            f"{', '.join(parameters) or 'none'}. Pass one --input for each."
+            f"{', '.join(parameters) or 'none'}. Pass one --input for each"
+            f"{_WRAP if len(parameters) == 1 else '.'}"
         )
     generic = tuple(f"input_{index}" for index in range(len(names)))
     return (*parameters[: len(names)], *generic[len(parameters) :]), False

@@ -1,7 +1,8 @@
 """ONNX float32 → ONNX in bfloat16 by Casts: for TensorRT, which takes precision from the graph.
 
 bfloat16 has float32's range and 8 bits of precision: nothing overflows, and nodes stay in float32
-for the reasons of `quantize.half_reasons` alone. OpenVINO needs no such file, its own hint computes
+for the reasons of `quantize.half_reasons` alone, among them operators that TensorRT has in float32
+and float16 only (`quantize.half_rules`). OpenVINO needs no such file, its own hint computes
 a float32 file in bfloat16. ONNX Runtime has no bfloat16 kernels on the CPU.
 """
 
@@ -48,8 +49,8 @@ def convert_bf16(
 
     Raises:
         QuantizeError: subgraphs (If, Loop, Scan), an unknown name in `keep_fp32`, an operator
-            whose types cannot be inferred or whose meaning changes up to opset 22, or `path` is
-            the model itself.
+            whose types cannot be inferred or whose meaning changes up to opset 22, one that
+            TensorRT cannot build beside bfloat16, or `path` is the model itself.
     """
     if model.path.resolve() == path.resolve():
         raise QuantizeError(f"{path} is the float model itself; write the bf16 one elsewhere.")

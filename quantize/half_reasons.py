@@ -14,6 +14,7 @@ from onnx import TensorProto, numpy_helper
 from export.errors import QuantizeError
 from export.graph import attribute, name_node, node_label
 from export.tensor_types import float_shapes
+from quantize.half_rules import HALF_RULES
 from quantize.losses import Losses
 from quantize.typed_graph import Slot, TypedGraph
 
@@ -51,8 +52,10 @@ def find_reasons(
     """The reasons that hold for both types; nodes without float tensors have none.
 
     Raises:
-        QuantizeError: an operator whose types cannot be inferred.
+        QuantizeError: an operator whose types cannot be inferred, or that TensorRT has no engine of
+            in this type.
     """
+    _refuse(graph)
     reasons: Reasons = {}
     for number, node in enumerate(graph.nodes):
         slots = list(graph.slots(node))
@@ -70,6 +73,17 @@ def find_reasons(
     return reasons
 
 
+def _refuse(graph: TypedGraph) -> None:
+    refused = HALF_RULES[graph.half.name].refused
+    labels = [f"{node_label(n)} ({n.op_type})" for n in graph.nodes if n.op_type in refused]
+    if labels:
+        raise QuantizeError(
+            f"TensorRT builds no {', '.join(sorted(refused))} in {graph.half.words}, and fails on "
+            f"one in float32 beside {graph.half.words} layers: {', '.join(labels)}. Take TF32 or "
+            "float16 for this model, or an LSTM in place of a GRU."
+        )
+
+
 def _operator_reason(graph: TypedGraph, number: int, slots: list[Slot]) -> str:
     node, half = graph.nodes[number], graph.half
     tensors = [name for name in (*node.input, *node.output) if name]
@@ -81,6 +95,8 @@ def _operator_reason(graph: TypedGraph, number: int, slots: list[Slot]) -> str:
         return f"the type of {node.op_type} is fixed by an attribute"
     if not any(allowed for *_, allowed in slots):
         return f"{node.op_type} takes no {half.words} at opset {graph.opset()}"
+    if node.op_type in HALF_RULES[half.name].float32:
+        return f"TensorRT builds no {node.op_type} in {half.words}"
     if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
         scale = graph.constants.get(node.input[1])
         if scale is None:

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import numpy as np
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from export.graph import GraphIndex, attribute, name_node
@@ -55,6 +56,8 @@ def match_weights(graph: GraphIndex, number: int, scheme: QuantScheme) -> Weight
             return "its bias is not constant"
         if list(constant.dims) != [weight.dims[axis]]:
             return "its bias is not one value a channel"
+        if not np.isfinite(numpy_helper.to_array(constant)).all():
+            return "its bias holds NaN or infinity, which is no integer"
     return WeightUse(number, node.input[1], axis, bias)
 
 

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
 from export.artifacts import Skip
 from export.graph import GraphIndex, is_standard, name_node, node_label
+from export.tensor_types import element_types
 from quantize.matching import WeightUse, keeps_codes, match_weights, zero_based_ceiling
 from quantize.pixels import find_pixels
 from quantize.rules import RULES, OpRule
@@ -89,6 +90,7 @@ class _Walk:
     def __init__(self, graph: GraphIndex, scheme: QuantScheme) -> None:
         self._graph, self._scheme = graph, scheme
         self._rules: Mapping[str, OpRule] = RULES[scheme.placement]
+        self._types: Mapping[str, int] | None = None
         self.result = Placement()
 
     def start(self) -> None:
@@ -115,9 +117,14 @@ class _Walk:
             self._place_output(use.node)
 
     def _is_product(self, node: NodeProto) -> bool:
-        """Whether two computed tensors are multiplied, as in attention."""
-        computed = all(self._graph.constant(name) is None for name in node.input)
-        return computed and name_node(node) not in self._scheme.keep_float
+        """Whether two computed float32 tensors are multiplied, as in attention."""
+        if any(self._graph.constant(name) is not None for name in node.input):
+            return False
+        if name_node(node) in self._scheme.keep_float:
+            return False
+        if self._types is None:
+            self._types = element_types(self._graph.model)
+        return all(self._types.get(name) == TensorProto.FLOAT for name in node.input)
 
     def spread(self) -> None:
         """Take in the operators between the weighted ones, until nothing changes."""

@@ -7,8 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from export.gpu import read_gpu
+
+settings.register_profile(
+    "any machine",
+    deadline=None,  # how long an example takes says more of the machine than of what is tested
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("any machine")
 
 
 @pytest.hookimpl(trylast=True)

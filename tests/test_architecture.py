@@ -28,6 +28,7 @@ NEED_TORCH = {
     "deploy/fusing.py",
     "deploy/loading.py",
     "deploy/packing.py",
+    "deploy/parametrizations.py",
     "deploy/pipeline.py",
     "deploy/reference.py",
     "deploy/signatures.py",
@@ -37,6 +38,7 @@ NEED_TORCH = {
     "deploy/trust.py",
     "deploy/weights.py",
     "export/agreement.py",
+    "export/arrays.py",
     "export/capture.py",
     "export/copying.py",
     "export/dynamic_axes.py",
@@ -46,8 +48,11 @@ NEED_TORCH = {
     "export/ladder.py",
     "export/onnx.py",
     "export/onnx_cleanup.py",
+    "export/onnx_preparation.py",
     "export/randomness.py",
+    "export/remedies.py",
     "export/signature.py",
+    "export/whole_scales.py",
 }
 """What only `deploy build` imports; nothing else may import torch at its top."""
 

@@ -1,6 +1,6 @@
 """The example's network and data are what its README says. Training itself takes half a minute."""
 
-import importlib
+import importlib.util
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +18,10 @@ from export.artifacts import TensorSpec
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits"
 INPUT = TensorSpec("images", ("batch", 1, 32, 32), "float32")
 
-pytest.importorskip("sklearn", reason="the example trains on scikit-learn's digits")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("sklearn") is None,
+    reason="the example trains on scikit-learn's digits",
+)
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
 """One file a backend. `open_engine` is the only way in; vendor errors are mapped inside."""
 
+import contextlib
+
 from deploy.engines.base import Array, Engine, EngineSpec, Feeds
+from deploy.engines.conformity import check_engine
 from export.errors import EngineError
 from export.tensorrt.products import PRODUCTS
 
@@ -12,8 +15,17 @@ def open_engine(spec: EngineSpec) -> Engine:
 
     Raises:
         MissingExtraError: the backend is not installed; the message says which extra brings it.
-        EngineError: the backend refuses the file, or has no runtime here.
+        EngineError: the backend refuses the file, or has no runtime here; or the file takes or
+            returns other than the signature in `spec` says.
     """
+    with contextlib.ExitStack() as stack:
+        engine = stack.enter_context(_open(spec))
+        check_engine(engine, spec)
+        stack.pop_all()
+    return engine
+
+
+def _open(spec: EngineSpec) -> Engine:
     if spec.engine == "torch":
         from deploy.engines.torch import TorchEngine
 

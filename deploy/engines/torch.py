@@ -21,8 +21,10 @@ class TorchEngine(BackendEngine):
     def __init__(self, spec: EngineSpec) -> None:
         self._torch = require("torch", extra="build")
         from deploy.loading import load_model
+        from export.arrays import to_tensor
         from export.signature import CallSignature
 
+        self._view = to_tensor
         self._torch.set_num_threads(spec.threads)
         loaded = load_model(Path(spec.path), trust=spec.trust, factory=spec.factory)
         self._device = self._choose_device(spec)
@@ -61,7 +63,7 @@ class TorchEngine(BackendEngine):
         """
         torch = self._torch
         here = {
-            name: torch.from_numpy(array if array.flags.writeable else array.copy())
+            name: self._view(array if array.flags.writeable else array.copy())
             for name, array in feeds.items()
         }
         try:
@@ -103,8 +105,8 @@ class TorchEngine(BackendEngine):
         Whether it does (``nn.ReLU(inplace=True)`` first) is known after the first call.
         """
         if self._changes_inputs is False and array.flags.writeable and array.flags.c_contiguous:
-            return self._torch.from_numpy(array)
-        return self._torch.from_numpy(array.copy())
+            return self._view(array)
+        return self._view(array.copy())
 
     def _release(self) -> None:
         del self._module

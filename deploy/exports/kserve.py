@@ -64,7 +64,10 @@ def export_kserve(bundle: Bundle, output: Path, options: KserveOptions) -> tuple
         BundleError: something else stands at `output`, or Triton runs nothing of the bundle.
     """
     service, warnings = make_service(bundle, options)
-    _refuse_other(output)
+    try:
+        _refuse_other(output)
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise BundleError(f"{output} cannot be read: {error}. Choose another --output.") from error
     built = f"{bundle.winner} of {bundle.manifest.model}, built {bundle.manifest.created}"
     head = re.sub(r"[^ -~]", "?", f"{_MARK}: {built}")
     _write_whole(output, f"{head}\n{render_yaml(service)}")

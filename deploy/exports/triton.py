@@ -82,10 +82,11 @@ def export_triton(
     batching = choose_batching(model)
     warmups = plan_warmups(read_golden(bundle.path / GOLDEN).inputs, batching)
     target = repository / model.name
-    _refuse_repository(repository)
-    repository = repository.resolve()
-    beside = repository.with_name(f"{repository.name}.{model.name}")  # Triton loads any subfolder
     try:
+        _refuse_repository(repository)
+        repository = repository.resolve()
+        # Triton loads any subfolder
+        beside = repository.with_name(f"{repository.name}.{model.name}")
         with stage_folder(target, _refuse_other, beside=beside) as stage:
             _keep_versions(target, stage, model, batching)
             _write_model(stage, model, batching, warmups)
@@ -144,6 +145,8 @@ def _keep_versions(target: Path, stage: Path, model: TritonModel, batching: Batc
 
 
 def _refuse_repository(repository: Path) -> None:
+    if not repository.resolve().name:
+        raise BundleError(f"{repository} is no folder of a repository. Choose another --output.")
     if (repository / MANIFEST).exists():
         raise BundleError(f"{repository} is a bundle, no repository. Choose another --output.")
     if (repository / CONFIG).exists():

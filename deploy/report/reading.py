@@ -14,6 +14,7 @@ SCHEMA_VERSION = 1
 _NUMBER, _TEXT, _TABLE = (int, float), (str,), (dict,)
 _OPTIONAL_NUMBER, _OPTIONAL_TEXT = (int, float, type(None)), (str, type(None))
 _OPTIONAL_TABLE = (dict, type(None))
+_BEYOND = 1e300
 _PAIR = (list,)  # of two numbers, where its key ends in ci95
 
 _REPORT = {
@@ -72,8 +73,19 @@ _CANDIDATE = {
     "size_bytes": _OPTIONAL_NUMBER,
 }
 _LATENCY = {"p50_ms": _NUMBER, "p50_ci95": _PAIR, "speedup": _NUMBER, "speedup_ci95": _PAIR}
-_PARITY = {"passed": (bool,), "outputs": (list,), "accuracy": _OPTIONAL_TABLE}
-_OUTPUT = {"sqnr_db": _OPTIONAL_NUMBER, "max_abs": _OPTIONAL_NUMBER}
+_PARITY = {
+    "passed": (bool,),
+    "gate": _TEXT,
+    "batches_checked": (list,),
+    "outputs": (list,),
+    "accuracy": _OPTIONAL_TABLE,
+}
+_OUTPUT = {
+    "name": _TEXT,
+    "sqnr_db": _OPTIONAL_NUMBER,
+    "max_abs": _OPTIONAL_NUMBER,
+    "noise_float64": _OPTIONAL_NUMBER,
+}
 _ACCURACY = {
     "samples": _NUMBER,
     "reference": _NUMBER,
@@ -121,17 +133,23 @@ def read_report(path: Path) -> Report:
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        report = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        json.dumps(report, ensure_ascii=False).encode()  # half a surrogate pair is no text anywhere
+        return report
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(
             f"{file} does not exist. Name the folder of a bundle, or a report.json."
         ) from error
     except OSError as error:
         raise BundleError(f"{file} cannot be read: {error.strerror}. Check the file.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, no JSON, numbers without end
         raise BundleError(
             f"{file} is not valid JSON: {error}. Name a report.json, or build the bundle again."
         ) from error
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
 
 
 def _check_report(report: Report, file: Path) -> None:
@@ -158,6 +176,8 @@ def _check_candidate(candidate: Any, where: str, file: Path) -> None:
     if parity is None:
         return
     _check_keys(parity, _PARITY, f"{where}.parity.", file)
+    sizes = {str(index): size for index, size in enumerate(parity["batches_checked"])}
+    _check_keys(sizes, dict.fromkeys(sizes, (int,)), f"{where}.parity.batches_checked.", file)
     for index, output in enumerate(parity["outputs"]):
         _check_keys(output, _OUTPUT, f"{where}.parity.outputs[{index}].", file)
     if parity["accuracy"] is not None:
@@ -171,7 +191,7 @@ def _check_keys(table: Any, needed: Mapping[str, tuple[type, ...]], where: str, 
     for key, kinds in needed.items():
         if key not in table:
             raise BundleError(f"{file}: {where}{key} is missing. {fix}")
-        if not isinstance(table[key], kinds):
+        if not isinstance(table[key], kinds) or _is_beyond(table[key]):
             found = type(table[key]).__name__
             raise BundleError(f"{file}: {where}{key} has the wrong type ({found}). {fix}")
         if key.endswith("ci95") and not _is_pair(table[key]):
@@ -179,4 +199,11 @@ def _check_keys(table: Any, needed: Mapping[str, tuple[type, ...]], where: str, 
 
 
 def _is_pair(value: Any) -> bool:
-    return len(value) == 2 and all(isinstance(end, _NUMBER) for end in value)
+    return len(value) == 2 and all(
+        isinstance(end, _NUMBER) and not _is_beyond(end) for end in value
+    )
+
+
+def _is_beyond(value: Any) -> bool:
+    """Whether it is a number that no float holds; JSON may have any."""
+    return isinstance(value, _NUMBER) and not abs(value) < _BEYOND

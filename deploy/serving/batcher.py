@@ -43,6 +43,7 @@ class _Instance:
         self.engine = engine
         self.inbox: queue.SimpleQueue[list[Job] | None] = queue.SimpleQueue()
         self.thread: threading.Thread | None = None
+        self.since = 0.0
         self.name = f"engine-{number}"
 
 
@@ -85,6 +86,13 @@ class Batcher:
     def pending(self) -> int:
         """Requests that wait or run."""
         return self._waiting.jobs + len(self._running)
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds for which all instances have been running; 0 where one is free."""
+        if self._idle or not self._running:
+            return 0.0
+        return time.monotonic() - max(instance.since for instance in self._instances)
 
     @property
     def waiting(self) -> int:
@@ -154,17 +162,27 @@ class Batcher:
         while self.pending:
             await asyncio.sleep(0.005)
 
-    async def stop(self) -> None:
-        """Take no more requests, finish those there are, end the threads."""
+    async def stop(self, timeout_s: float | None = None) -> bool:
+        """Take no more requests, finish those there are, end the threads.
+
+        Returns:
+            Whether all is done; False: an engine did not return within `timeout_s`, and its thread
+            and what it has in hand are left to themselves.
+        """
         self._stopping = True
         self._dispatch()
-        await self.drain()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.drain()
+        except TimeoutError:
+            return False
         self._idle = []
         for instance in self._instances:
             instance.inbox.put(None)
         for instance in self._instances:
             if instance.thread is not None:
                 await asyncio.to_thread(instance.thread.join)
+        return True
 
     def _queue(self, job: Job) -> None:
         try:
@@ -200,7 +218,9 @@ class Batcher:
 
     def _run(self, jobs: list[Job]) -> None:
         self._running.update(jobs)
-        self._idle.pop().inbox.put(jobs)
+        instance = self._idle.pop()
+        instance.since = time.monotonic()
+        instance.inbox.put(jobs)
 
     def _work(self, instance: _Instance) -> None:
         """The thread of an instance."""

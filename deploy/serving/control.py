@@ -6,6 +6,7 @@ replaces answers what it has taken, and goes.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -52,11 +53,15 @@ class Controller:
         """Listen at `path`.
 
         Raises:
-            ConfigError: something else is there, or it cannot be made.
+            ConfigError: something else is there, another server maybe, or it cannot be made.
         """
         try:
-            if path.is_socket():  # left behind by a server that was killed
-                path.unlink()
+            if path.is_socket():
+                if _has_server(path):
+                    raise ConfigError(
+                        f"--control {path}: another server has it. Stop that one, or name another."
+                    )
+                path.unlink()  # left behind by a server that was killed
             before = os.umask(0o177)
             try:
                 return await asyncio.start_unix_server(self._serve, path, limit=_LINE)
@@ -127,7 +132,8 @@ class Controller:
         except (ValueError, RecursionError) as error:
             reply = {"error": f"no command: {error}", "exit_code": 2}
         writer.write(json.dumps(reply).encode() + b"\n")
-        await writer.drain()
+        with contextlib.suppress(ConnectionError):  # who asked has gone
+            await writer.drain()
         writer.close()
 
 
@@ -149,8 +155,23 @@ def send_command(path: Path, command: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             f"No server answers at {path}: {error}. Start it with deploy serve --control {path}."
         ) from error
+    if not isinstance(reply, dict) or not isinstance(reply.get("ok", {}), dict):
+        raise ConfigError(f"What answers at {path} is no server of this project. Name its socket.")
     if "error" in reply:
         kind = ConfigError if reply.get("exit_code") == 2 else EngineError
         raise kind(reply["error"])
-    done: dict[str, Any] = reply["ok"]
+    done: dict[str, Any] = reply.get("ok", {})
     return done
+
+
+def _has_server(path: Path) -> bool:
+    """Whether a server listens at a socket, and is not a leftover."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(1.0)
+        try:
+            connection.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:  # so many wait to be heard that one more may not
+            return True
+        return True

@@ -20,6 +20,7 @@ from deploy.serving.protocol import (
     ModelSignature,
     OutputRequest,
     TensorType,
+    check_count,
     check_shape,
     choose_outputs,
     count_bytes,
@@ -206,7 +207,7 @@ def _decode_data(tensor: TensorType, shape: tuple[int, ...], data: object) -> Ar
 
 def _flatten(data: list[Any], shape: tuple[int, ...]) -> list[Any] | None:
     """The values of lists nested as `shape` says; None where they are not."""
-    if len(data) != shape[0]:
+    if not shape or len(data) != shape[0]:
         return None
     for size in shape[1:]:
         if set(map(type, data)) != {list} or set(map(len, data)) != {size}:
@@ -228,7 +229,9 @@ def _decode_outputs(
 ) -> tuple[OutputRequest, ...]:
     by_default = parameters.get("binary_data_output", False)
     requested = []
-    for entry in _take_list(content, "outputs") if content.get("outputs") is not None else ():
+    entries = _take_list(content, "outputs") if content.get("outputs") is not None else []
+    check_count(signature, len(entries))
+    for entry in entries:
         options = _take_object(entry, "parameters")
         if options.get("classification"):
             raise MalformedRequestError("classification is not offered; take the output itself")

@@ -17,6 +17,7 @@ from deploy.serving.protocol import (
     ModelSignature,
     OutputRequest,
     TensorType,
+    check_count,
     check_shape,
     choose_outputs,
     count_bytes,
@@ -50,7 +51,7 @@ def decode_message(message: Any, signature: ModelSignature) -> InferRequest:
     """
     if len(message.id) > MAX_ID:
         raise MalformedRequestError(f"id must be text of at most {MAX_ID} characters")
-    raw = list(message.raw_input_contents)
+    raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
         raise MalformedRequestError(
             f"{len(message.inputs)} inputs came with {len(raw)} raw_input_contents"
@@ -68,9 +69,8 @@ def decode_message(message: Any, signature: ModelSignature) -> InferRequest:
         else:
             feeds[tensor.name] = _read_contents(tensor, shape, entry.contents)
     priority, timeout_s = read_parameters(_plain(message.parameters))
-    requested = [OutputRequest(entry.name, True) for entry in message.outputs]
-    if any("classification" in entry.parameters for entry in message.outputs):
-        raise MalformedRequestError("classification is not offered; take the output itself")
+    check_count(signature, len(message.outputs))
+    requested = [_read_output(entry) for entry in message.outputs]
     return InferRequest(
         id=message.id,
         feeds=feeds,
@@ -94,6 +94,14 @@ def encode_message(
         message.outputs.add(name=wanted.name, datatype=datatype, shape=array.shape)
         message.raw_output_contents.append(bytes(view_bytes(array)))
     return message
+
+
+def _read_output(entry: Any) -> OutputRequest:
+    if "classification" in entry.parameters:
+        raise MalformedRequestError("classification is not offered; take the output itself")
+    if "shared_memory_region" in entry.parameters:
+        raise MalformedRequestError("shared memory is not offered; take the tensor itself")
+    return OutputRequest(entry.name, True)
 
 
 def _read_raw(tensor: TensorType, shape: tuple[int, ...], entry: Any, raw: bytes) -> Array:

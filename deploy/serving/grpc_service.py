@@ -30,6 +30,7 @@ from deploy.serving.grpc_messages import (
     SERVING,
     UNKNOWN,
 )
+from deploy.serving.grpc_wire import check_parts
 from deploy.serving.metrics import ServerStatistics
 from deploy.serving.options import ServeOptions
 from deploy.serving.protocol import InferResponse
@@ -196,6 +197,7 @@ class GrpcService:
             held = HeldBytes(self._statistics, self._inflight_limit, context)
             data = await arrivals.receive(messages)
             held.take(len(data))
+            check_parts(data)
             answered = _serialize(await method(_parse(asked, data), context))
             held.add(len(answered))
             return answered

@@ -38,6 +38,9 @@ from deploy.serving.traced import TracedApplication
 from export.errors import ConfigError
 
 _LOG = logging.getLogger("deploy.serving")
+_BEAT_S = 1.0
+_LEAST_S = 0.5
+"""Seconds that engines have to return in any case, once connections have ended."""
 
 
 def serve(paths: Sequence[Path], options: ServeOptions) -> None:
@@ -75,7 +78,9 @@ def serve_here(
     log_to_stderr(options.log_level)
     models = make_models(paths, options)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(Lifecycle(models, options, place).run())
+        code = runner.run(Lifecycle(models, options, place).run())
+        if code is not None:
+            os._exit(code)  # Python would wait for the thread that does not come back
 
 
 def check(paths: Sequence[Path], options: ServeOptions) -> list[str]:
@@ -127,27 +132,42 @@ class Lifecycle:
         for model in models:
             self.repository.add(model)
 
-    async def run(self) -> None:
-        """Serve until a signal, then drain."""
+    async def run(self) -> int | None:
+        """Serve until a signal, then drain.
+
+        Returns:
+            None where all has ended; else with which exit code the process is to end at once, since
+            an engine is still being opened or does not return.
+        """
         shorten_turns()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         if self._listener is not None:  # a supervisor holds the other end of stdin
             loop.add_reader(sys.stdin.fileno(), self._stop_alone)
-            await self._load()  # others answer meanwhile, and this one would refuse
-        listening = await self._listen()
-        loading = None if self._listener is not None else asyncio.ensure_future(self._load())
+            loading = asyncio.ensure_future(self._load())
+            await self._wait_for(loading)  # others answer meanwhile, and this one would refuse
+            if not loading.done():
+                return 0
+            listening = await self._listen()
+            beating = asyncio.ensure_future(self._show_life(Path(self._options.control)))
+        else:
+            listening = await self._listen()
+            loading = asyncio.ensure_future(self._load())
+            beating = None
         await self._stop.wait()
         await self._drain()
-        if loading is not None:
-            loading.cancel()
-        await self._close(listening)
-        for model in self.repository.models():
-            await model.unload()
+        opened = loading.done()
+        loading.cancel()
+        returned = await self._end(listening)
+        if beating is not None:
+            beating.cancel()
         if self._sender is not None:
             await asyncio.to_thread(self._sender.stop)
         _LOG.info("stopped")
+        if not returned:
+            return 1
+        return None if opened else 0
 
     async def _listen(self) -> "_Listening":
         """Open every port and socket.
@@ -184,6 +204,30 @@ class Lifecycle:
         _LOG.info("listening on %s", options.host, extra=ports)
         return _Listening(servers, tasks, grpc_server, control)
 
+    async def _wait_for(self, loading: "asyncio.Task[None]") -> None:
+        """Return when the models are loaded, or at a signal."""
+        stop = asyncio.ensure_future(self._stop.wait())
+        await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+
+    async def _show_life(self, control: Path) -> None:
+        """Tell the supervisor again and again that events are handled and engines return."""
+        while True:
+            if not any(model.stalled for model in self.repository.models()):
+                with contextlib.suppress(FileNotFoundError):
+                    os.utime(control)
+            await asyncio.sleep(_BEAT_S)
+
+    async def _end(self, listening: "_Listening") -> bool:
+        """Answer what was accepted, and let go of everything; whether every engine returned."""
+        end = time.monotonic() + self._options.stop_timeout
+        await self._close(listening)
+        returned = [
+            await model.unload(max(_LEAST_S, end - time.monotonic()))
+            for model in self.repository.models()
+        ]
+        return all(returned)
+
     async def _close(self, listening: "_Listening") -> None:
         """Accept nothing more, and answer what was accepted."""
         if listening.control is not None:
@@ -202,7 +246,8 @@ class Lifecycle:
 
     async def _load(self) -> None:
         for model in self.repository.models():
-            await model.load()
+            if model.state == "LOADING":  # else it was unloaded before its turn came
+                await model.load()
         settle()
         if self.repository.ready:
             self.statistics.ready_after_s = round(_process_age_s(), 3)

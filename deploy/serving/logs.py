@@ -29,7 +29,11 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_to_stderr(level: str) -> None:
-    """Send what is logged from `level` on to stderr; other packages from warnings on."""
+    """Send what is logged from `level` on to stderr; other packages from warnings on.
+
+    Warnings of Python's, which numpy has many of, are events of the log too.
+    """
+    logging.captureWarnings(True)
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()

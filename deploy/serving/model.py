@@ -20,7 +20,7 @@ from deploy.serving.shadow import ShadowSampler
 from deploy.serving.statistics import ModelStatistics
 from deploy.serving.tracing import CURRENT, RequestTrace
 from deploy.serving.waiting import Job
-from export.errors import DeployError
+from export.errors import DeployError, EngineError
 
 _LOG = logging.getLogger("deploy.serving")
 State = Literal["LOADING", "READY", "UNAVAILABLE", "UNLOADING"]
@@ -64,8 +64,13 @@ class ServedModel:
 
     @property
     def ready(self) -> bool:
-        """Whether it repeated its recorded answers and takes requests."""
-        return self.state == "READY"
+        """Whether it repeated its recorded answers and takes requests, which engines answer."""
+        return self.state == "READY" and not self.stalled
+
+    @property
+    def stalled(self) -> bool:
+        """Whether all its engines have been running for longer than a request may take."""
+        return self._batcher is not None and self._batcher.stalled_s > self._options.timeout
 
     @property
     def pending(self) -> int:
@@ -78,9 +83,20 @@ class ServedModel:
         try:
             opened = await asyncio.to_thread(open_verified, self.bundle, self._options)
         except DeployError as error:
-            self.state, self.reason = "UNAVAILABLE", f"{type(error).__name__}: not verified"
-            _LOG.error("%s version %s is not ready: %s", self.name, self.version, error)
-            self.failure = error
+            self._give_up(error)
+            return False
+        except Exception as error:  # noqa: BLE001  of no memory, say: nobody else would hear of it
+            _LOG.exception("%s version %s cannot be opened", self.name, self.version)
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self._give_up(
+                EngineError(
+                    f"{self.bundle.path} cannot be opened: {reason[:300]}. Verify it with: deploy "
+                    "verify; where memory lacks, lower --max-batch or --instances."
+                )
+            )
+            return False
+        if self.state != "LOADING":  # it was unloaded meanwhile
+            opened.close()
             return False
         self._start(opened)
         _LOG.info(
@@ -126,16 +142,26 @@ class ServedModel:
             future.add_done_callback(lambda done: self._count(request, started, done))
         return future
 
-    async def unload(self) -> None:
-        """Answer what was taken, then let the engines go."""
-        if self.state == "READY":
+    async def unload(self, timeout_s: float | None = None) -> bool:
+        """Answer what was taken, then let the engines go.
+
+        Args:
+            timeout_s: that engines have to return; None: the ``stop_timeout`` of the server.
+
+        Returns:
+            Whether they did; one that did not is left as it is, since it runs.
+        """
+        if self.state in ("LOADING", "READY"):
             self.state, self.reason = "UNLOADING", "unloading"
-        if self._batcher is not None:
-            await self._batcher.stop()
+        end = self._options.stop_timeout if timeout_s is None else timeout_s
+        returned = self._batcher is None or await self._batcher.stop(end)
         if self.shadow is not None:
-            await asyncio.to_thread(self.shadow.stop)
-        if self.opened is not None:
+            returned &= await asyncio.to_thread(self.shadow.stop, end if returned else 0.0)
+        if not returned:
+            _LOG.error("%s version %s: an engine does not return", self.name, self.version)
+        elif self.opened is not None:
             self.opened.close()
+        return returned
 
     def describe(self) -> dict[str, Any]:
         """Model metadata, as the protocol has it; what is ours is under ``parameters``."""
@@ -157,6 +183,11 @@ class ServedModel:
                 "notes": list(opened.notes) if opened is not None else [],
             },
         }
+
+    def _give_up(self, error: DeployError) -> None:
+        self.state, self.reason = "UNAVAILABLE", f"{type(error).__name__}: not verified"
+        self.failure = error
+        _LOG.error("%s version %s is not ready: %s", self.name, self.version, error)
 
     def _describe_sizes(self) -> dict[str, dict[str, list[int]]]:
         """By input and axis the least, best and greatest size and their step, where there are."""

@@ -7,13 +7,20 @@ Flags go before the environment (``DEPLOY_SERVE_MAX_BATCH``), that before the fi
 import dataclasses
 import difflib
 import math
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from deploy.option_values import check_choice, check_option, read_toml, refuse_unknown
+from deploy.option_values import (
+    check_choice,
+    check_option,
+    make_float,
+    read_toml,
+    refuse_unknown,
+)
 from deploy.serving.guards import NonFinite
 from export.errors import ConfigError
 
@@ -104,6 +111,7 @@ class ServeOptions:
     replica_gpus: float = 0.0
 
     def __post_init__(self) -> None:
+        check_option(bool(self.host.strip()), "host", repr(self.host), "an address or a name")
         for name in ("port", "grpc_port", "metrics_port"):
             check_option(0 <= getattr(self, name) < 2**16, name, getattr(self, name), "0 to 65535")
         for name in ("instances", "max_batch", "queue_rows", "queue_mb", "max_body_mb"):
@@ -129,7 +137,8 @@ class ServeOptions:
         if bool(self.tls_cert) != bool(self.tls_key):
             given, other = ("cert", "key") if self.tls_cert else ("key", "cert")
             raise ConfigError(f"--tls-{given} needs --tls-{other} as well.")
-        check_option(self.token.isascii(), "token", "...", "of ASCII characters")
+        plain = re.fullmatch("[!-~]*", self.token) is not None  # else no client could send it
+        check_option(plain, "token", "...", "of printable ASCII characters, without spaces")
 
     def __repr__(self) -> str:
         shown = dataclasses.replace(self, token="") if self.token else self
@@ -148,7 +157,8 @@ def gather_options(
         directory: where ``pyproject.toml`` is looked for, without ``config``.
 
     Raises:
-        ConfigError: an option that is not known, or a value that cannot be used.
+        ConfigError: an option that is not known, a value that cannot be used, or a token that is
+            empty.
     """
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     file = given.pop("config", None)
@@ -158,7 +168,13 @@ def gather_options(
         for name, text in environment.items()
         if name.startswith(PREFIX)
     }
-    return ServeOptions(**{**values, **_clean(given, "command line")})
+    values |= _clean(given, "command line")
+    if values.get("token") == "":  # a variable that was to be filled in, most likely
+        raise ConfigError(
+            f"The token that is given is empty, and nothing would be asked for. Give one, or none: "
+            f"unset {PREFIX}TOKEN."
+        )
+    return ServeOptions(**values)
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -197,7 +213,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return tuple(items)
     kind = str if typing.get_origin(hint) is Literal else hint
     if kind is float and type(value) is int:
-        return float(value)
+        return make_float(value, where)
     if type(value) is not kind:
         raise ConfigError(f"{where} must be {kind.__name__}, not {value!r}.")
     return value

@@ -203,6 +203,19 @@ def count_rows(signature: ModelSignature, feeds: Mapping[str, Array]) -> int:
     return 1 if rows is None else rows
 
 
+def check_count(signature: ModelSignature, asked: int) -> None:
+    """Hold the number of outputs that are asked for to those that there are, before any is read.
+
+    Raises:
+        MalformedRequestError: it is more.
+    """
+    if asked > len(signature.outputs):
+        raise MalformedRequestError(
+            f"an output is asked for twice, or is none: {asked} are asked for; "
+            f"the model gives: {', '.join(signature.outputs)}"
+        )
+
+
 def choose_outputs(
     signature: ModelSignature, requested: Sequence[OutputRequest], *, binary: bool = False
 ) -> tuple[OutputRequest, ...]:
@@ -298,6 +311,6 @@ def _find_limits(dtype: np.dtype[Any]) -> tuple[float, float]:
 
 
 def _show(value: object) -> str:
-    """What a stranger sent, short."""
-    text = repr(value)
+    """What a stranger sent, short, however long it is."""
+    text = repr(value[:101] if isinstance(value, (str, list)) else value)
     return text if len(text) <= 100 else f"{text[:100]}..."

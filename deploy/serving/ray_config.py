@@ -117,7 +117,8 @@ def write_config(path: Path, paths: Sequence[Path], options: ServeOptions) -> Pa
         `path`.
 
     Raises:
-        BundleError, ConfigError: no such bundles, or options that Ray Serve has not.
+        BundleError, ConfigError: no such bundles, options that Ray Serve has not, or `path` cannot
+            be written.
     """
     check_options(options)
     find_bundles(paths)
@@ -139,7 +140,12 @@ def write_config(path: Path, paths: Sequence[Path], options: ServeOptions) -> Pa
         f"      - name: {DEPLOYMENT}",
         *_lines(describe_deployment(options), 8),
     ]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    try:
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"--ray-config {path} cannot be written: {error.strerror}. Name another file."
+        ) from error
     return path
 
 

@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 
 from deploy.bundle import FALLBACK, GOLDEN, Bundle
-from deploy.engines import Engine, Feeds, open_engine
+from deploy.engines import Array, Engine, Feeds, open_engine
 from deploy.golden import Golden, find_mismatch, read_golden
 from deploy.machine import usable_cores
+from deploy.schemes import explain_saturation
 from deploy.serving.guards import find_nonfinite
 from deploy.serving.options import ServeOptions
-from deploy.serving.protocol import ModelSignature, make_signature
+from deploy.serving.protocol import ModelSignature, TensorType, make_signature
 from deploy.serving.waiting import BatchPolicy
 from deploy.substitutes import explain_unfit, rebuild_runnable
 from export.errors import BundleError, DeployError, EngineError, GateError
@@ -75,7 +76,8 @@ def open_verified(bundle: Bundle, options: ServeOptions) -> OpenedModel:
 
     Raises:
         GateError: it does not repeat its recorded answers here.
-        BundleError: the bundle lacks golden answers, or has a type that the protocol has not.
+        BundleError: the bundle lacks golden answers, has a type that the protocol has not, or says
+            otherwise of its tensors than its engine.
         EngineError, MissingExtraError: no engine of it can be opened.
     """
     signature = make_signature(bundle.manifest.inputs, bundle.manifest.outputs)
@@ -88,13 +90,16 @@ def open_verified(bundle: Bundle, options: ServeOptions) -> OpenedModel:
             raise BundleError(f"{bundle.path} records no answers of {name}. Build it again.")
         tolerance = bundle.manifest.engines[name].golden_tolerance
         for engine in engines:
-            mismatch = find_mismatch(recorded, engine(golden.inputs), tolerance=tolerance)
+            answered = engine(golden.inputs)
+            mismatch = find_mismatch(recorded, answered, tolerance=tolerance)
             if mismatch is not None:
                 raise GateError(
                     f"{name} does not repeat the answers recorded when it was built: {mismatch}. "
                     "This machine computes something else; build the bundle here again."
                 )
-        notes = [] if first.note is None else [first.note]
+        _check_signature(bundle, signature, golden.inputs, answered)
+        saturates = explain_saturation(bundle.spec(name))
+        notes = [note for note in (first.note, saturates) if note is not None]
         difference = None
         if signature.batched:
             difference = _find_batch_dependence(engines[0], golden, recorded, tolerance)
@@ -172,6 +177,31 @@ def _open_first(bundle: Bundle, options: ServeOptions, stack: contextlib.ExitSta
         degraded = f"{names[0]} cannot be opened here ({_kind(first)}); {name} runs"
         return _First(name, engines, None if first is None else degraded, note)
     raise first or EngineError(f"{bundle.path} has no engine that runs here.")
+
+
+def _check_signature(
+    bundle: Bundle, signature: ModelSignature, given: Feeds, answered: Feeds
+) -> None:
+    """Hold what the manifest says of tensors, which clients are told, against those of a run."""
+    for what, told, seen in (
+        ("inputs", signature.inputs, given),
+        ("outputs", signature.outputs, answered),
+    ):
+        for name in sorted(told.keys() | seen.keys()):
+            if name not in told or name not in seen or not _agrees(told[name], seen[name]):
+                raise BundleError(
+                    f"{bundle.path}: its manifest and its engine differ in their {what}, in "
+                    f"{name!r}. Build the bundle again."
+                )
+
+
+def _agrees(tensor: TensorType, array: Array) -> bool:
+    sizes = zip(tensor.shape, array.shape, strict=False)
+    return (
+        (array.dtype == tensor.dtype or array.dtype.kind == "V")  # bfloat16, as numpy keeps it
+        and len(tensor.shape) == array.ndim
+        and all(size in (None, seen) for size, seen in sizes)
+    )
 
 
 def _find_batch_dependence(

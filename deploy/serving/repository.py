@@ -34,12 +34,15 @@ def find_bundles(paths: Iterable[Path]) -> list[FoundBundle]:
     repository, a folder of bundles and of folders ``NAME/VERSION`` that are bundles.
 
     Raises:
-        BundleError: a path is neither.
+        BundleError: a path is neither, or cannot be read.
         ConfigError: a name that cannot stand in a URL, or one that is there twice.
     """
     found: list[FoundBundle] = []
     for path in paths:
-        inside = list(_search(path))
+        try:
+            inside = list(_search(path))
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read: {error}. Check its permissions.") from error
         if not inside:
             if not path.exists():
                 raise BundleError(f"{path}: there is no such folder. Make one with deploy build.")

@@ -26,6 +26,8 @@ MAX_BYTES = 32 * 2**20
 """Of a request's tensors, above which it is not taken as a sample."""
 
 _NICENESS = 10
+_SQUARED = 1e140
+"""Values from which on squares, and sums of them, are beyond float64; they are left out."""
 
 
 class ShadowSampler:
@@ -55,15 +57,16 @@ class ShadowSampler:
         """Begin to compare."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Let go of what still waits, and end."""
+    def stop(self, timeout_s: float | None = None) -> bool:
+        """Let go of what still waits, and end; whether the reference came back in time for that."""
         while True:
             try:
                 self._backlog.get_nowait()
             except queue.Empty:
                 break
         self._backlog.put(None)
-        self._thread.join()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def offer(self, feeds: Feeds, outputs: Mapping[str, Array]) -> None:
         """Take a request as a sample, or not; never blocks."""
@@ -94,12 +97,15 @@ class ShadowSampler:
             except DeployError as error:
                 _LOG.warning("the reference failed on a sample: %s", error)
                 self.failed += 1
+            except Exception:  # noqa: BLE001  a bug below must not end the thread of later samples
+                _LOG.exception("a sample could not be compared")
+                self.failed += 1
 
     def _compare(self, reference: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         for name, answered in outputs.items():
             exact = np.asarray(reference[name], np.float64)
             difference = np.asarray(answered, np.float64) - exact
-            known = np.isfinite(exact) & np.isfinite(difference)
+            known = (np.abs(exact) < _SQUARED) & (np.abs(difference) < _SQUARED)  # NaN is not
             exact, difference = exact[known], difference[known]
             self._signal += float(np.square(exact).sum())
             self._noise += float(np.square(difference).sum())

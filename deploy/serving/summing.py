@@ -15,7 +15,12 @@ _SUMMED = (
 )
 """Gauges that are amounts."""
 
-_WORST_IS_LEAST = ("deploy_ready", "deploy_model_ready", "process_start_time_seconds")
+_WORST_IS_LEAST = (
+    "deploy_ready",
+    "deploy_model_ready",
+    "deploy_shadow_sqnr_db",
+    "process_start_time_seconds",
+)
 """Gauges of which the least counts; of others the largest does."""
 
 

@@ -36,6 +36,10 @@ _LONGEST_S = 30.0
 _LONGEST_READY_S = 1.0
 """The same of one that took requests: it will again, and somebody waits for it."""
 
+_SILENT_S = 30.0
+"""Seconds without a sign of life after which a worker that took requests is killed: it is stopped,
+or its event loop or an engine hangs."""
+
 _PATIENCE_S = 5.0
 """Seconds beyond its own time that a worker has to end, before it is killed."""
 
@@ -52,6 +56,8 @@ class _Worker:
     deaths: int = 0
     short_lives: int = 0
     longest_s: float = _LONGEST_S
+    sign: float = 0.0
+    seen: float = 0.0
 
     @property
     def wait_s(self) -> float:
@@ -64,8 +70,21 @@ class _Worker:
         self.short_lives = self.short_lives + 1 if short else 0
         self.longest_s = _LONGEST_READY_S if self.socket.exists() else _LONGEST_S
         self.socket.unlink(missing_ok=True)  # else the next would seem to take requests already
-        self.process, self.died = None, now
+        self.process, self.died, self.sign = None, now, 0.0
         self.deaths += 1
+
+    def count_silence(self, now: float) -> float:
+        """Seconds since its last sign of life, which is the time of its socket; 0 before the first.
+
+        By the clock of this process, which rests where the machine does.
+        """
+        try:
+            sign = self.socket.stat().st_mtime
+        except OSError:
+            return 0.0
+        if sign != self.sign:
+            self.sign, self.seen = sign, now
+        return now - self.seen
 
 
 class Supervisor:
@@ -127,6 +146,10 @@ class Supervisor:
         now = time.monotonic()
         if worker.process is not None:
             code = worker.process.poll()
+            if code is None and worker.count_silence(now) > _SILENT_S:
+                _LOG.error("worker %d hangs and is killed", worker.number)
+                worker.process.kill()
+                code = worker.process.wait()
             if code is None:
                 return
             _LOG.error("worker %d died with %d; another takes its place", worker.number, code)

@@ -10,9 +10,9 @@ from typing import Any
 from export.artifacts import OnnxModel
 from export.errors import EngineError
 from export.gpu import GpuFacts, read_gpu
-from export.onnx_files import external_files
+from export.onnx_files import external_files, read_model
 from export.progress import ProgressCallback, ignore_progress
-from export.tensorrt.contract import check_contract
+from export.tensorrt.contract import check_contract, find_stray_loops
 from export.tensorrt.messages import explain_parser
 from export.tensorrt.monitor import BuildMonitor
 from export.tensorrt.options import BuildOptions, ShapeProfile, make_profiles
@@ -198,7 +198,13 @@ def _open_timing_cache(
 def _explain_builder(product: Product, model: Path, log: ErrorLog, options: BuildOptions) -> str:
     reason = log.explain()
     advice = ""
-    if "lean" in reason and options.version_compatible:
+    loops = find_stray_loops(read_model(model, weights=False))
+    if loops:
+        advice = (
+            f" Its builder fails on recurrent layers that stay in float32 beside 16-bit ones, here "
+            f"{', '.join(loops)}: take TF32 for this model."
+        )
+    elif "lean" in reason and options.version_compatible:
         advice = " Version-compatible engines need the lean runtime; install it, or leave that out."
     elif "workspace" in reason or "memory" in reason.lower():
         advice = " Give it a smaller range of batch sizes, or more workspace."

@@ -31,6 +31,7 @@ _CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1}
 """Along which axis of its weights a layer may have a scale for each output channel."""
 _HALVES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 _BOUNDARIES = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_LOOPS = frozenset({"GRU", "LSTM", "RNN"})
 _MOVING = frozenset({"Cast", "Reshape", "Transpose", "Flatten", "Identity", "Squeeze", "Unsqueeze"})
 
 
@@ -136,6 +137,19 @@ def find_stray_float(model: onnx.ModelProto) -> tuple[str, ...]:
         if before and behind:
             found[read_path(node)] = None
     return tuple(found)
+
+
+def find_stray_loops(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Module paths of recurrent layers in float32 in a 16-bit graph.
+
+    TensorRT runs them as loops, and its builder fails on many of them where a Cast from 16 bits
+    comes before.
+    """
+    types = element_types(model)
+    if not _HALVES & set(types.values()):
+        return ()
+    loops = [node for node in model.graph.node if node.op_type in _LOOPS]
+    return tuple(dict.fromkeys(read_path(node) for node in loops if _is_float(node, types)))
 
 
 def _is_float(node: NodeProto, types: dict[str, int]) -> bool:

@@ -29,7 +29,12 @@ class PatchMoments:
         self._origin: np.ndarray | None = None  # near the mean, so that float32 holds what is left
 
     def update(self, exact: np.ndarray, quantized: np.ndarray) -> None:
-        """Take the patches of one batch, at the same positions before and after quantization."""
+        """Take the patches of one batch, at the same positions before and after quantization.
+
+        There may be none: what detection finds in a sample may be nothing.
+        """
+        if not quantized.shape[2]:
+            return
         self.count += quantized.shape[2]
         self._exact += exact.sum(axis=2, dtype=np.float64)
         self._quantized += quantized.sum(axis=2, dtype=np.float64)

@@ -109,7 +109,9 @@ def gather_patches(
 
 
 def _gather_rows(array: np.ndarray, limit: int, random: np.random.Generator) -> np.ndarray:
-    rows = array.reshape(array.shape[0], -1, array.shape[-1])
+    array = np.atleast_2d(array)  # a product takes a lone row as well
+    samples, *between, taps = array.shape
+    rows = array.reshape(samples, math.prod(between), taps)
     if rows.shape[1] > limit:
         rows = rows[:, np.sort(random.choice(rows.shape[1], limit, replace=False))]
     return np.ascontiguousarray(rows.reshape(-1, array.shape[-1]).T)[None]

@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import optimize, stats
-from sklearn.metrics import cohen_kappa_score
 
 from deploy.accuracy import (
     Accuracy,
@@ -36,6 +34,8 @@ def draw(classes: int, samples: int, seed: int) -> Array:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_chance_is_that_of_cohens_kappa(seed: int) -> None:
+    from sklearn.metrics import cohen_kappa_score
+
     labels = draw(5, 400, seed)
     answers = np.where(np.arange(400) % 3 == 0, labels, draw(7, 400, seed + 9) // 2)
     accuracy, chance = (answers == labels).mean(), chance_agreement(answers, labels)
@@ -90,6 +90,8 @@ def test_without_labels_there_is_no_accuracy() -> None:
 
 @pytest.mark.parametrize(("hits", "samples"), [(0, 10), (10, 10), (3, 10), (288, 300), (999, 1000)])
 def test_wilson_interval_is_that_of_scipy(hits: int, samples: int) -> None:
+    from scipy import stats
+
     expected = stats.binomtest(hits, samples).proportion_ci(0.95, method="wilson")
     low, high = wilson_interval(hits, samples)
     assert low == pytest.approx(expected.low, abs=1e-5)
@@ -97,6 +99,8 @@ def test_wilson_interval_is_that_of_scipy(hits: int, samples: int) -> None:
 
 
 def test_wilson_limits_are_where_the_score_test_turns() -> None:
+    from scipy import optimize
+
     low, high = wilson_interval(30, 40)
 
     def score(share: float) -> float:

@@ -250,6 +250,24 @@ def test_a_manifest_that_is_none_is_refused(bundle_path: Path, data: bytes) -> N
         read_bundle(bundle_path)
 
 
+@pytest.mark.parametrize("depth", [900, *range(980, 996)])
+def test_a_manifest_as_deep_as_can_be_read_is_read_or_refused(
+    bundle_path: Path, depth: int
+) -> None:
+    """Between what json reads and what it writes lie a few levels, and some more are ours."""
+    deep: list[Any] = []
+    for _ in range(depth):
+        deep = [deep]
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(10 * limit)
+    try:
+        rehash(bundle_path, lambda content: content.update(machine={"a": deep}))
+    finally:
+        sys.setrecursionlimit(limit)
+    with contextlib.suppress(BundleError):
+        read_bundle(bundle_path)
+
+
 @pytest.mark.parametrize("name", ["nothing", "file"])
 def test_what_is_no_bundle_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("x")
@@ -270,6 +288,8 @@ def first_engine(content: dict[str, Any]) -> dict[str, Any]:
         (lambda c: first_engine(c).update(golden_tolerance=math.nan), "golden_tolerance"),
         (lambda c: first_engine(c).update(golden_tolerance=True), "golden_tolerance"),
         (lambda c: first_engine(c).update(engine=5), "engine"),
+        (lambda c: first_engine(c).update(engine="tensorrt"), "'tensorrt-fp32' is called 'onnx"),
+        (lambda c: c["engines"].update(x=first_engine(c)), "is called 'x'"),
         (lambda c: first_engine(c).update(precision=["fp32"]), "precision"),
         (lambda c: first_engine(c).update(variant=7), "variant"),
         (lambda c: first_engine(c).update(keyword="yes"), "keyword"),
@@ -279,11 +299,18 @@ def first_engine(content: dict[str, Any]) -> dict[str, Any]:
         (lambda c: c.update(build_key=4), "build_key"),
         (lambda c: c.update(inputs=[]), "no inputs"),
         (lambda c: c["inputs"][0].update(name=5), "name in inputs"),
+        (lambda c: c["inputs"].append(c["inputs"][0]), "inputs have one name"),
+        (lambda c: c["outputs"].append(c["outputs"][0]), "outputs have one name"),
+        (lambda c: c["inputs"][0].update(name="\ud800"), "surrogates"),
+        (lambda c: c["files"].update({"\ud800": "x"}), "surrogates"),
+        (lambda c: c.update(winner="tensorrt-int8"), "no engine 'tensorrt-int8'; it has: onnx"),
         (lambda c: c["inputs"][0].update(dtype="object"), "dtype"),
         (lambda c: c["inputs"][0].update(shape="batch"), "shape"),
         (lambda c: c["outputs"][0].update(shape=["batch", -3]), "size"),
         (lambda c: c["outputs"][0].update(shape=["batch", 3.5]), "size"),
         (lambda c: c.update(input_ranges={"x": [math.nan, 1.0]}), "not finite"),
+        (lambda c: c.update(input_ranges={"x": [0, 10**400]}), "too large"),
+        (lambda c: first_engine(c).update(golden_tolerance=10**400), "too large"),
         (lambda c: c.update(input_ranges={"z": [0.0, 1.0]}), "'z', which is no input"),
     ],
 )
@@ -294,6 +321,15 @@ def test_a_field_of_another_type_is_named(
     with pytest.raises(BundleError, match=r"manifest\.json is damaged") as caught:
         read_bundle(bundle_path)
     assert word in str(caught.value)
+
+
+def test_a_path_that_cannot_be_looked_at_is_said(tmp_path: Path) -> None:
+    """As it is with a folder that may not be entered, for whoever is not root."""
+    for read in (read_bundle, read_result):
+        with pytest.raises(
+            BundleError, match=r"cannot be read: .*too long.* Check its permissions"
+        ):
+            read(tmp_path / ("a" * 300))
 
 
 def test_a_winner_that_is_not_there_is_refused(bundle_path: Path) -> None:
@@ -333,11 +369,11 @@ def test_load_needs_no_torch(pristine: Path, lean: Lean) -> None:
 
 
 def test_a_torch_winner_is_replaced_and_said_where_torch_is_not_installed(
-    tmp_path: Path, lean: Lean
+    tmp_path: Path, tiny_onnx: Path, lean: Lean
 ) -> None:
     target = tmp_path / "torch.deploy"
     with stage_bundle(target) as stage:
-        fill_stage(stage, winner="torch")
+        fill_stage(stage, winner="torch", torch_file=tiny_onnx)
     done = lean("-c", f"import deploy; print(type(deploy.load({str(target)!r})).__name__)")
     assert done.stdout.strip() == "OnnxRuntimeEngine"
     assert "the winner is eager torch, which is not installed" in done.stderr

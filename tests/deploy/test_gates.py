@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_parity import WRONG, logits, wrong
+from wrong_answers import WRONG, logits, wrong
 
 from deploy.config import BuildConfig
 from deploy.gates import (
@@ -514,3 +514,111 @@ def test_a_map_of_classes_does_not_depend_on_the_batch_for_a_pixel_at_the_edge()
         {"y": values, "class": classes}, {"y": values, "class": other}, rows=3
     )
     assert accumulator.consistency_db == pytest.approx(10 * math.log10(classes.size))
+
+
+def classes_of(rows: int, differ: int) -> ParityReport:
+    """Logits whose largest class differs in so many rows; a large offset hides that elsewhere."""
+    values = logits(rows) + np.float32(100)
+    candidate = values.copy()
+    candidate[:differ] = np.roll(values[:differ], 1, axis=1)
+    return report(values, candidate)
+
+
+def test_one_sample_of_few_that_falls_the_other_way_is_no_fault_and_two_are() -> None:
+    """Of 49 samples no share but 0 is below 2%."""
+    for rows in (3, 16, 49):
+        verdict = judge(classes_of(rows, 1), "int8")
+        assert verdict.passed
+        assert f"({rows} are too few to tell: one may differ)" in verdict.gate
+        assert not judge(classes_of(rows, 2), "int8").passed
+    assert judge(classes_of(50, 1), "int8").gate.endswith("at least 98%")
+    assert not judge(classes_of(50, 2), "int8").passed
+
+
+def test_one_of_two_samples_is_more_than_chance_and_all_may_be_asked_to_agree() -> None:
+    assert not judge(classes_of(2, 1), "int8").passed
+    assert judge(classes_of(2, 0), "int8").passed
+    for rows in (30, 400):
+        verdict = judge(classes_of(rows, 1), "int8", min_agreement=1.0)
+        assert not verdict.passed
+        assert f"of {rows} samples, below 100%" in str(verdict.reason)
+
+
+def test_one_of_few_class_numbers_may_differ_as_well() -> None:
+    classes = np.random.default_rng(0).integers(0, 10, 16)
+    for differ in (1, 2):
+        other = classes.copy()
+        other[:differ] += 1
+        assert judge(report(classes, other), "int8").passed is (differ == 1)
+
+
+def tied(margin: float) -> tuple[Array, Array]:
+    """Class 1 leads class 0 by so much in eager, and the candidate has it the other way."""
+    values = np.zeros((200, 10)) + np.arange(10, 0, -1)
+    values[:, 1] = 10 + margin
+    candidate = values.copy()
+    candidate[:, :2] = values[:, 1::-1]
+    return values, candidate
+
+
+@pytest.mark.parametrize("margin", [0.0, 1.9e-3, 2.1e-3])
+def test_classes_that_eagers_noise_does_not_tell_apart_count_as_one(margin: float) -> None:
+    """Its noise is 1e-3: a lead of twice as much may be none."""
+    values, candidate = tied(margin)
+    parity = report(values, candidate, exact=values - [0, 1e-3, *[0] * 8])
+    assert judge(parity, "int8").passed is (margin < 2e-3)
+
+
+def test_without_a_noise_floor_only_equal_classes_count_as_one() -> None:
+    for margin in (0.0, 1e-9):
+        values, candidate = tied(margin)
+        candidate[:, 0] += 1e-6
+        assert judge(report(values, candidate), "int8").passed is (margin == 0)
+
+
+def images(*shape: int) -> Array:
+    """Smooth ones, from 20 to 230."""
+    rows = np.linspace(20, 200, shape[0] * shape[1]).reshape(shape[0], shape[1], 1, 1)
+    noise = np.random.default_rng(0).integers(0, 30, shape)
+    return (rows + noise).astype(np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(16, 12, 12, 3), (16, 4, 12, 12)])
+@pytest.mark.parametrize("precision", FEWER_BITS)
+def test_images_that_are_off_by_a_little_are_no_misses(
+    shape: tuple[int, ...], precision: str
+) -> None:
+    values = images(*shape)
+    near = values + np.random.default_rng(1).integers(0, 2, shape, dtype=np.uint8)
+    parity = report(values, near)
+    assert parity.outputs[0].error_eager > 0.4
+    verdict = judge(parity, precision)
+    assert verdict.passed
+    assert "SQNR" in verdict.gate
+    assert not judge(report(values, near[::-1].copy()), precision).passed
+    assert not judge(report(values, (values * 0.8).astype(np.uint8)), precision).passed
+
+
+@pytest.mark.parametrize("shape", [(16, 12, 12), (16, 1, 12, 12), (16, 12, 12, 1)])
+def test_maps_of_one_number_a_place_are_class_numbers_however_large(
+    shape: tuple[int, ...],
+) -> None:
+    values = images(*shape, 1).reshape(shape) if len(shape) == 3 else images(*shape)
+    verdict = judge(report(values, values + np.uint8(1)), "int8")
+    assert not verdict.passed
+    assert "return them as floats" in str(verdict.reason)
+    assert "--min-agreement" in str(verdict.reason)
+
+
+def test_masks_of_three_classes_are_no_images() -> None:
+    masks = (images(16, 3, 12, 12) > 100).astype(np.uint8)
+    assert not judge(report(masks, 1 - masks), "int8", min_sqnr=-10.0).passed
+
+
+def test_images_that_are_as_near_at_another_size_hold_there() -> None:
+    values = images(4, 8, 8, 3)
+    near = values + np.uint8(1)
+    accumulator = ParityAccumulator(("image",))
+    accumulator.update({"image": values}, {"image": near}, rows=4)
+    accumulator.check_sizes({"image": values}, {"image": near}, sizes={"x_1": 7})
+    assert judge(accumulator.result(), "int8").passed

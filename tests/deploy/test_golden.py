@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_parity import WRONG, logits, wrong
+from wrong_answers import WRONG, logits, wrong
 
 from deploy.golden import (
     MAX_BYTES,
@@ -163,6 +163,27 @@ def test_whole_numbers_must_be_equal() -> None:
     assert find_mismatch(recorded, {"ids": np.array([1, 201])}, tolerance=0.05) is not None
 
 
+def test_a_few_pixels_of_a_map_of_classes_may_fall_the_other_way() -> None:
+    recorded = np.random.default_rng(0).integers(0, 5, (4, 64, 64))
+    answered = recorded.copy()
+    answered[0, 0, :5] += 1
+    assert find_mismatch({"map": recorded}, {"map": answered}, tolerance=TOLERANCE["int8"]) is None
+    assert find_mismatch({"map": recorded}, {"map": answered}, tolerance=TOLERANCE["fp32"])
+    shifted = np.roll(recorded, 1, axis=-1)
+    assert find_mismatch({"map": recorded}, {"map": shifted}, tolerance=TOLERANCE["int8"])
+
+
+@pytest.mark.parametrize("fill", [-1e9, float(np.finfo(np.float32).min)])
+def test_a_fill_of_masked_values_hides_no_wrong_ones(fill: float) -> None:
+    masked, wrong_ones = logits(4, 10), logits(4, 10, seed=1)
+    for array in (masked, wrong_ones):
+        array[:, :3] = fill
+    tolerance = TOLERANCE["int8"]
+    assert find_mismatch({"y": masked}, {"y": masked.copy()}, tolerance=tolerance) is None
+    assert "off by" in str(find_mismatch({"y": masked}, {"y": wrong_ones}, tolerance=tolerance))
+    assert find_mismatch({"y": masked}, {"y": logits(4, 10)}, tolerance=tolerance) is not None
+
+
 def test_all_zero_answers_allow_the_tolerance_itself() -> None:
     zeros = {"y": np.zeros((2, 2), np.float32)}
     assert find_mismatch(zeros, {"y": zeros["y"] + np.float32(1e-5)}, tolerance=1e-4) is None
@@ -258,3 +279,22 @@ def test_damaged_file_is_named_with_the_fix(tmp_path: Path, damage: Any) -> None
     damage(path)
     with pytest.raises(BundleError, match=r"golden\.npz cannot be read.*Build the bundle again"):
         read_golden(path)
+
+
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 1), ("int8", 12)])
+def test_pixels_of_images_may_fall_to_the_next_number_and_class_numbers_may_not(
+    precision: str, most: int
+) -> None:
+    images = np.random.default_rng(0).integers(0, 240, (2, 8, 8, 3), dtype=np.uint8)
+    images[0, 0, 0] = 255, 254, 0
+
+    def differs(recorded: np.ndarray, answered: np.ndarray) -> bool:
+        found = find_mismatch({"y": recorded}, {"y": answered}, tolerance=TOLERANCE[precision])
+        return found is not None
+
+    assert not differs(images, np.where(images < 240, images + np.uint8(most), images))
+    assert differs(images, np.where(images < 240, images + np.uint8(most + 1), images))
+    assert differs(images, images.astype(np.int64) + (images < 240))
+    classes, masks = images[..., 0], images % 2
+    assert differs(classes, np.where(classes < 240, classes + np.uint8(1), classes))
+    assert differs(masks, 1 - masks)

@@ -1,53 +1,16 @@
 """Parity metrics against closed forms and scipy; every wrong output shows in a metric."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from scipy import spatial
+from wrong_answers import WRONG, logits, with_value
 
 from deploy.output_parity import OutputAccumulator, OutputParity, decibels, same_nonfinite
 from deploy.parity import ParityAccumulator, ParityReport
 
 Array = np.ndarray[Any, Any]
-
-
-def logits(rows: int = 64, classes: int = 10, seed: int = 0) -> Array:
-    return np.random.default_rng(seed).standard_normal((rows, classes)).astype(np.float32)
-
-
-def _with(array: Array, value: float) -> Array:
-    changed = array.copy()
-    changed[len(changed) // 2, 3] = value
-    return changed
-
-
-def _swap_columns(array: Array) -> Array:
-    changed = array.copy()
-    changed[:, [1, 3]] = array[:, [3, 1]]
-    return changed
-
-
-def _swap_samples(array: Array) -> Array:
-    changed = array.copy()
-    changed[[0, 1]] = array[[1, 0]]
-    return changed
-
-
-WRONG: dict[str, Callable[[Array], Array]] = {
-    "scaled by 1.01": lambda array: array * np.float32(1.01),
-    "two channels swapped": _swap_columns,
-    "one NaN": lambda array: _with(array, math.nan),
-    "one Inf": lambda array: _with(array, math.inf),
-    "two samples swapped": _swap_samples,
-    "all zeros": np.zeros_like,
-}
-
-
-def wrong(*but: str) -> list[str]:
-    return [name for name in WRONG if name not in but]
 
 
 def compare(reference: Array, candidate: Array) -> OutputParity:
@@ -64,6 +27,8 @@ def judge_classifier(reference: Array, candidate: Array, labels: Array | None) -
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_metrics_agree_with_other_formulas(seed: int) -> None:
+    from scipy import spatial
+
     ours, theirs = logits(seed=seed), logits(seed=seed) + 0.1 * logits(seed=seed + 50)
     exact, candidate = ours.astype(np.float64).ravel(), theirs.astype(np.float64).ravel()
     result = compare(ours, theirs)
@@ -108,6 +73,49 @@ def test_every_wrong_output_shows_in_the_metrics(name: str) -> None:
     assert not result.finite or result.sqnr_db < 40.01
 
 
+@pytest.mark.parametrize("fill", [-1e4, -1e9, float(np.finfo(np.float32).min)])
+@pytest.mark.parametrize("name", WRONG)
+def test_a_fill_of_masked_values_hides_no_wrong_output(name: str, fill: float) -> None:
+    """Beside 1e9 any error of a logit would be rounding."""
+    ours = logits()
+    ours[:, 7:] = fill
+    with np.errstate(over="ignore"):
+        theirs = WRONG[name](ours)
+    theirs[:, 7:] = fill
+    plain = compare(ours[:, :7], theirs[:, :7])
+    result = compare(ours, theirs)
+    assert result.finite is plain.finite
+    assert result.sqnr_db == pytest.approx(plain.sqnr_db)
+    assert result.error_eager == pytest.approx(plain.error_eager)
+    assert result.cosine == pytest.approx(plain.cosine)
+
+
+def test_a_mask_that_float64_fills_with_its_own_least_number_leaves_the_noise_as_it_is() -> None:
+    ours, exact = logits(), logits().astype(np.float64)
+    ours[:, 7:], exact[:, 7:] = np.finfo(np.float32).min, np.finfo(np.float64).min
+    theirs = ours * np.float32(1)
+    theirs[:, :7] *= np.float32(1.01)
+    accumulator = OutputAccumulator("y")
+    accumulator.update(ours, theirs, (exact, ours))
+    result = accumulator.result()
+    assert result.noise_float64 == 0
+    assert result.error_float64 == pytest.approx(0.01, rel=1e-3)
+
+
+def test_integers_that_differ_in_the_last_of_64_bits_differ() -> None:
+    ours = np.random.default_rng(0).integers(2**60, 2**61, (32, 4))
+    accumulator = OutputAccumulator("y")
+    accumulator.update(ours, ours + 1, (ours, ours))
+    result = accumulator.result()
+    assert (result.error_eager, result.error_float64, result.noise_float64) == (1, 1, 0)
+
+
+def test_errors_beyond_float64_are_no_agreement() -> None:
+    huge = logits().astype(np.float64) * 1e200
+    with np.errstate(over="ignore"):
+        assert compare(huge, -huge).sqnr_db == -math.inf
+
+
 def test_identical_outputs_have_no_error() -> None:
     result = compare(logits(), logits())
     assert (result.max_abs, result.mean_abs, result.error_eager) == (0, 0, 0)
@@ -142,13 +150,13 @@ def test_opposite_sign_has_cosine_minus_one() -> None:
     ],
 )
 def test_another_nonfinite_value_is_never_taken_for_the_same(ours: float, theirs: float) -> None:
-    assert not compare(_with(logits(), ours), _with(logits(), theirs)).finite
+    assert not compare(with_value(logits(), ours), with_value(logits(), theirs)).finite
     assert not same_nonfinite(np.array([1.0, ours]), np.array([1.0, theirs]))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_the_same_nonfinite_value_is_left_out_of_all_metrics(value: float) -> None:
-    ours = np.abs(_with(logits(), value)) + 5
+    ours = np.abs(with_value(logits(), value)) + 5
     ours[len(ours) // 2, 3] = value
     theirs = ours * np.float32(1.1)
     accumulator = OutputAccumulator("y")
@@ -163,7 +171,7 @@ def test_the_same_nonfinite_value_is_left_out_of_all_metrics(value: float) -> No
 
 
 def test_a_masked_logit_does_not_hide_an_error_from_the_float64_floor() -> None:
-    ours = _with(logits(), -math.inf)
+    ours = with_value(logits(), -math.inf)
     accumulator = OutputAccumulator("y")
     accumulator.update(ours, ours * np.float32(1.01), (ours.astype(np.float64), ours))
     error = accumulator.result().error_float64
@@ -216,7 +224,7 @@ def test_one_bad_batch_is_not_averaged_away() -> None:
     accumulator = OutputAccumulator("y")
     for index in range(50):
         ours = logits(8, seed=index)
-        accumulator.update(ours, _with(ours, math.nan) if index == 20 else ours)
+        accumulator.update(ours, with_value(ours, math.nan) if index == 20 else ours)
     assert not accumulator.result().finite
 
 

@@ -8,21 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tiny import Cli
+from tiny import Cli, OneFile, write_bundle_of
 
 sys.path.insert(0, str(Path(__file__).parent / "report"))
 from samples import labelled_report
 
-from deploy.bundle import GOLDEN, Bundle, read_bundle
+from deploy.bundle import Bundle, read_bundle
 from deploy.config import BuildConfig
-from deploy.golden import Golden
-from deploy.manifest import BundledEngine, write_manifest
 from deploy.precision_debug import PrecisionFinding, debug_precision
 from deploy.report.precision import describe_precision
-from deploy.staging import stage_bundle
 from export.artifacts import TensorSpec
 from export.errors import ConfigError, DataError
 
@@ -45,7 +41,7 @@ def make_weights() -> list[np.ndarray]:
 def make_bundle(weights: list[np.ndarray], target: Path) -> Bundle:
     """A chain of convolutions; activations are clipped as ReLU6 does."""
     nodes, tensor = [], "x"
-    for number in range(LAYERS):
+    for number in range(len(weights)):
         name = f"layer{number}"
         nodes.append(
             helper.make_node("Conv", [tensor, f"w{number}"], [f"c{number}"], name, pads=[1] * 4)
@@ -60,29 +56,25 @@ def make_bundle(weights: list[np.ndarray], target: Path) -> Bundle:
         [helper.make_tensor_value_info(tensor, TensorProto.FLOAT, shape)],
         [numpy_helper.from_array(weight, f"w{number}") for number, weight in enumerate(weights)],
     )
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     x = np.abs(np.random.default_rng(1).standard_normal((8, *shape[1:]))).astype(np.float32)
     x[:, 0] = 0
-    with stage_bundle(target) as stage:
-        onnx.save(proto, stage / "model.onnx")
-        answers = np.zeros((8, *shape[1:]), np.float32)
-        Golden({"x": x}, {"reference": {tensor: answers}}).save(stage / GOLDEN)
-        report = labelled_report()
-        report["data"]["observer"] = "auto"
-        (stage / "report.json").write_text(json.dumps(report), encoding="utf-8")
-        (stage / "report.html").write_text("", encoding="utf-8")
-        write_manifest(
-            stage,
-            created="2026-01-01T00:00:00Z",
-            model="chain.pt",
-            winner="onnxruntime-fp32",
-            engines={"onnxruntime-fp32": BundledEngine("onnxruntime", "fp32", "model.onnx", 1e-4)},
-            inputs=(TensorSpec("x", ("batch", CHANNELS, SIZE, SIZE), "float32"),),
-            outputs=(TensorSpec(tensor, ("batch", CHANNELS, SIZE, SIZE), "float32"),),
-            structure="tensor",
-            machine={},
-        )
-    return read_bundle(target)
+    report = labelled_report()
+    report["data"]["observer"] = "auto"
+    sizes = ("batch", CHANNELS, SIZE, SIZE)
+    file = OneFile(
+        graph,
+        (TensorSpec("x", sizes, "float32"),),
+        (TensorSpec(tensor, sizes, "float32"),),
+        {"x": x},
+        {tensor: np.zeros_like(x)},
+    )
+    return read_bundle(write_bundle_of(target, file, report=report))
+
+
+def make_sound(folder: Path) -> Bundle:
+    """The chain with no layer that int8 ruins."""
+    target = folder / "sound.deploy"
+    return read_bundle(target) if target.exists() else make_bundle(make_weights()[:3], target)
 
 
 def write_data(folder: Path) -> Path:
@@ -177,11 +169,26 @@ def test_the_command_names_it_and_writes_it_down(outlier: Bundle, cli: Cli, tmp_
     assert "are not reached yet" in " ".join(out.split())
 
 
-def test_data_of_the_user_is_compared_on(outlier: Bundle, tmp_path: Path) -> None:
+def test_data_of_the_user_calibrates_in_one_part_and_is_compared_on_in_the_other(
+    outlier: Bundle, tmp_path: Path
+) -> None:
     config = BuildConfig(min_sqnr=8.0, data=str(write_data(tmp_path)))
     found = debug_precision(outlier, precision="int8", config=config)
-    assert found.samples.startswith("12 samples of ")
+    assert found.samples.startswith("6 samples of ")
+    assert "calibrated on 6 other samples" in found.made
     assert [culprit.where for culprit in found.culprits] == [f"layer{PLANTED}"]
+
+
+def test_samples_set_apart_alone_calibrate(outlier: Bundle, tmp_path: Path) -> None:
+    """They are a tenth as large as what is compared, which ranges of theirs must clip."""
+    images = np.load(write_data(tmp_path))["x"]
+    found = {}
+    for scale in (0.1, 1.0):
+        np.savez(tmp_path / "apart.npz", x=images, calibration_x=scale * images)
+        config = BuildConfig(data=str(tmp_path / "apart.npz"), min_sqnr=-60.0)
+        found[scale] = debug_precision(make_sound(tmp_path), precision="int8", config=config)
+    assert found[1.0].before_db > found[0.1].before_db + 10
+    assert "calibrated on 12 other samples" in found[1.0].made
 
 
 def test_int8_is_made_as_the_build_made_it(outlier: Bundle, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from deploy.engines import EngineSpec, open_engine
-from deploy.schemes import choose_scheme
+from deploy.schemes import choose_scheme, explain_saturation
 from export.artifacts import OnnxModel, TensorSpec
 from export.cpu import saturates_int8
 from quantize.calibrate import calibrate
@@ -86,3 +86,23 @@ def run_plainly(path: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return session.run(None, feeds)[0]
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_int8_of_a_machine_with_vnni_is_told_where_it_saturates(
+    engine: str, tmp_path: Path
+) -> None:
+    model = bright(tmp_path / "m.onnx")
+    ranges = calibrate(model, [{"x": np.ones((1, CHANNELS, 8, 8), np.float32)}])
+    found = {}
+    for levels in (127, NARROW):
+        scheme = replace(PRESETS[engine], weight_levels=levels)
+        path = quantize_int8(model, ranges, scheme, tmp_path / f"{levels}.onnx").model.path
+        found[levels] = EngineSpec(engine, "int8", str(path), 1)
+    said = explain_saturation(found[127], saturates=True)
+    assert said is not None
+    assert said.startswith(f"{engine}-int8: its int8 weights have codes up to 127")
+    assert explain_saturation(found[127], saturates=False) is None
+    assert explain_saturation(found[NARROW], saturates=True) is None
+    floats = EngineSpec(engine, "fp32", str(model.path), 1)
+    assert explain_saturation(floats, saturates=True) is None

@@ -94,3 +94,9 @@ def test_a_static_signature_has_the_sizes_that_the_model_returns() -> None:
     static = describe_static(module, call.signature, 4, call.high)
     assert [spec.shape for spec in static.inputs] == [(4, 3)]
     assert [spec.shape for spec in static.outputs] == [(8, 3), (3, 4), (4, 4)]
+
+
+def test_an_output_without_values_is_said_to_be_compared_by_nothing() -> None:
+    found = settle(Returning(lambda x: (x[x > 100], x)), "1x3").warnings
+    assert [text.split(" is empty")[0] for text in found] == ["Output output_0"]
+    assert settle(Returning(lambda x: x[:, :1]), "1x3").warnings == ()

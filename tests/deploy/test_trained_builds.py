@@ -3,6 +3,7 @@
 How plain per-tensor int8 ruins them is in tests/quantize/recover/test_recovery_ladder.py.
 """
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,13 @@ from trained import MobileNet, RepVGG, Task, Training, digits, shapes, train_onc
 import deploy
 from deploy.config import BuildConfig
 
-pytest.importorskip("sklearn", reason="the nets are trained on scikit-learn's digits")
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("sklearn") is None,
+        reason="the nets are trained on scikit-learn's digits",
+    ),
+]
 
 HALF_A_POINT = 0.005
 SAMPLES = 256

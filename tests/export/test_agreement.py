@@ -81,6 +81,24 @@ def test_resized_batch_holds_samples_that_differ(batch):
     assert len({tuple(row.tolist()) for row in x}) == batch
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.int32])
+def test_masks_of_further_samples_hide_no_more_of_the_start_than_given_ones(dtype):
+    mask = torch.tensor([[1, 0, 1, 0, 0], [1, 0, 0, 0, 1]]).to(dtype)
+    feeds = {"mask": mask, "ids": torch.tensor([[5, 1, 0, 2, 3], [1, 1, 4, 0, 0]])}
+    signature = describe_call(Paired(), feeds, keyword=False, dynamic_batch=True)
+    found = resize_feeds(feeds, signature, Extent(5))
+    assert found["mask"].dtype == dtype
+    assert found["mask"][:, :2].tolist() == [[1, 0]] * 5
+    assert len({tuple(row.tolist()) for row in found["mask"]}) > 2
+    assert found["mask"].sum(1).tolist() == [2] * 5
+    assert found["ids"][2].tolist() == [3, 5, 1, 0, 2]  # no mask: rolled whole
+
+
+class Paired(nn.Module):
+    def forward(self, mask, ids):
+        return mask * ids
+
+
 def test_tolerance_comes_from_what_float32_loses():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 4))

@@ -89,3 +89,61 @@ def test_loggers_come_back_after_an_error():
 def test_condensed_error_is_one_line():
     assert condense_error(ValueError("\n\n first \n second\nthird")) == "ValueError: first second"
     assert len(condense_error(ValueError("x" * 1000))) == 300
+
+
+class Cache:
+    """Keys and values in an object of its own, which no pytree knows."""
+
+    def __init__(self, keys):
+        self.keys = keys
+
+
+class WithCache(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x, scale=2.0):
+        return {
+            "logits": self.head(x) * scale,
+            "cache": Cache(x),
+            "width": 4,
+            "rest": (None, x + 1),
+        }
+
+
+def test_what_torch_knows_nothing_of_is_left_out_of_the_result():
+    torch.manual_seed(0)
+    net = WithCache().eval()
+    program = capture(net, {"x": torch.randn(2, 4)}, keyword=True, dynamic_batch=True)
+    assert not net._forward_hooks
+    x = torch.randn(5, 4)
+    found, expected = program.module()(x=x), net(x)
+    assert torch.equal(found["logits"], expected["logits"])
+    assert torch.equal(found["rest"][1], expected["rest"][1])
+    assert (found["cache"], found["width"], found["rest"][0]) == (None, 4, None)
+    assert isinstance(expected["cache"], Cache)
+
+
+class SequenceToSequence(nn.Module):
+    """torch's own Transformer; its decoder asks what values its mask has."""
+
+    def __init__(self):
+        super().__init__()
+        self.transformer = nn.Transformer(12, 2, 1, 1, 20, batch_first=True)
+
+    def forward(self, source, target):
+        mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1])
+        return self.transformer(source, target, tgt_mask=mask)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_transformer_with_a_mask_is_captured(strict):
+    torch.manual_seed(0)
+    net = SequenceToSequence().eval()
+    asked = nn.modules.transformer._detect_is_causal_mask
+    feeds = {"source": torch.randn(2, 7, 12), "target": torch.randn(2, 5, 12)}
+    program = capture(net, feeds, keyword=False, dynamic_batch=True, strict=strict)
+    assert nn.modules.transformer._detect_is_causal_mask is asked
+    others = torch.randn(3, 7, 12), torch.randn(3, 5, 12)
+    torch.testing.assert_close(program.module()(*others), net(*others), rtol=0, atol=1e-5)

@@ -79,3 +79,42 @@ def test_with_a_step_the_multiples_go_through() -> None:
     for height in (32, 40, 96):
         x = torch.randn(1, 3, height, 33)
         torch.testing.assert_close(module(x), Halver()(x))
+
+
+class Upsampled(nn.Module):
+    """Upsampled by a whole factor, beside what was shuffled to the same size: super-resolution."""
+
+    def __init__(self, **how: object) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 12, 3, padding=1)
+        self.up = nn.Upsample(**how)  # type: ignore[arg-type]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.up(x) + nn.functional.pixel_shuffle(self.conv(x), 2)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"scale_factor": 2, "mode": "bilinear"},
+        {"scale_factor": 2.0, "mode": "bilinear", "align_corners": True},
+        {"scale_factor": (2, 2), "mode": "bicubic"},
+        {"scale_factor": (2.0, 2.0), "mode": "nearest"},
+        {"scale_factor": 2, "mode": "nearest-exact", "recompute_scale_factor": True},
+    ],
+    ids=lambda how: how["mode"] + "-".join(list(how)[2:]),
+)
+def test_upsampling_by_whole_factors_takes_any_size(how: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    net = Upsampled(**how).eval()
+    module = run(net).module()
+    for height, width in ((32, 95), (64, 64), (93, 32)):
+        x = torch.randn(3, 3, height, width)
+        torch.testing.assert_close(module(x), net(x), rtol=0, atol=1e-6)
+
+
+def test_upsampling_by_other_factors_is_left_as_it_is() -> None:
+    net = nn.Upsample(scale_factor=1.3, mode="bilinear")
+    module = run(net).module()
+    x = torch.randn(2, 3, 47, 90)
+    torch.testing.assert_close(module(x), net(x), rtol=0, atol=1e-6)

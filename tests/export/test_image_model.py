@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from export.artifacts import SizeRange
+from export.capture import capture
+from export.errors import ExportError
 from export.image_model import ImageModel
 from export.images import ImageCall, ImageInput, channels_first, channels_last
 from export.ladder import Exported, export_model
@@ -138,6 +140,63 @@ def test_the_users_module_stays_as_it_is_and_sees_a_contiguous_tensor_of_its_own
     kept = images.clone()
     ImageModel(Strided(), ImageCall((ImageInput("x", scale=1.0),)), ("x",))(images)
     assert torch.equal(images, kept)
+
+
+class Seen(nn.Module):
+    """Gives back what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_a_float16_model_is_given_what_was_prepared_in_more_and_rounded_once() -> None:
+    """In float16 itself two thirds of the pixels would come out otherwise."""
+    image, images = replace(IMAGENET, dtype="float16"), np.arange(768, dtype=np.uint8)
+    images = images.reshape(1, 16, 16, 3)
+    wrapped = ImageModel(Seen(), ImageCall((image,)), ("x",))
+    found = wrapped(torch.from_numpy(images))
+    assert found.dtype == torch.float16
+    expected = prepare(images, image).astype(np.float16)
+    assert (found.numpy() == expected).mean() > 0.999
+    narrow = images.transpose(0, 3, 1, 2).astype(np.float16)
+    factor, shift = (
+        np.array(each, np.float16)[:, None, None] for each in (image.factor, image.shift)
+    )
+    assert (((narrow - shift) / factor) == expected).mean() < 0.9
+    assert wrapped.double()(torch.from_numpy(images)).dtype == torch.float64
+
+
+def test_a_float16_model_is_exported_with_its_images(tmp_path: Path) -> None:
+    image = replace(IMAGENET, dtype="float16")
+    exported = export_images(Stem().half(), tmp_path, image)
+    (spec,), (output,) = exported.onnx.inputs, exported.onnx.outputs
+    assert (spec.dtype, output.dtype) == ("uint8", "float16")
+    images = draw(3, 12, 12, 3, seed=2)
+    expected = answer(Stem().half().eval(), images, image)
+    found = run_file(exported, images)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=4e-3 * abs(expected).max())
+
+
+class Undecided(nn.Module):
+    """A branch on values, which cannot be captured."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_what_cannot_be_captured_goes_by_the_users_own_path() -> None:
+    feeds = {"x": torch.from_numpy(draw(2, 6, 6, 3))}
+    for net, place in (
+        (nn.Sequential(Stem(), nn.Sequential(Undecided())), "at '1.0': "),
+        (
+            Undecided(),
+            "capture the model: ",
+        ),
+    ):
+        wrapped = ImageModel(net, ImageCall((IMAGENET,)), ("x",))
+        with pytest.raises(ExportError) as refused:
+            capture(wrapped, feeds, keyword=False, dynamic_batch=True)
+        assert place in str(refused.value)
 
 
 def test_other_inputs_are_passed_on_and_names_are_the_users(tmp_path: Path) -> None:

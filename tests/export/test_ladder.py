@@ -196,3 +196,54 @@ def test_caller_model_is_not_changed(tmp_path):
 def test_file_passes_the_checker(tmp_path):
     _, exported = climb(nn.Linear(4, 4), {"x": torch.randn(2, 4)}, tmp_path)
     onnx.checker.check_model(str(exported.onnx.path), full_check=True)
+
+
+class Half(nn.Module):
+    """float32 outside, a narrower format inside, as checkpoints of large models are wrapped."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)).to(dtype)
+        self.dtype = dtype
+
+    def forward(self, x):
+        return self.body(x.to(self.dtype)).float().mean((2, 3))
+
+
+def test_weights_of_half_precision_are_held_to_what_half_precision_loses(tmp_path):
+    torch.manual_seed(0)
+    net = Half(torch.float16).eval()
+    x = torch.randn(2, 3, 9, 11)
+    _, exported = climb(net, {"x": x}, tmp_path)
+    assert (exported.rung, exported.attempts) == ("dynamo", ())
+    found = run_onnx(exported.onnx, {"x": x.numpy()})["output"]
+    wide = net.double()
+    wide.dtype = torch.float64
+    expected = wide.body(x.double()).mean((2, 3)).detach().numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_format_without_kernels_is_named_with_the_way_out(tmp_path, dtype):
+    net = nn.Conv2d(3, 4, 3).to(dtype).eval()
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(ExportError, match=rf"It computes in {name}.*module.float\(\)"):
+        climb(net, {"x": torch.randn(2, 3, 9, 9).to(dtype)}, tmp_path)
+
+
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(4, 5, batch_first=True)
+
+    def forward(self, x, lengths):
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths + 1, batch_first=True)
+        return self.lstm(packed)[1][0][-1]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_packed_sequences_are_named_with_the_way_out(tmp_path, capfd):
+    feeds = {"x": torch.randn(2, 6, 4), "lengths": torch.tensor([5, 3])}
+    with pytest.raises(ExportError, match="padded batch as it is, and pick"):
+        climb(Packed().eval(), feeds, tmp_path)
+    assert capfd.readouterr() == ("", "")

@@ -100,6 +100,77 @@ def test_constants_among_the_outputs_are_left_out(tmp_path):
     np.testing.assert_allclose(z, x.numpy())
 
 
+class BiasedAttention(nn.Module):
+    """Attention with a trained bias of position, as T5 and Swin have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out, self.bias = nn.Linear(12, 36), nn.Linear(12, 5), nn.Embedding(7, 3)
+
+    def forward(self, x):
+        batch, length, _ = x.shape
+        parts = self.qkv(x).view(batch, length, 3, 3, 4).permute(2, 0, 3, 1, 4)
+        bias = self.bias(torch.arange(length)).T[None, :, None, :]
+        attended = nn.functional.scaled_dot_product_attention(*parts, attn_mask=bias)
+        return self.out(attended.transpose(1, 2).reshape(batch, length, 12))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_attention_with_a_trained_bias_is_exported(tmp_path, batch):
+    torch.manual_seed(1)
+    net = BiasedAttention().eval()
+    model = export(net, torch.randn(2, 7, 12), tmp_path)
+    x = torch.randn(batch, 7, 12)
+    (found,) = run(model, {"image": x})
+    expected = net.double()(x.double()).detach().numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+class ImagesOfBytes(nn.Module):
+    """A permutation puts channels last in memory, and convolutions keep them there."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, bias=False), nn.Linear(8, 5)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x):
+        return self.head(self.pool(self.conv(x.permute(0, 3, 1, 2))).flatten(1))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_pool_of_channels_last_is_a_mean_and_no_gather(tmp_path, batch):
+    torch.manual_seed(2)
+    net = ImagesOfBytes().eval()
+    model = export(net, torch.randn(2, 7, 9, 3), tmp_path)
+    kinds = [node.op_type for node in onnx.load(model.path).graph.node]
+    assert kinds == ["Transpose", "Conv", "ReduceMean", "Reshape", "Gemm"]
+    x = torch.randn(batch, 7, 9, 3)
+    (found,) = run(model, {"image": x})
+    expected = net.double()(x.double()).detach().numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_graph_of_a_refused_operator_does_not_reach_the_terminal(tmp_path, capfd):
+    class Spectrum(nn.Module):
+        def forward(self, x):
+            return torch.fft.rfft(x).abs()
+
+    with pytest.raises(ExportError, match="fft_rfft"):
+        torchscript_to_onnx(
+            Spectrum(),
+            {"x": torch.randn(2, 8)},
+            tmp_path / "m.onnx",
+            input_names=["x"],
+            output_names=["y"],
+            keyword=False,
+            dynamic_batch=True,
+            opset=20,
+        )
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("opset", [18, 21, 23])
 def test_other_opsets_are_written(tmp_path, fused, opset):
     net, program = fused

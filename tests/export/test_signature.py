@@ -192,6 +192,17 @@ def call(signature: CallSignature, module: nn.Module, **feeds: Tensor) -> dict[s
     return signature.call(module, feeds)
 
 
+class TakesBatch(nn.Module):
+    def forward(self, batch: Any) -> torch.Tensor:
+        return batch["image"] + batch["extra"]
+
+
+@pytest.mark.parametrize("names", [("image", "extra"), (None, None)])
+def test_a_forward_that_takes_all_in_one_is_to_be_wrapped(names: tuple[str | None, ...]) -> None:
+    with pytest.raises(ConfigError, match="takes a dict or a list of tensors, put the model into"):
+        name_inputs(TakesBatch(), names)
+
+
 @pytest.mark.parametrize("keyword", [False, True])
 def test_positional_and_keyword_calls_give_the_same(keyword: bool) -> None:
     module = Returning(lambda x, y: {"difference": x - y, "sum": (x + y,)})

@@ -11,9 +11,11 @@ from onnx import TensorProto, helper, numpy_helper
 from test_nets import Net, classifier, run, run_exactly, sqnr
 
 from export.artifacts import OnnxModel
-from export.errors import QuantizeError
+from export.errors import EngineError, QuantizeError
 from export.tensor_types import element_types
 from quantize.bf16 import Bf16Result, convert_bf16
+from quantize.fp16 import convert_fp16
+from quantize.half_rules import HALF_RULES, HalfRule
 from quantize.losses import measure_rounding
 from quantize.opset import raise_opset
 
@@ -120,3 +122,93 @@ def test_tensorrt_builds_it(tmp_path: Path, make) -> None:
     path = tmp_path / "bf16.engine"
     build_engine(result.model, path, options=BuildOptions(targets=("SM89",)))
     assert path.stat().st_size > 1000
+
+
+REFUSED_ALONE = ("ConvTranspose", "GlobalLpPool", "HardSwish", "LpNormalization", "LpPool", "Mish")
+
+
+def refused_net() -> Net:
+    """One of every operator that TensorRT has no bfloat16 engine of, between convolutions."""
+    net = Net(4, 8, 8)
+    x = net.op("HardSwish", net.conv("x", 4, 8, name="first"), name="HardSwish")
+    weight = net.random.normal(0, 0.2, (8, 4, 2, 2)).astype(np.float32)
+    x = net.op(
+        "ConvTranspose", x, net.constant("up_w", weight), strides=[2, 2], name="ConvTranspose"
+    )
+    x = net.op("Mish", net.conv(x, 4, 8, name="second"), name="Mish")
+    x = net.op("LpPool", x, kernel_shape=[2, 2], strides=[2, 2], name="LpPool")
+    x = net.op("LpNormalization", net.conv(x, 8, 8, name="third"), axis=1, name="LpNormalization")
+    x = net.conv(x, 8, 8, name="fourth")
+    net.op("Flatten", net.op("GlobalLpPool", x, name="GlobalLpPool"), name="last")
+    return net
+
+
+def test_what_tensorrt_has_no_bfloat16_engine_of_stays_in_float32(tmp_path: Path) -> None:
+    result = _convert(refused_net().save(tmp_path / "m.onnx", "last_out"))
+    kept = {skip.where: skip.reason for skip in result.kept_fp32}
+    assert set(kept) == set(REFUSED_ALONE)
+    for operator, reason in kept.items():
+        assert reason == f"TensorRT builds no {operator} in bfloat16"
+    types = element_types(onnx.load(result.model.path))
+    halves = [n.name for n in onnx.load(result.model.path).graph.node if n.op_type == "Conv"]
+    assert {types[f"{name}_out"] for name in halves} == {BFLOAT}
+
+
+def test_tensorrt_builds_such_a_net(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+    from export.tensorrt import BuildOptions, build_engine
+
+    options = BuildOptions(targets=("SM89",))
+    result = _convert(refused_net().save(tmp_path / "m.onnx", "last_out"))
+    path = tmp_path / "bf16.engine"
+    build_engine(result.model, path, options=options)
+    assert path.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("operator", REFUSED_ALONE)
+def test_what_the_table_names_is_refused_by_tensorrt_itself(
+    tmp_path: Path, operator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that an operator which a later version builds does not stay in the table."""
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+    from export.tensorrt import BuildOptions, build_engine
+
+    others = frozenset(REFUSED_ALONE) - {operator}
+    monkeypatch.setitem(HALF_RULES, "bf16", HalfRule(float32=others))  # type: ignore[misc]
+    result = _convert(refused_net().save(tmp_path / "m.onnx", "last_out"))
+    with pytest.raises(EngineError, match="TensorRT for RTX"):
+        build_engine(result.model, tmp_path / "m.engine", options=BuildOptions(targets=("SM89",)))
+
+
+def recurrent(folder: Path, kind: str, gates: int) -> OnnxModel:
+    """A recurrent layer along the second axis of [N, 5, 4]."""
+    net = Net(5, 4)
+    shapes = {"W": (1, gates * 8, 4), "R": (1, gates * 8, 8)}
+    weights = [
+        net.constant(name, net.random.normal(0, 0.2, shape).astype(np.float32))
+        for name, shape in shapes.items()
+    ]
+    turned = net.op("Transpose", "x", perm=[1, 0, 2])
+    states = net.op(kind, turned, *weights, hidden_size=8, name="memory")
+    rows = net.op("Transpose", states, perm=[2, 0, 1, 3])
+    last = net.op("Flatten", rows, name="last")
+    return net.save(folder / "m.onnx", last)
+
+
+def test_a_gru_is_refused_in_words_before_anything_is_built(tmp_path: Path) -> None:
+    model = recurrent(tmp_path, "GRU", 3)
+    with pytest.raises(QuantizeError, match=r"no GRU in bfloat16.*memory \(GRU\).*float16"):
+        convert_bf16(model, tmp_path / "bf16.onnx")
+    assert not (tmp_path / "bf16.onnx").exists()
+    assert convert_fp16(model, tmp_path / "fp16.onnx").kept_fp32 == ()
+
+
+def test_tensorrt_builds_what_takes_the_place_of_a_gru_in_bfloat16(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+    from export.tensorrt import BuildOptions, build_engine
+
+    options, path = BuildOptions(targets=("SM89",)), tmp_path / "m.engine"
+    lstm = convert_bf16(recurrent(tmp_path, "LSTM", 4), tmp_path / "bf16.onnx").model
+    assert build_engine(lstm, path, options=options).path.stat().st_size > 1000
+    gru = convert_fp16(recurrent(tmp_path, "GRU", 3), tmp_path / "fp16.onnx").model
+    assert build_engine(gru, path, options=options).path.stat().st_size > 1000

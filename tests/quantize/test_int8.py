@@ -333,3 +333,22 @@ def test_no_torch_is_needed() -> None:
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     )
     assert result.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_class_that_a_bias_of_minus_infinity_forbids_stays_forbidden(
+    tmp_path: Path, target: str
+) -> None:
+    net = Net(6)
+    x = net.op("Relu", net.gemm("x", 6, 8, name="first"))
+    result = net.gemm(x, 8, 5, name="head")
+    bias = next(item for item in net.constants if item.name == "head_b")
+    values = numpy_helper.to_array(bias).copy()
+    values[2] = -np.inf
+    bias.CopyFrom(numpy_helper.from_array(values, "head_b"))
+    model = net.save(tmp_path / "m.onnx", result)
+    path = _quantize(model, net, target).model.path
+    expected, found = run(model, net.feed(32))[0], run(path, net.feed(32))[0]
+    assert (found[:, 2] == -np.inf).all()
+    others = [0, 1, 3, 4]
+    assert sqnr(expected[:, others], found[:, others]) > 20

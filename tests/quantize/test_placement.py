@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
-from test_nets import Net, classifier
+from onnx import TensorProto, helper
+from test_nets import Net, classifier, run, sqnr
 
 from export.graph import GraphIndex, node_label
+from quantize.calibrate import calibrate
+from quantize.int8 import quantize_int8
 from quantize.placement import Placement, place
 from quantize.rules import RULES
 from quantize.scheme import PRESETS
@@ -203,3 +205,21 @@ def test_only_a_nearest_resize_moves_codes(tmp_path: Path, mode: str, moves: boo
     x = net.op("Resize", x, "", scales, mode=mode, name="resize")
     _, names = _place(net, tmp_path, "openvino", net.conv(x, 4, 4, name="c2"))
     assert ("resize" in names) == moves
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT32])
+def test_products_in_other_types_are_left(tmp_path: Path, kind: int) -> None:
+    """Attention under autocast stands between Casts; Q/DQ of float32 are no part of it."""
+    net = Net(4, 6)
+    weight = net.random.normal(0, 1, (6, 6)).astype(np.float32)
+    x = net.op("Cast", net.op("MatMul", "x", net.constant("w", weight), name="q"), to=kind)
+    y = net.op("MatMul", x, net.op("Transpose", x, perm=[0, 2, 1]), name="product")
+    y = net.op("MatMul", y, x, name="mixed")
+    y = net.op("Cast", y, to=TensorProto.FLOAT)
+    model = net.save(tmp_path / "m.onnx", net.op("MatMul", y, "w", name="out"))
+    placement = place(GraphIndex(onnx.load(model.path)), PRESETS["openvino"])
+    names = [GraphIndex(onnx.load(model.path)).nodes[n].name for n in sorted(placement.int8)]
+    assert names == ["q", "out"]
+    ranges = calibrate(model, [net.feed(8)], observer="auto")
+    path = quantize_int8(model, ranges, PRESETS["openvino"], tmp_path / "q.onnx").model.path
+    assert sqnr(run(model, net.feed(8))[0], run(path, net.feed(8))[0]) > 12

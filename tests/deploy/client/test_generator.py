@@ -45,32 +45,39 @@ def stalled(rate: float, seconds: float, at: int, stall: float) -> tuple[Any, An
     return least, most
 
 
-def test_a_stall_is_in_the_latencies_of_all_who_came_meanwhile() -> None:
-    with run_planted("--stall", 1.0, "--stall-at", 200) as url:
-        trace = run(url, rate=200.0, seconds=5.0, arrivals="fixed")
-    least, _ = stalled(200.0, 5.0, 200, 1.0)
+def measure_delays(trace: Trace, log: Path, stall: float) -> float:
+    """Seconds that the machine took from the generator, at worst, and from the server in all."""
+    return float(trace.lateness.max() + np.loadtxt(log).sum() - stall)
+
+
+def test_a_stall_is_in_the_latencies_of_all_who_came_meanwhile(tmp_path: Path) -> None:
+    with run_planted("--stall", 1.0, "--stall-at", 100, "--log", tmp_path / "log") as url:
+        trace = run(url, rate=100.0, seconds=5.0, arrivals="fixed")
+    least, _ = stalled(100.0, 5.0, 100, 1.0)
     assert np.percentile(least, 99) == pytest.approx(0.95, abs=0.01)  # a fifth of all waited
     assert trace.answered.all()
+    more = 0.4 + measure_delays(trace, tmp_path / "log", 1.0)
     for level in (50, 85, 90, 95, 99, 100):
         measured = np.percentile(trace.latencies, level)
-        assert np.percentile(least, level) <= measured < np.percentile(least, level) + 0.4, level
+        assert np.percentile(least, level) <= measured < np.percentile(least, level) + more, level
 
 
 def test_a_closed_loop_would_have_left_them_out() -> None:
-    with run_planted("--stall", 1.0, "--stall-at", 200, "--delay", 0.002) as url:
+    with run_planted("--stall", 1.0, "--stall-at", 50, "--delay", 0.002) as url:
         trace = run(url, concurrency=1, seconds=3.0)
     assert trace.latencies.max() > 1.0
     assert (trace.latencies > 0.5).sum() == 1  # one request of a caller who waits
-    assert np.percentile(trace.latencies, 99) < 0.5
+    assert np.percentile(trace.latencies, 95) < 0.5
 
 
-def test_with_few_connections_the_wait_for_one_is_in_the_latency() -> None:
-    with run_planted("--stall", 0.5, "--stall-at", 50) as url:
+def test_with_few_connections_the_wait_for_one_is_in_the_latency(tmp_path: Path) -> None:
+    with run_planted("--stall", 0.5, "--stall-at", 50, "--log", tmp_path / "log") as url:
         trace = run(url, rate=100.0, seconds=1.5, arrivals="fixed", connections=2)
     least, _ = stalled(100.0, 1.5, 50, 0.5)
+    more = 0.2 + measure_delays(trace, tmp_path / "log", 0.5)
     for level in (50, 75, 90, 99):
         measured = np.percentile(trace.latencies, level)
-        assert np.percentile(least, level) <= measured < np.percentile(least, level) + 0.2, level
+        assert np.percentile(least, level) <= measured < np.percentile(least, level) + more, level
 
 
 def test_every_request_is_made_at_its_time_or_later() -> None:
@@ -151,11 +158,12 @@ def test_failures_are_counted_by_kind_and_not_in_the_latencies() -> None:
 @pytest.mark.parametrize("how", ["said", "abruptly"])
 def test_a_server_that_closes_after_each_answer_loses_nothing(how: str) -> None:
     with run_planted("--close", how) as url:
-        opened = run(url, rate=200.0, seconds=0.5, connections=2)
+        opened = run(url, rate=200.0, seconds=0.5, arrivals="fixed", connections=2)
         closed = run(url, concurrency=2, seconds=0.3, connections=2)
+    assert len(opened.outcomes) == 100
     for trace in (opened, closed):
         assert set(trace.outcomes) == {200}
-        assert len(trace.outcomes) > 20
+        assert len(trace.outcomes) > 2  # more than there are connections
 
 
 def test_what_is_never_answered_is_given_up() -> None:
@@ -164,7 +172,7 @@ def test_what_is_never_answered_is_given_up() -> None:
         few = run(url, concurrency=1, seconds=0.2, connections=1, timeout=0.3)
     assert trace.outcomes == [TIMEOUT] * 10
     waited = np.array(trace.ended) - np.array(trace.intended)
-    assert ((waited > 0.39) & (waited < 1.5)).all()
+    assert (waited > 0.39).all()
     assert few.outcomes == [TIMEOUT]
 
 
@@ -182,9 +190,9 @@ def test_an_answer_in_single_bytes_is_one_answer() -> None:
 
 def test_a_server_that_is_not_there_refuses_every_request() -> None:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("127.0.0.1", 0))  # and does not listen, so that nobody else does
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    trace = run(url, rate=50.0, seconds=0.2, arrivals="fixed")
+        trace = run(url, rate=50.0, seconds=0.2, arrivals="fixed")
     assert trace.outcomes == [REFUSED] * 10
     assert len(trace.latencies) == 0
 

@@ -96,13 +96,13 @@ def test_a_model_name_cannot_lead_to_another_path() -> None:
 
 def test_a_server_that_is_not_there_is_said() -> None:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("127.0.0.1", 0))  # and does not listen, so that nobody else does
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    with (
-        open_server(url) as server,
-        pytest.raises(ServerError, match=r"cannot be reached.*running"),
-    ):
-        server.describe()
+        with (
+            open_server(url) as server,
+            pytest.raises(ServerError, match=r"cannot be reached.*running"),
+        ):
+            server.describe()
 
 
 def test_a_connection_that_the_server_closed_meanwhile_is_opened_again() -> None:

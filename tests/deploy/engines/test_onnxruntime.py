@@ -54,7 +54,9 @@ def test_a_file_that_is_no_model_is_an_engine_error(tmp_path: Path, content: byt
         open_engine(spec(path))
 
 
-def test_a_failure_inside_the_model_is_an_engine_error(tmp_path: Path) -> None:
+def test_a_failure_inside_the_model_is_an_engine_error(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     info = [
         helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4]),
         helper.make_tensor_value_info("shape", TensorProto.INT64, [2]),
@@ -71,6 +73,7 @@ def test_a_failure_inside_the_model_is_an_engine_error(tmp_path: Path) -> None:
         assert good["y"].shape == (4, 2)
         with pytest.raises(EngineError, match="failed on this input"):
             engine({"x": draw(2), "shape": np.array([3, 2])})
+    assert capfd.readouterr() == ("", "")  # a server's log is JSON, a line an event
 
 
 def test_a_wrong_input_is_said_before_the_backend_sees_it(tiny_onnx: Path) -> None:

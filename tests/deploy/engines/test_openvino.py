@@ -40,7 +40,10 @@ def test_axes_of_outputs_go_by_the_names_of_the_signature_where_that_is_given(
     turned.graph.output.append(columns)
     path = tiny_onnx.with_name("turned.onnx")
     onnx.save(turned, path)
-    given = (TensorSpec("columns", (3, "batch"), "float32"),)
+    given = (
+        TensorSpec("logits", ("batch", 3), "float32"),
+        TensorSpec("columns", (3, "batch"), "float32"),
+    )
     with open_engine(replace(spec(path), outputs=given)) as engine:
         assert [each.shape for each in engine.outputs] == [("batch", 3), (3, "batch")]
         answered = engine({"x": draw(5)})

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -46,6 +47,17 @@ def model(tmp_path: Path) -> Path:
         net[0].weight.copy_(torch.from_numpy(FIRST.T))
         net[2].weight.copy_(torch.from_numpy(SECOND.T))
     return save(net, tmp_path)
+
+
+def test_inputs_of_bfloat16_are_taken(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    net = nn.Linear(4, 3).bfloat16().eval()
+    x = torch.randn(5, 4).bfloat16()
+    inputs, output = replace(X, dtype="bfloat16"), replace(LOGITS, dtype="bfloat16")
+    opened = replace(spec(save(net, tmp_path), output), inputs=(inputs,))
+    with open_engine(opened) as engine, torch.no_grad():
+        got = engine({"x": x.float().numpy().astype(ml_dtypes.bfloat16)})
+        np.testing.assert_array_equal(got["logits"].astype(np.float32), net(x).float().numpy())
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 7, 64])

@@ -135,6 +135,8 @@ def test_a_file_of_others_is_left_alone_and_an_own_one_replaced(
     assert (tmp_path / "isvc.yaml").read_text() == "mine"
     with pytest.raises(BundleError, match="is a folder"):
         export_kserve(bundle, tmp_path, OWN)
+    with pytest.raises(BundleError, match=r"too long.* Choose another --output"):
+        export_kserve(bundle, tmp_path / ("a" * 300), OWN)
     for options in (OWN, TRITON):
         export_kserve(bundle, tmp_path / "own.yaml", options)
     assert "kserve-tritonserver" in (tmp_path / "own.yaml").read_text()

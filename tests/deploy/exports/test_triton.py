@@ -151,6 +151,13 @@ def test_an_interrupt_leaves_the_old_model_and_nothing_that_triton_would_load(
     assert os.listdir(repository.parent) == ["repo"]
 
 
+def test_a_place_that_cannot_be_looked_at_is_said(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"too long.* Choose another --output"):
+        export_triton(bundle, tmp_path / ("a" * 300))
+    with pytest.raises(BundleError, match=r"/ is no folder of a repository\. Choose another"):
+        export_triton(bundle, Path("/"))
+
+
 def test_versions_count_from_one(bundle: Bundle, repository: Path) -> None:
     with pytest.raises(ConfigError, match="--version 0: must be 1 or more"):
         export_triton(bundle, repository, version=0)

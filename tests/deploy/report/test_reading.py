@@ -29,7 +29,13 @@ def test_missing_file_names_the_path_and_what_to_pass(tmp_path: Path) -> None:
         read_report(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe\x00", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"{", b"", b"\xff\xfe\x00", b"[" * 100_000),
+        *(b"1" * 5000, b"NaN", b"[Infinity]", rb'["\ud800"]'),
+    ],
+)
 def test_invalid_json_is_refused(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     file.write_bytes(content)
@@ -63,6 +69,14 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "candidates[0]": lambda r: r.update(candidates=["torch"]),
     "candidates[1].parity.accuracy.drop": lambda r: r["candidates"][1]["parity"]["accuracy"].pop(
         "drop"
+    ),
+    "candidates[1].parity.gate": lambda r: r["candidates"][1]["parity"].update(gate=[None]),
+    "candidates[1].parity.batches_checked.0": lambda r: r["candidates"][1]["parity"].update(
+        batches_checked=["fp32"]
+    ),
+    "candidates[1].latency.p50_ms": lambda r: r["candidates"][1]["latency"].update(p50_ms=10**400),
+    "candidates[1].latency.p50_ci95": lambda r: r["candidates"][1]["latency"].update(
+        p50_ci95=[1.0, 10**400]
     ),
     "control.ratio": lambda r: r["control"].pop("ratio"),
     "winner": lambda r: r.update(winner="tvm-int8"),

@@ -12,7 +12,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
-WAIT_S = 15.0
+WAIT_S = 40.0
+"""Seconds after which spans that are waited for do not come any more."""
 
 
 class Collector(ThreadingHTTPServer):
@@ -61,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         data = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.speaks.wait(WAIT_S)
+        self.server.speaks.wait()
         if self.path != "/v1/traces":
             self.send_error(404)
             return

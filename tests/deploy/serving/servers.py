@@ -1,15 +1,17 @@
 """A real server process on loopback, and raw ways to talk to it."""
 
+import contextlib
 import http.client
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,10 @@ from deploy.manifest import read_manifest, write_manifest
 
 ROOT = Path(__file__).parents[3]
 WAIT_S = 40.0
+"""Seconds after which what is waited for does not come any more."""
+
+SILENCE_S = 20.0
+"""The same of a connection that should be answered or ended; less than servers allow by default."""
 
 
 class Server:
@@ -78,7 +84,7 @@ class Server:
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
         """One request on a connection of its own: status, headers, body."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=SILENCE_S)
         try:
             connection.request(method, path, body, headers or {})
             answer = connection.getresponse()
@@ -105,11 +111,30 @@ class Server:
         pairs = [line.rpartition(" ") for line in lines if not line.startswith("#")]
         return {name: float(value) for name, _, value in pairs}
 
-    def raw(self, data: bytes, *, timeout: float = 20.0) -> bytes:
-        """Everything that is answered to these bytes until the connection ends or is silent."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout) as connection:
-            connection.sendall(data)
-            return read_all(connection)
+    def pending(self, model: str) -> int:
+        """Requests that wait or run."""
+        labels = f'model="{model}",version="1"'
+        return int(self.metrics()[f"nv_inference_pending_request_count{{{labels}}}"])
+
+    def take_turns(self) -> None:
+        """Return when all that was sent to the server before this call has been read.
+
+        What is on a connection is read in the turn of the event loop after the one that accepts it,
+        and each of two answers takes a turn of its own.
+        """
+        for _ in range(2):
+            self.request("GET", "/v2/health/live")
+
+    def raw(self, data: bytes) -> bytes:
+        """Everything that is answered to these bytes until the server ends the connection."""
+        answered = b""
+        with socket.create_connection(("127.0.0.1", self.port), SILENCE_S) as connection:
+            with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+                connection.sendall(data)
+            with contextlib.suppress(ConnectionResetError):  # it did not want all that was sent
+                while chunk := connection.recv(65536):
+                    answered += chunk
+        return answered
 
     def stop(self) -> int:
         """SIGTERM, and the exit code."""
@@ -140,15 +165,17 @@ def write_slow_script(folder: Path, seconds: float) -> Path:
     """A ``deploy`` whose ONNX Runtime engines take so much longer, as `script` of a `Server`.
 
     Requests only, which run in threads of their own name or on the event loop; what a server runs
-    before it is ready happens elsewhere.
+    before it is ready happens elsewhere. See `holding`.
     """
     script = folder / "slow.py"
     script.write_text(
-        "import threading, time\n"
+        "import os, threading, time\n"
         "from deploy.engines.onnxruntime import OnnxRuntimeEngine\n"
         "run = OnnxRuntimeEngine._run\n"
         "def slowly(self, feeds):\n"
         "    if threading.current_thread().name.startswith(('engine-', 'MainThread')):\n"
+        f"        while os.path.exists({str(_place_of_hold(script))!r}):\n"
+        "            time.sleep(0.005)\n"
         f"        time.sleep({seconds})\n"
         "    return run(self, feeds)\n"
         "OnnxRuntimeEngine._run = slowly\n"
@@ -158,24 +185,51 @@ def write_slow_script(folder: Path, seconds: float) -> Path:
     return script
 
 
-def read_all(connection: socket.socket) -> bytes:
-    """What comes until the other side closes, or half a second passes without a byte."""
-    connection.settimeout(0.5)
-    data = b""
+@contextmanager
+def holding(script: Path) -> Iterator[None]:
+    """Within the block no run of an engine of that slow script goes on; those that come wait."""
+    held = _place_of_hold(script)
+    held.touch()
     try:
-        while chunk := connection.recv(65536):
-            data += chunk
-    except (TimeoutError, ConnectionResetError):
-        pass
+        yield
+    finally:
+        held.unlink()
+
+
+def _place_of_hold(script: Path) -> Path:
+    return script.with_name("held")
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Return once it holds; if it never does, that is an error."""
+    end = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < end, "it never came to hold"
+        time.sleep(0.01)
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    """What comes until the other side closes."""
+    connection.settimeout(SILENCE_S)
+    data = b""
+    while chunk := connection.recv(65536):
+        data += chunk
     return data
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody listens on.
+
+    None of those that the system gives to whoever asks for any, which might take it meanwhile; and
+    every process of the tests has some of its own.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 8
+    choice = random.SystemRandom()
+    while True:
+        port = 12_000 + 2_500 * worker + choice.randrange(2_500)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def rows(*values: list[float]) -> dict[str, Any]:

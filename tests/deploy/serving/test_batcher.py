@@ -38,11 +38,13 @@ class Doubler:
 
     def __init__(self) -> None:
         self.runs: list[list[float]] = []
+        self.entered = 0
         self.open = threading.Event()
         self.open.set()
 
     def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        assert self.open.wait(10)
+        self.entered += 1
+        assert self.open.wait(30)
         x = feeds["x"]
         self.runs.append(x[:, 0].tolist())
         return {"y": x * 2}
@@ -61,7 +63,7 @@ def rows_of(value: float, rows: int = 1, width: int = 2) -> dict[str, Array]:
 
 
 def run(scenario: Callable[[], Awaitable[Any]]) -> Any:
-    return asyncio.run(asyncio.wait_for(scenario(), 30))  # type: ignore[arg-type]
+    return asyncio.run(asyncio.wait_for(scenario(), 60))  # type: ignore[arg-type]
 
 
 async def started(
@@ -72,9 +74,10 @@ async def started(
     return batcher
 
 
-async def settle() -> None:
-    """Let threads and callbacks that have work to do it."""
-    await asyncio.sleep(0.03)
+async def until(holds: Callable[[], bool]) -> None:
+    """Let threads and callbacks work until it holds."""
+    while not holds():
+        await asyncio.sleep(0.001)
 
 
 def test_a_free_engine_is_used_at_once_whatever_the_delay() -> None:
@@ -131,7 +134,7 @@ def test_what_comes_while_the_engine_runs_shares_the_next_run() -> None:
 def test_a_part_of_a_run_waits_for_others_no_longer_than_it_may() -> None:
     async def scenario() -> None:
         engine = Doubler()
-        batcher = await started(engine, policy=BatchPolicy(max_batch=4, max_delay_s=0.2))
+        batcher = await started(engine, policy=BatchPolicy(max_batch=4, max_delay_s=0.5))
         begun = time.monotonic()
         with engine.held():
             first = batcher.submit(rows_of(0), 1)
@@ -140,7 +143,7 @@ def test_a_part_of_a_run_waits_for_others_no_longer_than_it_may() -> None:
         third = batcher.submit(rows_of(2), 1)  # the engine is free, but others wait
         await asyncio.gather(second, third)
         assert engine.runs == [[0], [1, 2]]
-        assert 0.15 < time.monotonic() - begun < 5
+        assert time.monotonic() - begun > 0.45
         await batcher.stop()
 
     run(scenario)
@@ -151,7 +154,7 @@ def test_several_instances_run_at_the_same_time() -> None:
         barrier = threading.Barrier(3)
 
         def meet(feeds: Mapping[str, Array]) -> dict[str, Array]:
-            barrier.wait(10)
+            barrier.wait(30)
             return {"y": feeds["x"]}
 
         batcher = await started(meet, meet, meet)
@@ -224,13 +227,12 @@ def test_what_is_cancelled_leaves_its_neighbours_alone() -> None:
             running = batcher.submit(rows_of(0), 1)
             futures = [batcher.submit(rows_of(value), 1) for value in range(1, 6)]
             futures[1].cancel()
-            await settle()
-            assert batcher.waiting == 4
-        await settle()
+            await until(lambda: batcher.waiting == 4)
+        await until(lambda: batcher.pending == 0)
         assert engine.runs == [[0], [1, 3, 4, 5]]
         with engine.held():
             batch = [batcher.submit(rows_of(value), 1) for value in (6, 7, 8)]
-            await settle()
+            await until(lambda: engine.entered == 3)
             batch[0].cancel()
         outputs = await asyncio.gather(*batch[1:], running)
         assert [a["y"][0, 0] for a in outputs] == [14, 16, 0]
@@ -356,7 +358,7 @@ def test_stopping_answers_what_was_taken_and_refuses_the_rest() -> None:
         with engine.held():
             futures = [batcher.submit(rows_of(value), 1) for value in range(6)]
             stopping = asyncio.ensure_future(batcher.stop())
-            await settle()
+            await asyncio.sleep(0)
             with pytest.raises(UnavailableError, match="shutting down"):
                 batcher.submit(rows_of(9), 1)
         answers = await asyncio.gather(*futures)
@@ -427,7 +429,7 @@ class Schedule:
         return "answered"
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 10**6),
     instances=st.integers(1, 3),

@@ -1,5 +1,6 @@
 """A new version takes over without a failed request, or not at all; strangers have no say in it."""
 
+import asyncio
 import json
 import shutil
 import stat
@@ -9,8 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from servers import Server, rows, serving, spoil_golden
+from servers import Server, rows, serving, spoil_golden, wait_until
 from tiny import Cli, answer
+
+from deploy.serving.control import Controller, send_command
+from deploy.serving.metrics import ServerStatistics
+from deploy.serving.options import ServeOptions
+from deploy.serving.repository import ModelRepository
+from export.errors import ConfigError
 
 
 @pytest.fixture
@@ -47,10 +54,11 @@ def test_a_new_version_takes_over_under_load(pristine: Path, control: Path, cli:
         for expected in ("2", "3", "4"):
             code, out, err = cli("ctl", "--control", control, "load", pristine)
             assert (code, json.loads(out)["version"]) == (0, expected), err
+        wait_until(lambda: all("4" in asker.versions[-1:] for asker in askers))
         for asker in askers:
             asker.ended.set()
         for asker in askers:
-            asker.join(20)
+            asker.join()
         assert {status for asker in askers for status in asker.statuses} == {200}
         for asker in askers:
             assert asker.versions == sorted(asker.versions)
@@ -94,6 +102,25 @@ def test_versions_side_by_side_and_unloaded(pristine: Path, control: Path, cli: 
 def test_where_no_server_answers(tmp_path: Path, cli: Cli) -> None:
     code, _, err = cli("ctl", "--control", tmp_path / "none.sock", "status")
     assert (code, "Start it with deploy serve --control" in err) == (2, True)
+
+
+def test_a_socket_that_another_server_has_is_left_to_it(control: Path) -> None:
+    """What a killed server left behind is taken over."""
+
+    async def scenario() -> None:
+        parts = (ModelRepository(), ServeOptions(), ServerStatistics())
+        first = await Controller(*parts).start(control)
+        with pytest.raises(ConfigError, match=r"another server has it\. Stop that one"):
+            await Controller(*parts).start(control)
+        reply = await asyncio.to_thread(send_command, control, {"command": "status"})
+        assert reply["models"] == []
+        first.close()
+        await first.wait_closed()
+        assert control.is_socket()
+        second = await Controller(*parts).start(control)
+        second.close()
+
+    asyncio.run(scenario())
 
 
 def test_tls_and_its_files(pristine: Path, tmp_path: Path, cli: Cli) -> None:

@@ -318,7 +318,7 @@ JSON = st.recursive(
 KEYS = ("name", "datatype", "shape", "data", "parameters")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     changes=st.dictionaries(st.sampled_from(KEYS), JSON, max_size=3),
     others=st.dictionaries(st.sampled_from(("id", "outputs", "parameters")), JSON, max_size=2),
@@ -332,3 +332,15 @@ def test_whatever_is_sent_is_read_or_a_400(
     except MalformedRequestError:
         return
     assert request.feeds["x"].shape == (request.rows, 4)
+
+
+@pytest.mark.parametrize("data", [[[1.0]], [[]], [[[1]]], []])
+def test_a_scalar_is_no_list_of_lists(data: Any) -> None:
+    spec = TensorSpec("x", (), "float32")
+    signature = make_signature([spec], [TensorSpec("y", (), "float32")])
+    assert decode(body(entry(shape=[], data=[2.5])), signature).feeds["x"] == 2.5
+    refuse(body(entry(shape=[], data=data)), "does not have the shape", signature)
+
+
+def test_more_outputs_than_there_are_are_refused_unread() -> None:
+    refuse(body(outputs=[{}] * 100_000), "100000 are asked for; the model gives: y")

@@ -14,7 +14,7 @@ from typing import Any
 import httptools
 import numpy as np
 import pytest
-from servers import Server, read_all, serving
+from servers import SILENCE_S, Server, serving, wait_until
 
 from deploy.serving.body import BodyReader
 from deploy.serving.direct import DirectRequest, DirectWay, render_head
@@ -227,7 +227,7 @@ def test_after_a_large_body_all_else_comes_through_too(echo: Server) -> None:
     large, lengths = raw(np.tile(X, (1, 40)), **BINARY)
     small = json.dumps(asking()).encode()
     given = {"authorization": "Bearer key"}
-    connection = http.client.HTTPConnection("127.0.0.1", echo.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", echo.port, timeout=SILENCE_S)
     answers = []
     for body, headers, chunked in (
         (large, lengths, False),
@@ -245,10 +245,10 @@ def test_after_a_large_body_all_else_comes_through_too(echo: Server) -> None:
 
 
 def test_a_body_that_comes_byte_by_byte(echo: Server) -> None:
-    with socket.create_connection(("127.0.0.1", echo.port), 10) as connection:
+    with socket.create_connection(("127.0.0.1", echo.port), SILENCE_S) as connection:
         for byte in render(json.dumps(asking()).encode()):
             connection.sendall(bytes([byte]))
-        assert read_all(connection).startswith(b"HTTP/1.1 200 OK\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 @pytest.mark.parametrize("sent", [0, 1, 70_000])
@@ -256,11 +256,11 @@ def test_a_body_that_never_ends_is_given_up_and_let_go(echo: Server, sent: int) 
     before = counts(echo)["deploy_connections_timed_out_total"]
     whole = render(b" " * 100_000)
     end = whole.index(b"\r\n\r\n") + 4 + sent
-    with socket.create_connection(("127.0.0.1", echo.port), 10) as connection:
+    begun = time.monotonic()
+    with socket.create_connection(("127.0.0.1", echo.port), SILENCE_S) as connection:
         connection.sendall(whole[:end])
-        begun = time.monotonic()
         assert connection.recv(100) == b""
-        assert 1 < time.monotonic() - begun < 6
+    assert time.monotonic() - begun > 1.9
     after = counts(echo)
     assert after["deploy_connections_timed_out_total"] == before + 1
     assert after["deploy_inflight_bytes"] == 0
@@ -268,11 +268,10 @@ def test_a_body_that_never_ends_is_given_up_and_let_go(echo: Server, sent: int) 
 
 def test_a_connection_that_ends_within_a_body_leaves_nothing_held(echo: Server) -> None:
     whole = render(b" " * 100_000)
-    with socket.create_connection(("127.0.0.1", echo.port), 10) as connection:
+    with socket.create_connection(("127.0.0.1", echo.port), SILENCE_S) as connection:
         connection.sendall(whole[:-1000])
-        time.sleep(0.2)
-    time.sleep(0.2)
-    assert counts(echo)["deploy_inflight_bytes"] == 0
+        wait_until(lambda: counts(echo)["deploy_inflight_bytes"] > 0)
+    wait_until(lambda: counts(echo)["deploy_inflight_bytes"] == 0)
 
 
 @pytest.mark.parametrize("status", [200, 400, 413, 500, 503, 504])

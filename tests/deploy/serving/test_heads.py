@@ -11,7 +11,7 @@ import httptools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from servers import serving
+from servers import SILENCE_S, serving
 from socketless import Service
 
 from deploy.serving.connections import LimitedProtocol
@@ -147,7 +147,7 @@ def streams(draw: st.DrawFn) -> list[bytes]:
     return [data[i:j] for i, j in zip([0, *cuts], [*cuts, len(data)], strict=True) if i < j]
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(reads=streams())
 def test_whatever_comes_is_answered_as_without_a_memory(
     service: Service, reads: list[bytes]
@@ -239,16 +239,15 @@ def test_an_idle_connection_is_kept_as_long_as_was_asked(identity_bundle: Path) 
     """One timer serves many requests; it counts from the last."""
     with (
         serving(identity_bundle, "--keep-alive", "2") as running,
-        socket.create_connection(("127.0.0.1", running.port), 10) as connection,
+        socket.create_connection(("127.0.0.1", running.port), SILENCE_S) as connection,
     ):
         for _ in range(8):  # longer in all than a connection may be idle
+            asked = time.monotonic()
             connection.sendall(render(ask(2.0)))
             assert receive(connection).startswith(b"HTTP/1.1 200 ")
             time.sleep(0.4)
-        asked = time.monotonic()
         assert connection.recv(1) == b""
-        waited = time.monotonic() - asked
-    assert 0.8 < waited < 10
+    assert time.monotonic() - asked > 1.9
 
 
 def receive(connection: Any) -> bytes:

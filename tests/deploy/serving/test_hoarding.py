@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 import psutil
 import pytest
-from servers import Server, serving
+from servers import SILENCE_S, Server, serving, wait_until
 
 pytestmark = pytest.mark.long
 ECHO = "/v2/models/echo/infer"
@@ -34,11 +34,25 @@ def _still_right(echo: Server) -> Iterator[None]:
     yield
     status, answered = echo.infer("echo", SMALL)
     assert (status, answered["outputs"][0]["data"]) == (200, [1.0, 2.0])
-    assert echo.metrics()["deploy_inflight_bytes"] == 0
+    wait_until(lambda: held(echo) == 0)
+
+
+def held(server: Server) -> float:
+    return server.metrics()["deploy_inflight_bytes"]
+
+
+def is_alone(server: Server) -> bool:
+    """Nobody is connected but the one who asks."""
+    return server.metrics()["deploy_connections"] == 1
 
 
 def resident_mib(server: Server) -> float:
     return float(psutil.Process(server.process.pid).memory_info().rss / MIB)
+
+
+def spent_s(server: Server) -> float:
+    """Seconds of a CPU that it has taken, whoever else took some meanwhile."""
+    return float(sum(psutil.Process(server.process.pid).cpu_times()[:2]))
 
 
 def make_raw(values: int) -> bytes:
@@ -65,16 +79,16 @@ def connect(server: Server, count: int = 1) -> Iterator[list[socket.socket]]:
         for _ in range(count):
             connection = stack.enter_context(socket.socket())
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            connection.settimeout(15)
+            connection.settimeout(SILENCE_S)
             connection.connect(("127.0.0.1", server.port))
             opened.append(connection)
         yield opened
-    time.sleep(0.3)
+    wait_until(lambda: is_alone(server))
 
 
 def send_until_cut_off(server: Server, beginning: bytes, more: bytes) -> int:
     """Bytes that could be sent before the server ended the connection; 64 MiB are the end."""
-    with socket.create_connection(("127.0.0.1", server.port), 15) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), SILENCE_S) as connection:
         connection.sendall(beginning)
         sent = 0
         try:
@@ -108,11 +122,9 @@ def test_a_head_without_end_is_cut_off(echo: Server, beginning: bytes, more: byt
 
 
 def test_a_head_that_is_too_long_is_told_so(echo: Server) -> None:
-    with socket.create_connection(("127.0.0.1", echo.port), 15) as connection:
-        connection.sendall(
-            b"GET /v2 HTTP/1.1\r\nX: " + b"a" * 60_000
-        )  # a first read is not counted
-        time.sleep(0.1)
+    with socket.create_connection(("127.0.0.1", echo.port), SILENCE_S) as connection:
+        connection.sendall(b"GET /v2 HTTP/1.1\r\nX: " + b"a" * 60_000)
+        echo.take_turns()  # a first read is not counted
         connection.sendall(b"a" * 70_000)
         answered = connection.recv(4096)
     assert answered.startswith(b"HTTP/1.1 431 ")
@@ -133,13 +145,12 @@ def test_a_long_head_within_the_limit_and_a_long_body_behind_it_are_read(echo: S
 )
 def test_json_of_many_small_parts_stops_nobody(echo: Server, part: bytes) -> None:
     """Thirty MiB of the smallest values would take seconds and a GiB."""
-    before = resident_mib(echo)
+    before, spent = resident_mib(echo), spent_s(echo)
     body = b'{"inputs":[' + part * (30 * MIB // len(part))
-    begun = time.monotonic()
     status, answered = echo.infer("echo", body)
     assert status == 400
     assert "too many parts" in answered["error"]
-    assert time.monotonic() - begun < 2
+    assert spent_s(echo) - spent < 2
     assert resident_mib(echo) - before < 300
 
 
@@ -167,18 +178,15 @@ def test_who_leaves_while_a_large_answer_is_written_leaves_nothing_behind(
     head = describe_raw(given)
     lines = f"Inference-Header-Content-Length: {len(head)}\r\n"
     lines += f"Content-Length: {len(head) + given.nbytes}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", echo.port), 15) as connection:
+    with socket.create_connection(("127.0.0.1", echo.port), SILENCE_S) as connection:
         connection.sendall(f"POST {ECHO} HTTP/1.1\r\nHost: a\r\n{lines}".encode() + head)
         connection.sendall(given.tobytes())
         time.sleep(after)
-    end = time.monotonic() + 10
-    while echo.metrics()["deploy_inflight_bytes"] or echo.metrics()["deploy_connections"] > 1:
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_until(lambda: held(echo) == 0 and is_alone(echo))
 
 
 def test_a_large_answer_as_json_keeps_nobody_waiting(echo: Server) -> None:
-    """Writing millions of numbers takes most of a second; health is told meanwhile."""
+    """Writing millions of numbers takes most of a second; health is told many times meanwhile."""
     given = np.random.default_rng(0).uniform(1, 2, 3 * MIB).astype(np.float32)
     head = describe_raw(given)
     answers: list[bytes] = []
@@ -188,16 +196,13 @@ def test_a_large_answer_as_json_keeps_nobody_waiting(echo: Server) -> None:
         answers.append(echo.request("POST", ECHO, head + given.tobytes(), headers)[2])
 
     asking = threading.Thread(target=ask)
-    begun = time.monotonic()
     asking.start()
-    slowest = 0.0
+    told = 0
     while asking.is_alive():
-        before = time.monotonic()
         assert echo.ask("/v2/health/live") == {"live": True}
-        slowest = max(slowest, time.monotonic() - before)
+        told += 1
         time.sleep(0.005)
-    took = time.monotonic() - begun
-    assert slowest < took / 3
+    assert told > 10
     first, second = json.loads(answers[0])["outputs"]
     np.testing.assert_array_equal(np.array(first["data"], np.float32), given)
     np.testing.assert_allclose(second["data"], np.log(given), rtol=1e-5, atol=1e-6)
@@ -207,40 +212,37 @@ def test_bodies_that_are_announced_and_do_not_come_count_as_held(echo: Server) -
     """Their memory is taken when they are announced, so that is when it is counted."""
     before = resident_mib(echo)
     head = f"POST {ECHO} HTTP/1.1\r\nHost: a\r\nContent-Length: {60 * MIB}\r\n\r\n".encode()
-    with connect(echo, 10) as held:
-        for connection in held:
+    with connect(echo, 10) as opened:
+        for connection in opened:
             connection.sendall(head + b"{")
-        time.sleep(0.5)
+        answers = [connection.recv(12) for connection in opened[1:]]
+        assert held(echo) == 60 * MIB
         assert resident_mib(echo) - before < 100
-        assert echo.metrics()["deploy_inflight_bytes"] == 60 * MIB
-        answers = [connection.recv(12) for connection in held[1:]]
     assert answers == [b"HTTP/1.1 503"] * 9
 
 
 def test_answers_that_nobody_takes_are_thrown_away_in_time(echo: Server) -> None:
     request = make_raw(4 * MIB)
-    with connect(echo, 4) as held:
-        for connection in held:
+    with connect(echo, 2) as opened:
+        for connection in opened:
             connection.sendall(request)
-        time.sleep(1.0)
-        assert echo.metrics()["deploy_inflight_bytes"] >= 48 * MIB
-        time.sleep(3.0)
-        metrics = echo.metrics()
-        assert metrics["deploy_connections"] == 1
-        assert metrics["deploy_inflight_bytes"] == 0
+        wait_until(lambda: held(echo) >= 24 * MIB)
+        wait_until(lambda: is_alone(echo) and held(echo) == 0)
 
 
 def test_answers_that_nobody_takes_count_as_held(echo: Server) -> None:
     """Else as many of them could lie in buffers as there are connections."""
     request = make_raw(4 * MIB)
     answers = []
-    with connect(echo, 8) as held:
-        for connection in held:
+    with connect(echo, 12) as opened:  # more than are needed where each takes a tenth of a second
+        for connection in opened:
             connection.sendall(request)
-            time.sleep(0.1)
             answers.append(connection.recv(12))
-    assert answers.count(b"HTTP/1.1 503") >= 3
-    assert b"HTTP/1.1 200" in answers
+            if answers[-1] == b"HTTP/1.1 503":
+                break
+    *held_back, last = answers
+    assert set(held_back) == {b"HTTP/1.1 200"}
+    assert last == b"HTTP/1.1 503"
 
 
 @pytest.mark.parametrize("last", [b"Connection: close\r\n", b""])
@@ -249,8 +251,7 @@ def test_small_answers_that_nobody_takes_hold_no_connection(echo: Server, last: 
     one = b"GET /metrics HTTP/1.1\r\nHost: a\r\n%s\r\n"
     with connect(echo) as [connection]:
         connection.sendall(one % b"" * 400 + one % last + b"GARBAGE\r\n\r\n")
-        time.sleep(4.5)
-        assert echo.metrics()["deploy_connections"] == 1
+        wait_until(lambda: is_alone(echo))
 
 
 def test_a_slow_reader_who_reads_gets_everything(echo: Server) -> None:
@@ -286,7 +287,7 @@ def test_requests_that_wait_behind_another_are_few(echo: Server) -> None:
     count = 20_000
     before = peak = resident_mib(echo)
     answered, rest = 0, b""
-    with socket.create_connection(("127.0.0.1", echo.port), 30) as connection:
+    with socket.create_connection(("127.0.0.1", echo.port), SILENCE_S) as connection:
         sender = threading.Thread(target=connection.sendall, args=(one * count,))
         sender.start()
         while answered < count:
@@ -306,10 +307,10 @@ def test_messages_over_grpc_count_as_held(echo: Server) -> None:
         grpc.insecure_channel(f"127.0.0.1:{echo.grpc_port}") as channel,
     ):
         infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-        connection.sendall(head + bytes(60 * MIB))
-        time.sleep(0.3)
+        connection.sendall(head + b"{")
+        wait_until(lambda: held(echo) == 61 * MIB)
         with pytest.raises(grpc.RpcError, match="holds as many bytes") as caught:
-            infer(bytes(30 * MIB), timeout=20)
+            infer(bytes(20 * MIB), timeout=SILENCE_S)
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
@@ -324,13 +325,20 @@ def test_watchers_of_health_leave_room_for_others(echo: Server) -> None:
         with pytest.raises(grpc.RpcError, match="no such message"):
             next(watch(b"\xff" * 50))
         live = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
-        assert live(b"", timeout=5) == b"\x08\x01"
+        assert live(b"", timeout=SILENCE_S) == b"\x08\x01"
         for stream in watching:
             stream.cancel()
-        time.sleep(1.0)
-        stream = watch(b"")
-        assert next(stream) == b"\x08\x01"
-        stream.cancel()
+
+        def is_watched() -> bool:
+            stream = watch(b"")
+            try:
+                return next(stream) == b"\x08\x01"
+            except grpc.RpcError:  # the others are not gone yet
+                return False
+            finally:
+                stream.cancel()
+
+        wait_until(is_watched)
 
 
 def test_calls_without_a_message_end_in_time(echo: Server) -> None:
@@ -338,20 +346,20 @@ def test_calls_without_a_message_end_in_time(echo: Server) -> None:
     silent = threading.Event()
 
     def never() -> Iterator[bytes]:
-        silent.wait(20)
+        silent.wait(SILENCE_S)
         yield from ()
 
     with grpc.insecure_channel(f"127.0.0.1:{echo.grpc_port}") as channel:
         infer = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
         begun = time.monotonic()
         call = infer.future(never())
-        error = call.exception(timeout=20)
+        error = call.exception(timeout=SILENCE_S)
         silent.set()
         assert error is not None
         assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-        assert 1 < time.monotonic() - begun < 6
+        assert time.monotonic() - begun > 1.9
         with pytest.raises(grpc.RpcError, match="has no message"):
-            infer(iter(()), timeout=20)
+            infer(iter(()), timeout=SILENCE_S)
 
 
 def test_what_is_encoded_in_transfer_is_refused(echo: Server) -> None:

@@ -1,5 +1,6 @@
 """What strangers send. The server answers with a 4xx or closes; it never answers 500 or falls."""
 
+import http.client
 import json
 import select
 import socket
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from servers import Server, rows, serving
+from servers import SILENCE_S, Server, rows, serving, wait_until
 
 INFER = "/v2/models/tiny/infer"
 GOOD = rows([1, 2, 3, 4])
@@ -117,23 +118,22 @@ def test_a_compressed_body_is_not_unpacked(server: Server, encoding: str) -> Non
 def test_a_connection_that_sends_no_request_in_time_is_closed(
     strict: Server, beginning: bytes
 ) -> None:
-    with socket.create_connection(("127.0.0.1", strict.port), 10) as connection:
+    begun = time.monotonic()
+    with socket.create_connection(("127.0.0.1", strict.port), SILENCE_S) as connection:
         connection.sendall(beginning)
-        begun = time.monotonic()
-        connection.settimeout(10)
         while connection.recv(65536):
             pass
-        assert 0.5 < time.monotonic() - begun < 5
+    assert time.monotonic() - begun > 0.9
 
 
 def test_a_request_a_byte_at_a_time_is_cut_off(strict: Server) -> None:
-    with socket.create_connection(("127.0.0.1", strict.port), 10) as connection:
-        begun = time.monotonic()
-        with pytest.raises((ConnectionResetError, BrokenPipeError)):  # noqa: PT012
-            for byte in b"POST /v2/models/tiny/infer HTTP/1.1\r\nX: " + b"a" * 10_000:
-                connection.sendall(bytes([byte]))
-                time.sleep(0.02)
-        assert time.monotonic() - begun < 6
+    with (  # noqa: PT012
+        socket.create_connection(("127.0.0.1", strict.port), SILENCE_S) as connection,
+        pytest.raises((ConnectionResetError, BrokenPipeError)),
+    ):
+        for byte in b"POST /v2/models/tiny/infer HTTP/1.1\r\nX: " + b"a" * 1000:
+            connection.sendall(bytes([byte]))
+            time.sleep(0.02)  # 20 s in all
 
 
 def test_a_thousand_idle_connections_stop_nobody(strict: Server) -> None:
@@ -147,15 +147,20 @@ def test_a_thousand_idle_connections_stop_nobody(strict: Server) -> None:
 
 def test_connections_beyond_those_allowed_are_closed(pristine: Any) -> None:
     with serving(pristine, "--max-connections", "20") as small:
-        held = [socket.create_connection(("127.0.0.1", small.port), 10) for _ in range(30)]
-        time.sleep(0.3)
-        ended, _, _ = select.select(held, [], [], 0)
-        assert len(ended) == 10
-        assert all(connection.recv(1) == b"" for connection in ended)
+        held = [socket.create_connection(("127.0.0.1", small.port), SILENCE_S) for _ in range(30)]
+        for connection in held[20:]:
+            assert connection.recv(1) == b""
+        assert select.select(held[:20], [], [], 0)[0] == []
         for connection in held:
             connection.close()
-        time.sleep(0.2)
-        assert small.infer("tiny", GOOD)[0] == 200
+
+        def is_answered() -> bool:
+            try:
+                return small.infer("tiny", GOOD)[0] == 200
+            except (OSError, http.client.HTTPException):  # the others are not gone yet
+                return False
+
+        wait_until(is_answered)
         assert small.metrics()["deploy_connections_turned_away_total"] >= 10
 
 

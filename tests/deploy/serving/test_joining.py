@@ -1,7 +1,6 @@
 """Requests share a run where that was seen to pay, and only there."""
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -74,14 +73,30 @@ def test_it_looks_again_and_changes_its_mind() -> None:
     assert gain.pays(ROWS)
 
 
-def serve(seconds: Callable[[int], float], policy: BatchPolicy) -> list[int]:
+class Clock:
+    """The time that runs are measured by; it stands still but for what the engine takes."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("deploy.serving.running.time", made)
+    return made
+
+
+def serve(clock: Clock, seconds: Callable[[int], float], policy: BatchPolicy) -> list[int]:
     """Rows of every run when four requests are made again and again, 40 times."""
     sizes: list[int] = []
 
     def engine(feeds: Mapping[str, Array]) -> dict[str, Array]:
         rows = len(feeds["x"])
         sizes.append(rows)
-        time.sleep(seconds(rows))
+        clock.now += seconds(rows)
         return {"y": feeds["x"]}
 
     async def scenario() -> None:
@@ -102,15 +117,15 @@ def grow(rows: int) -> float:
     return 0.001 * rows**2
 
 
-def test_an_engine_that_gains_nothing_comes_to_run_requests_alone() -> None:
-    sizes = serve(grow, BatchPolicy())
+def test_an_engine_that_gains_nothing_comes_to_run_requests_alone(clock: Clock) -> None:
+    sizes = serve(clock, grow, BatchPolicy())
     assert sizes[:2] == [1, 3]
     assert sizes[-40:].count(1) >= 36  # now and then it looks again
 
 
-def test_an_engine_that_gains_goes_on_sharing() -> None:
-    assert serve(lambda rows: 0.003, BatchPolicy())[-20:] == [1, 3] * 10
+def test_an_engine_that_gains_goes_on_sharing(clock: Clock) -> None:
+    assert serve(clock, lambda rows: 0.003, BatchPolicy())[-20:] == [1, 3] * 10
 
 
-def test_whoever_asked_for_delay_gets_shared_runs() -> None:
-    assert max(serve(grow, BatchPolicy(max_delay_s=0.002))[-20:]) > 1
+def test_whoever_asked_for_delay_gets_shared_runs(clock: Clock) -> None:
+    assert max(serve(clock, grow, BatchPolicy(max_delay_s=0.002))[-20:]) > 1

@@ -6,13 +6,23 @@ import shutil
 import signal
 import socket
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from servers import Server, free_port, rows, serving, spoil_golden, write_slow_script
+from servers import (
+    SILENCE_S,
+    WAIT_S,
+    Server,
+    free_port,
+    holding,
+    rows,
+    serving,
+    spoil_golden,
+    wait_until,
+    write_slow_script,
+)
 from tiny import Cli, answer
 
 
@@ -89,9 +99,13 @@ def test_metrics_and_health_on_a_port_of_their_own(pristine: Path) -> None:
 
 
 @pytest.fixture
-def slow(tmp_path: Path, pristine: Path) -> Any:
+def script(tmp_path: Path) -> Path:
+    return write_slow_script(tmp_path, 0.05)
+
+
+@pytest.fixture
+def slow(script: Path, pristine: Path) -> Any:
     """A server whose engine takes 50 ms, in a process that we start ourselves."""
-    script = write_slow_script(tmp_path, 0.05)
 
     def start(*arguments: object) -> Server:
         return Server(pristine, *arguments, script=script).wait_until_ready()
@@ -99,7 +113,7 @@ def slow(tmp_path: Path, pristine: Path) -> Any:
     return start
 
 
-def test_a_burst_on_a_short_queue_is_told_to_come_back(slow: Any) -> None:
+def test_a_burst_on_a_short_queue_is_told_to_come_back(slow: Any, script: Path) -> None:
     server = slow("--queue-rows", "2", "--max-batch", "1")
     try:
         outcomes: list[tuple[int, str | None]] = []
@@ -110,13 +124,14 @@ def test_a_burst_on_a_short_queue_is_told_to_come_back(slow: Any) -> None:
             outcomes.append((status, headers.get("retry-after")))
 
         threads = [threading.Thread(target=ask) for _ in range(40)]
-        for thread in threads:
-            thread.start()
+        with holding(script):
+            for thread in threads:
+                thread.start()
+            wait_until(lambda: len(outcomes) == 37)
         for thread in threads:
             thread.join()
         full = [retry for status, retry in outcomes if status == 503]
-        assert {status for status, _ in outcomes} == {200, 503}
-        assert len(full) >= 20
+        assert [status for status, _ in outcomes] == [503] * 37 + [200] * 3  # one ran, two waited
         assert all(retry is not None and int(retry) >= 1 for retry in full)
         series = 'nv_inference_request_failure{model="tiny",version="1",reason="REJECTED"}'
         assert server.metrics()[series] == len(full)
@@ -124,20 +139,21 @@ def test_a_burst_on_a_short_queue_is_told_to_come_back(slow: Any) -> None:
         server.stop()
 
 
-def test_what_takes_too_long_is_504_and_what_is_left_is_forgotten(slow: Any) -> None:
+def test_what_takes_too_long_is_504_and_what_is_left_is_forgotten(slow: Any, script: Path) -> None:
     server = slow("--max-batch", "1")
     try:
         content = rows([1, 2, 3, 4]) | {"parameters": {"timeout": 5000}}
         assert server.infer("tiny", content)[0] == 504
-        left = http.client.HTTPConnection("127.0.0.1", server.port)
-        left.request("POST", "/v2/models/tiny/infer", json.dumps(rows([1, 2, 3, 4])))
-        time.sleep(0.02)
-        left.close()
-        assert server.infer("tiny", rows([1, 2, 3, 4]))[0] == 200
-        metrics = server.metrics()
         series = 'nv_inference_request_failure{{model="tiny",version="1",reason="{}"}}'
-        assert metrics[series.format("TIMEOUT")] == 1
-        assert metrics[series.format("CANCELED")] == 1
+        wait_until(lambda: server.pending("tiny") == 0)
+        left = http.client.HTTPConnection("127.0.0.1", server.port)
+        with holding(script):
+            left.request("POST", "/v2/models/tiny/infer", json.dumps(rows([1, 2, 3, 4])))
+            wait_until(lambda: server.pending("tiny") == 1)
+            left.close()
+            wait_until(lambda: server.metrics()[series.format("CANCELED")] == 1)
+        assert server.infer("tiny", rows([1, 2, 3, 4]))[0] == 200
+        assert server.metrics()[series.format("TIMEOUT")] == 1
     finally:
         server.stop()
 
@@ -152,7 +168,7 @@ class Client(threading.Thread):
         self.lost: list[str] = []
 
     def run(self) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=SILENCE_S)
         while True:
             x = self.random.standard_normal((1, 4)).astype(np.float32)
             try:
@@ -178,35 +194,38 @@ class Client(threading.Thread):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_under_load_loses_nothing(pristine: Path, number: int) -> None:
-    server = Server(pristine, "--drain", "0.5").wait_until_ready()
+    server = Server(pristine, "--drain", "600").wait_until_ready()
     clients = [Client(server.port, seed) for seed in range(16)]
     try:
         for client in clients:
             client.start()
-        time.sleep(1.0)
+        wait_until(lambda: sum(client.answered for client in clients) > 100)
         server.process.send_signal(number)
         server.wait_for("draining")
         assert server.request("GET", "/v2/health/ready")[0] == 503
         assert server.ask("/v2/health/live") == {"live": True}
+        server.process.send_signal(number)  # a second one ends the wait
         for client in clients:
-            client.join(20)
+            client.join(WAIT_S)
     finally:
         assert server.stop() == 0
     assert [client.lost for client in clients] == [[]] * 16
-    assert sum(client.answered for client in clients) > 100
     server.wait_for("stopped")
 
 
-def test_what_was_accepted_is_answered_however_long_it_takes(slow: Any) -> None:
+def test_what_was_accepted_is_answered_however_long_it_takes(slow: Any, script: Path) -> None:
     server = slow("--max-batch", "1", "--drain", "0")
     outcomes: list[int] = []
     threads = [
         threading.Thread(target=lambda: outcomes.append(server.infer("tiny", rows([1] * 4))[0]))
         for _ in range(15)
     ]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.15)
+    with holding(script):
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: server.pending("tiny") == 15)
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for("draining")
     assert server.stop() == 0
     for thread in threads:
         thread.join()

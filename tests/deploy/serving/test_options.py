@@ -64,6 +64,8 @@ def test_truths_from_every_place(tmp_path: Path) -> None:
         ("port = true", "port must be int, not True"),
         ("trust = [1]", "must be a list of names"),
         ("port = ", "is not valid TOML"),
+        (f"x = {'[' * 5000}{']' * 5000}", "is not valid TOML"),
+        (f"timeout = 1{'0' * 400}", "timeout must be a number below 1e308"),
     ],
 )
 def test_a_wrong_file_says_where_and_what(tmp_path: Path, content: str, message: str) -> None:
@@ -88,6 +90,9 @@ def test_a_wrong_file_says_where_and_what(tmp_path: Path, content: str, message:
         ("nonfinite", "ignore"),
         ("tls_cert", "only.pem"),
         ("token", "\u00e9"),
+        ("token", "secret\n"),
+        ("host", ""),
+        ("host", " "),
     ],
 )
 def test_values_that_cannot_be_used(name: str, value: Any) -> None:
@@ -100,6 +105,17 @@ def test_wrong_variables_are_named(tmp_path: Path) -> None:
         gather(tmp_path, DEPLOY_SERVE_PORT="x")
     with pytest.raises(ConfigError, match=r"no such option\. Did you mean DEPLOY_SERVE_PORT\?"):
         gather(tmp_path, DEPLOY_SERVE_PROT="1")
+
+
+def test_a_token_that_was_to_be_filled_in_is_not_taken_for_none(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"token that is given is empty.* unset DEPLOY_SERVE_TOKEN"
+    ):
+        gather(tmp_path, DEPLOY_SERVE_TOKEN="")
+    with pytest.raises(ConfigError, match="token that is given is empty"):
+        gather(tmp_path, {"token": ""}, DEPLOY_SERVE_TOKEN="secret")
+    assert gather(tmp_path, {"token": "flag"}, DEPLOY_SERVE_TOKEN="").token == "flag"
+    assert gather(tmp_path).token == ""
 
 
 def test_the_token_is_not_shown() -> None:

@@ -51,6 +51,11 @@ def test_a_token_is_never_written(pristine: Path, tmp_path: Path) -> None:
     assert "hunter2" not in path.read_text(encoding="utf-8")
 
 
+def test_a_file_that_cannot_be_written_is_said(pristine: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--ray-config .* cannot be written: No such file"):
+        write_config(tmp_path / "missing" / "serve.yaml", [pristine], ServeOptions())
+
+
 def test_the_command_writes_it_and_starts_nothing(pristine: Path, tmp_path: Path, cli: Cli) -> None:
     target = tmp_path / "serve.yaml"
     code, out, _ = cli("serve", pristine, "--ray-config", target, "--max-replicas", 2)

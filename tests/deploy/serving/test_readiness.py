@@ -9,9 +9,11 @@ from servers import Server, rows, serving, spoil_golden
 from tiny import Lean, answer, draw, fill_stage
 
 from deploy.bundle import read_bundle
+from deploy.manifest import read_manifest, write_manifest
 from deploy.serving.options import ServeOptions
 from deploy.serving.readiness import open_verified, rank_engines
 from deploy.staging import stage_bundle
+from export.artifacts import TensorSpec
 from export.errors import BundleError, EngineError, GateError
 
 OPTIONS = ServeOptions(threads=1)
@@ -43,6 +45,31 @@ def test_an_engine_that_answers_otherwise_than_recorded_is_refused(
     spoil_golden(bundle_path, factor)
     with pytest.raises(GateError, match="does not repeat the answers recorded"):
         open_verified(read_bundle(bundle_path), OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("what", "spec"),
+    [
+        ("inputs", TensorSpec("x", ("batch", 5), "float32")),
+        ("inputs", TensorSpec("x", ("batch", "n", 1), "float32")),
+        ("inputs", TensorSpec("x", ("batch", 4), "int64")),
+        ("inputs", TensorSpec("pixels", ("batch", 4), "float32")),
+        ("outputs", TensorSpec("logits", ("batch", 3), "float64")),
+        ("outputs", TensorSpec("scores", ("batch", 3), "float32")),
+        ("outputs", TensorSpec("logits", ("batch",), "float32")),
+    ],
+    ids=str,
+)
+def test_a_manifest_that_says_otherwise_than_the_engine_is_refused(
+    bundle_path: Path, what: str, spec: TensorSpec
+) -> None:
+    """Clients are told what the manifest says; each of their requests would fail."""
+    values = dict(vars(read_manifest(bundle_path)))
+    (bundle_path / "manifest.json").unlink()
+    values.pop("files")
+    write_manifest(bundle_path, **{**values, what: (spec,)})
+    with pytest.raises(BundleError, match=f"its manifest and its engine differ in their {what}"):
+        open_verified(read_bundle(bundle_path), ServeOptions(threads=1))
 
 
 def test_openvino_has_as_many_programs_as_it_keeps(pristine: Path) -> None:

@@ -8,7 +8,8 @@ from deploy.bundle import read_bundle
 from deploy.serving.errors import UnknownModelError
 from deploy.serving.model import ServedModel
 from deploy.serving.options import ServeOptions
-from deploy.serving.repository import ModelRepository
+from deploy.serving.repository import ModelRepository, find_bundles
+from export.errors import BundleError
 
 
 def serve(path: Path, names: list[str], versions: tuple[str, ...] = ("1",)) -> ModelRepository:
@@ -24,6 +25,11 @@ def refuse(repository: ModelRepository, name: str, version: str = "") -> str:
     with pytest.raises(UnknownModelError) as raised:
         repository.get(name, version)
     return str(raised.value)
+
+
+def test_a_path_that_cannot_be_looked_at_is_said(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"cannot be read: .*too long"):
+        find_bundles([tmp_path / ("a" * 300)])
 
 
 def test_a_refusal_names_the_models_that_there_are(pristine: Path) -> None:

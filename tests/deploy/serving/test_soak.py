@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc as triton
-from servers import Server, read_all, serving
+from servers import Server, serving
 from tiny import answer
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
@@ -90,6 +90,18 @@ def valid_grpc(server: Server, seed: int, stack: ExitStack) -> Callable[[], None
         np.testing.assert_allclose(got, answer(x), rtol=1e-4, atol=1e-4)
 
     return act
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """What comes until the other side closes, or half a second passes without a byte."""
+    connection.settimeout(0.5)
+    data = b""
+    try:
+        while chunk := connection.recv(65536):
+            data += chunk
+    except (TimeoutError, ConnectionResetError):
+        pass
+    return data
 
 
 def hostile_http(server: Server, seed: int) -> Callable[[], None]:

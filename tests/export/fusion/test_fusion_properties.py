@@ -51,7 +51,6 @@ BORDERS = {"pad", "constant_pad_nd"}
 OPTIONS = settings(
     max_examples=10,
     database=None,
-    deadline=None,
     report_multiple_bugs=False,
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -19,6 +19,7 @@ from export.errors import ConfigError, DeployError, EngineError
 from export.gpu import read_gpu
 from export.onnx import to_onnx
 from export.progress import Progress
+from quantize.fp16 import convert_fp16
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is in the rtx extra")
 
@@ -128,6 +129,30 @@ def test_a_workspace_that_is_too_small_is_said(small: OnnxModel, tmp_path: Path)
     options = BuildOptions(targets=("SM89",), workspace=2**20)
     with pytest.raises(EngineError, match=r"cannot build model.onnx.*workspace"):
         build_engine(small, tmp_path / "m.engine", options=options)
+
+
+class Recurrent(nn.Module):
+    """An LSTM along the second axis; [N, 5, 4] to [5, N, 8]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = nn.LSTM(4, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Its states."""
+        return self.memory(x.transpose(0, 1))[0]
+
+
+def test_a_recurrent_layer_in_float32_beside_16_bits_is_named_where_the_builder_fails(
+    tmp_path: Path,
+) -> None:
+    model = export(Recurrent().eval(), torch.randn(2, 5, 4), tmp_path / "model.onnx")
+    loops = [n.name for n in onnx.load(model.path).graph.node if n.op_type == "LSTM"]
+    half = convert_fp16(model, tmp_path / "half.onnx", keep_fp32=loops).model
+    with pytest.raises(EngineError, match=r"stay in float32 .* here memory: take TF32"):
+        build_engine(half, tmp_path / "m.engine", options=ADA)
+    whole = convert_fp16(model, tmp_path / "whole.onnx").model
+    assert build_engine(whole, tmp_path / "m.engine", options=ADA).path.stat().st_size > 1000
 
 
 def test_progress_comes_from_the_builder_and_never_falls(small: OnnxModel, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy.stats import entropy as kullback_leibler
 
 from quantize.observers.entropy import measure_divergence, minimize_divergence
 from quantize.observers.statistic import TensorStatistic
@@ -13,6 +12,8 @@ from quantize.summaries import summarize
 
 def _literal(counts: np.ndarray, first: int, last: int, levels: int) -> float:
     """KL of the bins [first, last) as the slides have it."""
+    from scipy.stats import entropy as kullback_leibler
+
     reference = counts[first:last].astype(np.float64)
     inside = reference.copy()
     reference[0] += counts[:first].sum()

@@ -236,3 +236,49 @@ def test_wrong_use_says_so(tmp_path: Path) -> None:
         RecoverySettings(weight_bits=9)
     with pytest.raises(ConfigError, match="must be at least 1"):
         RecoverySettings(samples=0)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_product_of_a_lone_row_has_patches(tmp_path: Path, target: str) -> None:
+    """What is the same for all samples has no axis of them, such as an embedding of time."""
+    net = Net(6)
+    small, large = (net.random.normal(0, 1, (6, 8)).astype(np.float32) for _ in range(2))
+    mean = net.op("ReduceMean", "x", net.constant("axes", np.array([0])), keepdims=0)
+    row = net.op("MatMul", mean, net.constant("small", small), name="row")
+    rows = net.op("MatMul", "x", net.constant("large", large), name="rows")
+    model = net.save(tmp_path / "m.onnx", net.op("Add", rows, row))
+    ranges = calibrate(model, Batches(net, 3)())
+    chosen = recover(model, ranges, PRESETS[target], Batches(net, 3))
+    assert {"row", "rows"} <= set(chosen.layers)
+    assert _sqnr(model, ranges, PRESETS[target], chosen) > 30
+
+
+def detector(net: Net, folder: Path) -> OnnxModel:
+    """A head that only rows whose first value is positive reach, and one for all."""
+    ends = [net.constant(name, np.array([n])) for n, name in enumerate(("zero", "one"))]
+    first = net.op("Squeeze", net.op("Slice", "x", *ends, ends[1]), ends[1])
+    found = net.op("NonZero", net.op("Greater", first, net.constant("least", np.float32(0))))
+    rows = net.op("GatherND", "x", net.op("Transpose", found))
+    heads = (net.random.normal(0, 1, (6, 8)).astype(np.float32) for _ in range(2))
+    names = ("all", "some")
+    weights = [net.constant(f"{n}_w", w) for n, w in zip(names, heads, strict=True)]
+    outputs = [
+        net.op("MatMul", x, w, name=n) for x, w, n in zip(("x", rows), weights, names, strict=True)
+    ]
+    return net.save(folder / "m.onnx", *outputs)
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_batches_in_which_nothing_is_found_are_passed_over(tmp_path: Path, reached: bool) -> None:
+    net = Net(6)
+    model = detector(net, tmp_path)
+    some, none = net.feed(16), {"x": -np.abs(net.feed(16)["x"])}
+    ranges = calibrate(model, [some, none, some])
+    batches = [none, some] if reached else [none, none]
+    chosen = recover(model, ranges, ORT, lambda: iter(batches))
+    assert ("some" in chosen.layers) is reached
+    assert "all" in chosen.layers
+    assert [skip.where for skip in chosen.skipped if skip.what == "recover"] == (
+        [] if reached else ["some"]
+    )
+    _sqnr(model, ranges, ORT, chosen)

@@ -3,6 +3,7 @@
 Oracle: the labels of held-out images, by ONNX Runtime's own run of the files.
 """
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +39,10 @@ from quantize.recover.equalization import equalize
 from quantize.recover.recovery import RecoverySettings, recover
 from quantize.scheme import NARROW, PRESETS, QuantScheme
 
-pytest.importorskip("sklearn", reason="the nets are trained on scikit-learn's digits")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("sklearn") is None,
+    reason="the nets are trained on scikit-learn's digits",
+)
 
 LEVELS = NARROW if saturates_int8() else 127
 """As the CPU has it: where its kernels saturate, eight bits lose what no recovery gives back."""

@@ -1,0 +1,42 @@
+"""A program in the form that the ONNX exporter does well with, before it is given to it."""
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+
+from export.fusion.draft import Draft, read_argument
+
+aten = torch.ops.aten
+
+_POOLS = frozenset({aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default})
+
+
+def prepare_program(program: ExportedProgram) -> ExportedProgram:
+    """`program` itself, or a copy of it with what the exporter does not do well in another form.
+
+    Numbers and strings among the results become None: the exporter takes no others. A pool to one
+    value a channel becomes a mean: of a value in channels_last the exporter makes a gather out of
+    the strides of the result, which is of no use where there are no strides.
+    """
+    (output,) = (node for node in program.graph.nodes if node.op == "output")
+    constants = any(not isinstance(v, fx.Node) and v is not None for v in output.args[0])
+    if not constants and not any(_pools_all(node) for node in program.graph.nodes):
+        return program
+    draft = Draft(program)
+    if constants:
+        draft.drop_constant_outputs()
+    for node in [node for node in draft.graph.nodes if _pools_all(node)]:
+        rank = len(read_argument(node, "output_size"))
+        with draft.graph.inserting_before(node):
+            axes = list(range(-rank, 0))
+            mean = draft.graph.call_function(
+                aten.mean.dim, (read_argument(node, "self"), axes, True)
+            )
+        mean.meta = dict(node.meta)
+        draft.erase(node, mean)
+    return draft.finish()
+
+
+def _pools_all(node: fx.Node) -> bool:
+    """Whether each channel becomes one value."""
+    return node.target in _POOLS and set(read_argument(node, "output_size")) == {1}

@@ -1,0 +1,46 @@
+"""Upsampling by a whole factor as upsampling to a size, while a model is captured."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+_NAMES = ("input", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor")
+
+
+class WholeScales(TorchFunctionMode):
+    """Has ``interpolate(x, scale_factor=2)`` called with ``size=2 * x.shape`` instead.
+
+    torch.export computes the size as ``trunc(2.0 * float(size))``, of which it does not know that
+    it is twice the size; a U-Net that joins the result with what was not halved, or a network for
+    super-resolution, then takes no other size than the captured one. Both calls return the same:
+    a whole factor is the ratio of the sizes.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """What torch calls in place of every function of its own."""
+        given = dict(kwargs or {})
+        if func is functional.interpolate and len(args) <= len(_NAMES):
+            args, given = (), _name_size({**dict(zip(_NAMES, args, strict=False)), **given})
+        return func(*args, **given)
+
+
+def _name_size(given: dict[str, Any]) -> dict[str, Any]:
+    """The same call of ``interpolate`` with a size, where its factors are whole."""
+    factors, value = given.get("scale_factor"), given.get("input")
+    if factors is None or given.get("size") is not None or not isinstance(value, Tensor):
+        return given
+    sizes = value.shape[2:]
+    factors = [factors] * len(sizes) if isinstance(factors, (int, float)) else list(factors)
+    if len(factors) != len(sizes) or any(float(factor) != int(factor) for factor in factors):
+        return given
+    whole = [size * int(factor) for size, factor in zip(sizes, factors, strict=True)]
+    return {**given, "size": whole, "scale_factor": None, "recompute_scale_factor": None}
