@@ -98,8 +98,11 @@ def _bench_engines(target: Path, config: Any, substitution: Any) -> None:
     print_latency(found, make_console())
     for note in found.notes:
         click.echo(note)
+    reasons: dict[str, list[str]] = {}
     for name, error in found.not_run.items():
-        click.echo(f"{name}: not run: {explain_error(error, sys.argv[1:])}")
+        reasons.setdefault(explain_error(error, sys.argv[1:]), []).append(name)
+    for reason, names in reasons.items():
+        click.echo(f"{', '.join(names)}: not run: {reason}")
 
 
 @click.command(epilog=EPILOG)

@@ -168,16 +168,16 @@ def _golden_cell(result: Verification) -> str:
 
 
 def _times(latency: EngineLatency) -> tuple[str, ...]:
-    return (
-        _with_interval(f"{latency.p50 * 1e3:.3f}", [end * 1e3 for end in latency.p50_ci95], 3),
-        f"{latency.p90 * 1e3:.3f}",
-        "-" if latency.p99 is None else f"{latency.p99 * 1e3:.3f}",
-        _with_interval(f"{latency.speedup:.2f}x", latency.speedup_ci95, 2),
+    p50, p90, p99 = (
+        UNKNOWN if value is None else format_number(value * 1e3)
+        for value in (latency.p50, latency.p90, latency.p99)
     )
-
-
-def _with_interval(value: str, interval: Sequence[float], digits: int) -> str:
-    return f"{value}\n{interval[0]:.{digits}f}-{interval[1]:.{digits}f}"
+    interval = format_interval([end * 1e3 for end in latency.p50_ci95], format_number)
+    ratio = f"{format_ratio(latency.speedup)}x"
+    low, high = latency.speedup_ci95
+    if low != high:  # the baseline over itself has none
+        ratio += f"\n{format_interval((low, high), format_ratio)}"
+    return f"{p50}\n{interval}", p90, p99, ratio
 
 
 def _finish_cells(result: CandidateResult) -> tuple[str, str, str]:

@@ -1,0 +1,37 @@
+"""Tables of the commands other than build: small times keep their digits."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+from rich.console import Console
+
+from deploy.bench import Bench
+from deploy.latency import EngineLatency, LatencyReport
+from deploy.report.tables import print_latency
+
+FAST = EngineLatency(
+    samples=1000,
+    first=1e-3,
+    p50=4.56e-6,
+    p50_ci95=(4.51e-6, 4.61e-6),
+    p90=5.5e-6,
+    p90_ci95=(5e-6, 6e-6),
+    p99=None,
+    p99_ci95=None,
+    speedup=3.0,
+    speedup_ci95=(2.9, 3.1),
+    block_medians=np.ones((2, 2)),
+)
+
+
+def test_microseconds_keep_three_digits_and_the_baseline_has_no_interval_over_itself() -> None:
+    slow = replace(FAST, p50=0.0123, p50_ci95=(0.012, 0.0125), speedup=1.0, speedup_ci95=(1.0, 1.0))
+    engines = {"onnxruntime-fp32": slow, "openvino-int8": FAST}
+    report = LatencyReport(engines, {}, 1.0, (0.99, 1.01), 10, 2, 1.0)
+    stream = io.StringIO()
+    print_latency(Bench("onnxruntime-fp32", report, {}), Console(file=stream, width=80))
+    text = stream.getvalue()
+    for shown in ("0.00456", "0.00451-0.00461", "0.00550", "3.00x", "2.90-3.10", "12.3", "1.00x"):
+        assert shown in text
+    assert "1.00-1.00" not in text
