@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from deploy.bundle import FALLBACK, GOLDEN, Bundle
+from deploy.bundle import FALLBACK, Bundle
 from deploy.config import BuildConfig
 from deploy.engines.base import Array, EngineSpec, Feeds
 from deploy.gates import MIN_SQNR_DB
-from deploy.golden import read_golden
 from deploy.int8_again import quantize_again
 from deploy.machine import usable_cores
 from deploy.output_parity import decibels
@@ -189,7 +188,7 @@ def _open_samples(bundle: Bundle, config: BuildConfig) -> tuple[list[Feeds], str
     """Batches, and what they are in words."""
     static = bundle.manifest.inputs[0].shape[0]
     if config.data is None:
-        golden = read_golden(bundle.path / GOLDEN)
+        golden = bundle.golden()
         rows = len(next(iter(golden.inputs.values())))
         return [golden.inputs], f"the {rows} golden samples of the bundle, which are made up"
     dataset = open_evaluation(bundle, config.data, config)

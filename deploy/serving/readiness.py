@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from deploy.bundle import FALLBACK, GOLDEN, Bundle
+from deploy.bundle import FALLBACK, Bundle
 from deploy.engines import Array, Engine, Feeds, open_engine
-from deploy.golden import Golden, find_mismatch, read_golden
+from deploy.golden import Golden, find_mismatch
 from deploy.machine import usable_cores
 from deploy.serving.guards import find_nonfinite
 from deploy.serving.options import ServeOptions
@@ -76,11 +76,11 @@ def open_verified(bundle: Bundle, options: ServeOptions) -> OpenedModel:
     Raises:
         GateError: it does not repeat its recorded answers here.
         BundleError: the bundle lacks golden answers, has a type that the protocol has not, or says
-            otherwise of its tensors than its engine.
+            otherwise of its tensors than its golden inputs or its engine.
         EngineError, MissingExtraError: no engine of it can be opened.
     """
     signature = make_signature(bundle.manifest.inputs, bundle.manifest.outputs)
-    golden = read_golden(bundle.path / GOLDEN)
+    golden = bundle.golden()
     with contextlib.ExitStack() as stack:
         first = _open_first(bundle, options, stack)
         name, engines = first.name, first.engines
@@ -96,7 +96,7 @@ def open_verified(bundle: Bundle, options: ServeOptions) -> OpenedModel:
                     f"{name} does not repeat the answers recorded when it was built: {mismatch}. "
                     "This machine computes something else; build the bundle here again."
                 )
-        _check_signature(bundle, signature, golden.inputs, answered)
+        _check_outputs(bundle, signature, answered)
         notes = [] if first.note is None else [first.note]
         difference = None
         if signature.batched:
@@ -177,20 +177,15 @@ def _open_first(bundle: Bundle, options: ServeOptions, stack: contextlib.ExitSta
     raise first or EngineError(f"{bundle.path} has no engine that runs here.")
 
 
-def _check_signature(
-    bundle: Bundle, signature: ModelSignature, given: Feeds, answered: Feeds
-) -> None:
-    """Hold what the manifest says of tensors, which clients are told, against those of a run."""
-    for what, told, seen in (
-        ("inputs", signature.inputs, given),
-        ("outputs", signature.outputs, answered),
-    ):
-        for name in sorted(told.keys() | seen.keys()):
-            if name not in told or name not in seen or not _agrees(told[name], seen[name]):
-                raise BundleError(
-                    f"{bundle.path}: its manifest and its engine differ in their {what}, in "
-                    f"{name!r}. Build the bundle again."
-                )
+def _check_outputs(bundle: Bundle, signature: ModelSignature, answered: Feeds) -> None:
+    """Hold what the manifest says of outputs, which clients are told, against those of a run."""
+    told = signature.outputs
+    for name in sorted(told.keys() | answered.keys()):
+        if name not in told or name not in answered or not _agrees(told[name], answered[name]):
+            raise BundleError(
+                f"{bundle.path}: its manifest and its engine differ in output {name!r}. Build the "
+                "bundle again."
+            )
 
 
 def _agrees(tensor: TensorType, array: Array) -> bool:

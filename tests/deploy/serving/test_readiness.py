@@ -68,7 +68,11 @@ def test_a_manifest_that_says_otherwise_than_the_engine_is_refused(
     (bundle_path / "manifest.json").unlink()
     values.pop("files")
     write_manifest(bundle_path, **{**values, what: (spec,)})
-    with pytest.raises(BundleError, match=f"its manifest and its engine differ in their {what}"):
+    words = {
+        "inputs": "golden.npz does not fit its manifest: ",
+        "outputs": "its manifest and its engine differ in output ",
+    }
+    with pytest.raises(BundleError, match=words[what]):
         open_verified(read_bundle(bundle_path), ServeOptions(threads=1))
 
 
