@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from deploy.availability import find_obstacle
-from deploy.bundle import FALLBACK, GOLDEN, Bundle
+from deploy.bundle import FALLBACK, Bundle
 from deploy.engines import EngineSpec, Feeds
-from deploy.golden import read_golden
 from deploy.inputs import synthetic_feeds
 from deploy.latency import LatencyReport, LatencySettings, measure
 from deploy.machine import usable_cores
@@ -69,7 +68,7 @@ def bench_bundle(
     ]
     if not names:
         raise BundleError(f"{bundle.path} has no engine that can be run on this machine.")
-    golden = read_golden(bundle.path / GOLDEN).inputs
+    golden = bundle.golden().inputs
     static = bundle.manifest.inputs[0].shape[0]
     size = static if isinstance(static, int) else batch
     feeds = {name: array[np.arange(size) % len(array)] for name, array in golden.items()}

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from deploy.engines import Engine, EngineSpec, open_engine
+from deploy.engines.base import check_feeds
+from deploy.golden import Golden, read_golden
 from deploy.machine import usable_cores
 from deploy.manifest import MANIFEST, Manifest, read_manifest
-from export.errors import BundleError
+from export.errors import BundleError, EngineError
 from export.optional import is_installed
 from export.tensorrt.products import PRODUCTS
 
@@ -49,6 +51,21 @@ class Bundle:
         from deploy.report import read_report
 
         return read_report(self.path)
+
+    def golden(self) -> Golden:
+        """The recorded inputs with the answers to them.
+
+        Raises:
+            BundleError: they cannot be read, or are not of the inputs that the manifest names.
+        """
+        golden = read_golden(self.path / GOLDEN)
+        try:
+            check_feeds(self.manifest.inputs, golden.inputs)
+        except EngineError as error:
+            raise BundleError(
+                f"{self.path}: {GOLDEN} does not fit its manifest: {error} Build the bundle again."
+            ) from error
+        return golden
 
     def spec(self, name: str, *, threads: int = 0, trust: tuple[str, ...] = ()) -> EngineSpec:
         """How to open the engine `name`.

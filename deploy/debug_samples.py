@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deploy.bundle import GOLDEN, Bundle
+from deploy.bundle import Bundle
 from deploy.config import BuildConfig
 from deploy.data import Dataset, Split, check_data, split_data
 from deploy.engines.base import Feeds
-from deploy.golden import read_golden
 from deploy.size_checks import batches_of_all_sizes
 from deploy.verification import open_bundle_data
 from export.errors import DataError
@@ -58,7 +57,7 @@ def open_samples(bundle: Bundle, config: BuildConfig, *, calibrates: bool) -> De
         BundleError: the report or the golden samples of `bundle` cannot be read.
     """
     if config.data is None:
-        golden = read_golden(bundle.path / GOLDEN).inputs
+        golden = bundle.golden().inputs
         words = f"the {_rows(golden)} golden samples of the bundle, which are made up"
         return DebugSamples([golden], words, lambda: iter([golden]), _SAME, real=False)
     split = _open_split(bundle, config) if calibrates else None

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from deploy.availability import find_obstacle
-from deploy.bundle import FALLBACK, GOLDEN, Bundle, read_bundle
+from deploy.bundle import FALLBACK, Bundle, read_bundle
 from deploy.candidates import NO_GPU
 from deploy.checking import CheckPlan, check_candidates
 from deploy.config import BuildConfig
@@ -22,7 +22,6 @@ from deploy.dataset import ArrayRows, Dataset
 from deploy.engines.base import EngineSpec, Feeds
 from deploy.finished import Finish, FinishFindings, write_finished
 from deploy.gates import DataKind, Verdict, choose_winner, judge_parity, judge_speed
-from deploy.golden import read_golden
 from deploy.latency import LatencyReport, LatencySettings, measure
 from deploy.manifest import BundledEngine
 from deploy.parity import ParityReport
@@ -199,7 +198,7 @@ def _open_data(work: _Work) -> tuple[Dataset, bool]:
     """What was given to judge on, or else the bundle's golden inputs."""
     if work.config.data is not None:
         return open_evaluation(work.bundle, work.config.data, work.config), True
-    golden = read_golden(work.bundle.path / GOLDEN).inputs
+    golden = work.bundle.golden().inputs
     rows = {name: ArrayRows(array, array.dtype) for name, array in golden.items()}
     return Dataset(rows, None, "the golden inputs", named=True), False
 

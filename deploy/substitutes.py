@@ -13,11 +13,11 @@ import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from deploy.bundle import FALLBACK, GOLDEN, Bundle
+from deploy.bundle import FALLBACK, Bundle
 from deploy.cache import hash_parts, open_cache
 from deploy.engines import EngineSpec
 from deploy.engines.onnxruntime import CUDA, has_cuda_provider
-from deploy.golden import find_mismatch, read_golden
+from deploy.golden import find_mismatch
 from deploy.plugin_files import locate_plugins
 from deploy.preflight import Host, explain_mismatch, read_host
 from deploy.process import EngineProcess, call_in_child
@@ -240,7 +240,7 @@ def _choose_fallback(bundle: Bundle, spec: EngineSpec, host: Host) -> EngineSpec
 
 def _try_out(bundle: Bundle, spec: EngineSpec) -> str | None:
     """Open an engine in a child and hold it to its recorded answers; why it fails, if it does."""
-    golden = read_golden(bundle.path / GOLDEN)
+    golden = bundle.golden()
     name = FALLBACK if spec.engine == "onnxruntime" else spec.name
     recorded = golden.outputs.get(name)
     try:

@@ -4,13 +4,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from deploy.bundle import FALLBACK, GOLDEN, Bundle
+from deploy.bundle import FALLBACK, Bundle
 from deploy.checking import CheckPlan, check_candidates
 from deploy.config import BuildConfig
 from deploy.data import CALLABLE_SAMPLES, Dataset, check_data, open_data
 from deploy.engines.base import EngineSpec, Feeds
 from deploy.gates import DataKind, Verdict, judge_parity
-from deploy.golden import Golden, find_mismatch, read_golden
+from deploy.golden import Golden, find_mismatch
 from deploy.labels import choose_class_output, find_class_outputs
 from deploy.parity import ParityReport
 from deploy.preflight import read_host
@@ -126,7 +126,7 @@ def verify(
         else bundle.spec(name, threads=threads, trust=trust)
         for name in names
     }
-    golden = read_golden(bundle.path / GOLDEN)
+    golden = bundle.golden()
     replayed = tuple(
         _keep_unfit(bundle, name, unfit[name], fallback=substitution.fallback)
         if name in unfit

@@ -1,11 +1,13 @@
 """Drives a running server and reports its latency and throughput."""
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from deploy.bundle import GOLDEN, Bundle
+from deploy.bundle import Bundle
 from deploy.client.connection import write_request
 from deploy.client.generator import drive
 from deploy.client.results import LoadReport, Target, summarize
@@ -13,11 +15,15 @@ from deploy.client.settings import LoadSettings
 from deploy.client.tensors import encode_request
 from deploy.client.wire import Server, open_server
 from deploy.engines.base import Feeds
-from deploy.golden import read_golden
-from deploy.inputs import synthetic_feeds
+from deploy.inputs import numpy_dtype, synthetic_feeds
 from deploy.machine import describe_machine
+from export.artifacts import TensorSpec
 from export.errors import ServerError
 
+_MOST = 2**30
+"""Bytes of inputs that are made up."""
+
+_MOST_AXES = 32
 _WARM_CALLS = 20
 _WARM_S = 2.0
 
@@ -40,7 +46,8 @@ def bench_server(
         token: that the server asks for, where it does.
 
     Raises:
-        ServerError: the server cannot be reached, or refuses the very first request.
+        ServerError: the server cannot be reached, refuses the very first request, or describes
+            inputs that cannot be made up.
         ConfigError: the URL cannot be read.
     """
     with open_server(url, timeout=settings.timeout, token=token) as server:
@@ -61,12 +68,30 @@ def _make_feeds(server: Server, name: str, settings: LoadSettings, bundle: Bundl
     """Golden or synthetic inputs, `batch` rows of them, or as many as the model's shape has."""
     if bundle is None:
         inputs, _ = server.signature(name)
+        _check_size(server, inputs, settings.batch)
         return synthetic_feeds(inputs, settings.batch, seed=settings.seed)
-    golden = read_golden(bundle.path / GOLDEN).inputs
+    golden = bundle.golden().inputs
     if not all(spec.has_dynamic_batch for spec in bundle.manifest.inputs):
         return golden
     rows = np.arange(settings.batch)
     return {key: array[rows % len(array)] for key, array in golden.items()}
+
+
+def _check_size(server: Server, inputs: Sequence[TensorSpec], batch: int) -> None:
+    """Inputs are made up by what the server says of them, which may be anything.
+
+    Raises:
+        ServerError: they would be too large to be sent.
+    """
+    sizes = (
+        math.prod(spec.with_batch(batch)) * numpy_dtype(spec.dtype).itemsize for spec in inputs
+    )
+    if sum(sizes) > _MOST or any(len(spec.shape) > _MOST_AXES for spec in inputs):
+        shapes = "; ".join(map(str, inputs))[:200]
+        raise ServerError(
+            f"{server.url} describes inputs that are too large to be made up: {shapes}. Lower "
+            "--batch, or pass a bundle, whose golden inputs are sent then."
+        )
 
 
 def _count_rows(feeds: Feeds) -> int:

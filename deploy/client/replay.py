@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from deploy.bundle import FALLBACK, GOLDEN, Bundle
+from deploy.bundle import FALLBACK, Bundle
 from deploy.checking import CheckPlan, compare_candidates, sample_axes
 from deploy.client.wire import Server, open_server
 from deploy.config import BuildConfig
 from deploy.engines.base import Feeds
 from deploy.gates import DataKind
-from deploy.golden import Golden, find_mismatch, read_golden
+from deploy.golden import Golden, find_mismatch
 from deploy.process import EngineProcess
 from deploy.rows import Outputs, join_rows, run_alone
 from deploy.verification import (
@@ -73,7 +73,7 @@ def verify_server(
         name = server.find_model(served.name)
         engine = served.engine or find_engine(server, name, bundle)
         bundle.spec(engine)  # says which there are
-        golden = read_golden(bundle.path / GOLDEN)
+        golden = bundle.golden()
         remote = _Remote(server, name)
         check = _Check(remote, bundle, engine, _probe(remote, golden, bundle))
         result = _replay(check, golden)
@@ -94,11 +94,13 @@ def find_engine(server: Server, model: str, bundle: Bundle) -> str:
 
 def _texts(value: Any) -> Iterator[str]:
     """Every text in plain values, however deep."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (dict, list)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts(item)
+    left = [value]
+    while left:
+        found = left.pop()
+        if isinstance(found, str):
+            yield found
+        elif isinstance(found, (dict, list)):
+            left += found.values() if isinstance(found, dict) else found
 
 
 class _Remote:

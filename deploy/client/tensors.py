@@ -18,6 +18,8 @@ from export.artifacts import BATCH, SizeRange, TensorSpec
 from export.errors import ConfigError, ServerError
 
 HEAD_LENGTH = "Inference-Header-Content-Length"
+_NONSENSE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What comes of an answer that is not what the protocol says."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def decode_answer(body: bytes, head_length: str | None) -> dict[str, Array]:
             raw = raw[count or 0 :]
         if len(raw):
             raise ValueError(f"{len(raw)} bytes belong to no output")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except _NONSENSE as error:
         reason = f"{type(error).__name__}: {error}"
         raise ServerError(f"The server's answer cannot be read: {reason}.") from error
     return outputs
@@ -100,7 +102,7 @@ def read_signature(
                 f"axis{int(axis)}": SizeRange(*found) for axis, found in (known or {}).items()
             }
             specs.append(TensorSpec(name, _name_axes(shape), dtype, ranges))
-        except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        except (*_NONSENSE, ConfigError) as error:
             raise ServerError(
                 f"The server describes a tensor that cannot be used: {entry!r}."
             ) from error
@@ -114,6 +116,8 @@ def _name_axes(sizes: Sequence[int]) -> tuple[int | str, ...]:
 
 def _read_output(entry: Mapping[str, Any], raw: memoryview | None) -> Array:
     shape, dtype = [int(size) for size in entry["shape"]], read_datatype(entry["datatype"])
+    if min(shape, default=0) < 0:
+        raise ValueError(f"a shape of {shape}")
     if raw is None:
         return np.array(entry["data"]).astype(dtype).reshape(shape)
     if len(raw) != math.prod(shape) * dtype.itemsize:

@@ -20,6 +20,13 @@ from export.artifacts import TensorSpec
 from export.errors import ConfigError, ServerError
 
 TIMEOUT_S = 60.0
+_MOST = 2**31
+"""Bytes of an answer from which on it is not taken: one might have no end."""
+
+_PIECE = 2**20
+_LONGEST = 1000
+"""Characters that are shown of a server's error."""
+
 _NO_INDEX = (400, 404, 405, 501)
 """What servers answer that have no index of their models."""
 
@@ -112,7 +119,7 @@ class Server:
         try:
             index, _ = self._call("POST", "v2/repository/index", b"{}", {})
             models = sorted({str(entry["name"]) for entry in json.loads(index)})
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ServerError(
                 f"{self.url}: its index of models cannot be read. Name one: --model NAME."
             ) from error
@@ -129,12 +136,12 @@ class Server:
 
     def metadata(self, model: str) -> dict[str, Any]:
         """What the server says of a model."""
-        return self._get(f"v2/models/{quote(model, safe='')}")
+        return self._get(_model_path(model))
 
     def config(self, model: str) -> dict[str, Any]:
         """The configuration of a model, where the server has Triton's extension; else empty."""
         try:
-            return self._get(f"v2/models/{quote(model, safe='')}/config")
+            return self._get(f"{_model_path(model)}/config")
         except ServerError as error:
             if error.status is None:
                 raise
@@ -164,7 +171,7 @@ class Server:
         body, _ = self._call("GET", path, None, {})
         try:
             found = json.loads(body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ServerError(f"{self.url}/{path} answers with what is no JSON.") from error
         if not isinstance(found, dict):
             raise ServerError(f"{self.url}/{path} answers with what is no JSON object.")
@@ -177,11 +184,14 @@ class Server:
         where = self.address.path(path)
         try:
             answer = self._send(method, where, body, headers)
-            content = answer.read()
+            content = _read_body(answer)
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             reason = str(error) or type(error).__name__
             raise ServerError(f"{self.url} cannot be reached: {reason}. Is it running?") from error
+        if content is None:
+            self._connection.close()
+            raise ServerError(f"{self.url}/{path} answers with {_MOST} bytes or more.", 200)
         if answer.status != 200:
             raise ServerError(
                 f"{self.url}/{path} answers {answer.status}: {describe_error(content)}",
@@ -203,6 +213,18 @@ class Server:
             return self._connection.getresponse()
 
 
+def _read_body(answer: http.client.HTTPResponse) -> bytes | None:
+    """The body of an answer; None: it is of `_MOST` bytes or more."""
+    if answer.length is not None:
+        return answer.read() if answer.length < _MOST else None
+    content = bytearray()
+    while piece := answer.read(_PIECE):
+        content += piece
+        if len(content) >= _MOST:
+            return None
+    return bytes(content)
+
+
 @contextlib.contextmanager
 def open_server(
     url: str, *, timeout: float = TIMEOUT_S, token: str | None = None
@@ -214,12 +236,17 @@ def open_server(
 
 def infer_path(model: str) -> str:
     """The path of a model's inference."""
-    return f"v2/models/{quote(model, safe='')}/infer"
+    return f"{_model_path(model)}/infer"
+
+
+def _model_path(model: str) -> str:
+    """The path of a model; half a surrogate pair, which no name has, becomes a question mark."""
+    return f"v2/models/{quote(model, safe='', errors='replace')}"
 
 
 def describe_error(content: bytes) -> str:
     """The message of an error's body, or the beginning of whatever it is."""
     try:
-        return str(json.loads(content)["error"])
-    except (ValueError, KeyError, TypeError):
+        return str(json.loads(content)["error"])[:_LONGEST]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return content[:200].decode("utf-8", "replace") or "(no body)"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.bundle import GOLDEN, Bundle
+from deploy.bundle import Bundle
 from deploy.datatypes import to_wire
 from deploy.exports.choice import choose_engine, make_name
 from deploy.exports.triton_config import (
@@ -25,7 +25,6 @@ from deploy.exports.triton_config import (
     render_config,
     render_signature,
 )
-from deploy.golden import read_golden
 from deploy.manifest import MANIFEST
 from deploy.staging import stage_folder
 from export.errors import BundleError, ConfigError
@@ -80,7 +79,7 @@ def export_triton(
     choice = choose_engine(bundle, engine)
     model = TritonModel(bundle, choice.engine, choice.backend, make_name(bundle, name), version)
     batching = choose_batching(model)
-    warmups = plan_warmups(read_golden(bundle.path / GOLDEN).inputs, batching)
+    warmups = plan_warmups(bundle.golden().inputs, batching)
     target = repository / model.name
     try:
         _refuse_repository(repository)

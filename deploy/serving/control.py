@@ -6,7 +6,6 @@ replaces answers what it has taken, and goes.
 """
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -121,6 +120,16 @@ class Controller:
         await model.unload()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._answer_line(reader, writer)
+        except (ConnectionError, asyncio.CancelledError):  # who asked has gone, or the server ends
+            pass
+        finally:
+            writer.close()
+
+    async def _answer_line(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         reply: dict[str, Any]
         try:
             command = json.loads(await reader.readline())
@@ -132,9 +141,7 @@ class Controller:
         except (ValueError, RecursionError) as error:
             reply = {"error": f"no command: {error}", "exit_code": 2}
         writer.write(json.dumps(reply).encode() + b"\n")
-        with contextlib.suppress(ConnectionError):  # who asked has gone
-            await writer.drain()
-        writer.close()
+        await writer.drain()
 
 
 def send_command(path: Path, command: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from deploy.bundle import FALLBACK, GOLDEN, Bundle
+from deploy.bundle import FALLBACK, Bundle
 from deploy.engines import Engine, Feeds, open_engine
-from deploy.golden import Golden, find_mismatch, read_golden
+from deploy.golden import Golden, find_mismatch
 from deploy.machine import usable_cores
 from deploy.schemes import explain_saturation
 from deploy.serving.guards import find_nonfinite
@@ -76,12 +76,13 @@ def open_verified(bundle: Bundle, options: ServeOptions) -> OpenedModel:
 
     Raises:
         GateError: it does not repeat its recorded answers here.
-        BundleError: the bundle lacks golden answers, or has a type that the protocol has not.
+        BundleError: the bundle lacks golden answers, has a type that the protocol has not, or says
+            otherwise of its inputs than its golden ones.
         EngineError, MissingExtraError: no engine of it can be opened, as where the manifest says
             otherwise of its tensors than the file.
     """
     signature = make_signature(bundle.manifest.inputs, bundle.manifest.outputs)
-    golden = read_golden(bundle.path / GOLDEN)
+    golden = bundle.golden()
     with contextlib.ExitStack() as stack:
         first = _open_first(bundle, options, stack)
         name, engines = first.name, first.engines

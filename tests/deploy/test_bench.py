@@ -10,8 +10,9 @@ from tiny import draw
 
 import deploy.bench
 from deploy.bench import bench_bundle, bench_onnx
-from deploy.bundle import Bundle, read_bundle
+from deploy.bundle import GOLDEN, Bundle, read_bundle
 from deploy.engines import EngineSpec, Feeds
+from deploy.golden import Golden
 from deploy.latency import LatencyReport, LatencySettings
 from deploy.manifest import BundledEngine
 from export.artifacts import OnnxModel, TensorSpec
@@ -117,11 +118,12 @@ def test_where_nothing_opens_the_error_is_told(pristine: Path, asked: Recorder) 
         bench_bundle(read_bundle(pristine), SETTINGS)
 
 
-def test_a_static_batch_is_kept(pristine: Path, asked: Recorder) -> None:
-    bundle = read_bundle(pristine)
+def test_a_static_batch_is_kept(bundle_path: Path, asked: Recorder) -> None:
+    bundle = read_bundle(bundle_path)
     inputs = (TensorSpec("x", (2, 4), "float32"),)
     bundle = replace(bundle, manifest=replace(bundle.manifest, inputs=inputs))
-    bench_bundle(bundle, SETTINGS)
+    Golden({"x": draw(2)}, {}).save(bundle_path / GOLDEN)
+    bench_bundle(bundle, SETTINGS, batch=5)
     assert asked.feeds["x"].shape == (2, 4)
 
 

@@ -58,6 +58,15 @@ def test_a_static_batch_is_kept() -> None:
     assert report.settings.batch == 2
 
 
+@pytest.mark.parametrize("shape", [[-1, 10**12], [2**62] * 4, [1] * 100])
+def test_inputs_that_no_memory_holds_are_not_made_up(shape: list[int]) -> None:
+    with (
+        serve(Served(keep([]), inputs=(("x", "FP32", shape),))) as url,
+        pytest.raises(ServerError, match="inputs that are too large to be made up: x:"),
+    ):
+        bench_server(url, LoadSettings(seconds=0.1))
+
+
 def test_a_server_that_refuses_the_first_request_is_not_driven() -> None:
     served = Served(keep([]), most=4)
     with serve(served) as url, pytest.raises(ServerError, match="8 rows are more than 4"):

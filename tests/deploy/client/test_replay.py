@@ -130,6 +130,10 @@ def test_the_engine_is_the_one_that_the_server_names(pristine: Path) -> None:
     assert check(pristine, served).name.startswith("onnxruntime-fp32 @ ")
     named = check(pristine, served, engine="openvino-fp32")
     assert named.name.startswith("openvino-fp32 @ ")
+    deep: Any = "openvino-fp32"
+    for _ in range(900):
+        deep = [deep]
+    assert check(pristine, Served(right, parameters={"a": deep})).name.startswith("openvino-fp32")
     with pytest.raises(BundleError, match="has no engine 'other'"):
         check(pristine, served, engine="other")
 

@@ -87,11 +87,12 @@ def test_an_error_of_the_server_is_told_with_its_status() -> None:
         assert server.infer("tiny", {"x": X[:1]})  # the connection is as good as before
 
 
-def test_a_model_name_cannot_lead_to_another_path() -> None:
+@pytest.mark.parametrize(("name", "path"), [("../../v2", "..%2F..%2Fv2"), ("a\udcff", "a%3F")])
+def test_a_model_name_cannot_lead_to_another_path(name: str, path: str) -> None:
     served = Served(double)
     with serve(served) as url, open_server(url) as server, pytest.raises(ServerError):
-        server.metadata("../../v2")
-    assert served.paths == ["/v2/models/..%2F..%2Fv2"]
+        server.metadata(name)
+    assert served.paths == [f"/v2/models/{path}"]
 
 
 def test_a_server_that_is_not_there_is_said() -> None:
@@ -127,6 +128,10 @@ def test_a_server_that_takes_too_long_is_given_up() -> None:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", "no JSON object"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort", "cannot be reached"),
         (b"nonsense\r\n\r\n", "cannot be reached"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9999999999\r\n\r\n", "bytes or more"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 10_000, "what is no JSON"),
+        (b"HTTP/1.1 500 Bad\r\n\r\n" + b"[" * 10_000, r"answers 500: \[\[\["),
+        (b'HTTP/1.1 500 Bad\r\n\r\n{"error": "%b"}' % (b"x" * 9000), "answers 500: x{1000}$"),
         (b"HTTP/1.1 502 Bad\r\nContent-Length: 0\r\n\r\n", r"answers 502: \(no body\)"),
     ],
 )

@@ -1,6 +1,7 @@
 """Arrays survive the wire bit by bit; answers that are not what the protocol says are refused."""
 
 import json
+import math
 from typing import Any
 
 import ml_dtypes
@@ -103,9 +104,15 @@ def answer(raw: bytes = b"\0" * 8, *, length: object = None, **changes: Any) -> 
         (b"[]", None),
         (b'{"outputs": 3}', None),
         (b'{"outputs": [{"name": "y", "datatype": "FP32", "shape": [2]}]}', None),
-        (
-            b'{"outputs": [{"name": "y", "datatype": "FP32", "shape": [2], "data": ["a", "b"]}]}',
-            None,
+        *(
+            (b'{"outputs": [{"name": "y", "datatype": "FP32", "shape": %b}]}' % rest, None)
+            for rest in (
+                b'[2], "data": ["a", "b"]',
+                b'[-1], "data": [1, 2]',
+                b'[1e400], "data": [1]',
+                b'[1], "data": [1%b]' % (b"0" * 400),
+                b'[1], "data": %b' % (b"[" * 10_000),
+            )
         ),
     ],
 )
@@ -123,6 +130,10 @@ def test_a_signature_has_the_batch_in_front_and_names_for_other_axes() -> None:
     sizes = {"ids": {"1": [4, 64, 256]}}
     (spec,) = read_signature([{"name": "ids", "datatype": "INT64", "shape": [-1, -1, 8]}], sizes)
     assert spec.with_batch(2) == (2, 64, 8)
-    for wrong in ({"name": "x"}, {"name": "x", "datatype": "BYTES", "shape": [1]}):
+    for wrong in (
+        {"name": "x"},
+        {"name": "x", "datatype": "BYTES", "shape": [1]},
+        {"name": "x", "datatype": "FP32", "shape": [math.inf]},
+    ):
         with pytest.raises(ServerError, match="describes a tensor that cannot be used"):
             read_signature([wrong])

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import socket
 import stat
 import threading
 from pathlib import Path
@@ -97,6 +98,21 @@ def test_versions_side_by_side_and_unloaded(pristine: Path, control: Path, cli: 
         assert cli(*flags, "unload", "tiny")[0] == 2
         code, out, _ = cli(*flags, "status")
         assert (code, json.loads(out)["models"]) == (0, [])
+
+
+def test_who_asks_and_goes_or_never_asks_leaves_no_error_in_the_log(
+    pristine: Path, control: Path
+) -> None:
+    waiting = socket.socket(socket.AF_UNIX)
+    with serving(pristine, "--control", control) as server, waiting:
+        for _ in range(20):
+            with socket.socket(socket.AF_UNIX) as gone:
+                gone.connect(str(control))
+                gone.sendall(b'{"command": "metrics"}\n')
+        waiting.connect(str(control))
+        assert send_command(control, {"command": "status"})["ready"]
+        assert server.stop() == 0
+    assert {event["level"] for event in server.events} == {"info"}
 
 
 def test_where_no_server_answers(tmp_path: Path, cli: Cli) -> None:
