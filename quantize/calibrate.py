@@ -25,7 +25,7 @@ from quantize.pooling import use_global_pooling
 from quantize.ranges import Ranges
 from quantize.summaries import SummarizedModel, Wanted, summarize
 
-__all__ = ["Ranges", "calibrate"]
+__all__ = ["Ranges", "batch_size", "calibrate"]
 
 
 def calibrate(
@@ -113,7 +113,7 @@ class _Watch:
         half = total / 2 if total else 2 * self.earlier.samples
         if self.samples >= max(1, half) and not (total and self.earlier.samples):
             self.earlier = self.now(copied=True)
-        samples = range(self.samples, self.samples + _batch_size(self._model, batch))
+        samples = range(self.samples, self.samples + batch_size(self._model, batch))
         for name, summary in self._repair(self.summarized(batch), batch, samples).items():
             self.statistics[name].update(summary)
         if self.held is not None:
@@ -195,6 +195,7 @@ def _find_ranges(
     default = dict.fromkeys(seen, observer)
     extents = {name: item.extent for name, item in watch.statistics.items()}
     found = {name: item.channels for name, item in watch.statistics.items()}
+    before = {n: each for n, each in watch.earlier.statistics.items() if not each.is_empty}
     free = _apply(seen, chosen or default, symmetric=False)
     return Ranges(
         observer=observer,
@@ -206,7 +207,7 @@ def _find_ranges(
         channels={name: channels for name, channels in found.items() if channels is not None},
         chosen=chosen,
         chosen_symmetric=around_zero,
-        earlier=_apply(watch.earlier.statistics, chosen or default, symmetric=False),
+        earlier=_apply(before, chosen or default, symmetric=False),
         earlier_samples=watch.earlier.samples,
     )
 
@@ -217,8 +218,12 @@ def _apply(
     return {name: OBSERVERS[observers[name]](seen, symmetric) for name, seen in statistics.items()}
 
 
-def _batch_size(model: OnnxModel, batch: Mapping[str, np.ndarray]) -> int:
-    """Size of the batch axis: of the inputs that have one by signature, else of the first input."""
+def batch_size(model: OnnxModel, batch: Mapping[str, np.ndarray]) -> int:
+    """Size of the batch axis: of the inputs that have one by signature, else of the first input.
+
+    Raises:
+        DataError: there is none, it is 0, or the inputs disagree.
+    """
     names = [spec.name for spec in model.inputs if spec.has_dynamic_batch] or list(batch)[:1]
     sizes = {name: batch[name].shape[0] for name in names if name in batch and batch[name].ndim}
     if not sizes or 0 in sizes.values():
