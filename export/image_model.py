@@ -5,14 +5,12 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
-from export.fusion.draft import Draft
 from export.images import ImageCall
 
 _ARITHMETIC = {"float16": "float32"}
 """In which type images are prepared, where that is not the one that the model takes."""
-_MEMBER = "model"
+MEMBER = "model"
 """What the user's module is called in an `ImageModel`."""
 
 
@@ -65,7 +63,8 @@ class ImageModel(nn.Module):
         if any(image.shift):
             pixels = pixels - shift
         prepared = pixels if set(image.factor) == {1.0} else pixels / factor
-        return prepared.to(self._taken[name])
+        taken = self._taken[name]  # a cast to the same type would stay, and keep the scale apart
+        return prepared if prepared.dtype == taken else prepared.to(taken)
 
     def _fill(self) -> None:
         """The declared numbers in the precision that the buffers have now."""
@@ -87,10 +86,3 @@ class ImageModel(nn.Module):
 def find_user_module(module: nn.Module) -> nn.Module:
     """The user's module: that of an `ImageModel`, or `module` itself."""
     return module.model if isinstance(module, ImageModel) else module
-
-
-def name_as_user(program: ExportedProgram) -> ExportedProgram:
-    """A captured `ImageModel` with modules and weights under the user's own names."""
-    draft = Draft(program)
-    draft.drop_scope(_MEMBER)
-    return draft.finish()

@@ -25,7 +25,7 @@ from quantize.pooling import use_global_pooling
 from quantize.ranges import Ranges
 from quantize.summaries import SummarizedModel, Wanted, summarize
 
-__all__ = ["Again", "Ranges", "calibrate"]
+__all__ = ["Again", "Ranges", "batch_size", "calibrate"]
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class _Watch:
     def take(self, batch: Mapping[str, np.ndarray] | Again, total: int) -> None:
         """Run one batch; before the first one past half of all samples, note what stands."""
         feeds = batch.feeds if isinstance(batch, Again) else batch
-        count = _batch_size(self._model, feeds)
+        count = batch_size(self._model, feeds)
         if isinstance(batch, Again):
             samples = None
             self.settled = self.settled if self.settled.samples else self.now(copied=True)
@@ -224,6 +224,7 @@ def _find_ranges(
     default = dict.fromkeys(seen, observer)
     extents = {name: item.extent for name, item in watch.statistics.items()}
     found = {name: item.channels for name, item in watch.statistics.items()}
+    before, settled = _reached(watch.earlier), _reached(watch.settled)
     free = _apply(seen, chosen or default, symmetric=False)
     return Ranges(
         observer=observer,
@@ -235,10 +236,15 @@ def _find_ranges(
         channels={name: channels for name, channels in found.items() if channels is not None},
         chosen=chosen,
         chosen_symmetric=around_zero,
-        earlier=_apply(watch.earlier.statistics, chosen or default, symmetric=False),
+        earlier=_apply(before, chosen or default, symmetric=False),
         earlier_samples=watch.earlier.samples,
-        settled=_apply(watch.settled.statistics, chosen or default, symmetric=False),
+        settled=_apply(settled, chosen or default, symmetric=False),
     )
+
+
+def _reached(seen: _Seen) -> dict[str, TensorStatistic]:
+    """What held any values by then."""
+    return {name: item for name, item in seen.statistics.items() if not item.is_empty}
 
 
 def _apply(
@@ -247,8 +253,12 @@ def _apply(
     return {name: OBSERVERS[observers[name]](seen, symmetric) for name, seen in statistics.items()}
 
 
-def _batch_size(model: OnnxModel, batch: Mapping[str, np.ndarray]) -> int:
-    """Size of the batch axis: of the inputs that have one by signature, else of the first input."""
+def batch_size(model: OnnxModel, batch: Mapping[str, np.ndarray]) -> int:
+    """Size of the batch axis: of the inputs that have one by signature, else of the first input.
+
+    Raises:
+        DataError: there is none, it is 0, or the inputs disagree.
+    """
     names = [spec.name for spec in model.inputs if spec.has_dynamic_batch] or list(batch)[:1]
     sizes = {name: batch[name].shape[0] for name in names if name in batch and batch[name].ndim}
     if not sizes or 0 in sizes.values():

@@ -2,19 +2,41 @@
 
 ONNX Runtime's optimizer (weight_bias_quantization.cc) puts the weights of a float Conv,
 ConvTranspose or Gemm that reads a DequantizeLinear with one scale into int8, all channels with one
-scale, and says nothing. It leaves alone what reads a DequantizeLinear with a scale a channel; the
-scales are the same, so the values are too.
+scale, and says nothing; weights that it first folds to constants, as those behind a Transpose of a
+stored tensor, are no exception. It leaves alone what reads a DequantizeLinear with a scale a
+channel; the scales are the same, so the values are too.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from export.graph import attribute
+from export.graph import GraphIndex, attribute, is_standard
+from export.tensor_types import float_shapes
 from quantize.editing import GraphEdit
 
 _QUANTIZED_BY_THE_TARGET = frozenset({"Conv", "ConvTranspose", "Gemm"})
+
+
+def count_input_channels(graph: GraphIndex) -> dict[int, int]:
+    """Size of axis 1 of the input of every Conv, ConvTranspose and Gemm; 1 where it is not known.
+
+    By the weights that are stored; else by shape inference.
+    """
+    counts: dict[int, int] = {}
+    shapes: Mapping[str, tuple[int | None, ...]] | None = None
+    for number, node in enumerate(graph.nodes):
+        if node.op_type not in _QUANTIZED_BY_THE_TARGET or not is_standard(node):
+            continue
+        weight = graph.constant(node.input[1])
+        if weight is not None and not attribute(node, "transA", 0):
+            counts[number] = _input_channels(node, weight)
+            continue
+        shapes = float_shapes(graph.model) if shapes is None else shapes
+        shape = shapes.get(node.input[0], ())
+        counts[number] = (shape[1] if len(shape) > 1 else None) or 1
+    return counts
 
 
 def guard_float_layers(
@@ -22,6 +44,7 @@ def guard_float_layers(
     int8: Collection[int],
     pair: tuple[NodeProto, NodeProto],
     parameters: tuple[np.ndarray, np.ndarray],
+    channels: Mapping[int, int],
 ) -> Iterator[NodeProto]:
     """Move the float layers behind one Q/DQ pair to a DequantizeLinear with a scale a channel.
 
@@ -33,6 +56,7 @@ def guard_float_layers(
         int8: numbers of the nodes that run in int8.
         pair: the QuantizeLinear and the DequantizeLinear of a tensor.
         parameters: their scale and zero point, of one value each.
+        channels: from `count_input_channels`, of the graph as it was.
 
     Yields:
         Nodes to stand behind the pair, one for every number of channels.
@@ -40,29 +64,26 @@ def guard_float_layers(
     quantize, dequantize = pair
     (result,) = dequantize.output
     guards: dict[int, str] = {}
-    for number, node in enumerate(edit.graph.nodes):
-        if number in int8 or node.op_type not in _QUANTIZED_BY_THE_TARGET:
+    for number, count in channels.items():
+        node = edit.graph.nodes[number]
+        if number in int8 or node.input[0] != result:
             continue
-        weight = edit.graph.constant(node.input[1])
-        if node.input[0] != result or weight is None:
-            continue
-        channels = _input_channels(node, weight)
-        if channels == 1:
+        if count == 1:
             node.input[0] = quantize.input[0]
             continue
-        if channels not in guards:
-            guards[channels] = edit.name(f"{quantize.input[0]}_dequantized_by_channel")
+        if count not in guards:
+            guards[count] = edit.name(f"{quantize.input[0]}_dequantized_by_channel")
             inputs = [dequantize.input[0]]
             for name, value in zip(dequantize.input[1:], parameters, strict=True):
-                inputs.append(edit.store(f"{name}_by_channel", np.full(channels, value)))
+                inputs.append(edit.store(f"{name}_by_channel", np.full(count, value)))
             yield helper.make_node(
                 "DequantizeLinear",
                 inputs,
-                [guards[channels]],
-                name=f"{guards[channels]}_DequantizeLinear",
+                [guards[count]],
+                name=f"{guards[count]}_DequantizeLinear",
                 axis=1,
             )
-        node.input[0] = guards[channels]
+        node.input[0] = guards[count]
 
 
 def _input_channels(node: NodeProto, weight: TensorProto) -> int:

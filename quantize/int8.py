@@ -24,7 +24,7 @@ from quantize.codes import (
     ranges_by_tensor,
 )
 from quantize.editing import GraphEdit
-from quantize.float_guards import guard_float_layers
+from quantize.float_guards import count_input_channels, guard_float_layers
 from quantize.pixels import drop_unread_casts, find_pixels, move_bytes, shift_by_planes
 from quantize.placement import Placement, place
 from quantize.pooling import use_global_pooling
@@ -122,10 +122,13 @@ class _Rewriter:
     def __init__(self, edit: GraphEdit, placement: Placement, scheme: QuantScheme) -> None:
         self._edit, self._placement, self._scheme = edit, placement, scheme
         self._graph = edit.graph
+        self._channels: Mapping[int, int] = {}
 
     def rewrite(self, ranges: Mapping[str, tuple[float, float]], adjustments: Adjustments) -> None:
         """Change the model in place."""
         scales = {name: self._parameters(name, ranges) for name in self._placement.activations}
+        if self._scheme.guards_float_layers:
+            self._channels = count_input_channels(self._graph)
         originals = {
             number: node.input[0] for number, node in enumerate(self._graph.nodes) if node.input
         }
@@ -144,7 +147,9 @@ class _Rewriter:
         pair = self._make_pair(name, *parameters)
         nodes = list(pair)
         if self._scheme.guards_float_layers:
-            nodes += guard_float_layers(self._edit, self._placement.int8, pair, parameters)
+            nodes += guard_float_layers(
+                self._edit, self._placement.int8, pair, parameters, self._channels
+            )
         pixels = (
             find_pixels(self._graph, name) if self._placement.activations[name].pixels else None
         )

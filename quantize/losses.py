@@ -19,6 +19,7 @@ from export.errors import QuantizeError
 from export.execute import ExposedModel
 from export.onnx_files import read_model
 from export.progress import Progress, ProgressCallback, ignore_progress
+from quantize.calibrate import batch_size
 from quantize.typed_graph import BF16, FLOAT, FP16, HalfType, TypedGraph, copy_node
 
 MIN_OPSET = 11
@@ -83,7 +84,7 @@ def measure_rounding(
             values = exposed(batch)
             for name, pair in scores.items():
                 totals[name] += [float(values[part]) for part in pair]
-            done += len(next(iter(batch.values())))
+            done += batch_size(model, batch)
             progress(Progress("measure rounding", done, 0))
     if not done:
         raise QuantizeError("No batches to measure rounding on; pass at least one of real inputs.")

@@ -56,9 +56,8 @@ def _sweep(
     operators = read_operators(survey)
     fused: list[Fused] = []
     reasons: dict[frozenset[fx.Node], Skip] = {}
-    gone: set[fx.Node] = set()
     for result in reversed(list(operators)):
-        if result in gone or result.name in refused:
+        if result._erased or result.name in refused:  # gone with a merge, or dead beside one
             continue
         found: Merger | _Finding | None
         if isinstance(operators[result], str):
@@ -69,7 +68,6 @@ def _sweep(
             done = carry_out(survey, found)
             if isinstance(done, Fused):
                 fused.append(done)
-                gone |= {*found.removed}
                 continue
             refused[result.name] = done
         elif found is not None:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import (
@@ -21,6 +20,7 @@ from torch.export.graph_signature import (
 )
 
 from export.copying import deep_copy
+from export.fusion.mutation import Mutations
 
 _STORED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
@@ -40,6 +40,7 @@ class Draft:
         self._by_name = {spec.arg.name: spec for spec in self._inputs if spec.kind in _STORED}
         self._state: dict[str, Any] = dict(program.state_dict)
         self._constants: dict[str, Any] = dict(program.constants)
+        self._changed = {node.name for node in Mutations(self.graph).changed()}
 
     def nested_nodes(self) -> Iterator[fx.Node]:
         """The nodes of branches and loop bodies, which are graphs of their own."""
@@ -48,9 +49,12 @@ class Draft:
                 yield from module.graph.nodes
 
     def stored(self, node: object) -> Tensor | None:
-        """The tensor behind a placeholder, or None if it is computed, mutated or passed in."""
+        """The tensor behind a placeholder; None if it is computed, passed in, or changed in place.
+
+        A view counts: what ``weight.data *= mask`` leaves is not what is stored.
+        """
         spec = self._spec(node)
-        if spec is None or not isinstance(node, fx.Node) or any(map(_mutates, node.users)):
+        if spec is None or not isinstance(node, fx.Node) or node.name in self._changed:
             return None
         value = self._state.get(spec.target or "", self._constants.get(spec.target or ""))
         return value if isinstance(value, Tensor) else None
@@ -234,7 +238,3 @@ def _write_argument(node: fx.Node, name: str, value: fx.Node) -> None:
 
 def _schema(node: fx.Node) -> Any:
     return node.target._schema  # type: ignore[union-attr]
-
-
-def _mutates(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable

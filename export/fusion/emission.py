@@ -54,14 +54,17 @@ def emit_layer(map_: LinearMap) -> Layer:
     elif not map_.kernel.is_meta:
         map_ = _drop_zero_taps(_find_groups(map_))
     padded = [_pad(axis) for axis in map_.axes]
+    own = [_find_own(*sides) for sides in padded]
     border = None
-    if any(before != after for before, after in padded):
-        border = tuple((b, a) if b != a else (0, 0) for b, a in padded)
+    if None in own:
+        border = tuple(
+            sides if size is None else (0, 0) for sides, size in zip(padded, own, strict=True)
+        )
     return Layer(
         weight=map_.kernel,
         bias=map_.bias,
         stride=tuple(axis.stride for axis in map_.axes),
-        padding=tuple(before if before == after else 0 for before, after in padded),
+        padding=tuple(size or 0 for size in own),
         dilation=tuple(axis.step for axis in map_.axes),
         groups=map_.groups,
         border=border,
@@ -76,6 +79,11 @@ def _pad(axis: Axis) -> tuple[int, int]:
         return before, before
     after = min(max(least, 0), most)
     return (before, after) if before != after else (before, least)
+
+
+def _find_own(before: int, after: int) -> int | None:
+    """The padding as a convolution takes it: the same on both sides, and cutting off nothing."""
+    return before if before == after >= 0 else None
 
 
 def _find_groups(map_: LinearMap) -> LinearMap:
@@ -112,7 +120,7 @@ def _drop_zero_taps(map_: LinearMap) -> LinearMap:
             taps=(taps[-1] - taps[0]) // every + 1,
             margin=axis.margin,
         )
-        if len(set(_pad(small))) > 1 and len(set(_pad(axis))) == 1:
+        if _find_own(*_pad(small)) is None and _find_own(*_pad(axis)) is not None:
             continue
         index = torch.arange(taps[0], taps[-1] + 1, every, device=map_.kernel.device)
         axes = (*map_.axes[:dimension], small, *map_.axes[dimension + 1 :])

@@ -22,6 +22,12 @@ _MAY_RETURN_INPUT = frozenset(
 )
 """Operators that may return what they were given, although their schema does not say so."""
 
+_LEARNS_BY: dict[object, str] = {
+    torch.ops.aten.batch_norm.default: "training",
+    torch.ops.aten.instance_norm.default: "use_input_stats",
+}
+"""Norms that change their running statistics if that argument is true; their schema hides it."""
+
 
 class Mutations:
     """Aliases and in-place changes of one graph, as it was when this was made."""
@@ -46,6 +52,11 @@ class Mutations:
         """The operators that change the memory of `node`, in graph order."""
         root = self._root(node)
         return [writer for writer, argument in self._writes if self._root(argument) is root]
+
+    def changed(self) -> frozenset[fx.Node]:
+        """All values whose memory is changed in place."""
+        roots = {self._root(argument) for _, argument in self._writes}
+        return frozenset(node for root in roots for node in self._classes[root])
 
     def is_stale(self, node: fx.Node) -> bool:
         """Whether some value in the memory of `node` is read after it was changed in place."""
@@ -75,8 +86,11 @@ class Mutations:
 
 def written_arguments(node: fx.Node) -> Iterator[fx.Node]:
     """The values that an operator changes in place."""
-    for argument, value in _schema_arguments(node):
-        if argument.alias_info is not None and argument.alias_info.is_write:
+    arguments = [(argument.name, argument, value) for argument, value in _schema_arguments(node)]
+    learns = any(name == _LEARNS_BY.get(node.target) and value for name, _, value in arguments)
+    for name, argument, value in arguments:
+        writes = argument.alias_info is not None and argument.alias_info.is_write
+        if writes or (learns and name in ("running_mean", "running_var")):
             yield from _nodes(value)
 
 

@@ -39,8 +39,7 @@ def replace_region(
     with draft.graph.inserting_before(region.result):
         if layer.border is not None:
             source = draft.graph.call_function(_PAD, (region.source, _list_pads(layer), 0.0))
-            value = _PAD(region.source.meta["val"], _list_pads(layer), 0.0)
-            source.meta = {**meta, "val": value}
+            source.meta = {**meta, "val": _pad_fake(region.source.meta["val"], layer)}
         arguments: list[Any] = [source, weight, bias]
         target = aten.linear.default
         if layer.stride:
@@ -101,6 +100,14 @@ def _erase(draft: Draft, removed: tuple[fx.Node, ...]) -> None:
 def _list_pads(layer: Layer) -> list[int]:
     """As ``pad`` takes them: the last axis first."""
     return [size for sides in reversed(layer.border or ()) for size in sides]
+
+
+def _pad_fake(value: Tensor, layer: Layer) -> Tensor:
+    """What stands for `value` behind the border; the operator cannot cut off symbolic sizes."""
+    shape = list(value.shape)
+    for axis, (before, after) in enumerate(layer.border or (), start=2):
+        shape[axis] = shape[axis] + before + after
+    return value.new_empty(shape)
 
 
 def _make_meta(region: Region, prefix: str) -> dict[str, object]:

@@ -95,13 +95,18 @@ class TensorStatistic:
         self._update_channels(summary)
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing was observed."""
+        return self._low > self._high
+
+    @property
     def extent(self) -> Span:
         """Smallest and largest value.
 
         Raises:
             QuantizeError: nothing was observed.
         """
-        if self._low > self._high:
+        if self.is_empty:
             raise QuantizeError(
                 f"Tensor {self.name!r} was never observed: no calibration data reached it."
             )

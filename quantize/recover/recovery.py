@@ -16,7 +16,7 @@ from export.graph import GraphIndex
 from export.onnx_files import read_model
 from export.progress import Progress, ProgressCallback, ignore_progress
 from quantize.adjustments import Adjustments, LayerAdjustment
-from quantize.calibrate import Ranges
+from quantize.calibrate import Ranges, batch_size
 from quantize.codes import ranges_by_tensor, smallest_scales, weight_scales
 from quantize.pooling import use_global_pooling
 from quantize.recover.bias_correction import mean_output_error
@@ -114,7 +114,7 @@ def recover(
     chosen: dict[str, LayerAdjustment] = {}
     done = 0
     for group in _split(layers, settings):
-        moments = _observe(proto, group, batches, settings)
+        moments = _observe(model, proto, group, batches, settings)
         for layer in group:
             seen = moments.pop(layer.name)
             done += 1
@@ -142,6 +142,7 @@ def _split(
 
 
 def _observe(
+    model: OnnxModel,
     proto: onnx.ModelProto,
     layers: list[RecoverableLayer],
     batches: Batches,
@@ -165,7 +166,7 @@ def _observe(
                 )
                 rounded = layer.codes.round(patches)  # padding is a code as well
                 moments[layer.name].update(patches, rounded)
-            done += len(next(iter(batch.values())))
+            done += batch_size(model, batch)
             if done >= settings.samples:
                 break
     if not done:

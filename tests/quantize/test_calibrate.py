@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from test_nets import Net, classifier, run, sqnr
+from test_nets import Net, classifier, detector, run, sqnr
 
 from export.artifacts import OnnxModel
 from export.errors import ConfigError, DataError, EngineError, QuantizeError
@@ -309,3 +309,13 @@ def test_memory_does_not_grow_with_the_samples(tmp_path: Path, observer: str) ->
     assert [fact["samples"] for fact in facts] == [64, 2048]
     # one sample's observed tensors are 400 kB: keeping them would add 800 MB
     assert facts[1]["peak"] < 1.1 * facts[0]["peak"]
+
+
+def test_what_the_first_half_of_the_data_does_not_reach_is_calibrated(tmp_path: Path) -> None:
+    net = Net(6)
+    model = detector(net, tmp_path)
+    none = {"x": -np.abs(net.feed(16)["x"])}
+    found = calibrate(model, [none, net.feed(16)], total=32)
+    assert found.earlier_samples == 16
+    (late,) = set(found.ranges) - set(found.earlier)
+    assert late.startswith("gathernd")

@@ -161,6 +161,21 @@ def attention(net: Net, width: int = 32, heads: int = 2, tokens: int = 6) -> str
     return net.op("Add", x, linear(hidden, 2 * width, width, "fc2"))
 
 
+def detector(net: Net, folder: Path) -> OnnxModel:
+    """A head that only rows whose first value is positive reach, and one for all."""
+    ends = [net.constant(name, np.array([n])) for n, name in enumerate(("zero", "one"))]
+    first = net.op("Squeeze", net.op("Slice", "x", *ends, ends[1]), ends[1])
+    found = net.op("NonZero", net.op("Greater", first, net.constant("least", np.float32(0))))
+    rows = net.op("GatherND", "x", net.op("Transpose", found))
+    heads = (net.random.normal(0, 1, (6, 8)).astype(np.float32) for _ in range(2))
+    names = ("all", "some")
+    weights = [net.constant(f"{n}_w", w) for n, w in zip(names, heads, strict=True)]
+    outputs = [
+        net.op("MatMul", x, w, name=n) for x, w, n in zip(("x", rows), weights, names, strict=True)
+    ]
+    return net.save(folder / "m.onnx", *outputs)
+
+
 def run(model: OnnxModel | Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     """ONNX Runtime's own outputs, graph optimizations on, but for int8 that would saturate."""
     path = model.path if isinstance(model, OnnxModel) else model

@@ -2,20 +2,22 @@
 
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from test_nets import Net, classifier, run, sqnr
+from test_nets import Net, classifier, detector, run, sqnr
 
-from export.artifacts import OnnxModel
+from export.artifacts import OnnxModel, TensorSpec
 from export.errors import ConfigError, QuantizeError
 from export.progress import Progress
 from quantize.adjustments import Adjustments
 from quantize.calibrate import Ranges, calibrate
 from quantize.int8 import quantize_int8
+from quantize.losses import measure_rounding
 from quantize.recover.recovery import RecoverySettings, recover
 from quantize.scheme import PRESETS, QuantScheme
 
@@ -253,21 +255,6 @@ def test_a_product_of_a_lone_row_has_patches(tmp_path: Path, target: str) -> Non
     assert _sqnr(model, ranges, PRESETS[target], chosen) > 30
 
 
-def detector(net: Net, folder: Path) -> OnnxModel:
-    """A head that only rows whose first value is positive reach, and one for all."""
-    ends = [net.constant(name, np.array([n])) for n, name in enumerate(("zero", "one"))]
-    first = net.op("Squeeze", net.op("Slice", "x", *ends, ends[1]), ends[1])
-    found = net.op("NonZero", net.op("Greater", first, net.constant("least", np.float32(0))))
-    rows = net.op("GatherND", "x", net.op("Transpose", found))
-    heads = (net.random.normal(0, 1, (6, 8)).astype(np.float32) for _ in range(2))
-    names = ("all", "some")
-    weights = [net.constant(f"{n}_w", w) for n, w in zip(names, heads, strict=True)]
-    outputs = [
-        net.op("MatMul", x, w, name=n) for x, w, n in zip(("x", rows), weights, names, strict=True)
-    ]
-    return net.save(folder / "m.onnx", *outputs)
-
-
 @pytest.mark.parametrize("reached", [True, False])
 def test_batches_in_which_nothing_is_found_are_passed_over(tmp_path: Path, reached: bool) -> None:
     net = Net(6)
@@ -282,3 +269,20 @@ def test_batches_in_which_nothing_is_found_are_passed_over(tmp_path: Path, reach
         [] if reached else ["some"]
     )
     _sqnr(model, ranges, ORT, chosen)
+
+
+def test_an_input_without_samples_may_come_first(tmp_path: Path) -> None:
+    net = Net(6)
+    weight = net.constant("w", net.random.normal(0, 1, (6, 8)).astype(np.float32))
+    scaled = net.op("Mul", "x", net.constant("factor", np.float32(1).reshape(())))
+    saved = net.save(tmp_path / "m.onnx", net.op("MatMul", scaled, weight, name="product"))
+    proto = onnx.load(saved.path)
+    del proto.graph.initializer[1]
+    proto.graph.input.insert(0, onnx.helper.make_tensor_value_info("factor", 1, []))
+    onnx.save(proto, saved.path)
+    model = replace(saved, inputs=(TensorSpec("factor", (), "float32"), *saved.inputs))
+    batches = [{"factor": np.array(2, np.float32), **net.feed(16)}] * 3
+    ranges = calibrate(model, batches)
+    chosen = recover(model, ranges, ORT, lambda: iter(batches))
+    assert set(chosen.layers) == {"product"}
+    assert measure_rounding(model, batches).samples == 48

@@ -1,0 +1,76 @@
+"""Graphs with parts that nobody asked for: results that are dropped, padding that cuts off."""
+
+import pytest
+import torch
+from families import relative_error
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from export import fuse
+
+
+class WithDeadHead(nn.Module):
+    """An auxiliary head that is computed and dropped, as in inference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.aux, self.last = (nn.Conv2d(4, 4, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x))
+        self.aux(x)
+        return self.last(x)
+
+
+@pytest.mark.parametrize("merge_always", [False, True])
+def test_a_layer_whose_result_is_dropped_stops_nothing(merge_always: bool) -> None:
+    torch.manual_seed(0)
+    net, x = WithDeadHead().eval(), torch.randn(2, 4, 5, 6)
+    result = fuse(net, x, merge_always=merge_always)
+    assert result.certificate.model.layers_after == 1
+    assert relative_error(result.module(x), net(x)) < 1e-5
+
+
+class Cut(nn.Module):
+    """Padding that cuts off on one side and adds on the others, before a layer."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+        self.layer = getattr(nn, f"Conv{rank}d")(4, 4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sides = (1, 2, 0, 2, -1, 0)[: 2 * self.rank]
+        return self.layer(-F.pad(x, sides))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_padding_that_cuts_off_merges_whatever_the_batch(rank: int) -> None:
+    torch.manual_seed(0)
+    net = Cut(rank).eval()
+    result = fuse(net, torch.randn(2, 4, *[6, 5, 4][:rank]), merge_always=True)
+    assert result.fused
+    for batch in (1, 3):
+        x = torch.randn(batch, 4, *[6, 5, 4][:rank])
+        assert relative_error(result.module(x), net(x)) < 1e-5
+
+
+class Cropped(nn.Module):
+    """The middle of a map goes into a layer, as in a U-Net without padding."""
+
+    def __init__(self, kernel: int, padding: int) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(4, 4, kernel, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x[:, :, 2:-2, 1:-1])
+
+
+@pytest.mark.parametrize(("kernel", "padding"), [(1, 0), (3, 0), (3, 1)])
+@pytest.mark.parametrize("merge_always", [False, True])
+def test_a_crop_of_the_middle_before_a_layer(kernel: int, padding: int, merge_always: bool) -> None:
+    torch.manual_seed(0)
+    net = Cropped(kernel, padding).eval()
+    result = fuse(net, torch.randn(2, 4, 9, 8), merge_always=merge_always)
+    x = torch.randn(3, 4, 9, 8)
+    assert relative_error(result.module(x), net(x)) < 1e-5
