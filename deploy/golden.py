@@ -23,6 +23,9 @@ GOLDEN_SAMPLES = 4
 MAX_BYTES = 32 * 2**20
 """Of the samples with the answers of all engines; a single sample may need more."""
 
+_KINDS = "biufV"
+"""Of dtypes: bool, whole numbers, floats, and bfloat16, which numpy keeps as bytes."""
+
 _ENCRYPTED = 1
 """The bit of a member's flags that says so."""
 _UNREADABLE = (
@@ -131,6 +134,8 @@ def _read_array(data: bytes, name: str) -> Array:
     shape, _, dtype = _READERS[version](file)
     if dtype.hasobject:
         raise ValueError(f"{name!r} holds Python objects")
+    if dtype.kind not in _KINDS or dtype.names:
+        raise ValueError(f"{name!r} holds {dtype}, which no engine takes or gives")
     if math.prod(shape) * dtype.itemsize != len(data) - file.tell():
         raise ValueError(f"{name!r} has not the size that its header claims")
     file.seek(0)

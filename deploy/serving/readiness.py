@@ -225,10 +225,7 @@ def _warm_up(engine: Engine, inputs: Feeds, sizes: Sequence[int]) -> dict[int, f
     """
     batches: list[Any] = [inputs]
     if sizes:
-        batches = [
-            {name: np.resize(array, (size, *array.shape[1:])) for name, array in inputs.items()}
-            for size in sizes
-        ]
+        batches = [_fill_batch(inputs, size) for size in sizes]
     quickest = []
     for batch in batches:
         times = []
@@ -238,6 +235,16 @@ def _warm_up(engine: Engine, inputs: Feeds, sizes: Sequence[int]) -> dict[int, f
             times.append(time.perf_counter() - begun)
         quickest.append(min(times))
     return dict(zip(sizes, quickest, strict=False))
+
+
+def _fill_batch(inputs: Feeds, size: int) -> dict[str, Array]:
+    """A batch of `size` rows of `inputs`, over and over."""
+    try:
+        return {name: np.resize(array, (size, *array.shape[1:])) for name, array in inputs.items()}
+    except (MemoryError, ValueError) as error:
+        raise EngineError(
+            f"A batch of {size} rows does not fit into memory: {error}. Lower --max-batch."
+        ) from error
 
 
 def _open_reference(

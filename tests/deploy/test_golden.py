@@ -238,6 +238,15 @@ def test_python_objects_are_neither_written_nor_read(tmp_path: Path) -> None:
         read_golden(tmp_path / "evil.npz")
 
 
+@pytest.mark.parametrize(
+    "dtype", ["U1", "S3", "complex64", "M8[s]", "m8[s]", [("a", "f4")]], ids=str
+)
+def test_what_no_engine_takes_or_gives_is_refused(tmp_path: Path, dtype: Any) -> None:
+    Golden({}, {"reference": {"logits": np.zeros((4, 3), dtype)}}).save(tmp_path / "golden.npz")
+    with pytest.raises(BundleError, match="which no engine takes or gives"):
+        read_golden(tmp_path / "golden.npz")
+
+
 def _truncated(path: Path) -> None:
     Golden({"x": logits()}, {}).save(path)
     path.write_bytes(path.read_bytes()[:200])

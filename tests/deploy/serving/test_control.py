@@ -139,6 +139,16 @@ def test_a_socket_that_another_server_has_is_left_to_it(control: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_a_key_with_a_pass_phrase_is_refused_and_nobody_asked(
+    pristine: Path, tmp_path: Path, cli: Cli
+) -> None:
+    for name in ("cert.pem", "key.pem"):
+        (tmp_path / name).write_text("-----BEGIN ENCRYPTED PRIVATE KEY-----\n")
+    files = ("--tls-cert", tmp_path / "cert.pem", "--tls-key", tmp_path / "key.pem")
+    code, _, err = cli("serve", pristine, "--port", "0", "--grpc-port", "0", *files)
+    assert (code, "has a pass phrase" in err) == (2, True)
+
+
 def test_tls_and_its_files(pristine: Path, tmp_path: Path, cli: Cli) -> None:
     import ssl
     import subprocess

@@ -77,6 +77,13 @@ def test_a_manifest_that_says_otherwise_than_the_engine_is_refused(
         open_verified(read_bundle(bundle_path), ServeOptions(threads=1))
 
 
+@pytest.mark.parametrize("rows", [2**40, 2**63])
+def test_a_batch_that_no_memory_holds_is_said(pristine: Path, rows: int) -> None:
+    options = ServeOptions(threads=1, max_batch=rows, engine="onnxruntime-fp32")
+    with pytest.raises(EngineError, match=f"A batch of {rows} rows .* Lower --max-batch"):
+        open_verified(read_bundle(pristine), options)
+
+
 def test_openvino_has_as_many_programs_as_it_keeps(pristine: Path) -> None:
     pytest.importorskip("openvino")
     options = ServeOptions(threads=1, engine="openvino-fp32", max_batch=16)
