@@ -16,7 +16,7 @@ from export.errors import ConfigError, ExportError
 from export.fusion import fuse_program
 from export.fusion.certificate import Certificate
 from export.fusion.options import FusionOptions
-from export.image_model import name_as_user
+from export.fusion.paths import name_as_user
 from export.inspection import LayerRow, list_layers
 
 CERTIFICATE_SUFFIX = ".certificate.json"

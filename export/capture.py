@@ -20,6 +20,7 @@ from torch.export import Dim, ExportedProgram
 from export.artifacts import TensorSpec
 from export.dynamic_axes import explain_axes, make_dims
 from export.errors import ExportError
+from export.image_model import find_user_module
 
 _log = logging.getLogger(__name__)
 _NOISY_LOGGERS = ("torch", "onnxscript", "onnx_ir")
@@ -135,8 +136,11 @@ def condense_error(error: BaseException) -> str:
 
 
 def find_module_path(module: nn.Module, traceback: TracebackType | None) -> str:
-    """Path of the innermost submodule of `module` whose method stands in `traceback`, or ``""``."""
-    paths = {id(child): path for path, child in module.named_modules()}
+    """Path of the innermost submodule of `module` whose method stands in `traceback`, or ``""``.
+
+    It is the user's own path, without what stands around their module.
+    """
+    paths = {id(child): path for path, child in find_user_module(module).named_modules()}
     found = ""
     while traceback is not None:
         found = paths.get(id(traceback.tb_frame.f_locals.get("self")), found)

@@ -5,12 +5,10 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
-from export.fusion.draft import Draft
 from export.images import ImageCall
 
-_MEMBER = "model"
+MEMBER = "model"
 """What the user's module is called in an `ImageModel`."""
 
 
@@ -77,10 +75,3 @@ class ImageModel(nn.Module):
 def find_user_module(module: nn.Module) -> nn.Module:
     """The user's module: that of an `ImageModel`, or `module` itself."""
     return module.model if isinstance(module, ImageModel) else module
-
-
-def name_as_user(program: ExportedProgram) -> ExportedProgram:
-    """A captured `ImageModel` with modules and weights under the user's own names."""
-    draft = Draft(program)
-    draft.drop_scope(_MEMBER)
-    return draft.finish()

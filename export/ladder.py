@@ -29,7 +29,8 @@ from export.errors import ExportError, InputError
 from export.fusion import DEFAULTS, FusedProgram, fuse_program
 from export.fusion.certificate import WholeModel
 from export.fusion.options import FusionOptions
-from export.image_model import ImageModel, find_user_module, name_as_user
+from export.fusion.paths import name_as_user
+from export.image_model import ImageModel, find_user_module
 from export.onnx import to_onnx, torchscript_to_onnx
 from export.progress import Progress, ProgressCallback, ignore_progress
 from export.randomness import refuse_random

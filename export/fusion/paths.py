@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 
 from torch import fx
+from torch.export import ExportedProgram
 
 from export.fusion.draft import Draft, read_argument
+from export.image_model import MEMBER
 
 ROOT = "(root)"
 
@@ -41,3 +43,10 @@ def share_path(paths: Iterable[str]) -> str:
 def has_schema(node: fx.Node) -> bool:
     """Whether the node calls an operator, and not a Python function or a stored attribute."""
     return hasattr(node.target, "_schema")
+
+
+def name_as_user(program: ExportedProgram) -> ExportedProgram:
+    """A captured `ImageModel` with modules and weights under the user's own names."""
+    draft = Draft(program)
+    draft.drop_scope(MEMBER)
+    return draft.finish()

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from export.artifacts import SizeRange
+from export.capture import capture
+from export.errors import ExportError
 from export.image_model import ImageModel
 from export.images import ImageCall, ImageInput, channels_first, channels_last
 from export.ladder import Exported, export_model
@@ -138,6 +140,28 @@ def test_the_users_module_stays_as_it_is_and_sees_a_contiguous_tensor_of_its_own
     kept = images.clone()
     ImageModel(Strided(), ImageCall((ImageInput("x", scale=1.0),)), ("x",))(images)
     assert torch.equal(images, kept)
+
+
+class Undecided(nn.Module):
+    """A branch on values, which cannot be captured."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_what_cannot_be_captured_goes_by_the_users_own_path() -> None:
+    feeds = {"x": torch.from_numpy(draw(2, 6, 6, 3))}
+    for net, place in (
+        (nn.Sequential(Stem(), nn.Sequential(Undecided())), "at '1.0': "),
+        (
+            Undecided(),
+            "capture the model: ",
+        ),
+    ):
+        wrapped = ImageModel(net, ImageCall((IMAGENET,)), ("x",))
+        with pytest.raises(ExportError) as refused:
+            capture(wrapped, feeds, keyword=False, dynamic_batch=True)
+        assert place in str(refused.value)
 
 
 def test_other_inputs_are_passed_on_and_names_are_the_users(tmp_path: Path) -> None:
