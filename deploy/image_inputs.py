@@ -103,8 +103,13 @@ def take_images(spec: InputSpec, images: Sequence[ImageInput]) -> InputSpec:
     return InputSpec(spec.name, channels_last(spec.shape), "uint8", PIXELS, axes)
 
 
-def read_model_specs(data: Dataset, config: "BuildConfig") -> tuple[InputSpec, ...]:
+def read_model_specs(
+    data: Dataset, config: "BuildConfig", dtype: str = "float32"
+) -> tuple[InputSpec, ...]:
     """What the model takes, where its inputs are taken from data that holds images for it.
+
+    Args:
+        dtype: that it takes images as.
 
     Raises:
         DataError: an input that images are declared for is not uint8 [N, H, W, C] in the data.
@@ -114,7 +119,7 @@ def read_model_specs(data: Dataset, config: "BuildConfig") -> tuple[InputSpec, .
     for spec in data.specs():
         if spec.name in read or None in read or (read and spec.name is None):
             check_pixels(data, spec)
-            spec = InputSpec(spec.name, channels_first(spec.shape))
+            spec = InputSpec(spec.name, channels_first(spec.shape), dtype)
         specs.append(spec)
     return tuple(specs)
 
@@ -140,7 +145,7 @@ def _fit(text: str, image: ImageInput, spec: InputSpec) -> ImageInput:
         raise _refuse(
             text,
             f"input {spec.name!r} is {shape}:{spec.dtype} to the model, and images go to inputs of "
-            f"{' or '.join(FLOATS)} [N, C, H, W]. --input says what the model's own forward takes",
+            f"{', '.join(FLOATS)} [N, C, H, W]. --input says what the model's own forward takes",
         )
     channels = spec.shape[1]
     if 1 in spec.axes:

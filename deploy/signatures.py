@@ -18,7 +18,7 @@ from deploy.inputs import DTYPES, InputSpec, parse_input, synthetic_feeds
 from export.artifacts import BATCH, TensorSpec
 from export.errors import ConfigError, DataError, InputError
 from export.image_model import ImageModel
-from export.images import ImageCall
+from export.images import FLOATS, ImageCall
 from export.signature import CallSignature, describe_call, name_inputs
 
 TRACE_BATCH = 2
@@ -71,7 +71,7 @@ def settle_call(module: nn.Module, config: BuildConfig, data: Dataset | None) ->
         InputError: the model does not run on the inputs of ``--input``.
         ExportError: it returns no tensors.
     """
-    specs = _settle_inputs(config, data)
+    specs = _settle_inputs(config, data, _find_dtype(module))
     names, keyword = _name(module, specs, config)
     specs = tuple(replace(spec, name=name) for spec, name in zip(specs, names, strict=True))
     found = settle_images(config, specs)
@@ -139,7 +139,15 @@ class Call:
         return tuple(spec.describe(batch) for spec in self.specs)
 
 
-def _settle_inputs(config: BuildConfig, data: Dataset | None) -> tuple[InputSpec, ...]:
+def _find_dtype(module: nn.Module) -> str:
+    """The one float type of the weights of `module`, where images may become it; else float32."""
+    kinds = {str(p.dtype).removeprefix("torch.") for p in module.parameters()} & {*_FLOATS}
+    found = kinds.pop() if len(kinds) == 1 else ""
+    return found if found in FLOATS else "float32"
+
+
+def _settle_inputs(config: BuildConfig, data: Dataset | None, dtype: str) -> tuple[InputSpec, ...]:
+    """Of ``--input``, or of the data, in which images stand for floats of `dtype`."""
     if config.inputs:
         specs = tuple(parse_input(text) for text in config.inputs)
         if len({spec.shape[0] for spec in specs}) > 1:
@@ -156,7 +164,7 @@ def _settle_inputs(config: BuildConfig, data: Dataset | None) -> tuple[InputSpec
                     f"{data.source}: {name} is {rows.dtype}, which no input can be; convert it "
                     f"with .astype to one of {', '.join(DTYPES)}."
                 )
-        return read_model_specs(data, config)
+        return read_model_specs(data, config, dtype)
     raise ConfigError(
         "The shape of the inputs is not known. Pass --input, such as --input 1x3x224x224, or "
         "--data with samples to take it from."

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from export.images import ImageCall
 
+_ARITHMETIC = {"float16": "float32"}
+"""In which type images are prepared, where that is not the one that the model takes."""
 MEMBER = "model"
 """What the user's module is called in an `ImageModel`."""
 
@@ -17,8 +19,9 @@ class ImageModel(nn.Module):
 
     A pixel becomes ``(pixel - shift) / factor``: the shift comes first, so that what is left before
     a convolution that pads is a scale, which is the same on both sides of the padding and goes into
-    its weights. The user's module sees a contiguous [N, C, H, W], as it would from a caller. In
-    float64 (``double()``) shift and factor are the declared numbers, not their float32 roundings.
+    its weights. The user's module sees a contiguous [N, C, H, W], as it would from a caller, in the
+    type that it takes; what comes before float16 is float32. In float64 (``double()``) shift and
+    factor are the declared numbers, not their float32 roundings.
 
     Args:
         model: the user's.
@@ -34,8 +37,11 @@ class ImageModel(nn.Module):
         self._images = {image.name: image for image in call.inputs}
         for index, image in enumerate(call.inputs):
             for what in ("shift", "factor"):
-                value = torch.zeros(1, dtype=getattr(torch, image.dtype))
+                value = torch.zeros(
+                    1, dtype=getattr(torch, _ARITHMETIC.get(image.dtype, image.dtype))
+                )
                 self.register_buffer(f"uint8_image_{what}_{index}", value, persistent=False)
+        self._taken = {image.name: getattr(torch, image.dtype) for image in call.inputs}
         self._fill()
         self.training = model.training
 
@@ -56,7 +62,8 @@ class ImageModel(nn.Module):
         pixels = value.to(factor.dtype).permute(0, 3, 1, 2).contiguous()
         if any(image.shift):
             pixels = pixels - shift
-        return pixels if set(image.factor) == {1.0} else pixels / factor
+        prepared = pixels if set(image.factor) == {1.0} else pixels / factor
+        return prepared.to(self._taken[name])
 
     def _fill(self) -> None:
         """The declared numbers in the precision that the buffers have now."""
@@ -68,6 +75,9 @@ class ImageModel(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._taken = {
+            name: fn(torch.zeros(0, dtype=dtype)).dtype for name, dtype in self._taken.items()
+        }
         self._fill()
         return self
 

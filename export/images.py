@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from export.errors import ConfigError
 
-FLOATS = ("float32", "float64")
+FLOATS = ("float16", "float32", "float64")
 """What a model may take its images as."""
 
 
@@ -20,7 +20,8 @@ class ImageInput:
         name: of the input.
         mean, std: in the unit of ``image / scale``; `std` is more than 0.
         scale: what white is before `mean` and `std`: 255 brings pixels to 0..1, 1 leaves them.
-        dtype: that the model takes, ``float32`` or ``float64``.
+        dtype: that the model takes, of `FLOATS`. For float16 images are prepared in float32 and
+            rounded once: in float16 itself the shift alone would lose up to a bit of the pixels.
     """
 
     name: str

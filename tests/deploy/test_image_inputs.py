@@ -101,14 +101,14 @@ def test_a_preparation_must_fit_the_model(texts: tuple[str, ...], said: str) -> 
 
 @pytest.mark.parametrize(
     "shape",
-    ["x:1x3", "x:1x3x6", "x:1x3x6x6:int64", "x:1x6x6x3:uint8", "x:1x3x6x6:float16"],
+    ["x:1x3", "x:1x3x6", "x:1x3x6x6:int64", "x:1x6x6x3:uint8", "x:1x3x6x6:bfloat16"],
 )
 def test_images_go_to_floats_of_four_axes(shape: str) -> None:
     config = BuildConfig(image_input=("mean=0.5",))
     refuse(
         lambda: settle_images(config, [parse_input(shape)]),
         f"is {shape.removeprefix('x:')}",
-        "images go to inputs of float32 or float64 [N, C, H, W]",
+        "images go to inputs of float16, float32, float64 [N, C, H, W]",
         "--input says what the model's own forward takes",
         kind=ConfigError,
     )
@@ -166,6 +166,19 @@ class TestData:
         assert any((batch[0] == image).all() for image in images)
         synthetic = problem.synthetic(4, seed=0)["input"]
         assert synthetic.min() < 8 < 247 < synthetic.max()
+
+    @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16"])
+    def test_the_weights_say_what_images_become(self, tmp_path: Path, dtype: str) -> None:
+        images = np.random.default_rng(0).integers(0, 256, (8, 6, 6, 3), dtype=np.uint8)
+        np.savez(tmp_path / "data.npz", x=images)
+        config = BuildConfig(data=str(tmp_path / "data.npz"), image_input=(IMAGENET,))
+        module = net().to(getattr(torch, dtype))
+        if dtype == "bfloat16":
+            refuse(lambda: open_problem(module, config, tmp_path), "weights are bfloat16")
+            return
+        images_of = open_problem(module, config, tmp_path).images
+        assert images_of is not None
+        assert [image.dtype for image in images_of.inputs] == [dtype]
 
     @pytest.mark.parametrize("given", [(), ("1x3x6x6",)], ids=["from the data", "--input"])
     @pytest.mark.parametrize(

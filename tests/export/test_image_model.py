@@ -142,6 +142,41 @@ def test_the_users_module_stays_as_it_is_and_sees_a_contiguous_tensor_of_its_own
     assert torch.equal(images, kept)
 
 
+class Seen(nn.Module):
+    """Gives back what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_a_float16_model_is_given_what_was_prepared_in_more_and_rounded_once() -> None:
+    """In float16 itself two thirds of the pixels would come out otherwise."""
+    image, images = replace(IMAGENET, dtype="float16"), np.arange(768, dtype=np.uint8)
+    images = images.reshape(1, 16, 16, 3)
+    wrapped = ImageModel(Seen(), ImageCall((image,)), ("x",))
+    found = wrapped(torch.from_numpy(images))
+    assert found.dtype == torch.float16
+    expected = prepare(images, image).astype(np.float16)
+    assert (found.numpy() == expected).mean() > 0.999
+    narrow = images.transpose(0, 3, 1, 2).astype(np.float16)
+    factor, shift = (
+        np.array(each, np.float16)[:, None, None] for each in (image.factor, image.shift)
+    )
+    assert (((narrow - shift) / factor) == expected).mean() < 0.9
+    assert wrapped.double()(torch.from_numpy(images)).dtype == torch.float64
+
+
+def test_a_float16_model_is_exported_with_its_images(tmp_path: Path) -> None:
+    image = replace(IMAGENET, dtype="float16")
+    exported = export_images(Stem().half(), tmp_path, image)
+    (spec,), (output,) = exported.onnx.inputs, exported.onnx.outputs
+    assert (spec.dtype, output.dtype) == ("uint8", "float16")
+    images = draw(3, 12, 12, 3, seed=2)
+    expected = answer(Stem().half().eval(), images, image)
+    found = run_file(exported, images)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=4e-3 * abs(expected).max())
+
+
 class Undecided(nn.Module):
     """A branch on values, which cannot be captured."""
 
