@@ -10,7 +10,7 @@ from deploy.cache import Cache, hash_model, hash_parts, package_versions
 from deploy.config import BuildConfig
 from deploy.engines.base import Feeds
 from deploy.reuse import data_key
-from deploy.size_checks import RESIZED_BATCHES, batches_of_all_sizes
+from deploy.size_checks import batches_of_all_sizes
 from deploy.source import Problem
 from export.artifacts import OnnxModel
 from export.progress import ProgressCallback, ignore_progress
@@ -22,7 +22,7 @@ from quantize.observers.statistic import ChannelStatistic
 from quantize.ranges import Ranges
 
 _BATCH = 8
-_FORMAT = 2
+_FORMAT = 3
 """Of what is kept of ranges; another one is not found."""
 
 
@@ -44,10 +44,9 @@ class Calibrator:
                 yield batch
 
     def _count_samples(self) -> int:
-        """Those of all sizes."""
-        samples, size = len(self.problem.calibration), self.problem.static_batch or _BATCH
-        probes = len(probe_sizes(self.problem.signature.inputs))
-        return samples + probes * min(samples, RESIZED_BATCHES * size)
+        """Those that fill batches."""
+        samples = len(self.problem.calibration)
+        return samples - samples % (self.problem.static_batch or 1)
 
     @property
     def observer(self) -> str:
@@ -123,7 +122,7 @@ def _plain(ranges: Ranges) -> dict[str, Any]:
 def _restore(plain: dict[str, Any]) -> Ranges:
     """The ranges that `_plain` was given."""
     values = dict(plain)
-    for key in ("ranges", "symmetric", "extents", "earlier"):
+    for key in ("ranges", "symmetric", "extents", "earlier", "settled"):
         values[key] = {name: (low, high) for name, (low, high) in plain[key].items()}
     values["channels"] = {
         name: ChannelStatistic(*(np.array(array) for array in arrays))

@@ -13,6 +13,7 @@ from deploy.golden import read_golden
 from deploy.size_checks import batches_of_all_sizes
 from deploy.verification import open_bundle_data
 from export.errors import DataError
+from quantize.calibrate import Again
 
 _SAMPLES = 32
 """That outputs are compared on; every mix runs them all."""
@@ -38,7 +39,7 @@ class DebugSamples:
     calibrated_on: str
     real: bool
 
-    def all_sizes(self, bundle: Bundle) -> Iterator[Feeds]:
+    def all_sizes(self, bundle: Bundle) -> Iterator[Feeds | Again]:
         """`calibration`, at other sizes of the dynamic axes too, as a build calibrates."""
         return batches_of_all_sizes(self.calibration, bundle.manifest.inputs)
 

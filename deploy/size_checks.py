@@ -16,8 +16,9 @@ from deploy.parity import ParityAccumulator
 from export.artifacts import TensorSpec
 from export.errors import DeployError
 from export.ranges import describe_sizes, probe_sizes
+from quantize.calibrate import Again
 
-RESIZED_BATCHES = 2
+_RESIZED_BATCHES = 2
 """Batches that are calibrated on at every other size of the dynamic axes."""
 
 Run = Callable[[Feeds], dict[str, Array]]
@@ -78,13 +79,13 @@ def resize_samples(
 
 def batches_of_all_sizes(
     batches: Callable[[], Iterator[Feeds]], inputs: Sequence[TensorSpec]
-) -> Iterator[Feeds]:
-    """The batches, and the first of them at other sizes of the dynamic axes of `inputs`.
+) -> Iterator[Feeds | Again]:
+    """The batches, and the first of them again at other sizes of the dynamic axes of `inputs`.
 
     Padding reaches less far into larger maps, and some layers are larger there than at the best
     size; ranges that never saw them would clip.
     """
     yield from batches()
     for sizes in probe_sizes(inputs):
-        for batch in itertools.islice(batches(), RESIZED_BATCHES):
-            yield resize_samples(batch, inputs, sizes)
+        for batch in itertools.islice(batches(), _RESIZED_BATCHES):
+            yield Again(resize_samples(batch, inputs, sizes))

@@ -25,12 +25,22 @@ from quantize.pooling import use_global_pooling
 from quantize.ranges import Ranges
 from quantize.summaries import SummarizedModel, Wanted, summarize
 
-__all__ = ["Ranges", "calibrate"]
+__all__ = ["Again", "Ranges", "calibrate"]
+
+
+@dataclass(frozen=True)
+class Again:
+    """A batch of samples that came before, at other sizes of dynamic axes.
+
+    It widens ranges, and tells nothing of whether the samples are enough.
+    """
+
+    feeds: Mapping[str, np.ndarray]
 
 
 def calibrate(
     model: OnnxModel,
-    batches: Iterable[Mapping[str, np.ndarray]],
+    batches: Iterable[Mapping[str, np.ndarray] | Again],
     *,
     observer: str = "minmax",
     tensors: Collection[str] | None = None,
@@ -43,13 +53,14 @@ def calibrate(
     Args:
         model: the float model; its file is read, never written.
         batches: one mapping a batch, an array for every graph input; consumed once, as a stream.
+            Those that are samples `Again` come last.
         observer: a key of `quantize.observers.OBSERVERS`, or ``auto``: the best for each tensor, by
             the error that it causes in the layers behind it.
         tensors: what to observe; None for all that any rule table may quantize, so that one
             calibration serves every placement. The fp16 conversion wants
             ``float_tensors(model.path)`` of `export.tensor_types`. A tensor that no rule table
             quantizes has its extent as range, whatever the observer.
-        total: number of samples, for the progress report; 0 when it is not known.
+        total: number of samples, each counted once; 0 when it is not known.
         progress: called after each batch with ``Progress("calibrate", samples done, total)``.
         threads: of ONNX Runtime; 0 lets it choose.
 
@@ -69,7 +80,8 @@ def calibrate(
     with watch.summarized:
         for batch in batches:
             watch.take(batch, total)
-            progress(Progress("calibrate", watch.samples, total))
+            detail = "other sizes" if isinstance(batch, Again) else ""
+            progress(Progress("calibrate", watch.samples, total, detail))
     if not watch.samples:
         raise QuantizeError(
             "No calibration batches: nothing is known about the activations. Pass at least one "
@@ -102,23 +114,29 @@ class _Watch:
         self.samples = 0
         self.statistics = {name: TensorStatistic(name) for name in plan.wanted.tensors}
         self.held = HeldSamples(model) if hold else None
-        self.earlier = _Seen(0, {})
+        self.earlier = self.settled = _Seen(0, {})
         self.summarized = SummarizedModel(model.path, plan.wanted, threads=threads)
         self._model, self._threads = model, threads
         self._doubted: set[str] = set()
         self._exposed: ExposedModel | None = None
 
-    def take(self, batch: Mapping[str, np.ndarray], total: int) -> None:
+    def take(self, batch: Mapping[str, np.ndarray] | Again, total: int) -> None:
         """Run one batch; before the first one past half of all samples, note what stands."""
-        half = total / 2 if total else 2 * self.earlier.samples
-        if self.samples >= max(1, half) and not (total and self.earlier.samples):
-            self.earlier = self.now(copied=True)
-        samples = range(self.samples, self.samples + _batch_size(self._model, batch))
-        for name, summary in self._repair(self.summarized(batch), batch, samples).items():
+        feeds = batch.feeds if isinstance(batch, Again) else batch
+        count = _batch_size(self._model, feeds)
+        if isinstance(batch, Again):
+            samples = None
+            self.settled = self.settled if self.settled.samples else self.now(copied=True)
+        else:
+            samples = range(self.samples, self.samples + count)
+            half = total / 2 if total else 2 * self.earlier.samples
+            if self.samples >= max(1, half) and not (total and self.earlier.samples):
+                self.earlier = self.now(copied=True)
+            self.samples = samples.stop
+        for name, summary in self._repair(self.summarized(feeds), feeds, samples).items():
             self.statistics[name].update(summary)
         if self.held is not None:
-            self.held.offer(batch, len(samples))
-        self.samples = samples.stop
+            self.held.offer(feeds, count)
 
     def now(self, *, copied: bool = False) -> _Seen:
         """What stands of the tensors that may be quantized; as copies, it stays as it is."""
@@ -128,7 +146,10 @@ class _Watch:
         return _Seen(self.samples, found)
 
     def _repair(
-        self, summaries: dict[str, Summary], batch: Mapping[str, np.ndarray], samples: range
+        self,
+        summaries: dict[str, Summary],
+        batch: Mapping[str, np.ndarray],
+        samples: range | None,
     ) -> dict[str, Summary]:
         """Look closely at what does not seem finite: it is an error, or a sum that overflowed."""
         doubtful = [name for name, summary in summaries.items() if not summary.is_finite]
@@ -154,10 +175,18 @@ class _Watch:
         }
 
 
-def _describe_bad(array: np.ndarray, bad: np.ndarray, name: str, samples: range) -> str:
-    """Names the sample, or the span of samples where the leading axis is not the batch."""
+def _describe_bad(array: np.ndarray, bad: np.ndarray, name: str, samples: range | None) -> str:
+    """Names the sample, or the span of samples where the leading axis is not the batch.
+
+    `samples` is None where they come again.
+    """
     position = np.argwhere(bad)[0]
     kind = "NaN" if np.isnan(array[tuple(position)]) else "infinite"
+    if samples is None:
+        return (
+            f"Tensor {name!r} is {kind} for calibration samples at another size of a dynamic axis; "
+            "repair what makes it so, or narrow the range of sizes in --input."
+        )
     where = f"calibration samples {samples[0]} to {samples[-1]}"
     if array.ndim and array.shape[0] == len(samples):
         where = f"calibration sample {samples[int(position[0])]}"
@@ -208,6 +237,7 @@ def _find_ranges(
         chosen_symmetric=around_zero,
         earlier=_apply(watch.earlier.statistics, chosen or default, symmetric=False),
         earlier_samples=watch.earlier.samples,
+        settled=_apply(watch.settled.statistics, chosen or default, symmetric=False),
     )
 
 

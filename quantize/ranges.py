@@ -13,7 +13,7 @@ class Ranges:
 
     Attributes:
         observer: its name; ``auto`` chose one for each tensor.
-        samples: how many samples were run.
+        samples: how many samples were run, those that came again at other sizes counted once.
         ranges: tensor → (low, high), for codes with a free zero point. A tensor that no placement
             quantizes has its extent here.
         symmetric: the same for codes around 0, of all tensors that a placement may quantize.
@@ -25,6 +25,8 @@ class Ranges:
         earlier: `ranges` as they were after the first `earlier_samples` samples, about half, found
             by the same observers; empty where there was one batch only.
         earlier_samples: see `earlier`.
+        settled: `ranges` as they were before samples came again at other sizes, found by the same
+            observers; empty where none did.
     """
 
     observer: str
@@ -38,6 +40,7 @@ class Ranges:
     chosen_symmetric: Mapping[str, str] = field(default_factory=dict)
     earlier: Mapping[str, Span] = field(default_factory=dict)
     earlier_samples: int = 0
+    settled: Mapping[str, Span] = field(default_factory=dict)
 
     @property
     def quantizable(self) -> tuple[str, ...]:

@@ -194,7 +194,8 @@ def precision(
 ) -> None:
     """Find the fewest layers that must stay float.
 
-    With them in float, the precision holds its gate.
+    With them in float, the precision holds its gate. Of --data a part calibrates int8, as in a
+    build, and outputs are compared on the rest.
     """
     from deploy.bundle import read_bundle
     from deploy.precision_debug import debug_precision

@@ -143,10 +143,11 @@ def check_use(observed: Observed) -> Iterator[Finding]:
 
 
 def check_convergence(observed: Observed) -> Iterator[Finding]:
-    """Ranges that have not settled."""
+    """Ranges that have not settled; what other sizes add to them says nothing of the samples."""
     ranges = observed.ranges
+    after = ranges.settled or ranges.ranges
     growth = {
-        name: _width(ranges.ranges[name]) / _width(before) - 1
+        name: _width(after[name]) / _width(before) - 1
         for name, before in ranges.earlier.items()
         if _width(before) > 0
     }

@@ -15,7 +15,7 @@ from export.errors import ConfigError, DataError, EngineError, QuantizeError
 from export.execute import ExposedModel
 from export.progress import Progress
 from export.tensor_types import float_tensors
-from quantize.calibrate import calibrate
+from quantize.calibrate import Again, calibrate
 from quantize.int8 import quantize_int8
 from quantize.observers import AUTO, OBSERVERS
 from quantize.scheme import PRESETS
@@ -154,6 +154,32 @@ def test_ranges_of_half_of_the_samples_are_kept(tmp_path: Path, total: int, half
     assert whole.earlier_samples == half
     assert whole.earlier == first.ranges
     assert whole.earlier != whole.ranges
+
+
+def test_samples_that_come_again_widen_ranges_and_are_counted_once(tmp_path: Path) -> None:
+    net, model = classifier(tmp_path)
+    batches = [net.feed(4, seed) for seed in range(4)]
+    again = [Again({"x": 3 * batch["x"]}) for batch in batches[:2]]
+    plain = calibrate(model, batches, total=16)
+    seen: list[Progress] = []
+    ranges = calibrate(model, [*batches, *again], total=16, progress=seen.append)
+    assert (ranges.samples, ranges.earlier_samples) == (16, 8)
+    assert ranges.earlier == plain.earlier
+    assert ranges.settled == {name: plain.ranges[name] for name in ranges.settled}
+    assert ranges.ranges["x"][1] == pytest.approx(3 * max(b["x"].max() for b in batches[:2]))
+    assert plain.settled == {}
+    assert [(report.done, report.detail) for report in seen[-3:]] == [
+        (16, ""),
+        (16, "other sizes"),
+        (16, "other sizes"),
+    ]
+
+
+def test_a_nan_at_another_size_is_said_to_be_there(tmp_path: Path) -> None:
+    net, model = classifier(tmp_path)
+    spoilt = Again({"x": np.full_like(net.feed(2)["x"], np.nan)})
+    with pytest.raises(QuantizeError, match="at another size of a dynamic axis"):
+        calibrate(model, [net.feed(2), spoilt])
 
 
 def test_one_batch_has_no_half(tmp_path: Path) -> None:
