@@ -8,21 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tiny import Cli
+from tiny import Cli, OneFile, write_bundle_of
 
 sys.path.insert(0, str(Path(__file__).parent / "report"))
 from samples import labelled_report
 
-from deploy.bundle import GOLDEN, Bundle, read_bundle
+from deploy.bundle import Bundle, read_bundle
 from deploy.config import BuildConfig
-from deploy.golden import Golden
-from deploy.manifest import BundledEngine, write_manifest
 from deploy.precision_debug import PrecisionFinding, debug_precision
 from deploy.report.precision import describe_precision
-from deploy.staging import stage_bundle
 from export.artifacts import TensorSpec
 from export.errors import ConfigError, DataError
 
@@ -60,29 +56,19 @@ def make_bundle(weights: list[np.ndarray], target: Path) -> Bundle:
         [helper.make_tensor_value_info(tensor, TensorProto.FLOAT, shape)],
         [numpy_helper.from_array(weight, f"w{number}") for number, weight in enumerate(weights)],
     )
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     x = np.abs(np.random.default_rng(1).standard_normal((8, *shape[1:]))).astype(np.float32)
     x[:, 0] = 0
-    with stage_bundle(target) as stage:
-        onnx.save(proto, stage / "model.onnx")
-        answers = np.zeros((8, *shape[1:]), np.float32)
-        Golden({"x": x}, {"reference": {tensor: answers}}).save(stage / GOLDEN)
-        report = labelled_report()
-        report["data"]["observer"] = "auto"
-        (stage / "report.json").write_text(json.dumps(report), encoding="utf-8")
-        (stage / "report.html").write_text("", encoding="utf-8")
-        write_manifest(
-            stage,
-            created="2026-01-01T00:00:00Z",
-            model="chain.pt",
-            winner="onnxruntime-fp32",
-            engines={"onnxruntime-fp32": BundledEngine("onnxruntime", "fp32", "model.onnx", 1e-4)},
-            inputs=(TensorSpec("x", ("batch", CHANNELS, SIZE, SIZE), "float32"),),
-            outputs=(TensorSpec(tensor, ("batch", CHANNELS, SIZE, SIZE), "float32"),),
-            structure="tensor",
-            machine={},
-        )
-    return read_bundle(target)
+    report = labelled_report()
+    report["data"]["observer"] = "auto"
+    sizes = ("batch", CHANNELS, SIZE, SIZE)
+    file = OneFile(
+        graph,
+        (TensorSpec("x", sizes, "float32"),),
+        (TensorSpec(tensor, sizes, "float32"),),
+        {"x": x},
+        {tensor: np.zeros_like(x)},
+    )
+    return read_bundle(write_bundle_of(target, file, report=report))
 
 
 def make_sound(folder: Path) -> Bundle:

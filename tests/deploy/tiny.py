@@ -5,7 +5,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,10 +18,11 @@ sys.path.insert(0, str(Path(__file__).parent / "report"))
 from samples import labelled_report
 
 from deploy.bundle import GOLDEN
-from deploy.engines.base import Array
+from deploy.engines.base import Array, Feeds
 from deploy.golden import Golden
 from deploy.manifest import BundledEngine, write_manifest
 from deploy.report import render_html
+from deploy.staging import stage_bundle
 from export.artifacts import TensorSpec
 from export.optional import is_installed
 
@@ -119,3 +122,48 @@ def fill_stage(
         structure="tensor",
         machine=report["machine"],
     )
+
+
+@dataclass(frozen=True)
+class OneFile:
+    """A graph with its signature, and golden samples with the answers that are right for them."""
+
+    graph: onnx.GraphProto
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    golden: Feeds
+    answers: Feeds
+
+
+def write_bundle_of(
+    target: Path, file: OneFile, *, engines: tuple[str, ...] = ("onnxruntime-fp32",), **fields: Any
+) -> Path:
+    """A bundle of one ONNX file that all `engines` open; the first is the winner.
+
+    `fields` are of the manifest, or `report`.
+    """
+    report = fields.pop("report", None) or labelled_report()
+    opset = [helper.make_opsetid("", 20)]
+    with stage_bundle(target) as stage:
+        model = helper.make_model(file.graph, opset_imports=opset, ir_version=10)
+        onnx.save(model, stage / "model.onnx")
+        recorded = {name: dict(file.answers) for name in ("reference", *engines)}
+        Golden(dict(file.golden), recorded).save(stage / GOLDEN)
+        (stage / "report.json").write_text(json.dumps(report), encoding="utf-8")
+        (stage / "report.html").write_text(render_html(report), encoding="utf-8")
+        entries = {
+            name: BundledEngine(*name.split("-", 1), file="model.onnx", golden_tolerance=1e-4)
+            for name in engines
+        }
+        values = {
+            "created": report["created"],
+            "model": f"{target.stem}.pt",
+            "winner": engines[0],
+            "engines": entries,
+            "inputs": file.inputs,
+            "outputs": file.outputs,
+            "structure": "tensor",
+            "machine": report["machine"],
+        }
+        write_manifest(stage, **{**values, **fields})
+    return target

@@ -8,16 +8,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from tiny import fill_stage
+from tiny import OneFile, write_bundle_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 from servers import Server, serving
 from socketless import Service, serving_without_sockets
 
-from deploy.bundle import GOLDEN
-from deploy.golden import Golden
-from deploy.manifest import BundledEngine, write_manifest
-from deploy.staging import stage_bundle
 from export.artifacts import TensorSpec
 
 
@@ -34,35 +30,21 @@ def identity_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     The logarithm of a negative number is NaN, of zero minus infinity.
     """
-    target = tmp_path_factory.mktemp("identity") / "echo.deploy"
-    with stage_bundle(target) as stage:
-        fill_stage(stage)
-        for folder in ("openvino", "onnx-int8"):
-            for file in (stage / folder).glob("*"):
-                file.unlink()
-            if (stage / folder).is_dir():
-                (stage / folder).rmdir()
-        (stage / "manifest.json").unlink()
-        write_echo(stage / "model.onnx")
-        x = np.abs(np.random.default_rng(0).standard_normal((4, 6), dtype=np.float32)) + 0.5
-        recorded = {"y": x, "log": np.log(x)}
-        names = ("reference", "onnxruntime-fp32")
-        Golden({"x": x}, dict.fromkeys(names, recorded)).save(stage / GOLDEN)
-        write_manifest(
-            stage,
-            created="2026-11-25T00:00:00Z",
-            model="echo.pt",
-            winner="onnxruntime-fp32",
-            engines={"onnxruntime-fp32": BundledEngine("onnxruntime", "fp32", "model.onnx", 1e-4)},
-            inputs=(TensorSpec("x", ("batch", "axis_1"), "float32"),),
-            outputs=tuple(
-                TensorSpec(name, ("batch", "axis_1"), "float32") for name in ("y", "log")
-            ),
-            structure="tuple",
-            machine={},
-            input_ranges={"x": (0.0, 10.0)},
-        )
-    return target
+    shape = ("batch", "axis_1")
+    x = np.abs(np.random.default_rng(0).standard_normal((4, 6), dtype=np.float32)) + 0.5
+    file = OneFile(
+        echo_graph(),
+        (TensorSpec("x", shape, "float32"),),
+        tuple(TensorSpec(name, shape, "float32") for name in ("y", "log")),
+        {"x": x},
+        {"y": x, "log": np.log(x)},
+    )
+    return write_bundle_of(
+        tmp_path_factory.mktemp("identity") / "echo.deploy",
+        file,
+        structure="tuple",
+        input_ranges={"x": (0.0, 10.0)},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +54,10 @@ def service(identity_bundle: Path) -> Iterator[Service]:
         yield running
 
 
-def write_echo(path: Path) -> None:
+def echo_graph() -> onnx.GraphProto:
     """y = x, log = ln x."""
     shape = ["batch", "n"]
-    graph = helper.make_graph(
+    return helper.make_graph(
         [
             helper.make_node("Identity", ["x"], ["y"]),
             helper.make_node("Log", ["x"], ["log"]),
@@ -83,7 +65,4 @@ def write_echo(path: Path) -> None:
         "echo",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("y", "log")],
-    )
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path
     )

@@ -11,19 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from onnx import helper
 from servers import ROOT, Server, serving
-from tiny import fill_stage
+from tiny import OneFile, write_bundle_of
 from triton_server import Answer, ask, find_triton, running_triton
 
-from deploy.bundle import GOLDEN
 from deploy.datatypes import DATATYPES, read_datatype
 from deploy.engines.base import Array
-from deploy.golden import Golden
-from deploy.manifest import BundledEngine, write_manifest
-from deploy.staging import stage_bundle
 from export.artifacts import TensorSpec
 
 pytestmark = pytest.mark.slow
@@ -72,41 +67,25 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def write_identities(target: Path, inputs: dict[str, str], width: int) -> None:
     """A bundle whose outputs are its inputs, under names that begin with y."""
     outputs = {f"y{name[1:]}": kind for name, kind in inputs.items()}
-    with stage_bundle(target) as stage:
-        fill_stage(stage)
-        for file in (stage / "onnx-int8" / "model.onnx", stage / "manifest.json"):
-            file.unlink()
-        (stage / "onnx-int8").rmdir()
 
-        def describe(names: dict[str, str]) -> list[Any]:
-            return [
-                helper.make_tensor_value_info(
-                    name, helper.np_dtype_to_tensor_dtype(np.dtype(kind)), ["batch", width]
-                )
-                for name, kind in names.items()
-            ]
+    def describe(names: dict[str, str]) -> list[Any]:
+        return [
+            helper.make_tensor_value_info(
+                name, helper.np_dtype_to_tensor_dtype(np.dtype(kind)), ["batch", width]
+            )
+            for name, kind in names.items()
+        ]
 
-        nodes = [helper.make_node("Identity", [n], [f"y{n[1:]}"]) for n in inputs]
-        graph = helper.make_graph(nodes, "identities", describe(inputs), describe(outputs))
-        opset = [helper.make_opsetid("", 20)]
-        onnx.save(
-            helper.make_model(graph, opset_imports=opset, ir_version=10), stage / "model.onnx"
-        )
-        given = {name: np.resize(draw_kind(kind, 2), (2, width)) for name, kind in inputs.items()}
-        recorded = {f"y{name[1:]}": array for name, array in given.items()}
-        names = ("reference", "onnxruntime-fp32")
-        Golden(given, dict.fromkeys(names, recorded)).save(stage / GOLDEN)
-        write_manifest(
-            stage,
-            created="2026-11-25T00:00:00Z",
-            model="identities.pt",
-            winner="onnxruntime-fp32",
-            engines={"onnxruntime-fp32": BundledEngine("onnxruntime", "fp32", "model.onnx", 1e-4)},
-            inputs=tuple(TensorSpec(n, ("batch", width), kind) for n, kind in inputs.items()),
-            outputs=tuple(TensorSpec(n, ("batch", width), kind) for n, kind in outputs.items()),
-            structure="tuple",
-            machine={},
-        )
+    nodes = [helper.make_node("Identity", [n], [f"y{n[1:]}"]) for n in inputs]
+    given = {name: np.resize(draw_kind(kind, 2), (2, width)) for name, kind in inputs.items()}
+    file = OneFile(
+        helper.make_graph(nodes, "identities", describe(inputs), describe(outputs)),
+        tuple(TensorSpec(n, ("batch", width), kind) for n, kind in inputs.items()),
+        tuple(TensorSpec(n, ("batch", width), kind) for n, kind in outputs.items()),
+        given,
+        {f"y{name[1:]}": array for name, array in given.items()},
+    )
+    write_bundle_of(target, file, structure="tuple")
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from servers import Server, serving
-from tiny import labelled_report
+from tiny import OneFile, write_bundle_of
 
-from deploy.bundle import GOLDEN, read_bundle
+from deploy.bundle import read_bundle
 from deploy.client.replay import ServedModel, verify_server
-from deploy.golden import Golden
-from deploy.manifest import BundledEngine, write_manifest
-from deploy.staging import stage_bundle
 from export.artifacts import TensorSpec
 from export.images import ImageCall, ImageInput
 
@@ -34,39 +31,29 @@ def draw(rows: int, seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("images") / "pixels.deploy"
-    with stage_bundle(target) as stage:
-        write_model(stage / "model.onnx")
-        images = draw(4, 0)
-        recorded = {"means": answer(images).astype(np.float32)}
-        Golden({"x": images}, dict.fromkeys(("reference", "onnxruntime-fp32"), recorded)).save(
-            stage / GOLDEN
-        )
-        (stage / "report.json").write_text(json.dumps(labelled_report()), encoding="utf-8")
-        (stage / "report.html").write_text("", encoding="utf-8")
-        write_manifest(
-            stage,
-            created="2026-11-26T00:00:00Z",
-            model="pixels.pt",
-            winner="onnxruntime-fp32",
-            engines={"onnxruntime-fp32": BundledEngine("onnxruntime", "fp32", "model.onnx", 1e-4)},
-            inputs=(TensorSpec("x", ("batch", *SHAPE), "uint8"),),
-            outputs=(TensorSpec("means", ("batch", 3), "float32"),),
-            structure="tensor",
-            machine={},
-            input_ranges={"x": (0.0, 255.0)},
-            images=ImageCall((ImageInput("x", MEAN, STD),)),
-        )
-    return target
+    images = draw(4, 0)
+    file = OneFile(
+        make_graph(),
+        (TensorSpec("x", ("batch", *SHAPE), "uint8"),),
+        (TensorSpec("means", ("batch", 3), "float32"),),
+        {"x": images},
+        {"means": answer(images).astype(np.float32)},
+    )
+    return write_bundle_of(
+        tmp_path_factory.mktemp("images") / "pixels.deploy",
+        file,
+        input_ranges={"x": (0.0, 255.0)},
+        images=ImageCall((ImageInput("x", MEAN, STD),)),
+    )
 
 
-def write_model(path: Path) -> None:
+def make_graph() -> onnx.GraphProto:
     constants = [
         numpy_helper.from_array((255 * np.array(values)).astype(np.float32), name)
         for name, values in (("shift", MEAN), ("factor", STD))
     ]
     axes = numpy_helper.from_array(np.array([1, 2], np.int64), "axes")
-    graph = helper.make_graph(
+    return helper.make_graph(
         [
             helper.make_node("Cast", ["x"], ["floats"], to=TensorProto.FLOAT),
             helper.make_node("Sub", ["floats", "shift"], ["shifted"]),
@@ -78,8 +65,6 @@ def write_model(path: Path) -> None:
         [helper.make_tensor_value_info("means", TensorProto.FLOAT, ["batch", 3])],
         [*constants, axes],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.save(model, path)
 
 
 @pytest.fixture(scope="module")

@@ -1,24 +1,17 @@
 """A model whose images may have any size of a range, behind a real server."""
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper
 from servers import Server, serving
-from tiny import labelled_report
+from tiny import OneFile, write_bundle_of
 
-from deploy.bundle import GOLDEN
 from deploy.client import bench_server, make_settings
 from deploy.client.wire import open_server
 from deploy.engines.base import Array
-from deploy.golden import Golden
-from deploy.manifest import BundledEngine, write_manifest
-from deploy.report import render_html
-from deploy.staging import stage_bundle
 from export.artifacts import SizeRange, TensorSpec
 from export.errors import ServerError
 
@@ -37,31 +30,10 @@ def write_bundle(path: Path, winner: str) -> Path:
     values = [helper.make_tensor_value_info(s.name, TensorProto.FLOAT, s.shape) for s in specs]
     nodes = [helper.make_node("Neg", ["x"], ["n"]), helper.make_node("Relu", ["n"], ["y"])]
     graph = helper.make_graph(nodes, "half", values[:1], values[1:])
-    opset = [helper.make_opsetid("", 20)]
-    report = labelled_report()
-    with stage_bundle(path) as stage:
-        model = helper.make_model(graph, opset_imports=opset, ir_version=10)
-        onnx.save(model, stage / "model.onnx")
-        x = draw(8, 6, 4)
-        recorded = {"y": np.maximum(-x, 0)}
-        Golden({"x": x}, dict.fromkeys(("reference", *ENGINES), recorded)).save(stage / GOLDEN)
-        (stage / "report.json").write_text(json.dumps(report), encoding="utf-8")
-        (stage / "report.html").write_text(render_html(report), encoding="utf-8")
-        write_manifest(
-            stage,
-            created=report["created"],
-            model="half.pt",
-            winner=winner,
-            engines={
-                name: BundledEngine(name.partition("-")[0], "fp32", "model.onnx", 1e-4)
-                for name in ENGINES
-            },
-            inputs=(specs[0],),
-            outputs=(specs[1],),
-            structure="tensor",
-            machine=report["machine"],
-        )
-    return path
+    x = draw(8, 6, 4)
+    file = OneFile(graph, (specs[0],), (specs[1],), {"x": x}, {"y": np.maximum(-x, 0)})
+    others = tuple(name for name in ENGINES if name != winner)
+    return write_bundle_of(path, file, engines=(winner, *others))
 
 
 @pytest.fixture(scope="module", params=ENGINES)
