@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from deploy.bundle import FALLBACK, Bundle
-from deploy.engines import Engine, Feeds, open_engine
+from deploy.engines import Array, Engine, Feeds, open_engine
 from deploy.golden import Golden, find_mismatch
 from deploy.machine import usable_cores
 from deploy.schemes import explain_saturation
