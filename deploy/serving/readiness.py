@@ -243,7 +243,7 @@ def _fill_batch(inputs: Feeds, size: int) -> dict[str, Array]:
         return {name: np.resize(array, (size, *array.shape[1:])) for name, array in inputs.items()}
     except (MemoryError, ValueError) as error:
         raise EngineError(
-            f"A batch of {size} rows does not fit into memory: {error}. Lower --max-batch."
+            f"A batch of {size} rows does not fit into memory. Lower --max-batch."
         ) from error
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from deploy.serving.logs import log_to_stderr
 from deploy.serving.options import ServeOptions
-from export.errors import EngineError
+from export.errors import DeployError, EngineError
 
 _LOG = logging.getLogger("deploy.serving")
 _BACKLOG = 1024
@@ -105,9 +105,10 @@ class Supervisor:
         """Serve until SIGTERM or SIGINT.
 
         Raises:
-            EngineError: the port is taken.
+            EngineError: a port is taken.
         """
         log_to_stderr(self._options.log_level)
+        self._check_grpc_port()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         folder = Path(tempfile.mkdtemp(prefix="deploy-serve-"))
@@ -125,8 +126,29 @@ class Supervisor:
             self._end()
             shutil.rmtree(folder, ignore_errors=True)
 
+    def _check_grpc_port(self) -> None:
+        """Every worker would fail at it, again and again.
+
+        Raises:
+            EngineError: the port of gRPC is taken by somebody who does not share it.
+        """
+        if not self._options.grpc_port:
+            return
+        with self._make_socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            try:
+                probe.bind((self._options.host, self._options.grpc_port))
+            except OSError as error:
+                where = f"{self._options.host}:{self._options.grpc_port}"
+                raise EngineError(
+                    f"gRPC cannot listen on {where}: {error}. Choose another --grpc-port."
+                ) from error
+
+    def _make_socket(self) -> socket.socket:
+        return socket.socket(socket.AF_INET6 if ":" in self._options.host else socket.AF_INET)
+
     def _listen(self) -> socket.socket:
-        listener = socket.socket(socket.AF_INET6 if ":" in self._options.host else socket.AF_INET)
+        listener = self._make_socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((self._options.host, self._options.port))
@@ -201,5 +223,9 @@ def run_worker() -> None:
     options = ServeOptions(**{**given, "trust": tuple(given["trust"])})
     with socket.socket(fileno=plan["socket"]) as listener:
         place = WorkerPlace(listener, plan["deaths"])
-        serve_here([Path(path) for path in plan["paths"]], options, place)
+        try:
+            serve_here([Path(path) for path in plan["paths"]], options, place)
+        except DeployError as error:
+            _LOG.error("a worker cannot serve: %s", error)
+            os._exit(error.exit_code)
     os._exit(0)  # engines of vendors may hold threads that never end

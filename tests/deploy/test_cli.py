@@ -147,8 +147,8 @@ def test_every_flag_is_an_option_of_the_configuration() -> None:
         (["compare", "nothing.deploy", "other.deploy"], "does not exist. Name the folder of a"),
         (["build", "nothing.pt", "--input", "1x4"], "There is no file nothing.pt"),
         (["build", "nothing.pt"], "There is no file nothing.pt"),
-        (["compare", f"{'n' * 300}.json", "b"], "File name too long: nnn"),
-        (["build", f"{'n' * 300}.pt"], "File name too long: nnn"),
+        (["compare", f"{'n' * 300}.json", "b"], "File name too long: "),
+        (["build", f"{'n' * 300}.pt"], "File name too long: "),
         (["build"], "Missing argument 'MODEL'"),
         (
             ["debug", "precision", "m.deploy", "--precision", "int8", "-o", "no/it.json"],

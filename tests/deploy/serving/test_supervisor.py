@@ -3,6 +3,7 @@
 import http.client
 import os
 import signal
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,15 @@ def test_metrics_on_any_worker_are_those_of_all(pair: Server) -> None:
     seen = [pair.metrics() for _ in range(8)]
     assert {metrics[ANSWERED] for metrics in seen} == {40}
     assert {metrics["deploy_ready"] for metrics in seen} == {1}
+
+
+def test_a_port_of_grpc_that_is_taken_is_said_once(pristine: Path, cli: Cli) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, _, err = cli("serve", pristine, "--workers", 2, "--port", 0, "--grpc-port", port)
+    assert (code, f"gRPC cannot listen on 127.0.0.1:{port}" in err) == (1, True)
 
 
 def test_what_needs_one_worker_is_said(pristine: Path, tmp_path: Path, cli: Cli) -> None:
