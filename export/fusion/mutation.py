@@ -22,7 +22,7 @@ _MAY_RETURN_INPUT = frozenset(
 )
 """Operators that may return what they were given, although their schema does not say so."""
 
-_LEARNS_BY = {
+_LEARNS_BY: dict[object, str] = {
     torch.ops.aten.batch_norm.default: "training",
     torch.ops.aten.instance_norm.default: "use_input_stats",
 }
