@@ -62,7 +62,7 @@ source_options = shared(
     click.option(
         "--image-mode",
         type=click.Choice(["rgb", "gray"]),
-        help="Of an image folder.  [gray for models of one channel, else rgb]",
+        help="Of an image folder.  [gray where --input has one channel, else rgb]",
     ),
 )
 data_options = shared(
