@@ -9,6 +9,7 @@ from torch import nn
 from deploy.dataset import is_float
 from deploy.engines.base import Array, Feeds
 from deploy.output_parity import decibels, same_nonfinite
+from export.agreement import float_dtypes
 from export.arrays import to_tensor
 from export.artifacts import BATCH
 from export.copying import deep_copy
@@ -37,6 +38,7 @@ class Reference:
         self.outputs = signature.outputs
         self._threads = threads
         self._double, self.floor_reason = _to_float64(module)
+        self._step = _coarsest_step(module)
 
     def __call__(self, feeds: Feeds) -> Outputs:
         """Eager's outputs."""
@@ -48,13 +50,15 @@ class Reference:
         A single run may be lucky: every value of the second is that of the run which is farthest
         off, among eager as it is, eager with the batch permuted and another number of threads, and
         eager in channels_last. Where float64 cannot be run, eager stands for exact, and the reruns
-        alone show its noise; `floor_reason` then says why. Large batches of a dynamic size are not
-        run again, to save time.
+        alone show its noise, which is at least a rounding of the format of its weights where that
+        is coarser than float32; `floor_reason` then says why float64 could not. Large batches of a
+        dynamic size are not run again, to save time.
         """
         exact, noisy = self._run_exactly(feeds), eager
         reruns: list[Outputs | None] = []
         if exact is None:
             exact, noisy = eager, self._run_permuted(feeds)
+            noisy = {name: _step_away(exact[name], noisy[name], self._step) for name in eager}
         elif self._is_small(feeds):
             reruns.append(self._run_permuted(feeds))
         if self._is_small(feeds):
@@ -163,6 +167,21 @@ def _farther(exact: Array, first: Array, second: Array) -> Array:
     with np.errstate(invalid="ignore"):
         distances = [np.abs(run.astype(np.float64) - exact) for run in (first, second)]
     return np.where(np.less(*distances), second, first)
+
+
+def _coarsest_step(module: nn.Module) -> float:
+    """The relative rounding of the coarsest weights; 0 where none are coarser than float32."""
+    steps = {torch.finfo(dtype).eps for dtype in float_dtypes(module)}
+    return max((step for step in steps if step > torch.finfo(torch.float32).eps), default=0.0)
+
+
+def _step_away(exact: Array, run: Array, step: float) -> Array:
+    """`run`, where it is farther from `exact` than `step` of its largest value, else that far."""
+    finite = np.isfinite(exact)
+    if not step or exact.dtype.kind != "f" or not finite.any():
+        return run
+    away = exact + (step * np.abs(exact[finite]).max()).astype(exact.dtype)
+    return _farther(exact, run, away)
 
 
 def to_numpy(value: torch.Tensor) -> Array:

@@ -162,7 +162,9 @@ def _settle_inputs(config: BuildConfig, data: Dataset | None, dtype: str) -> tup
             sizes = ", ".join(f"{spec.shape[0]}" for spec in specs)
             raise ConfigError(
                 f"--input: the leading sizes are {sizes}; the batch comes first, and is the same "
-                "for every input."
+                "for every input. Where inputs have none, such as the nodes and edges of a graph, "
+                "put the model into a module that takes one sample of each, 1x..., and hands on "
+                "x[0]; build that with --static-batch."
             )
         return specs
     if data is not None:

@@ -3,7 +3,8 @@
     bn(conv(x, W, b)) = conv(x, W', b'),  W', b' as in ``algebra.fold_batch_norm``
 
 The fold is exact whatever the stride, padding (zeros or not), dilation and groups, because the norm
-acts on each output channel alone. It is done where the graph proves it: the norm is in inference
+acts on each output channel alone. So it is past a slice of positions, such as those that a causal
+convolution cuts off at the end. It is done where the graph proves it: the norm is in inference
 with stored statistics, nothing else reads the convolution's result, and the weight is stored and
 not computed. Everything else is left, with its reason.
 """
@@ -43,6 +44,7 @@ LAYERS = frozenset(
 _TRANSPOSED = frozenset(
     {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 )
+_UNBOUNDED = 2**62
 _WITHOUT_EFFECT = frozenset({aten.dropout.default, aten.feature_dropout.default})
 
 
@@ -130,14 +132,35 @@ def _find_layer(norm: fx.Node) -> fx.Node | str | None:
     """The layer whose result only `norm` reads; a reason; or None where there is no layer."""
     source: fx.Node = read_argument(norm, "input")
     shared = len(source.users) > 1
-    while source.target in _WITHOUT_EFFECT and not read_argument(source, "train"):
-        source = read_argument(source, "input")
+    while _passes_channels_on(source):
+        source = source.all_input_nodes[0]
         shared = shared or len(source.users) > 1
     if source.target not in LAYERS:
         return None
     if shared:
         return "the convolution's output is used elsewhere as well"
     return source
+
+
+def _passes_channels_on(node: fx.Node) -> bool:
+    """Whether the norm is the same before this as behind it: nothing is done to any value."""
+    if node.target in _WITHOUT_EFFECT:
+        return not read_argument(node, "train")
+    return node.target is aten.slice.Tensor and _list_cut(node) is not None
+
+
+def _list_cut(node: fx.Node) -> tuple[int, int] | None:
+    """The spatial axis of a slice, from 0, and how many positions it cuts off at both ends."""
+    dim, start, end, step = (read_argument(node, name) for name in ("dim", "start", "end", "step"))
+    if not all(isinstance(value, (int, type(None))) for value in (start, end, step)):
+        return None
+    axis = int(dim) % node.meta["val"].ndim - 2
+    first, last = start or 0, 0 if end is None else end
+    if first == 0 and step in (None, 1) and (end is None or end >= _UNBOUNDED):
+        return 0, 0  # y[:, :, 1:] has one for each of its axes
+    if axis < 0 or 0 in [size for size in node.meta["val"].shape if isinstance(size, int)]:
+        return None
+    return axis, max(first, 0) + max(-last, 0)
 
 
 def _find_mismatch(layer: fx.Node, weight: Tensor, channels: int, expected: int) -> str | None:
@@ -166,7 +189,11 @@ def _rewrite(draft: Draft, site: _Site) -> Fused | str:
     def run(x: Tensor, precision: torch.dtype) -> Tensor:
         exact = precision == torch.float64 != site.weight.dtype
         parts = (wide_weight, wide_bias) if exact else (weight, bias)
-        return _run_layer(site.layer, x, *(part.to(precision) for part in parts))
+        value = _run_layer(site.layer, x, *(part.to(precision) for part in parts))
+        for node in trial.nodes:
+            if node.target is aten.slice.Tensor:
+                value = aten.slice.Tensor(value, *node.args[1:], **node.kwargs)
+        return value
 
     error = measure_error(draft, trial, run)
     fault = find_fault(error, site.weight.dtype, terms=site.weight[0].numel())
@@ -208,10 +235,19 @@ def _make_trial(site: _Site) -> Trial:
     nodes = [site.result]
     while nodes[-1] is not site.layer:
         nodes.append(nodes[-1].all_input_nodes[0])
+    for node in nodes:
+        cut = _list_cut(node) if node.target is aten.slice.Tensor else None
+        if cut is not None and cut[1]:
+            sizes[cut[0]] += cut[1] * _find_stride(site.layer, cut[0])
     source = read_argument(site.layer, "input")
     shape = (2, inputs, *sizes)
     dtype, device = site.weight.dtype, site.weight.device
     return Trial(tuple(reversed(nodes)), source, site.result, shape, dtype, device)
+
+
+def _find_stride(layer: fx.Node, axis: int) -> int:
+    stride = read_argument(layer, "stride", [1])
+    return int(stride[axis] if len(stride) > 1 else stride[0])
 
 
 def _run_layer(layer: fx.Node, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

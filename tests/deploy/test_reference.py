@@ -253,6 +253,32 @@ def test_an_answer_that_depends_on_strides_or_order_is_no_noise() -> None:
         assert noise < 1e-6
 
 
+class HalfInside(nn.Module):
+    """float32 outside; its weights are of another format, which no float64 product takes."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 4).to(dtype)
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.to(self.dtype)).float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_noise_of_narrow_weights_is_at_least_a_rounding_of_theirs(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    narrow = reference(HalfInside(dtype).eval())
+    feeds = {"x": samples()}
+    eager = narrow(feeds)
+    floor = narrow.floor(feeds, eager)
+    np.testing.assert_array_equal(floor[0]["output"], eager["output"])
+    noise = np.abs(floor[1]["output"] - eager["output"]).max()
+    least = torch.finfo(dtype).eps * np.abs(eager["output"]).max()
+    assert 0.99 * least <= noise <= 2 * least
+    assert narrow.floor_reason is not None
+
+
 def test_large_batches_are_run_once() -> None:
     calls: list[int] = []
 

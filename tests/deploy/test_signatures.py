@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from deploy.config import BuildConfig
 from deploy.signatures import describe_static, settle_call
-from export.errors import InputError
+from export.errors import ConfigError, InputError
 
 
 class Returning(nn.Module):
@@ -100,3 +100,30 @@ def test_an_output_without_values_is_said_to_be_compared_by_nothing() -> None:
     found = settle(Returning(lambda x: (x[x > 100], x)), "1x3").warnings
     assert [text.split(" is empty")[0] for text in found] == ["Output output_0"]
     assert settle(Returning(lambda x: x[:, :1]), "1x3").warnings == ()
+
+
+def test_inputs_without_a_batch_are_told_how_to_be_built() -> None:
+    config = BuildConfig(inputs=("nodes:10x6", "edges:30x2:int64:10"), static_batch=True)
+    with pytest.raises(ConfigError, match=r"leading sizes are 10, 30.*hands on x\[0\]"):
+        settle_call(Graph().eval(), config, None)
+    whole = BuildConfig(inputs=("nodes:1x10x6", "edges:1x30x2:int64:10"), static_batch=True)
+    signature = settle_call(OneGraph(Graph()).eval(), whole, None).signature
+    assert [spec.shape for spec in signature.outputs] == [(1, 10, 6)]
+
+
+class Graph(nn.Module):
+    """Sums over neighbours; takes a graph without a batch axis."""
+
+    def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
+        return torch.zeros_like(nodes).index_add(0, edges[:, 1], nodes[edges[:, 0]])
+
+
+class OneGraph(nn.Module):
+    """What the message says to do."""
+
+    def __init__(self, graph: nn.Module) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
+        return self.graph(nodes[0], edges[0])[None]

@@ -131,6 +131,45 @@ def test_dropout_between_layer_and_norm_is_seen_through():
     assert_same_function(net, result.module, torch.randn(3, 3, 6, 6))
 
 
+CUT = {
+    "end": lambda y: y[:, :, :-8],
+    "both ends": lambda y: y[:, :, 3:-2],
+    "every other": lambda y: y[:, :, 1::2],
+    "last": lambda y: y[:, :, -1:],
+    "narrow": lambda y: y[:, :, 2:5],
+}
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+@pytest.mark.parametrize("name", CUT)
+def test_slice_of_positions_between_layer_and_norm_is_seen_through(name, stride):
+    """As causal convolutions have it: padded at both ends, and cut at one."""
+    conv = nn.Conv1d(4, 6, 3, stride, padding=8, dilation=4)
+    net = prepare(Net(lambda m, x: m.bn(CUT[name](m.conv(x))), conv=conv, bn=nn.BatchNorm1d(6)))
+    x = torch.randn(3, 4, 41)
+    result = fuse(net, x)
+    assert not any("batch_norm" in str(node.target) for node in result.module.graph.nodes)
+    assert_same_function(net, result.module, torch.randn(3, 4, 41))
+
+
+def test_slice_of_everything_behind_a_linear_layer_is_seen_through():
+    net = prepare(Net(lambda m, x: m.bn(m.fc(x)[:, :]), fc=nn.Linear(4, 6), bn=nn.BatchNorm1d(6)))
+    x = torch.randn(3, 4)
+    result = fuse(net, x)
+    assert not any("batch_norm" in str(node.target) for node in result.module.graph.nodes)
+    assert_same_function(net, result.module, x)
+
+
+@pytest.mark.parametrize(
+    "cut", [lambda y: y[:, 1:4], lambda y: y[:, :, :, 1:], lambda y: y[1:]], ids=["c", "w", "n"]
+)
+def test_slices_in_two_dimensions_are_no_other_function(cut):
+    norm = nn.BatchNorm2d(cut(torch.empty(3, 6, 2, 2)).shape[1])
+    net = prepare(Net(lambda m, x: m.bn(cut(m.conv(x))), conv=nn.Conv2d(4, 6, 3), bn=norm))
+    x = torch.randn(3, 4, 9, 8)
+    assert_same_function(net, fuse(net, x).module, x)
+
+
 def test_decomposed_program_is_folded_as_well():
     net = prepare(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 4, 2)))
     x = torch.randn(2, 3, 6, 6)
