@@ -63,7 +63,9 @@ class ImageModel(nn.Module):
         if any(image.shift):
             pixels = pixels - shift
         prepared = pixels if set(image.factor) == {1.0} else pixels / factor
-        return prepared.to(self._taken[name])
+        # A cast to the type that it has would stand in the captured graph, before the first layer.
+        taken = self._taken[name]
+        return prepared if prepared.dtype == taken else prepared.to(taken)
 
     def _fill(self) -> None:
         """The declared numbers in the precision that the buffers have now."""
