@@ -19,6 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -40,6 +41,7 @@ class Nursery:
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
+        self._lock = threading.Lock()
 
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -66,13 +68,14 @@ class Nursery:
         """A child of `deploy.process`."""
         assert list(command[:-1]) == [sys.executable, "-P", "-m", "deploy.worker"]
         assert (stdin, stdout) == (subprocess.DEVNULL, subprocess.DEVNULL)
-        if self._socket is None:
-            self._socket = self._start()
-        told, tells = os.pipe()
         plan = json.dumps({"environment": dict(env), "directory": os.getcwd()}).encode()
-        socket.send_fds(self._socket, [plan], [*pass_fds, stderr.fileno(), tells])
-        os.close(tells)
-        return Child(int(self._socket.recv(64)), told)
+        with self._lock:
+            if self._socket is None:
+                self._socket = self._start()
+            told, tells = os.pipe()
+            socket.send_fds(self._socket, [plan], [*pass_fds, stderr.fileno(), tells])
+            os.close(tells)
+            return Child(int(self._socket.recv(64)), told)
 
     def end(self) -> None:
         """End the process that is forked; its children have ended."""
