@@ -5,15 +5,46 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from nursery import Nursery
 from tiny import FIRST, ROOT, SECOND, Cli, Lean, fill_stage, hide_engines, write_model
 
 from deploy.cli import main
 from deploy.staging import stage_bundle
+from export.gpu import read_gpu
+
+REAL_CHILDREN = {"test_latency", "test_peaks", "test_process"}
+"""Files whose children are started as they are for users, since they are about them."""
+
+
+@pytest.fixture(scope="session")
+def _nursery() -> Iterator[Nursery]:
+    nursery = Nursery()
+    yield nursery
+    nursery.end()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forked_children(request: pytest.FixtureRequest, _nursery: Nursery) -> Iterator[None]:
+    """Elsewhere they need not import again what others have imported; drivers of GPUs need that."""
+    if request.module.__name__ in REAL_CHILDREN or sys.platform != "linux" or read_gpu():
+        _nursery.end()
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("deploy.process.subprocess", _nursery)
+        yield
+
+
+@pytest.fixture
+def real_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The children of one test are started as they are for users."""
+    monkeypatch.setattr("deploy.process.subprocess", subprocess)
 
 
 @pytest.fixture(scope="session")

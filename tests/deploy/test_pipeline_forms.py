@@ -53,7 +53,7 @@ def test_several_inputs_and_nested_outputs_keep_their_names(tmp_path: Path) -> N
     np.testing.assert_allclose(answer["pooled.1"], expected["pooled"][1], rtol=0, atol=1e-6)
 
 
-@pytest.mark.usefixtures("onnxruntime_alone")
+@pytest.mark.usefixtures("onnxruntime_alone", "real_children")
 def test_a_static_batch_is_kept(tmp_path: Path) -> None:
     bundle = deploy.build(
         Net().eval(),

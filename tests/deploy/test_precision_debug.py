@@ -24,13 +24,14 @@ from export.errors import ConfigError, DataError
 
 LAYERS, CHANNELS, SIZE = 50, 16, 6
 PLANTED = 23
+FEW, PLANTED_IN_FEW = 8, 3
 
 
-def make_weights() -> list[np.ndarray]:
+def make_weights(layers: int = LAYERS) -> list[np.ndarray]:
     """[16, 16, 3, 3] each; channel 0 is dead all the way, and layers keep the size of signals."""
     rng = np.random.default_rng(0)
     weights = []
-    for _ in range(LAYERS):
+    for _ in range(layers):
         weight = rng.standard_normal((CHANNELS, CHANNELS, 3, 3)).astype(np.float32)
         weight *= np.sqrt(2 / (9 * CHANNELS))
         weight[0] = 0
@@ -94,6 +95,14 @@ def outlier(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same of few layers, for what is not about finding one of many."""
+    weights = make_weights(FEW)
+    weights[PLANTED_IN_FEW][:, 0] = 1e3
+    return make_bundle(weights, tmp_path_factory.mktemp("small") / "chain.deploy")
+
+
+@pytest.fixture(scope="module")
 def vanishing(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """One layer's weights are below what float16 can hold; its neighbours make up for it."""
     weights = make_weights()
@@ -132,9 +141,9 @@ def test_what_holds_its_gate_has_no_culprit(outlier: Bundle) -> None:
     assert "holds 40.0 dB as it is" in describe_precision(found)
 
 
-def test_mixes_that_run_out_are_said(outlier: Bundle) -> None:
+def test_mixes_that_run_out_are_said(small: Bundle) -> None:
     config = BuildConfig(min_sqnr=8.0)
-    found = debug_precision(outlier, precision="int8", config=config, builds=3)
+    found = debug_precision(small, precision="int8", config=config, builds=3)
     assert not found.complete
     assert found.builds == 3
     assert "there are more such layers. Raise --builds" in describe_precision(found)
@@ -156,27 +165,27 @@ def test_what_cannot_be_looked_at_is_refused(
         debug_precision(outlier, **options)  # type: ignore[arg-type]
 
 
-def test_the_command_names_it_and_writes_it_down(outlier: Bundle, cli: Cli, tmp_path: Path) -> None:
-    given = ("debug", "precision", outlier.path, "--precision", "int8", "--min-sqnr", "8")
+def test_the_command_names_it_and_writes_it_down(small: Bundle, cli: Cli, tmp_path: Path) -> None:
+    given = ("debug", "precision", small.path, "--precision", "int8", "--min-sqnr", "8")
     code, out, _ = cli(*given, "-o", tmp_path / "found.json")
     assert code == 0
-    assert f"layer{PLANTED}" in out
+    assert f"layer{PLANTED_IN_FEW}" in out
     assert "8.0 dB were asked for" in " ".join(out.split())
     written = json.loads((tmp_path / "found.json").read_text())
-    assert [culprit["where"] for culprit in written["culprits"]] == [f"layer{PLANTED}"]
+    assert [culprit["where"] for culprit in written["culprits"]] == [f"layer{PLANTED_IN_FEW}"]
     code, out, _ = cli(*given, "--builds", "2")
     assert code == 1
     assert "are not reached yet" in " ".join(out.split())
 
 
 def test_data_of_the_user_calibrates_in_one_part_and_is_compared_on_in_the_other(
-    outlier: Bundle, tmp_path: Path
+    small: Bundle, tmp_path: Path
 ) -> None:
     config = BuildConfig(min_sqnr=8.0, data=str(write_data(tmp_path)))
-    found = debug_precision(outlier, precision="int8", config=config)
+    found = debug_precision(small, precision="int8", config=config)
     assert found.samples.startswith("6 samples of ")
     assert "calibrated on 6 other samples" in found.made
-    assert [culprit.where for culprit in found.culprits] == [f"layer{PLANTED}"]
+    assert [culprit.where for culprit in found.culprits] == [f"layer{PLANTED_IN_FEW}"]
 
 
 def test_samples_set_apart_alone_calibrate(outlier: Bundle, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_every_block_of_the_chart_has_its_noise_and_its_times(plain: dict[str, A
 def strict(build: Build, plain: dict[str, Any]) -> tuple[Bundle, float]:
     """A build whose gate lies above plain int8, and that gate in dB."""
     least = max(sqnr(find(plain, f"{e}-int8")) for e in ("onnxruntime", "openvino")) + 3.0
-    return build("strict", min_sqnr=least), least
+    return build("strict", min_sqnr=least, effort="quick"), least
 
 
 def test_int8_below_the_gate_is_brought_over_it(strict: tuple[Bundle, float]) -> None:

@@ -105,6 +105,7 @@ def test_who_waits_for_its_turn_gets_it(echo: Server) -> None:
     begun = time.monotonic()
     with calling(echo.grpc_port, INFER) as calls:
         take_all_slots(calls, 10 * MIB)
+        time.sleep(0.5)  # it may wait as long as they may take, so it has to come well behind them
         assert call(echo, make_message(4))
         assert time.monotonic() - begun > 1.9  # when those that never came were given up
 
