@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from deploy.machine import describe_machine, usable_cores
+from deploy.measuring.machine import describe_machine, usable_cores
 from export.artifacts import BATCH, OnnxModel, TensorSpec
-from export.tensor_types import float_tensors
-from quantize.calibrate import calibrate
+from export.onnx.tensor_types import float_tensors
+from quantize.calibration.calibrate import calibrate
 
 SAMPLES, BATCH_SIZE = 512, 8
 SHAPE = (3, 224, 224)
@@ -55,7 +55,7 @@ def export(path: Path) -> None:
     from resnet50 import make_net
 
     from export.fusion import fuse
-    from export.onnx import to_onnx
+    from export.onnx.exporter import to_onnx
 
     program = fuse(make_net(), torch.zeros(2, *SHAPE)).program
     to_onnx(program, path, input_names=["x"], output_names=["y"])

@@ -5,7 +5,7 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
-from deploy.machine import describe_machine, usable_cores
+from deploy.measuring.machine import describe_machine, usable_cores
 
 
 def describe_conditions(*packages: str) -> dict[str, Any]:

@@ -23,21 +23,21 @@ import torch
 from conditions import describe_conditions
 from torch import nn
 
-from deploy.bootstrap import estimate_ratio
-from deploy.candidates import build_candidates
+from deploy.candidates.files import build_candidates
 from deploy.engines.base import EngineSpec
-from deploy.machine import usable_cores
-from deploy.process import EngineProcess
+from deploy.engines.process import EngineProcess
+from deploy.measuring.bootstrap import estimate_ratio
+from deploy.measuring.machine import usable_cores
 from deploy.source import write_module
 from export.artifacts import OnnxModel, TensorSpec
-from export.capture import capture
+from export.capture.program import capture
 from export.fusion import fuse
 from export.fusion.conv_bn import fold_conv_bn
 from export.fusion.draft import Draft
 from export.fusion.options import FusionOptions
-from export.onnx import to_onnx
-from export.tensor_types import float_tensors
-from quantize.calibrate import calibrate
+from export.onnx.exporter import to_onnx
+from export.onnx.tensor_types import float_tensors
+from quantize.calibration.calibrate import calibrate
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (str(ROOT), str(ROOT / "tests"))  # tests/deploy alone would stand for deploy

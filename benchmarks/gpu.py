@@ -39,8 +39,8 @@ sys.path[:0] = FOLDERS
 from gpu_table import BASELINE, make_table, measure_parity, state_json, summarize  # noqa: E402
 
 from deploy.engines.base import EngineSpec  # noqa: E402
-from deploy.machine import describe_machine, usable_cores  # noqa: E402
-from deploy.process import ChildProcess, call_in_child  # noqa: E402
+from deploy.engines.process import ChildProcess, call_in_child  # noqa: E402
+from deploy.measuring.machine import describe_machine, usable_cores  # noqa: E402
 from export.artifacts import OnnxModel  # noqa: E402
 from export.errors import DeployError  # noqa: E402
 from export.gpu import GpuFacts, read_gpu, read_gpu_state  # noqa: E402

@@ -235,7 +235,7 @@ def make_network(network: str, folder: str, seed: int, samples: int) -> Any:
     import torch
     from peers import make_images
 
-    from export.onnx import to_onnx
+    from export.onnx.exporter import to_onnx
 
     torch.manual_seed(seed)
     net, place = _create(network), Path(folder)
@@ -277,12 +277,12 @@ def _fuse(network: str, folder: Path) -> Any:
 
 def make_graphs(model: Any, folder: str, engine: str, batch: Any) -> dict[str, Any]:
     """The graphs that a build makes for an engine, by precision; a text says why there is none."""
-    from deploy.graphs import GraphSources, make_graph
-    from deploy.plans import GpuTarget, choose_plans
+    from deploy.candidates.graphs import GraphSources, make_graph
+    from deploy.candidates.plans import GpuTarget, choose_plans
     from export.errors import DeployError
     from export.gpu import read_gpu
     from export.tensorrt import BuildOptions
-    from quantize.calibrate import calibrate
+    from quantize.calibration.calibrate import calibrate
 
     stage, scratch = Path(folder) / "stage", Path(folder) / "scratch"
     scratch.mkdir(exist_ok=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from deploy.bootstrap import estimate_ratio
-from deploy.output_parity import decibels
+from deploy.judging.output_parity import decibels
+from deploy.measuring.bootstrap import estimate_ratio
 from export.gpu import GpuState
 
 BASELINE, CONTROL = "eager fp32", "eager fp32 (control)"

@@ -34,16 +34,16 @@ from sentences import (  # noqa: E402
     write_data,
 )
 
-from deploy.candidates import build_candidates  # noqa: E402
+from deploy.candidates.files import build_candidates  # noqa: E402
 from deploy.config import BuildConfig  # noqa: E402
 from deploy.engines.base import EngineSpec  # noqa: E402
-from deploy.latency import LatencySettings, measure  # noqa: E402
-from deploy.machine import usable_cores  # noqa: E402
-from deploy.process import EngineProcess  # noqa: E402
+from deploy.engines.process import EngineProcess  # noqa: E402
+from deploy.measuring.latency import LatencySettings, measure  # noqa: E402
+from deploy.measuring.machine import usable_cores  # noqa: E402
 from deploy.source import Problem, open_problem  # noqa: E402
-from export.ladder import export_model  # noqa: E402
-from export.tensor_types import float_tensors  # noqa: E402
-from quantize.calibrate import calibrate  # noqa: E402
+from export.capture.ladder import export_model  # noqa: E402
+from export.onnx.tensor_types import float_tensors  # noqa: E402
+from quantize.calibration.calibrate import calibrate  # noqa: E402
 
 SECONDS = 40.0
 

@@ -35,12 +35,12 @@ from peers_table import (
     summarize,
 )
 
-from deploy.bundle import read_bundle
+from deploy.bundle.folder import read_bundle
 from deploy.engines.base import EngineSpec
-from deploy.machine import usable_cores
-from deploy.output_parity import decibels
-from deploy.peaks import measure_peaks
-from deploy.process import ChildProcess, EngineProcess
+from deploy.engines.process import ChildProcess, EngineProcess
+from deploy.judging.output_parity import decibels
+from deploy.measuring.machine import usable_cores
+from deploy.measuring.peaks import measure_peaks
 from export.errors import DeployError
 
 HERE = Path(__file__).parent

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from deploy.bootstrap import estimate_ratio
+from deploy.measuring.bootstrap import estimate_ratio
 
 MERGED = ("repvgg_a0", "mobileone_s1")
 PEERS = {

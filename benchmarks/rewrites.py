@@ -29,19 +29,19 @@ from fusion import compare
 from torch import Tensor, nn
 
 from deploy.engines import EngineSpec, open_engine
-from deploy.machine import usable_cores
+from deploy.measuring.machine import usable_cores
 from export.artifacts import OnnxModel
-from export.capture import capture
+from export.capture.program import capture
 from export.fusion.conv_bn import fold_conv_bn
 from export.fusion.draft import Draft
 from export.fusion.options import FusionOptions
-from export.graph import node_label
-from export.onnx import to_onnx
-from export.onnx_files import read_model
-from export.tensor_types import float_tensors
-from quantize.calibrate import Ranges, calibrate
-from quantize.int8 import quantize_int8
-from quantize.rules import RULES, OpRule
+from export.onnx.exporter import to_onnx
+from export.onnx.files import read_model
+from export.onnx.graph import node_label
+from export.onnx.tensor_types import float_tensors
+from quantize.calibration.calibrate import Ranges, calibrate
+from quantize.int8.insertion import quantize_int8
+from quantize.placement.rules import RULES, OpRule
 from quantize.scheme import PRESETS, QuantScheme
 
 _CPU_BLOCKS, _CPU_CALLS = 15, 4
@@ -79,7 +79,7 @@ class Network:
     def _calibrate(self, kind: str) -> tuple[OnnxModel, Ranges]:
         if kind not in self._calibrated:
             path = self.folder / f"{kind}.onnx"
-            plain = mock.patch("export.onnx.flatten_tokens", return_value=0)
+            plain = mock.patch("export.onnx.exporter.flatten_tokens", return_value=0)
             with plain if kind == "plain" else nullcontext():
                 model = _export(self.name, path)
             batches = [{"x": draw(4, seed).numpy()} for seed in (1, 2)]
@@ -93,15 +93,15 @@ Measured = Iterator[tuple[str, str, Path, Path]]
 
 
 def pool_in_int8(net: Network) -> Measured:
-    """GlobalAveragePool for ReduceMean (`quantize.pooling`)."""
+    """GlobalAveragePool for ReduceMean (`quantize.placement.pooling`)."""
     for scheme in (ORT, OPENVINO):
-        with mock.patch("quantize.int8.use_global_pooling", return_value={}):
+        with mock.patch("quantize.int8.insertion.use_global_pooling", return_value={}):
             without = net.int8_file(f"mean_{scheme.name}", scheme)
         yield scheme.name, "int8", without, net.int8_file(scheme.name, scheme)
 
 
 def flatten_tokens(net: Network) -> Measured:
-    """Channel-last chains over rank 3 (`export.tokens`)."""
+    """Channel-last chains over rank 3 (`export.onnx.tokens`)."""
     for scheme in (ORT, OPENVINO):
         yield scheme.name, "fp32", net.float_file("plain"), net.float_file()
         without = net.int8_file(f"plain_{scheme.name}", scheme, "plain")

@@ -45,7 +45,7 @@ from serving_load import (
 from serving_models import IMAGE, write_identity, write_resnet50
 from serving_servers import OURS, PEERS, Running, Server, free_port, running
 
-from deploy.machine import describe_machine
+from deploy.measuring.machine import describe_machine
 
 HERE = Path(__file__).parent
 ENGINE_CORE, SERVER_CORE = 1, 0
@@ -207,7 +207,7 @@ def time_engine(bundle: Path, seconds: float) -> Floats:
 
 def loop_engine(options: argparse.Namespace, folder: Path) -> None:
     """The child of `time_engine`."""
-    from deploy.bundle import load as load_engine
+    from deploy.bundle.folder import load as load_engine
 
     os.sched_setaffinity(0, {ENGINE_CORE})
     feeds = {"x": draw_input(*IMAGE)}

@@ -9,9 +9,9 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from deploy.bundle import GOLDEN, REPORT_HTML, REPORT_JSON
-from deploy.golden import Golden
-from deploy.manifest import BundledEngine, write_manifest
+from deploy.bundle.folder import GOLDEN, REPORT_HTML, REPORT_JSON
+from deploy.bundle.golden import Golden
+from deploy.bundle.manifest import BundledEngine, write_manifest
 from export.artifacts import TensorSpec
 
 ENGINE = "onnxruntime-fp32"

@@ -22,19 +22,19 @@ from torch import nn
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # tests/deploy alone would stand for deploy
 
-from deploy.candidates import GpuTarget  # noqa: E402
-from deploy.graphs import GraphSources, make_graph  # noqa: E402
-from deploy.machine import describe_machine, usable_cores  # noqa: E402
-from deploy.plans import choose_plans  # noqa: E402
-from deploy.process import call_in_child  # noqa: E402
+from deploy.candidates.files import GpuTarget  # noqa: E402
+from deploy.candidates.graphs import GraphSources, make_graph  # noqa: E402
+from deploy.candidates.plans import choose_plans  # noqa: E402
+from deploy.engines.process import call_in_child  # noqa: E402
+from deploy.measuring.machine import describe_machine, usable_cores  # noqa: E402
 from export.artifacts import OnnxModel  # noqa: E402
-from export.capture import capture  # noqa: E402
+from export.capture.program import capture  # noqa: E402
 from export.errors import DeployError  # noqa: E402
 from export.fusion import fuse  # noqa: E402
-from export.onnx import to_onnx  # noqa: E402
-from export.onnx_files import read_model  # noqa: E402
+from export.onnx.exporter import to_onnx  # noqa: E402
+from export.onnx.files import read_model  # noqa: E402
 from export.tensorrt.contract import find_stray_float  # noqa: E402
-from quantize.calibrate import calibrate  # noqa: E402
+from quantize.calibration.calibrate import calibrate  # noqa: E402
 
 NETWORKS = (
     "resnet50",

@@ -26,19 +26,19 @@ from conditions import describe_conditions
 from rewrites import draw, make_net
 from torch import nn
 
-from deploy.bootstrap import estimate_ratio
+from deploy.candidates.schemes import choose_scheme
 from deploy.engines import EngineSpec, open_engine
 from deploy.engines.base import Array, Feeds
-from deploy.machine import usable_cores
-from deploy.schemes import choose_scheme
+from deploy.measuring.bootstrap import estimate_ratio
+from deploy.measuring.machine import usable_cores
 from export.artifacts import OnnxModel
-from export.image_model import ImageModel
+from export.capture.image_model import ImageModel
+from export.capture.ladder import export_model
+from export.capture.signature import describe_call
 from export.images import ImageCall, ImageInput
-from export.ladder import export_model
-from export.signature import describe_call
-from export.tensor_types import float_tensors
-from quantize.calibrate import calibrate
-from quantize.int8 import quantize_int8
+from export.onnx.tensor_types import float_tensors
+from quantize.calibration.calibrate import calibrate
+from quantize.int8.insertion import quantize_int8
 
 NETWORKS = ("resnet18", "mobilenetv2_100", "mobilenetv3_large_100", "vit_small_patch16_224")
 SIDES = ("floats", "images")

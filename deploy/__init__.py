@@ -11,22 +11,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deploy.bundle import Bundle, load, read_bundle
+    from deploy.bundle.folder import Bundle, load, read_bundle
+    from deploy.commands.verification import verify
     from deploy.config import BuildConfig
     from deploy.pipeline import build
     from deploy.report import compare_reports
-    from deploy.verification import verify
 
 __all__ = ["BuildConfig", "Bundle", "build", "compare_reports", "load", "read_bundle", "verify"]
 
 _HOMES = {
     "BuildConfig": "deploy.config",
-    "Bundle": "deploy.bundle",
+    "Bundle": "deploy.bundle.folder",
     "build": "deploy.pipeline",
     "compare_reports": "deploy.report",
-    "load": "deploy.bundle",
-    "read_bundle": "deploy.bundle",
-    "verify": "deploy.verification",
+    "load": "deploy.bundle.folder",
+    "read_bundle": "deploy.bundle.folder",
+    "verify": "deploy.commands.verification",
 }
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.engines.base import Feeds
-from export.onnx_files import external_files
+from export.onnx.files import external_files
 
 _PACKAGES = (
     *("deploykit", "numpy", "onnx", "onnxruntime", "onnxscript", "openvino"),

@@ -5,16 +5,16 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from deploy.accuracy import Accuracy
-from deploy.calibration import choose_observer
+from deploy.bundle.manifest import hash_file
+from deploy.candidates.calibration import choose_observer
 from deploy.config import BuildConfig
-from deploy.device import CUDA
-from deploy.eager import ON_CPU, EagerBaseline
 from deploy.engines.base import EngineSpec
-from deploy.gates import MIN_LABELLED, Verdict
-from deploy.latency import LatencyReport
-from deploy.machine import Machine
-from deploy.manifest import hash_file
+from deploy.engines.device import CUDA
+from deploy.judging.accuracy import Accuracy
+from deploy.judging.eager import ON_CPU, EagerBaseline
+from deploy.judging.gates import MIN_LABELLED, Verdict
+from deploy.measuring.latency import LatencyReport
+from deploy.measuring.machine import Machine
 from deploy.report import SCHEMA_VERSION
 from deploy.report.census import describe_float
 from deploy.report.facts import WIDE, is_noisy
@@ -29,11 +29,11 @@ from deploy.results import (
     int8_holds,
     spec_json,
 )
-from deploy.search import SearchReport
+from deploy.search.assignments import SearchReport
 from deploy.source import Problem
 from export.artifacts import BATCH
-from export.cost import ModelCost
-from export.ladder import Exported
+from export.capture.ladder import Exported
+from export.onnx.cost import ModelCost
 from export.tensorrt.options import BuildOptions
 from quantize.audit import Finding
 

@@ -10,42 +10,42 @@ from pathlib import Path
 
 from torch import nn
 
-from deploy.bundle import Bundle, read_bundle
+from deploy.bundle.folder import Bundle, read_bundle
+from deploy.bundle.packing import forget_failure, pack_bundle, write_failure
+from deploy.bundle.plugin_files import stage_plugins
+from deploy.bundle.staging import stage_bundle
 from deploy.cache import open_cache
-from deploy.calibration import Calibrator
-from deploy.candidates import build_candidates
-from deploy.checking import check_candidates
+from deploy.candidates.calibration import Calibrator
+from deploy.candidates.corrections import Corrections
+from deploy.candidates.files import build_candidates
+from deploy.candidates.plans import GpuTarget
 from deploy.config import BuildConfig
-from deploy.corrections import Corrections
-from deploy.device import CUDA, choose_device
-from deploy.eager import settle_eager
+from deploy.engines.device import CUDA, choose_device
 from deploy.findings import Findings, make_report
-from deploy.judging import choose, judge_candidate, judge_latency
-from deploy.latency import LatencySettings, measure
-from deploy.machine import describe_machine, usable_cores
-from deploy.packing import forget_failure, pack_bundle, write_failure
-from deploy.peaks import measure_peaks
-from deploy.plans import GpuTarget
-from deploy.plugin_files import stage_plugins
-from deploy.profiling import add_census
-from deploy.recording import RecordedReference
-from deploy.reference import Reference
+from deploy.judging.checking import check_candidates
+from deploy.judging.eager import settle_eager
+from deploy.judging.recording import RecordedReference
+from deploy.judging.reference import Reference
+from deploy.judging.verdicts import choose, judge_candidate, judge_latency
+from deploy.measuring.latency import LatencySettings, measure
+from deploy.measuring.machine import describe_machine, usable_cores
+from deploy.measuring.peaks import measure_peaks
+from deploy.measuring.profiling import add_census
 from deploy.results import CandidateResult
 from deploy.reuse import build_key, find_built
-from deploy.search import SearchReport, search
-from deploy.search_sources import Sources
+from deploy.search.assignments import SearchReport, search
+from deploy.search.sources import Sources
 from deploy.source import Problem, open_problem
-from deploy.staging import stage_bundle
 from export.artifacts import OnnxModel
-from export.cost import model_cost
+from export.capture.ladder import Exported, export_model
 from export.errors import ConfigError, DeployError, GateError
 from export.fusion.options import FusionOptions
 from export.gpu import read_gpu
-from export.ladder import Exported, export_model
+from export.onnx.cost import model_cost
 from export.progress import Progress, ProgressCallback, ignore_progress
 from export.tensorrt.plugins import read_plugins
 from quantize.audit import Finding
-from quantize.ranges import Ranges
+from quantize.calibration.ranges import Ranges
 
 _ROUNDING_BATCHES = 2
 """Batches of calibration samples on which the losses of 16 bits are measured."""

@@ -6,15 +6,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from deploy.accuracy import Accuracy
-from deploy.census import Census
-from deploy.device import CUDA
 from deploy.engines.base import EngineSpec
-from deploy.gates import MIN_SQNR_DB, DataKind, Verdict
-from deploy.latency import EngineLatency, LatencyReport
-from deploy.output_parity import OutputParity
-from deploy.parity import ParityReport
-from deploy.rungs import Rung
+from deploy.engines.device import CUDA
+from deploy.judging.accuracy import Accuracy
+from deploy.judging.gates import MIN_SQNR_DB, DataKind, Verdict
+from deploy.judging.output_parity import OutputParity
+from deploy.judging.parity import ParityReport
+from deploy.measuring.census import Census
+from deploy.measuring.latency import EngineLatency, LatencyReport
+from deploy.search.rungs import Rung
 from export.artifacts import TensorSpec
 from export.tensorrt.products import PRODUCTS
 from export.tensorrt.record import EngineRecord
@@ -31,7 +31,7 @@ class CandidateResult:
         kept_float: of a mix, the blocks that are not in int8.
         census: what the engine ran in which precision; a text where there is none: why.
         variant: see `deploy.engines.base.EngineSpec`.
-        source, record, stray_float: see `deploy.candidates.Candidate`.
+        source, record, stray_float: see `deploy.candidates.files.Candidate`.
     """
 
     name: str

@@ -12,10 +12,10 @@ from types import ModuleType
 
 from torch import nn
 
-from deploy.bundle import Bundle, read_bundle
+from deploy.bundle.folder import Bundle, read_bundle
 from deploy.cache import hash_parts, package_versions
 from deploy.config import BuildConfig
-from deploy.machine import Machine
+from deploy.measuring.machine import Machine
 from deploy.source import Problem
 from export.errors import BundleError
 

@@ -8,18 +8,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from deploy.checking import CheckPlan, run_reference
 from deploy.config import BuildConfig
-from deploy.data import ArrayRows, Dataset, open_data, split_checked
-from deploy.device import CPU
 from deploy.engines.base import EngineSpec, Feeds
-from deploy.gates import DataKind
-from deploy.inputs import parse_input, synthetic_feeds
-from deploy.labels import ClassOutput, choose_class_output, find_class_outputs
-from deploy.loading import load_model, prepare_module
-from deploy.reference import run_eager
-from deploy.rows import Outputs
-from deploy.signatures import (
+from deploy.engines.device import CPU
+from deploy.inputs.data import ArrayRows, Dataset, open_data, split_checked
+from deploy.inputs.declared import parse_input, synthetic_feeds
+from deploy.inputs.signatures import (
     STATIC_WARNING,
     TRACE_BATCH,
     SettledCall,
@@ -27,10 +21,16 @@ from deploy.signatures import (
     settle_call,
     to_tensors,
 )
-from export.capture import condense_error
+from deploy.judging.checking import CheckPlan, run_reference
+from deploy.judging.gates import DataKind
+from deploy.judging.labels import ClassOutput, choose_class_output, find_class_outputs
+from deploy.judging.reference import run_eager
+from deploy.judging.rows import Outputs
+from deploy.loading.model_files import load_model, prepare_module
+from export.capture.program import condense_error
+from export.capture.signature import CallSignature
 from export.errors import LoadError
 from export.images import ImageCall
-from export.signature import CallSignature
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -7,18 +7,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from export.cost import model_cost as model_cost
+    from export.capture.ladder import export_model as export_model
     from export.fusion import fuse as fuse
     from export.fusion import fuse_program as fuse_program
-    from export.ladder import export_model as export_model
-    from export.onnx import to_onnx as to_onnx
+    from export.onnx.cost import model_cost as model_cost
+    from export.onnx.exporter import to_onnx as to_onnx
 
 _PUBLIC = {
-    "export_model": "export.ladder",
+    "export_model": "export.capture.ladder",
     "fuse": "export.fusion",
     "fuse_program": "export.fusion",
-    "model_cost": "export.cost",
-    "to_onnx": "export.onnx",
+    "model_cost": "export.onnx.cost",
+    "to_onnx": "export.onnx.exporter",
 }
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, numpy_helper
 
-from export.graph import GraphIndex, TensorNames
+from export.onnx.graph import GraphIndex, TensorNames
 
 
 class GraphEdit:

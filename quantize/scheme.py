@@ -14,7 +14,7 @@ class QuantScheme:
 
     Attributes:
         name: of the target.
-        placement: the rule table in `quantize.rules` that says where Q/DQ go.
+        placement: the rule table in `quantize.placement.rules` that says where Q/DQ go.
         unsigned_activations: uint8 activations with a free zero point; otherwise symmetric int8
             with zero point 0. One scale a tensor either way.
         integer_bias: biases become int32 with scale ``s_x * s_w``; otherwise they stay float.
@@ -26,7 +26,7 @@ class QuantScheme:
             a float Conv, ConvTranspose or Gemm that reads a tensor dequantized with one scale; so
             float layers read it with a scale a channel, all of them the same.
         moves_transposes: the target brings a Transpose from images to its integer convolution, past
-            what takes a constant a channel off them; see `quantize.pixels.shift_by_planes`.
+            what takes a constant a channel off them; see `placement.pixels.shift_by_planes`.
         weight_levels: codes of weights run from minus this to this: 127, or `NARROW` where the
             target's kernels add up two products in 16 bits, which would not hold them.
     """

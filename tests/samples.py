@@ -1,4 +1,4 @@
-"""Small data for the tests of `deploy.data`: arrays, images, and how a refusal is checked."""
+"""Small data for the tests of `deploy.inputs`: arrays, images, and how a refusal is checked."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from deploy.config import ImageConfig
-from deploy.data import Dataset, open_data
+from deploy.inputs.data import Dataset, open_data
 from export.artifacts import TensorSpec
 from export.errors import DataError, DeployError
 

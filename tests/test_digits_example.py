@@ -11,8 +11,8 @@ import torch
 
 from deploy.config import ImageConfig
 from deploy.config_reading import make_config
-from deploy.data import check_data, open_data, split_data
-from deploy.labels import check_labels
+from deploy.inputs.data import check_data, open_data, split_data
+from deploy.judging.labels import check_labels
 from export.artifacts import TensorSpec
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits"

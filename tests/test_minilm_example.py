@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from deploy.candidates.plans import PRODUCT_PLANS
 from deploy.config import BuildConfig
 from deploy.engines import EngineSpec, open_engine
-from deploy.plans import PRODUCT_PLANS
 from export.artifacts import OnnxModel
-from export.capture import capture
-from export.onnx import to_onnx
-from quantize.bf16 import convert_bf16
-from quantize.dynamic import quantize_dynamic
-from quantize.fp16 import convert_fp16
-from quantize.weight_only import WEIGHT_PRESETS, quantize_weights
+from export.capture.program import capture
+from export.onnx.exporter import to_onnx
+from quantize.half.bf16 import convert_bf16
+from quantize.half.fp16 import convert_fp16
+from quantize.transformers.dynamic import quantize_dynamic
+from quantize.transformers.weight_only import WEIGHT_PRESETS, quantize_weights
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "minilm"
 

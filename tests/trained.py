@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from export import export_model
 from export.artifacts import OnnxModel
-from export.signature import describe_call
+from export.capture.signature import describe_call
 
 
 class Task(NamedTuple):

@@ -39,7 +39,7 @@ def main() -> None:
     try:
         cli(standalone_mode=False, prog_name="deploy")
     except DeployError as error:
-        from deploy.commands import explain_error
+        from deploy.cli.given import explain_error
 
         click.echo(f"Error: {explain_error(error, sys.argv[1:])}", err=True)
         sys.exit(error.exit_code)

@@ -46,7 +46,7 @@ from deploy.config import Observer
 @click.option("--golden-from-data", is_flag=True, help="Ship real samples as golden inputs.")
 def build(model_file: Path, **flags: Any) -> None:
     """Fuse, export, quantize, check, measure; write a bundle."""
-    from deploy.bundle import REPORT_HTML, describe_reuse
+    from deploy.bundle.folder import REPORT_HTML, describe_reuse
     from deploy.report import print_report
     from deploy.report.progress import ProgressDisplay
     from export.optional import require
@@ -79,7 +79,7 @@ def fuse(model_file: Path, output: Path | None, **flags: Any) -> None:
     from export.optional import require
 
     require("torch", extra="build")
-    from deploy.fusing import fuse_file
+    from deploy.commands.fusing import fuse_file
 
     target = output or model_file.with_suffix(".fused.pt2")
     check_output(target)
@@ -104,7 +104,7 @@ def inspect(model_file: Path, **flags: Any) -> None:
     from export.optional import require
 
     require("torch", extra="build")
-    from deploy.fusing import inspect_file
+    from deploy.commands.fusing import inspect_file
 
     inspection = inspect_file(model_file, read_config(flags))
     print_layers(inspection.layers, make_console())
@@ -120,7 +120,7 @@ def inspect(model_file: Path, **flags: Any) -> None:
 @measure_options
 def finish(bundle: Path, **flags: Any) -> None:
     """Build and judge here the engines that waited for a GPU."""
-    from deploy.finishing import finish as finish_bundle
+    from deploy.commands.finishing import finish as finish_bundle
     from deploy.report.progress import ProgressDisplay
     from deploy.report.tables import print_finish
 

@@ -18,7 +18,7 @@ from deploy.cli.options import print_warnings
 @click.option("--engine", metavar="NAME", help="To export.  [the winner, or the fastest]")
 def export_triton(bundle: Path, output: Path, **options: Any) -> None:
     """Write a bundle into a model repository of Triton."""
-    from deploy.bundle import read_bundle
+    from deploy.bundle.folder import read_bundle
     from deploy.exports import export_triton as write_repository
 
     export = write_repository(read_bundle(bundle), output, **options)
@@ -42,7 +42,7 @@ def export_triton(bundle: Path, output: Path, **options: Any) -> None:
 @click.option("--name", help="Of the service.  [that of the model file]")
 def export_kserve(bundle: Path, output: Path, **options: Any) -> None:
     """Write an InferenceService of KServe."""
-    from deploy.bundle import read_bundle
+    from deploy.bundle.folder import read_bundle
     from deploy.exports import KserveOptions
     from deploy.exports import export_kserve as write_service
 

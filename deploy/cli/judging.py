@@ -55,7 +55,7 @@ def _bench_server(
     server: tuple[str, str | None], target: Path | None, load: dict[str, Any], config: Any
 ) -> None:
     """Drive the server of this URL and token; nothing else is drawn meanwhile."""
-    from deploy.bundle import read_bundle
+    from deploy.bundle.folder import read_bundle
     from deploy.client import bench_server, make_settings
     from deploy.report.json_file import check_output
     from deploy.report.load import describe_plan, print_load, write_load
@@ -73,10 +73,10 @@ def _bench_server(
 
 def _bench_engines(target: Path, config: Any, substitution: Any) -> None:
     """Measure what `target` can be opened with."""
-    from deploy.bench import bench_bundle, bench_onnx
-    from deploy.bundle import read_bundle
-    from deploy.commands import explain_error
-    from deploy.latency import LatencySettings
+    from deploy.bundle.folder import read_bundle
+    from deploy.cli.given import explain_error
+    from deploy.commands.bench import bench_bundle, bench_onnx
+    from deploy.measuring.latency import LatencySettings
     from deploy.report.progress import ProgressDisplay
     from deploy.report.tables import print_latency
 
@@ -120,11 +120,11 @@ def verify(bundle: Path, url: str | None, **flags: Any) -> None:
 
     With --url, a running server answers in place of the bundle's engines.
     """
-    from deploy.bundle import read_bundle
+    from deploy.bundle.folder import read_bundle
     from deploy.client import ServedModel, refuse_without_url, verify_server
+    from deploy.commands.verification import verify as verify_bundle
     from deploy.report.progress import ProgressDisplay
     from deploy.report.tables import print_verification
-    from deploy.verification import verify as verify_bundle
 
     token, served = flags.pop("token"), {name: flags.pop(name) for name in ("model", "engine")}
     substitution = take_substitution(flags, fallback=False)
@@ -157,7 +157,7 @@ def compare(a: Path, b: Path) -> None:
 
     Each is a bundle, or a report.json.
     """
-    from deploy.bundle import read_result
+    from deploy.bundle.folder import read_result
     from deploy.report import compare_reports, print_comparison
 
     comparison = compare_reports(read_result(a), read_result(b))
@@ -170,7 +170,7 @@ def compare(a: Path, b: Path) -> None:
 @trust_options
 def doctor(bundle: Path | None, **flags: Any) -> None:
     """Say what runs on this machine, and if BUNDLE is sound."""
-    from deploy.doctor import diagnose
+    from deploy.commands.doctor import diagnose
     from deploy.report.tables import print_diagnosis
 
     diagnosis = diagnose(bundle, trust=read_config(flags).trust)
@@ -204,8 +204,8 @@ def precision(
     With them in float, the precision holds its gate. Of --data a part calibrates int8, as in a
     build, and outputs are compared on the rest.
     """
-    from deploy.bundle import read_bundle
-    from deploy.precision_debug import debug_precision
+    from deploy.bundle.folder import read_bundle
+    from deploy.commands.precision_debug import debug_precision
     from deploy.report.json_file import check_output
     from deploy.report.precision import print_precision, write_precision
     from deploy.report.progress import ProgressDisplay

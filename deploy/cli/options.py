@@ -172,7 +172,7 @@ def take_substitution(flags: dict[str, Any], *, fallback: bool) -> Any:
 
     `fallback` stands where nothing is said of it.
     """
-    from deploy.substitutes import Substitution
+    from deploy.bundle.substitutes import Substitution
 
     rebuild, given = flags.pop("rebuild"), flags.pop("fallback")
     return Substitution(bool(rebuild), fallback if given is None else given)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from deploy.bootstrap import Floats
 from deploy.client.settings import Arrivals
+from deploy.measuring.bootstrap import Floats
 
 
 def draw_arrivals(arrivals: Arrivals, rate: float, seconds: float, *, seed: int) -> Floats:

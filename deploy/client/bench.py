@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from deploy.bundle import Bundle
+from deploy.bundle.folder import Bundle
 from deploy.client.connection import write_request
 from deploy.client.generator import drive
 from deploy.client.results import LoadReport, Target, summarize
@@ -15,8 +15,8 @@ from deploy.client.settings import LoadSettings
 from deploy.client.tensors import encode_request
 from deploy.client.wire import Server, open_server
 from deploy.engines.base import Feeds
-from deploy.inputs import numpy_dtype, synthetic_feeds
-from deploy.machine import describe_machine
+from deploy.inputs.declared import numpy_dtype, synthetic_feeds
+from deploy.measuring.machine import describe_machine
 from export.artifacts import TensorSpec
 from export.errors import ServerError
 

@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from deploy.bootstrap import Floats
 from deploy.client.arrivals import draw_arrivals
 from deploy.client.connection import CLOSED, REFUSED, TIMEOUT, Connection
 from deploy.client.settings import LoadSettings
 from deploy.client.wire import Address
 from deploy.engines.base import Array
+from deploy.measuring.bootstrap import Floats
 
 _LEAD_S = 0.05
 _SWEEP_S = 0.1

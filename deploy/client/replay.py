@@ -9,22 +9,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from deploy.bundle import FALLBACK, Bundle
-from deploy.checking import CheckPlan, compare_candidates, sample_axes
+from deploy.bundle.folder import FALLBACK, Bundle
+from deploy.bundle.golden import Golden, find_mismatch
 from deploy.client.wire import Server, open_server
-from deploy.config import BuildConfig
-from deploy.engines.base import Feeds
-from deploy.gates import DataKind
-from deploy.golden import Golden, find_mismatch
-from deploy.process import EngineProcess
-from deploy.rows import Outputs, join_rows, run_alone
-from deploy.verification import (
+from deploy.commands.verification import (
     FloatReference,
     Verification,
     judge_engine,
     open_evaluation,
     plan_check,
 )
+from deploy.config import BuildConfig
+from deploy.engines.base import Feeds
+from deploy.engines.process import EngineProcess
+from deploy.judging.checking import CheckPlan, compare_candidates, sample_axes
+from deploy.judging.gates import DataKind
+from deploy.judging.rows import Outputs, join_rows, run_alone
 from export.errors import BundleError, ServerError
 from export.progress import ProgressCallback, ignore_progress
 

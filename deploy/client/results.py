@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from deploy.bootstrap import Floats, Interval, estimate_quantiles
 from deploy.client.connection import FAILURES
 from deploy.client.generator import Trace
 from deploy.client.settings import LoadSettings
-from deploy.machine import Machine
+from deploy.measuring.bootstrap import Floats, Interval, estimate_quantiles
+from deploy.measuring.machine import Machine
 
 SCHEMA_VERSION = 1
 

@@ -5,7 +5,7 @@ import onnxruntime
 from deploy.engines.base import Array, BackendEngine, EngineSpec, Feeds
 from export.artifacts import BATCH, TensorSpec
 from export.errors import EngineError
-from export.execute import ORT_ERRORS
+from export.onnx.execute import ORT_ERRORS
 from export.ranges import take_ranges
 
 _DTYPES = {

@@ -14,7 +14,7 @@ from deploy.engines.base import EngineSpec, Feeds
 from deploy.engines.layers import WARM_CALLS, ExecutedLayer, count_calls
 from deploy.engines.onnxruntime import make_options
 from export.errors import EngineError
-from export.execute import ORT_ERRORS
+from export.onnx.execute import ORT_ERRORS
 
 _PRECISIONS = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "double": "fp64"}
 _INTEGERS = frozenset({"uint8", "int8"})

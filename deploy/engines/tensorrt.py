@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from deploy.bundle.preflight import Host, explain_mismatch, read_host
 from deploy.engines.base import Array, BackendEngine, EngineSpec, Feeds, check_feeds
 from deploy.engines.device_memory import DeviceMemory, DeviceTensor, choose_memory
 from deploy.engines.lanes import LanePool
@@ -21,7 +22,6 @@ from deploy.engines.layer_times import LayerTimes
 from deploy.engines.tensorrt_context import Request
 from deploy.engines.tensorrt_lane import DeviceInput, Lane
 from deploy.engines.tensorrt_native import NativeEngine, NativeTensor, PlanFile
-from deploy.preflight import Host, explain_mismatch, read_host
 from export.artifacts import BATCH, TensorSpec
 from export.errors import EngineError
 from export.ranges import take_ranges

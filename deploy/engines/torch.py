@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from deploy.device import CUDA, explain_no_cuda
 from deploy.engines.base import Array, BackendEngine, EngineSpec, Feeds
+from deploy.engines.device import CUDA, explain_no_cuda
 from export.errors import EngineError
 from export.optional import require
 
@@ -20,9 +20,9 @@ class TorchEngine(BackendEngine):
 
     def __init__(self, spec: EngineSpec) -> None:
         self._torch = require("torch", extra="build")
-        from deploy.loading import load_model
-        from export.arrays import to_tensor
-        from export.signature import CallSignature
+        from deploy.loading.model_files import load_model
+        from export.capture.arrays import to_tensor
+        from export.capture.signature import CallSignature
 
         self._view = to_tensor
         self._torch.set_num_threads(spec.threads)
@@ -30,7 +30,7 @@ class TorchEngine(BackendEngine):
         self._device = self._choose_device(spec)
         module = loaded.module
         if spec.images is not None:
-            from export.image_model import ImageModel
+            from export.capture.image_model import ImageModel
 
             module = ImageModel(module, spec.images, [item.name for item in spec.inputs])
         self._module = self._move(module)

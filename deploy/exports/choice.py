@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from deploy.bundle import FALLBACK, Bundle
-from deploy.manifest import BundledEngine
+from deploy.bundle.folder import FALLBACK, Bundle
+from deploy.bundle.manifest import BundledEngine
 from export.errors import BundleError, ConfigError
 
 BACKENDS: Mapping[str, str] = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt"}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from deploy.bundle import Bundle
+from deploy.bundle.folder import Bundle
 from deploy.exports.choice import choose_engine
 from deploy.exports.yaml_text import render_yaml
 from export.errors import BundleError, ConfigError

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.bundle import Bundle
+from deploy.bundle.folder import Bundle
+from deploy.bundle.manifest import MANIFEST
+from deploy.bundle.staging import stage_folder
 from deploy.datatypes import to_wire
 from deploy.exports.choice import choose_engine, make_name
 from deploy.exports.triton_config import (
@@ -25,8 +27,6 @@ from deploy.exports.triton_config import (
     render_config,
     render_signature,
 )
-from deploy.manifest import MANIFEST
-from deploy.staging import stage_folder
 from export.errors import BundleError, ConfigError
 
 CONFIG = "config.pbtxt"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deploy.bundle import Bundle
+from deploy.bundle.folder import Bundle
 from deploy.datatypes import name_datatype
 from deploy.engines.base import Array, Feeds
 from deploy.exports.prototext import Word, render_message

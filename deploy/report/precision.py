@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from deploy.precision_debug import PrecisionFinding
+from deploy.commands.precision_debug import PrecisionFinding
 from deploy.report.json_file import write_json
 from deploy.report.tables import add_row, make_table
 from deploy.report.wording import clean

@@ -8,12 +8,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deploy.bench import Bench
-from deploy.bundle import FALLBACK
-from deploy.doctor import Diagnosis
-from deploy.finished import Finish
-from deploy.gates import LABELS_JUDGE_NOTHING
-from deploy.latency import EngineLatency
+from deploy.bundle.folder import FALLBACK
+from deploy.commands.bench import Bench
+from deploy.commands.doctor import Diagnosis
+from deploy.commands.finished import Finish
+from deploy.commands.verification import Verification
+from deploy.judging.gates import LABELS_JUDGE_NOTHING
+from deploy.measuring.latency import EngineLatency
 from deploy.report.wording import (
     UNKNOWN,
     clean,
@@ -23,7 +24,6 @@ from deploy.report.wording import (
     format_ratio,
 )
 from deploy.results import CandidateResult
-from deploy.verification import Verification
 
 
 def print_latency(found: Bench, console: Console) -> None:

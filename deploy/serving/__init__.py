@@ -1,7 +1,6 @@
 """The server of a bundle: Open Inference Protocol v2 over HTTP and gRPC, with dynamic batching.
 
-    options.py → repository.py → model.py (readiness.py, guards.py, batcher.py) → rest.py,
-    grpc_service.py → lifecycle.py
+    options.py → models/ (opened, proven, guarded) → batching/ → http/, grpc/ → lifecycle.py
 
 Needs the `serve` extra; nothing here needs torch. See docs/serving.md.
 """

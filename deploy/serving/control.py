@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deploy.bundle import read_bundle
+from deploy.bundle.folder import read_bundle
+from deploy.serving.http.pages import describe_status
 from deploy.serving.metrics import ServerStatistics, render_metrics
-from deploy.serving.model import ServedModel
+from deploy.serving.models.model import ServedModel
+from deploy.serving.models.repository import ModelRepository, check_name
 from deploy.serving.options import ServeOptions
-from deploy.serving.pages import describe_status
 from deploy.serving.pauses import settle
-from deploy.serving.repository import ModelRepository, check_name
 from export.errors import BundleError, ConfigError, DeployError, EngineError
 
 _LOG = logging.getLogger("deploy.serving")

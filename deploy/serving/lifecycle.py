@@ -21,20 +21,20 @@ from typing import Any
 import uvloop
 
 from deploy.serving.control import Controller
-from deploy.serving.grpc_server import start_grpc
-from deploy.serving.grpc_service import GrpcService
-from deploy.serving.http_server import HttpServer, make_server, port_of, start_server
+from deploy.serving.grpc.server import start_grpc
+from deploy.serving.grpc.service import GrpcService
+from deploy.serving.http.rest import RestApplication, make_metrics_application
+from deploy.serving.http.server import HttpServer, make_server, port_of, start_server
 from deploy.serving.logs import log_to_stderr
 from deploy.serving.metrics import ServerStatistics
-from deploy.serving.model import ServedModel
+from deploy.serving.models.model import ServedModel
+from deploy.serving.models.repository import ModelRepository, make_models
 from deploy.serving.options import ServeOptions
 from deploy.serving.pauses import settle, shorten_turns
 from deploy.serving.prerequisites import check_prerequisites
-from deploy.serving.repository import ModelRepository, make_models
-from deploy.serving.rest import RestApplication, make_metrics_application
-from deploy.serving.spans import open_sender
 from deploy.serving.supervisor import Supervisor
-from deploy.serving.traced import TracedApplication
+from deploy.serving.tracing.spans import open_sender
+from deploy.serving.tracing.traced import TracedApplication
 from export.errors import ConfigError
 
 _LOG = logging.getLogger("deploy.serving")

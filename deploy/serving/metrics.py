@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from deploy.serving.model import ServedModel
-from deploy.serving.repository import ModelRepository
-from deploy.serving.statistics import BUCKETS_S
-from deploy.serving.tracing import SpanCounts
+from deploy.serving.models.model import ServedModel
+from deploy.serving.models.repository import ModelRepository
+from deploy.serving.models.statistics import BUCKETS_S
+from deploy.serving.tracing.notes import SpanCounts
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Labels = Mapping[str, str]
@@ -279,7 +279,7 @@ def _labels(model: ServedModel) -> dict[str, str]:
 
 
 def _line(name: str, labels: Labels, value: float) -> str:
-    """Names of models need no escapes: see `deploy.serving.repository`."""
+    """Names of models need no escapes: see `deploy.serving.models.repository`."""
     inside = ",".join(f'{key}="{text}"' for key, text in labels.items())
     number = repr(round(value, 6) if isinstance(value, float) else value)
     return f"{name}{{{inside}}} {number}" if inside else f"{name} {number}"

@@ -21,7 +21,7 @@ from deploy.option_values import (
     read_toml,
     refuse_unknown,
 )
-from deploy.serving.guards import NonFinite
+from deploy.serving.models.guards import NonFinite
 from export.errors import ConfigError
 
 PREFIX = "DEPLOY_SERVE_"

@@ -5,7 +5,7 @@ import ssl
 from pathlib import Path
 
 from deploy.serving.options import ServeOptions
-from deploy.serving.spans import open_sender
+from deploy.serving.tracing.spans import open_sender
 from export.errors import ConfigError
 
 

@@ -16,10 +16,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.serving.body import Receive
-from deploy.serving.infer_endpoint import Scope, Send
+from deploy.serving.http.body import Receive
+from deploy.serving.http.infer_endpoint import Scope, Send
+from deploy.serving.http.rest import RestApplication
 from deploy.serving.logs import JsonFormatter, log_to_stderr
 from deploy.serving.metrics import ServerStatistics
+from deploy.serving.models.repository import ModelRepository, find_bundles, make_models
 from deploy.serving.options import ServeOptions, gather_options
 from deploy.serving.ray_config import (
     APPLICATION,
@@ -29,8 +31,6 @@ from deploy.serving.ray_config import (
     describe_deployment,
     describe_http,
 )
-from deploy.serving.repository import ModelRepository, find_bundles, make_models
-from deploy.serving.rest import RestApplication
 from export.errors import ConfigError, EngineError
 from export.optional import require
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deploy.serving.models.repository import find_bundles
 from deploy.serving.options import ServeOptions
-from deploy.serving.repository import find_bundles
 from export.errors import ConfigError
 
 APPLICATION = "deploy"

@@ -8,8 +8,8 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from export.artifacts import Fused, Skip
-from export.capture import capture
-from export.copying import deep_copy
+from export.capture.copying import deep_copy
+from export.capture.program import capture
 from export.errors import ExportError
 from export.fusion.branches import merge_branches
 from export.fusion.certificate import Certificate, certify

@@ -19,7 +19,7 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 
-from export.copying import deep_copy
+from export.capture.copying import deep_copy
 from export.fusion.mutation import Mutations
 
 _STORED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)

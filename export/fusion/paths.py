@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from torch import fx
 from torch.export import ExportedProgram
 
+from export.capture.image_model import MEMBER
 from export.fusion.draft import Draft, read_argument
-from export.image_model import MEMBER
 
 ROOT = "(root)"
 

@@ -10,7 +10,7 @@ from typing import Any
 from export.artifacts import OnnxModel
 from export.errors import EngineError
 from export.gpu import GpuFacts, read_gpu
-from export.onnx_files import external_files, read_model
+from export.onnx.files import external_files, read_model
 from export.progress import ProgressCallback, ignore_progress
 from export.tensorrt.contract import check_contract, find_stray_loops
 from export.tensorrt.messages import explain_parser

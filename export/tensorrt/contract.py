@@ -12,11 +12,11 @@ from pathlib import Path
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from export.cost import read_path
 from export.errors import EngineError
-from export.graph import GraphIndex, attribute
-from export.onnx_files import read_model
-from export.tensor_types import element_types
+from export.onnx.cost import read_path
+from export.onnx.files import read_model
+from export.onnx.graph import GraphIndex, attribute
+from export.onnx.tensor_types import element_types
 
 _CODES = frozenset(
     {

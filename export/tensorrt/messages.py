@@ -7,10 +7,10 @@ from typing import Any
 
 import onnx
 
-from export.cost import read_path
-from export.graph import name_node
-from export.onnx_files import read_model
-from export.source_traces import TRACE
+from export.onnx.cost import read_path
+from export.onnx.files import read_model
+from export.onnx.graph import name_node
+from export.onnx.source_traces import TRACE
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _UNSUPPORTED = "UNSUPPORTED_NODE"

@@ -9,16 +9,16 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from export.artifacts import OnnxModel
-from export.graph import GraphIndex, node_label
-from export.onnx_files import read_model
+from export.onnx.files import read_model
+from export.onnx.graph import GraphIndex, node_label
 from quantize.audit.finding import Finding
 from quantize.audit.inputs import Splits, check_inputs, check_samples
 from quantize.audit.profile import InputProfile
 from quantize.audit.tensors import Observed, check_infinite, check_tensors
-from quantize.layers import channel_axes
+from quantize.calibration.ranges import Ranges
+from quantize.calibration.summaries import SummarizedModel, Wanted
 from quantize.observers.statistic import Summary, TensorStatistic
-from quantize.ranges import Ranges
-from quantize.summaries import SummarizedModel, Wanted
+from quantize.placement.layers import channel_axes
 
 __all__ = ["AUDITED_SAMPLES", "Finding", "InputProfile", "audit_data"]
 

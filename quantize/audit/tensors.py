@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from quantize.audit.finding import Finding, count_more
+from quantize.calibration.ranges import Ranges
 from quantize.observers.statistic import Span, TensorStatistic
-from quantize.ranges import Ranges
 
 SATURATED_SHARE = 0.01
 """Of the evaluation values of a tensor outside its range, beyond what the observer clipped."""

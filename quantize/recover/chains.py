@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from export.artifacts import Skip
-from export.graph import GraphIndex, attribute, is_standard, node_label
+from export.onnx.graph import GraphIndex, attribute, is_standard, node_label
 
 _HOMOGENEOUS = frozenset(
     {"Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}

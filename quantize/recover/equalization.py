@@ -21,9 +21,9 @@ from onnx import helper, numpy_helper
 
 from export.artifacts import OnnxModel, Skip
 from export.errors import QuantizeError
-from export.graph import GraphIndex, attribute, name_node, node_label
-from export.onnx_files import read_model, write_model
-from export.tensor_types import float_ranks
+from export.onnx.files import read_model, write_model
+from export.onnx.graph import GraphIndex, attribute, name_node, node_label
+from export.onnx.tensor_types import float_ranks
 from quantize.editing import GraphEdit
 from quantize.recover.chains import Link, find_links
 

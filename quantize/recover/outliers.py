@@ -9,7 +9,7 @@ little.
 
 import numpy as np
 
-from quantize.adjustments import WeightOutliers
+from quantize.int8.adjustments import WeightOutliers
 from quantize.recover.patches import PatchLayout
 
 _COARSE = tuple(2.0 ** (-step / 2) for step in range(1, 17))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from onnx import NodeProto
 
-from export.graph import attribute
+from export.onnx.graph import attribute
 
 
 @dataclass(frozen=True)

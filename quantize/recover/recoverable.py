@@ -8,10 +8,10 @@ from onnx import numpy_helper
 
 from export.artifacts import Skip
 from export.errors import QuantizeError
-from export.graph import GraphIndex, attribute, name_node, node_label
-from quantize.codes import activation_parameters, has_unsigned_codes
-from quantize.matching import WeightUse
-from quantize.placement import place
+from export.onnx.graph import GraphIndex, attribute, name_node, node_label
+from quantize.int8.codes import activation_parameters, has_unsigned_codes
+from quantize.placement.matching import WeightUse
+from quantize.placement.walk import place
 from quantize.recover.patches import PatchLayout, read_layout
 from quantize.scheme import QuantScheme
 

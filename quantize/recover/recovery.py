@@ -11,14 +11,14 @@ import onnx
 
 from export.artifacts import OnnxModel, Skip
 from export.errors import ConfigError, QuantizeError
-from export.execute import ExposedModel
-from export.graph import GraphIndex
-from export.onnx_files import read_model
+from export.onnx.execute import ExposedModel
+from export.onnx.files import read_model
+from export.onnx.graph import GraphIndex
 from export.progress import Progress, ProgressCallback, ignore_progress
-from quantize.adjustments import Adjustments, LayerAdjustment
-from quantize.calibrate import Ranges, batch_size
-from quantize.codes import ranges_by_tensor, smallest_scales, weight_scales
-from quantize.pooling import use_global_pooling
+from quantize.calibration.calibrate import Ranges, batch_size
+from quantize.int8.adjustments import Adjustments, LayerAdjustment
+from quantize.int8.codes import ranges_by_tensor, smallest_scales, weight_scales
+from quantize.placement.pooling import use_global_pooling
 from quantize.recover.bias_correction import mean_output_error
 from quantize.recover.moments import PatchMoments
 from quantize.recover.outliers import clip_scales, measure_outliers

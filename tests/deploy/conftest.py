@@ -14,8 +14,8 @@ import torch
 from nursery import Nursery
 from tiny import FIRST, ROOT, SECOND, Cli, Lean, fill_stage, hide_engines, write_model
 
+from deploy.bundle.staging import stage_bundle
 from deploy.cli import main
-from deploy.staging import stage_bundle
 from export.gpu import read_gpu
 
 REAL_CHILDREN = {"test_latency", "test_peaks", "test_process"}
@@ -37,14 +37,14 @@ def _forked_children(request: pytest.FixtureRequest, _nursery: Nursery) -> Itera
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deploy.process.subprocess", _nursery)
+        patch.setattr("deploy.engines.process.subprocess", _nursery)
         yield
 
 
 @pytest.fixture
 def real_children(monkeypatch: pytest.MonkeyPatch) -> None:
     """The children of one test are started as they are for users."""
-    monkeypatch.setattr("deploy.process.subprocess", subprocess)
+    monkeypatch.setattr("deploy.engines.process.subprocess", subprocess)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
-"""Children of `deploy.process`, forked from a process that has imported what they import.
+"""Children of `deploy.engines.process`, forked from a process that has imported what they import.
 
 A build has some thirty of them, and most of what they cost is Python, numpy and torch being
-imported again in each. What they are told, do and answer is as ever: `deploy.worker` runs in
+imported again in each. What they are told, do and answer is as ever: `engines.worker` runs in
 a process of its own, with its own environment, which dies as others do. Only how it came to be
 differs, so the files whose subject that is have it done as users do: see ``conftest.py``.
 
@@ -65,8 +65,8 @@ class Nursery:
         stdin: int,
         stdout: int,
     ) -> "Child":
-        """A child of `deploy.process`."""
-        assert list(command[:-1]) == [sys.executable, "-P", "-m", "deploy.worker"]
+        """A child of `deploy.engines.process`."""
+        assert list(command[:-1]) == [sys.executable, "-P", "-m", "deploy.engines.worker"]
         assert (stdin, stdout) == (subprocess.DEVNULL, subprocess.DEVNULL)
         plan = json.dumps({"environment": dict(env), "directory": os.getcwd()}).encode()
         with self._lock:
@@ -97,7 +97,7 @@ class Child:
         """Its exit code, minus the signal that ended it."""
         if self.returncode is None:
             if not select.select([self._told], [], [], timeout)[0]:
-                raise subprocess.TimeoutExpired("deploy.worker", timeout or 0.0)
+                raise subprocess.TimeoutExpired("deploy.engines.worker", timeout or 0.0)
             self.returncode = int(os.read(self._told, 16))
             os.close(self._told)
         return self.returncode
@@ -115,7 +115,7 @@ class Child:
 
 def main() -> None:
     """Fork whenever it is asked for, and tell of every end."""
-    for name in ("deploy.worker", *PACKAGES):
+    for name in ("deploy.engines.worker", *PACKAGES):
         if importlib.util.find_spec(name) is not None:
             importlib.import_module(name)
     assert len(os.listdir("/proc/self/task")) == 1, "a thread would be missing in every child"
@@ -158,8 +158,8 @@ def _tell_ends(telling: dict[int, int]) -> None:
 
 
 def _live(plan: Mapping[str, Any], connection: int, errors: int) -> NoReturn:
-    """The life of a child, as ``python -P -m deploy.worker`` has it."""
-    import deploy.worker
+    """The life of a child, as ``python -P -m deploy.engines.worker`` has it."""
+    import deploy.engines.worker
 
     code = 1
     try:
@@ -173,8 +173,8 @@ def _live(plan: Mapping[str, Any], connection: int, errors: int) -> NoReturn:
             for number in (0, 1):
                 os.dup2(nothing.fileno(), number)
         os.dup2(errors, 2)
-        sys.argv = ["deploy.worker", str(connection)]
-        deploy.worker.main()
+        sys.argv = ["deploy.engines.worker", str(connection)]
+        deploy.engines.worker.main()
         code = 0
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from tiny import CLASSES, FEATURES, answer, draw, labelled_report, write_model
 
-from deploy.bundle import GOLDEN
-from deploy.golden import Golden
-from deploy.manifest import BundledEngine, write_manifest
-from deploy.preflight import Host, InstalledProduct
-from deploy.staging import stage_bundle
+from deploy.bundle.folder import GOLDEN
+from deploy.bundle.golden import Golden
+from deploy.bundle.manifest import BundledEngine, write_manifest
+from deploy.bundle.preflight import Host, InstalledProduct
+from deploy.bundle.staging import stage_bundle
 from export.artifacts import OnnxModel, TensorSpec
 from export.gpu import GpuFacts
 from export.tensorrt import BuildOptions, build_engine

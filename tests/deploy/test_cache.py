@@ -14,7 +14,7 @@ from deploy.cache import (
     open_cache,
     package_versions,
 )
-from export.onnx_files import write_model
+from export.onnx.files import write_model
 
 
 def test_what_is_kept_is_found_again(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from built_nets import QUICK, Embedding, Net, Sorter, make_data, status, train
 from torch import nn
 
 import deploy
-from deploy.bundle import Bundle
+from deploy.bundle.folder import Bundle
+from deploy.bundle.golden import read_golden
 from deploy.config import BuildConfig
-from deploy.golden import read_golden
 from deploy.report import load_schema
 from export.errors import TrustError
 
@@ -121,7 +121,9 @@ def test_without_data_int8_is_never_crowned(tmp_path: Path) -> None:
 def test_where_nothing_beats_eager_torch_wins_and_the_file_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deploy.golden.MAX_BYTES", 2**21)  # two samples with answers need more
+    monkeypatch.setattr(
+        "deploy.bundle.golden.MAX_BYTES", 2**21
+    )  # two samples with answers need more
     module = Sorter()
     bundle = deploy.build(
         module,

@@ -14,7 +14,7 @@ from torch import nn
 
 import deploy
 import deploy.pipeline
-from deploy.bundle import Bundle
+from deploy.bundle.folder import Bundle
 from deploy.config import BuildConfig
 from deploy.engines.base import EngineSpec
 from deploy.report import load_schema

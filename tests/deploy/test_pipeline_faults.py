@@ -14,9 +14,9 @@ from onnx import numpy_helper
 from tiny import hide_engines
 
 import deploy
+from deploy.bundle.manifest import MANIFEST
+from deploy.bundle.packing import forget_failure
 from deploy.config import BuildConfig
-from deploy.manifest import MANIFEST
-from deploy.packing import forget_failure
 from deploy.report import load_schema
 from export.errors import BundleError, ConfigError, GateError, InputError
 from export.progress import Progress

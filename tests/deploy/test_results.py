@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import deploy.report
-from deploy.accuracy import Accuracy
-from deploy.gates import Verdict
-from deploy.latency import EngineLatency, LatencyReport
-from deploy.output_parity import OutputParity
-from deploy.parity import ParityReport
+from deploy.judging.accuracy import Accuracy
+from deploy.judging.gates import Verdict
+from deploy.judging.output_parity import OutputParity
+from deploy.judging.parity import ParityReport
+from deploy.measuring.latency import EngineLatency, LatencyReport
 from deploy.results import (
     CandidateResult,
     candidate_json,

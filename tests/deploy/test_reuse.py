@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from deploy.bundle import describe_reuse, read_bundle
+from deploy.bundle.folder import describe_reuse, read_bundle
+from deploy.bundle.manifest import MANIFEST, write_manifest
 from deploy.config import BuildConfig
-from deploy.machine import Machine, describe_machine
-from deploy.manifest import MANIFEST, write_manifest
+from deploy.measuring.machine import Machine, describe_machine
 from deploy.reuse import build_key, data_key, find_built
 from deploy.source import Problem, open_problem
 

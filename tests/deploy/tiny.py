@@ -17,12 +17,12 @@ from onnx import TensorProto, helper, numpy_helper
 sys.path.insert(0, str(Path(__file__).parent / "report"))
 from samples import labelled_report
 
-from deploy.bundle import GOLDEN
+from deploy.bundle.folder import GOLDEN
+from deploy.bundle.golden import Golden
+from deploy.bundle.manifest import BundledEngine, write_manifest
+from deploy.bundle.staging import stage_bundle
 from deploy.engines.base import Array, Feeds
-from deploy.golden import Golden
-from deploy.manifest import BundledEngine, write_manifest
 from deploy.report import render_html
-from deploy.staging import stage_bundle
 from export.artifacts import TensorSpec
 from export.optional import is_installed
 
@@ -49,7 +49,7 @@ def hide_engines(patch: pytest.MonkeyPatch, *names: str) -> None:
     def find(engine: str) -> bool:
         return engine not in names and is_installed(engine)
 
-    patch.setattr("deploy.availability.is_installed", find)
+    patch.setattr("deploy.engines.availability.is_installed", find)
 
 
 def draw(rows: int, seed: int = 0) -> Array:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export import fuse, fuse_program
-from export.capture import capture
+from export.capture.program import capture
 
 
 def prepare(module: nn.Module, seed: int = 0) -> nn.Module:

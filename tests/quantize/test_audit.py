@@ -10,7 +10,7 @@ from test_nets import Net
 
 from export.artifacts import OnnxModel
 from quantize.audit import Finding, InputProfile, audit_data
-from quantize.calibrate import calibrate
+from quantize.calibration.calibrate import calibrate
 
 
 def _model(folder: Path) -> tuple[Net, OnnxModel]:

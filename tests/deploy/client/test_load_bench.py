@@ -14,7 +14,7 @@ from oip_server import Served, serve
 from planted_server import run_planted
 from tiny import Cli, Lean, answer, draw
 
-from deploy.bundle import read_bundle
+from deploy.bundle.folder import read_bundle
 from deploy.client.bench import bench_server
 from deploy.client.results import load_schema
 from deploy.client.settings import LoadSettings

@@ -13,7 +13,7 @@ from deploy.client.connection import CLOSED, TIMEOUT
 from deploy.client.generator import Trace
 from deploy.client.results import LoadReport, Target, load_schema, summarize, summarize_latency
 from deploy.client.settings import LoadSettings, make_settings, refuse_without_url
-from deploy.machine import describe_machine
+from deploy.measuring.machine import describe_machine
 from export.errors import ConfigError
 
 TARGET = Target("http://127.0.0.1:8000", "tiny", "deploy", "1", 120)

@@ -8,10 +8,10 @@ import pytest
 from oip_server import Served, serve
 from tiny import Cli, answer, draw
 
-from deploy.bundle import read_bundle
+from deploy.bundle.folder import read_bundle
 from deploy.client.replay import ServedModel, verify_server
+from deploy.commands.verification import Verification
 from deploy.config import BuildConfig
-from deploy.verification import Verification
 from export.errors import BundleError, ServerError
 
 

@@ -14,7 +14,7 @@ from oip_server import NAMES, read_inputs, write_outputs
 
 from deploy.client.tensors import HEAD_LENGTH, decode_answer, encode_request, read_signature
 from deploy.datatypes import name_datatype, read_datatype, to_wire
-from deploy.inputs import DTYPES
+from deploy.inputs.declared import DTYPES
 from export.errors import ServerError
 
 _ARRAYS = hnp.arrays(

@@ -13,11 +13,11 @@ import pytest
 from rtx import make_model
 from tiny import FEATURES, answer, draw
 
-from deploy.census import take_census
 from deploy.engines import EngineSpec, open_engine
 from deploy.engines.device_memory import choose_memory
 from deploy.engines.tensorrt import TensorRtEngine
 from deploy.engines.tensorrt_layers import profile_engine
+from deploy.measuring.census import take_census
 from export.errors import DeployError, EngineError
 from export.gpu import read_gpu
 from export.optional import is_installed

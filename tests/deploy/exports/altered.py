@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
-from deploy.bundle import Bundle
-from deploy.manifest import BundledEngine
+from deploy.bundle.folder import Bundle
+from deploy.bundle.manifest import BundledEngine
 from export.artifacts import TensorSpec
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from altered import alter, alter_report, with_plan
 
-from deploy.bundle import Bundle, read_bundle
+from deploy.bundle.folder import Bundle, read_bundle
+from deploy.bundle.manifest import BundledEngine
 from deploy.exports.choice import choose_engine, make_name
-from deploy.manifest import BundledEngine
 from export.errors import BundleError, ConfigError
 
 

@@ -11,7 +11,7 @@ from altered import alter, with_plan
 from kserve_schema import INFERENCE_SERVICE
 from tiny import Cli, Lean
 
-from deploy.bundle import Bundle, read_bundle
+from deploy.bundle.folder import Bundle, read_bundle
 from deploy.exports.kserve import KserveOptions, export_kserve, make_service
 from export.errors import BundleError, ConfigError
 

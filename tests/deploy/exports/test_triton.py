@@ -8,7 +8,7 @@ from altered import alter, with_plan, with_shapes
 from tiny import Lean
 
 import deploy.exports.triton
-from deploy.bundle import Bundle, read_bundle
+from deploy.bundle.folder import Bundle, read_bundle
 from deploy.exports.triton import export_triton
 from export.errors import BundleError, ConfigError
 

@@ -9,7 +9,7 @@ import pytest
 from altered import alter, alter_report, with_plan, with_shapes
 from google.protobuf import text_format
 
-from deploy.bundle import Bundle, read_bundle
+from deploy.bundle.folder import Bundle, read_bundle
 from deploy.exports.triton import export_triton
 from deploy.exports.triton_config import (
     TritonModel,

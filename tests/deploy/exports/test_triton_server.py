@@ -12,7 +12,7 @@ from google.protobuf import json_format, text_format
 from real_triton import VERSION, RefusedError, Triton, install_triton, put_numpy_model, run_triton
 from tiny import FIRST, SECOND, Cli, answer, draw
 
-from deploy.bundle import read_bundle
+from deploy.bundle.folder import read_bundle
 from deploy.client import open_server
 from deploy.exports import export_triton
 from export.artifacts import TensorSpec

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 from rich.console import Console
 
-from deploy.bench import Bench
-from deploy.latency import EngineLatency, LatencyReport
+from deploy.commands.bench import Bench
+from deploy.measuring.latency import EngineLatency, LatencyReport
 from deploy.report.tables import print_latency
 
 FAST = EngineLatency(

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from deploy.bundle import GOLDEN
-from deploy.golden import Golden, read_golden
-from deploy.manifest import read_manifest, write_manifest
+from deploy.bundle.folder import GOLDEN
+from deploy.bundle.golden import Golden, read_golden
+from deploy.bundle.manifest import read_manifest, write_manifest
 
 ROOT = Path(__file__).parents[3]
 WAIT_S = 40.0

@@ -12,12 +12,12 @@ import uvicorn
 import uvloop
 from uvicorn.server import ServerState
 
-from deploy.serving.connections import ConnectionLimits, LimitedProtocol, limit_connections
-from deploy.serving.heads import HeadMemory
+from deploy.serving.http.connections import ConnectionLimits, LimitedProtocol, limit_connections
+from deploy.serving.http.heads import HeadMemory
+from deploy.serving.http.rest import RestApplication
 from deploy.serving.metrics import ServerStatistics
+from deploy.serving.models.repository import ModelRepository, make_models
 from deploy.serving.options import ServeOptions
-from deploy.serving.repository import ModelRepository, make_models
-from deploy.serving.rest import RestApplication
 
 _TURNS = 60
 """Turns of the loop; an answer on the ordinary way takes about ten."""

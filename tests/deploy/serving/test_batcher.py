@@ -17,7 +17,9 @@ from tiny import answer, draw
 
 from deploy.engines import EngineSpec, open_engine
 from deploy.engines.base import Array
-from deploy.serving.batcher import Batcher
+from deploy.serving.batching.batcher import Batcher
+from deploy.serving.batching.running import RunPlan
+from deploy.serving.batching.waiting import BatchPolicy
 from deploy.serving.errors import (
     DeadlineError,
     EngineFailedError,
@@ -26,8 +28,6 @@ from deploy.serving.errors import (
     QueueFullError,
     UnavailableError,
 )
-from deploy.serving.running import RunPlan
-from deploy.serving.waiting import BatchPolicy
 from export.errors import EngineError
 
 PLAN = RunPlan({"y": 0})

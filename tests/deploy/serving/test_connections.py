@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from servers import ROOT, Server
 
-from deploy.serving.answer_writer import AnswerWriter
-from deploy.serving.encoding import JOIN_BELOW
+from deploy.serving.http.answer_writer import AnswerWriter
+from deploy.serving.http.encoding import JOIN_BELOW
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n"
 

@@ -16,8 +16,8 @@ from tiny import Cli, answer
 
 from deploy.serving.control import Controller, send_command
 from deploy.serving.metrics import ServerStatistics
+from deploy.serving.models.repository import ModelRepository
 from deploy.serving.options import ServeOptions
-from deploy.serving.repository import ModelRepository
 from export.errors import ConfigError
 
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.engines.base import Array
-from deploy.serving.decoding import decode_request, parse_header_length
 from deploy.serving.errors import MalformedRequestError
+from deploy.serving.http.decoding import decode_request, parse_header_length
 from deploy.serving.protocol import InferRequest, OutputRequest, make_signature
 from export.artifacts import TensorSpec
 

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from servers import SILENCE_S, Server, serving, wait_until
 
-from deploy.serving.body import BodyReader
-from deploy.serving.direct import DirectRequest, DirectWay, render_head
-from deploy.serving.inference import Answer, InferService
+from deploy.serving.http.body import BodyReader
+from deploy.serving.http.direct import DirectRequest, DirectWay, render_head
+from deploy.serving.http.inference import Answer, InferService
 from deploy.serving.metrics import ServerStatistics
+from deploy.serving.models.repository import ModelRepository, make_models
 from deploy.serving.options import ServeOptions
-from deploy.serving.repository import ModelRepository, make_models
 
 PATH = "/v2/models/echo/infer"
 

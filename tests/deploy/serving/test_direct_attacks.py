@@ -24,8 +24,8 @@ from servers import (
 )
 from socketless import Service
 
-from deploy.serving.connections import DIRECT_IN_A_READ
-from deploy.serving.heads import HeadMemory
+from deploy.serving.http.connections import DIRECT_IN_A_READ
+from deploy.serving.http.heads import HeadMemory
 
 pytestmark = pytest.mark.long
 PATH = "/v2/models/echo/infer"

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from deploy.engines.base import Array
-from deploy.serving.encoding import JOIN_BELOW, encode_error, encode_response, is_finite
 from deploy.serving.errors import MalformedRequestError
+from deploy.serving.http.encoding import JOIN_BELOW, encode_error, encode_response, is_finite
 from deploy.serving.protocol import InferRequest, InferResponse, OutputRequest
 
 

@@ -14,7 +14,7 @@ from tiny import CLASSES, answer, draw
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
-from deploy.serving.grpc_messages import HEALTH, INFERENCE
+from deploy.serving.grpc.messages import HEALTH, INFERENCE
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 

@@ -14,13 +14,13 @@ import pytest
 from raw_http2 import PIECE, RawCalls, calling
 from servers import SILENCE_S, Server, serving, wait_until
 
-from deploy.serving.grpc_bounds import count_slots
-from deploy.serving.grpc_messages import INFERENCE
-from deploy.serving.grpc_server import start_grpc
-from deploy.serving.grpc_service import GrpcService
+from deploy.serving.grpc.bounds import count_slots
+from deploy.serving.grpc.messages import INFERENCE
+from deploy.serving.grpc.server import start_grpc
+from deploy.serving.grpc.service import GrpcService
 from deploy.serving.metrics import ServerStatistics
+from deploy.serving.models.repository import ModelRepository
 from deploy.serving.options import ServeOptions
-from deploy.serving.repository import ModelRepository
 
 MIB = 2**20
 INFER = b"/inference.GRPCInferenceService/ModelInfer"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from deploy.serving.errors import MalformedRequestError
-from deploy.serving.grpc_codec import decode_message
-from deploy.serving.grpc_messages import INFERENCE
-from deploy.serving.grpc_wire import LOOKED_AT, MOST_PARTS, MOST_VALUES, check_parts
+from deploy.serving.grpc.codec import decode_message
+from deploy.serving.grpc.messages import INFERENCE
+from deploy.serving.grpc.wire import LOOKED_AT, MOST_PARTS, MOST_VALUES, check_parts
 from deploy.serving.protocol import make_signature
 from export.artifacts import TensorSpec
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from servers import serving
 
-from deploy.bundle import read_bundle
-from deploy.dataset import Dataset
+from deploy.bundle.folder import read_bundle
+from deploy.bundle.packing import find_ranges
 from deploy.engines.base import Array
-from deploy.packing import find_ranges
+from deploy.inputs.dataset import Dataset
 from deploy.serving.errors import NonFiniteError
-from deploy.serving.guards import Guard, GuardPlan, find_nonfinite
+from deploy.serving.models.guards import Guard, GuardPlan, find_nonfinite
 
 
 def outputs(*values: float, dtype: str = "float32") -> dict[str, Array]:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from servers import SILENCE_S, serving
 from socketless import Service
 
-from deploy.serving.connections import LimitedProtocol
-from deploy.serving.heads import Head, HeadMemory
-from deploy.serving.inference import Caller
+from deploy.serving.http.connections import LimitedProtocol
+from deploy.serving.http.heads import Head, HeadMemory
+from deploy.serving.http.inference import Caller
 
 PATH = "/v2/models/echo/infer"
 LINES = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\nAccept: */*\r\n\r\n"

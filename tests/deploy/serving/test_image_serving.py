@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from servers import Server, serving
 from tiny import OneFile, write_bundle_of
 
-from deploy.bundle import read_bundle
+from deploy.bundle.folder import read_bundle
 from deploy.client.replay import ServedModel, verify_server
 from export.artifacts import TensorSpec
 from export.images import ImageCall, ImageInput

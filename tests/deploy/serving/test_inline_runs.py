@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from deploy.engines.base import Array
-from deploy.serving import inline as module
-from deploy.serving.batcher import Batcher
-from deploy.serving.inline import INLINE_S, InlineRuns
-from deploy.serving.running import RunPlan
-from deploy.serving.waiting import BatchPolicy
+from deploy.serving.batching import inline as module
+from deploy.serving.batching.batcher import Batcher
+from deploy.serving.batching.inline import INLINE_S, InlineRuns
+from deploy.serving.batching.running import RunPlan
+from deploy.serving.batching.waiting import BatchPolicy
 
 SHORT, LONG = INLINE_S / 5, INLINE_S * 5
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from deploy.engines.base import Array
-from deploy.serving.batcher import Batcher
-from deploy.serving.joining import JoiningGain
-from deploy.serving.running import RunPlan
-from deploy.serving.waiting import BatchPolicy
+from deploy.serving.batching.batcher import Batcher
+from deploy.serving.batching.joining import JoiningGain
+from deploy.serving.batching.running import RunPlan
+from deploy.serving.batching.waiting import BatchPolicy
 
 ROWS = 8
 
@@ -85,7 +85,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr("deploy.serving.running.time", made)
+    monkeypatch.setattr("deploy.serving.batching.running.time", made)
     return made
 
 

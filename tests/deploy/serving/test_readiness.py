@@ -8,11 +8,11 @@ import pytest
 from servers import Server, rows, serving, spoil_golden
 from tiny import Lean, answer, draw, fill_stage
 
-from deploy.bundle import read_bundle
-from deploy.manifest import read_manifest, write_manifest
+from deploy.bundle.folder import read_bundle
+from deploy.bundle.manifest import read_manifest, write_manifest
+from deploy.bundle.staging import stage_bundle
+from deploy.serving.models.readiness import open_verified, rank_engines
 from deploy.serving.options import ServeOptions
-from deploy.serving.readiness import open_verified, rank_engines
-from deploy.staging import stage_bundle
 from export.artifacts import TensorSpec
 from export.errors import BundleError, EngineError, GateError
 

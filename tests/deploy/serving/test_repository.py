@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from deploy.bundle import read_bundle
+from deploy.bundle.folder import read_bundle
 from deploy.serving.errors import UnknownModelError
-from deploy.serving.model import ServedModel
+from deploy.serving.models.model import ServedModel
+from deploy.serving.models.repository import ModelRepository, find_bundles
 from deploy.serving.options import ServeOptions
-from deploy.serving.repository import ModelRepository, find_bundles
 from export.errors import BundleError
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from servers import Server
 
-from deploy.serving.openapi import make_document
+from deploy.serving.http.openapi import make_document
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 

@@ -9,7 +9,7 @@ import pytest
 from servers import WAIT_S, rows, serving, wait_until
 
 from deploy.engines.base import Array
-from deploy.serving.shadow import BACKLOG, ShadowSampler
+from deploy.serving.models.shadow import BACKLOG, ShadowSampler
 from export.errors import EngineError
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from deploy.engines.base import Array
 from deploy.serving.errors import MalformedRequestError
+from deploy.serving.http.slices import LARGE, encode_in_slices
 from deploy.serving.protocol import InferRequest, InferResponse, OutputRequest
-from deploy.serving.slices import LARGE, encode_in_slices
 
 
 def encode_large(binary: set[str], **outputs: Array) -> tuple[bytes, int | None, int]:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from servers import Server, rows
 
-import deploy.serving.model
-from deploy.bundle import read_bundle
+import deploy.serving.models.model
+from deploy.bundle.folder import read_bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.serving.model import ServedModel
+from deploy.serving.models.model import ServedModel
 from deploy.serving.options import ServeOptions
 from deploy.serving.protocol import InferRequest
 
@@ -84,14 +84,14 @@ def test_unloading_does_not_wait_for_it_without_end(pristine: Path, shut: thread
 def test_what_is_unloaded_while_it_is_opened_is_closed_then(
     pristine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go, open_really, opened = threading.Event(), deploy.serving.model.open_verified, []
+    go, open_really, opened = threading.Event(), deploy.serving.models.model.open_verified, []
 
     def open_late(*arguments: Any) -> Any:
         assert go.wait(20)
         opened.append(open_really(*arguments))
         return opened[-1]
 
-    monkeypatch.setattr(deploy.serving.model, "open_verified", open_late)
+    monkeypatch.setattr(deploy.serving.models.model, "open_verified", open_late)
 
     async def scenario() -> None:
         model = make_model(pristine)
@@ -113,7 +113,7 @@ def test_whatever_keeps_an_engine_from_opening_is_said(
     def fail(*arguments: Any) -> Any:
         raise MemoryError("unable to allocate 16 GiB")
 
-    monkeypatch.setattr(deploy.serving.model, "open_verified", fail)
+    monkeypatch.setattr(deploy.serving.models.model, "open_verified", fail)
     model = make_model(pristine)
     assert not asyncio.run(model.load())
     assert model.state == "UNAVAILABLE"

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from deploy.serving.batching.running import BatchRun
+from deploy.serving.batching.waiting import Job
 from deploy.serving.errors import DeadlineError, NotOfferedError, QueueFullError
-from deploy.serving.running import BatchRun
-from deploy.serving.statistics import BUCKETS_S, ModelStatistics
-from deploy.serving.waiting import Job
+from deploy.serving.models.statistics import BUCKETS_S, ModelStatistics
 
 
 def observe(statistics: ModelStatistics, *sizes: int, compute_s: float = 0.002) -> None:

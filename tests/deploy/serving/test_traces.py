@@ -14,10 +14,10 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from servers import Server, free_port, holding, rows, serving, wait_until, write_slow_script
 from tiny import Cli
 
-from deploy.serving.grpc_messages import INFERENCE
-from deploy.serving.spans import SpanSender, find_endpoint, open_sender
-from deploy.serving.traced import read_parent
-from deploy.serving.tracing import RequestTrace
+from deploy.serving.grpc.messages import INFERENCE
+from deploy.serving.tracing.notes import RequestTrace
+from deploy.serving.tracing.spans import SpanSender, find_endpoint, open_sender
+from deploy.serving.tracing.traced import read_parent
 from export.errors import ConfigError
 
 pytestmark = pytest.mark.long

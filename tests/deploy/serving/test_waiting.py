@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deploy.serving.batching.waiting import DEFAULT_PRIORITY, BatchPolicy, Job, WaitingJobs
 from deploy.serving.errors import QueueFullError
-from deploy.serving.waiting import DEFAULT_PRIORITY, BatchPolicy, Job, WaitingJobs
 
 
 def make_job(

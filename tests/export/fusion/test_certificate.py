@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 import export.fusion.branches as branches
 from export import fuse
-from export.capture import capture
+from export.capture.ladder import export_model
+from export.capture.program import capture
+from export.capture.signature import describe_call
 from export.fusion import fuse_program
 from export.fusion.emission import Layer
 from export.fusion.trial import Error, find_fault
-from export.ladder import export_model
-from export.signature import describe_call
 
 
 class Rep(nn.Module):

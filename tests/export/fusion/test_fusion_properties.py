@@ -41,7 +41,7 @@ from trees import (
 )
 
 from export import fuse
-from export.capture import capture
+from export.capture.program import capture
 
 pytestmark = pytest.mark.long
 

@@ -14,12 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from export.artifacts import OnnxModel, TensorSpec
-from export.capture import capture
+from export.capture.program import capture
 from export.errors import ConfigError, DeployError, EngineError
 from export.gpu import read_gpu
-from export.onnx import to_onnx
+from export.onnx.exporter import to_onnx
 from export.progress import Progress
-from quantize.fp16 import convert_fp16
+from quantize.half.fp16 import convert_fp16
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is in the rtx extra")
 

@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
+from quantize.calibration.summaries import summarize
 from quantize.observers.entropy import measure_divergence, minimize_divergence
 from quantize.observers.statistic import TensorStatistic
-from quantize.summaries import summarize
 
 
 def _literal(counts: np.ndarray, first: int, last: int, levels: int) -> float:

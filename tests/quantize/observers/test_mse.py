@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from quantize.calibration.summaries import summarize
 from quantize.observers.mse import minimize_squared_error
 from quantize.observers.statistic import TensorStatistic
-from quantize.summaries import summarize
 
 
 def _tensors() -> dict[str, np.ndarray]:

@@ -6,11 +6,11 @@ import torch
 from torch.ao.quantization import MovingAverageMinMaxObserver
 
 from export.errors import QuantizeError
+from quantize.calibration.summaries import summarize
 from quantize.observers import OBSERVERS, WITHOUT_HISTOGRAM
 from quantize.observers.extent import average_extent, full_extent
 from quantize.observers.percentile import cut_tails
 from quantize.observers.statistic import Summary, TensorStatistic
-from quantize.summaries import summarize
 
 
 def observe(*batches: np.ndarray) -> TensorStatistic:

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from quantize.calibration.summaries import summarize
 from quantize.observers.statistic import TensorStatistic
-from quantize.summaries import summarize
 
 
 def _batches(channels: int = 5) -> list[np.ndarray]:

@@ -9,8 +9,8 @@ from onnx import numpy_helper
 from test_nets import Net, run
 
 from export.artifacts import OnnxModel
-from quantize.calibrate import calibrate
-from quantize.int8 import quantize_int8
+from quantize.calibration.calibrate import calibrate
+from quantize.int8.insertion import quantize_int8
 from quantize.recover.recovery import RecoverySettings, recover
 from quantize.scheme import PRESETS
 

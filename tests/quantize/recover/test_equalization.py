@@ -12,8 +12,8 @@ from test_nets import Net, classifier, run, sqnr
 
 from export.artifacts import OnnxModel
 from export.errors import QuantizeError
-from quantize.calibrate import calibrate
-from quantize.int8 import quantize_int8
+from quantize.calibration.calibrate import calibrate
+from quantize.int8.insertion import quantize_int8
 from quantize.recover.equalization import EqualizationResult, equalize
 from quantize.scheme import PRESETS
 

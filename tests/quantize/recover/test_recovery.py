@@ -14,10 +14,10 @@ from test_nets import Net, classifier, detector, run, sqnr
 from export.artifacts import OnnxModel, TensorSpec
 from export.errors import ConfigError, QuantizeError
 from export.progress import Progress
-from quantize.adjustments import Adjustments
-from quantize.calibrate import Ranges, calibrate
-from quantize.int8 import quantize_int8
-from quantize.losses import measure_rounding
+from quantize.calibration.calibrate import Ranges, calibrate
+from quantize.half.losses import measure_rounding
+from quantize.int8.adjustments import Adjustments
+from quantize.int8.insertion import quantize_int8
 from quantize.recover.recovery import RecoverySettings, recover
 from quantize.scheme import PRESETS, QuantScheme
 

@@ -28,16 +28,16 @@ from trained import (
 
 from export.artifacts import OnnxModel
 from export.cpu import saturates_int8
-from export.graph import GraphIndex
-from quantize.adjustments import Adjustments
-from quantize.blocks import Block
-from quantize.calibrate import calibrate
-from quantize.fallback import BlockTrade, find_fewest, orders_of_leaving
-from quantize.int8 import quantize_int8
+from export.onnx.graph import GraphIndex
+from quantize.calibration.calibrate import calibrate
+from quantize.int8.adjustments import Adjustments
+from quantize.int8.insertion import quantize_int8
 from quantize.recover.chains import find_links
 from quantize.recover.equalization import equalize
 from quantize.recover.recovery import RecoverySettings, recover
 from quantize.scheme import NARROW, PRESETS, QuantScheme
+from quantize.sensitivity.blocks import Block
+from quantize.sensitivity.fallback import BlockTrade, find_fewest, orders_of_leaving
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("sklearn") is None,

@@ -1,0 +1,1 @@
+"""The folder that ships: written whole, checked before it is opened."""

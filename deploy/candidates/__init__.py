@@ -1,0 +1,1 @@
+"""What is tried: which engine, in which precision, from which graph."""

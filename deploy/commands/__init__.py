@@ -1,0 +1,1 @@
+"""What the other commands do: one library function each, which the command line calls."""

@@ -1,0 +1,275 @@
+"""Parity again: on this machine, or on other data. Needs no torch."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from deploy.bundle.folder import FALLBACK, Bundle
+from deploy.bundle.golden import Golden, find_mismatch
+from deploy.bundle.preflight import read_host
+from deploy.bundle.soundness import check_sound
+from deploy.bundle.substitutes import Rebuilt, Substitution, explain_unfit, settle_unfit
+from deploy.candidates.schemes import explain_saturation
+from deploy.config import BuildConfig
+from deploy.engines.base import EngineSpec, Feeds
+from deploy.engines.process import EngineProcess
+from deploy.inputs.data import CALLABLE_SAMPLES, Dataset, check_data, open_data
+from deploy.judging.checking import CheckPlan, check_candidates
+from deploy.judging.gates import DataKind, Verdict, judge_parity
+from deploy.judging.labels import choose_class_output, find_class_outputs
+from deploy.judging.parity import ParityReport
+from deploy.judging.rows import Outputs
+from export.artifacts import TensorSpec
+from export.errors import BundleError, DeployError, MissingExtraError, TrustError
+from export.images import channels_first
+from export.progress import ProgressCallback, ignore_progress
+from export.tensorrt.products import PRODUCTS
+
+UNREPLACED = Substitution(fallback=False)
+"""The winner itself must run."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What one engine of a bundle did here.
+
+    Attributes:
+        golden: None when it repeats its recorded answers, else what differs.
+        missing: how to install its backend, where that is not installed and not needed: the bundle
+            is then served by another engine.
+        unfit: what of this machine an engine of TensorRT does not fit; where the engine is the
+            winner, that is in `golden`.
+        untrusted: why it was not opened, where its file needs code that is not trusted.
+        parity: against the bundle's float32 model, where data was given.
+        verdict: of the parity gate on that data.
+        note: that it was built again for this machine, where it was, or what this CPU does to its
+            int8.
+    """
+
+    name: str
+    golden: str | None
+    missing: str | None = None
+    unfit: str | None = None
+    untrusted: TrustError | None = None
+    parity: ParityReport | None = None
+    verdict: Verdict | None = None
+    note: str | None = None
+
+    @property
+    def holds(self) -> bool:
+        """What was compared holds: the golden answers, and the gate where data was given."""
+        return self.golden is None and (self.verdict is None or self.verdict.passed)
+
+    @property
+    def was_run(self) -> bool:
+        """Whether it was opened at all."""
+        return self.missing is None and self.unfit is None and self.untrusted is None
+
+
+class FloatReference:
+    """The bundle's own float32 engine in place of eager, which it was held against when built."""
+
+    def __init__(self, process: EngineProcess, outputs: tuple[TensorSpec, ...]) -> None:
+        self._process = process
+        self.outputs = outputs
+
+    def __call__(self, feeds: Feeds) -> Outputs:
+        """Its outputs."""
+        return self._process(feeds)
+
+    def floor(self, feeds: Feeds, eager: Outputs) -> None:
+        """Not known here: the noise that the build recorded is used."""
+
+
+def verify(
+    bundle: Bundle,
+    *,
+    data: str | None = None,
+    config: BuildConfig | None = None,
+    threads: int = 0,
+    trust: tuple[str, ...] = (),
+    substitution: Substitution = UNREPLACED,
+    progress: ProgressCallback = ignore_progress,
+) -> tuple[Verification, ...]:
+    """Hold every engine of `bundle` that can be opened here to its recorded answers, and to `data`.
+
+    Args:
+        bundle: its hashes were checked when it was read.
+        data: what ``--data`` takes; None: golden samples only.
+        config: gates, image options, sample counts.
+        threads: 0: every usable core.
+        trust: for a bundle whose winner is the user's torch file.
+        substitution: what may take the place of an engine of TensorRT that does not run here. With
+            a fallback such a winner is no failure where the bundle's float32 engine holds.
+        progress: told what goes on.
+
+    Raises:
+        InputError: the bundle does not fit together, or it or the data cannot be used.
+    """
+    config = config or BuildConfig()
+    check_sound(bundle)
+    unfit = find_unfit(bundle)
+    rebuilt: dict[str, Rebuilt] = {}
+    if substitution.rebuild:
+        rebuilt, lost = settle_unfit(bundle, Substitution(rebuild=True), threads=threads)
+        unfit = {
+            name: str(lost.get(name, why)) for name, why in unfit.items() if name not in rebuilt
+        }
+    names = [
+        name
+        for name, entry in bundle.manifest.engines.items()
+        if name in rebuilt or (entry.not_run is None and name not in unfit)
+    ]
+    specs = {
+        name: rebuilt[name].spec
+        if name in rebuilt
+        else bundle.spec(name, threads=threads, trust=trust)
+        for name in names
+    }
+    golden = bundle.golden()
+    replayed = tuple(
+        _keep_unfit(bundle, name, unfit[name], fallback=substitution.fallback)
+        if name in unfit
+        else _note_rebuilt(_replay(bundle, specs[name], golden), rebuilt.get(name))
+        for name in bundle.manifest.engines
+        if name in unfit or name in specs
+    )
+    if data is None:
+        return replayed
+    if FALLBACK not in specs:
+        raise BundleError(f"{bundle.path} holds no float32 model to compare with on other data.")
+    dataset = open_evaluation(bundle, data, config)
+    here = {result.name: specs[result.name] for result in replayed if result.was_run}
+    with EngineProcess(specs[FALLBACK]) as process:
+        reference = FloatReference(process, bundle.manifest.outputs)
+        plan = plan_check(bundle, reference, dataset, config)
+        reports = check_candidates(reference, here, dataset, plan, progress)
+    kind: DataKind = "unlabelled" if plan.classes_of is None else "labelled"
+    return tuple(
+        judge_engine(result, reports[result.name], bundle, kind, config)
+        if result.name in here
+        else result
+        for result in replayed
+    )
+
+
+def find_unfit(bundle: Bundle) -> dict[str, str]:
+    """The engines of TensorRT that cannot be judged here, each with the sentence that says why."""
+    host, unfit = None, {}
+    for name, entry in bundle.manifest.engines.items():
+        if entry.engine not in PRODUCTS:
+            continue
+        host = host or read_host()
+        reason = explain_unfit(bundle, name, host)
+        if reason is None and entry.not_run is not None:
+            reason = (
+                f"{name} fits this machine and was never run. Build and judge it here with: "
+                f"deploy finish {bundle.path}"
+            )
+        if reason is not None:
+            unfit[name] = reason
+    return unfit
+
+
+def _keep_unfit(bundle: Bundle, name: str, reason: str, *, fallback: bool) -> Verification:
+    """One that is needed, since it is what `load` opens first and nothing may replace it, fails."""
+    replaced = fallback and FALLBACK in bundle.manifest.engines
+    needed = name == bundle.winner and not replaced
+    return Verification(name, reason if needed else None, unfit=reason)
+
+
+def _note_rebuilt(result: Verification, rebuilt: Rebuilt | None) -> Verification:
+    """With the note of an engine that was built again."""
+    return result if rebuilt is None else replace(result, note=rebuilt.note)
+
+
+def _replay(bundle: Bundle, spec: EngineSpec, golden: Golden) -> Verification:
+    """Run one engine on the golden inputs."""
+    recorded = golden.outputs.get("reference" if spec.name == "torch" else spec.name)
+    if recorded is None:
+        return Verification(spec.name, "no golden answers were recorded for it")
+    try:
+        with EngineProcess(spec) as process:
+            answered = process(golden.inputs)
+    except MissingExtraError as error:
+        needed = FALLBACK if bundle.winner == "torch" else bundle.winner  # as `load` chooses
+        if spec.name != needed:
+            return Verification(spec.name, None, missing=str(error))
+        return Verification(spec.name, str(error))
+    except TrustError as error:
+        return Verification(spec.name, None, untrusted=error)
+    except DeployError as error:
+        return Verification(spec.name, str(error))
+    tolerance = bundle.manifest.engines[spec.name].golden_tolerance
+    mismatch = find_mismatch(recorded, answered, tolerance=tolerance)
+    return Verification(spec.name, mismatch, note=explain_saturation(spec))
+
+
+def open_bundle_data(
+    bundle: Bundle, data: str, config: BuildConfig, *, limit: int = CALLABLE_SAMPLES
+) -> Dataset:
+    """All samples of `data` under the names of the inputs of `bundle`; none is read yet.
+
+    Args:
+        data: what ``--data`` takes.
+        config: how images of a folder become arrays.
+        limit: samples that are taken from a callable.
+
+    Raises:
+        DataError: it cannot be opened, or does not fit the model's inputs.
+    """
+    inputs = bundle.manifest.inputs
+    names = [spec.name for spec in inputs]
+    taken = bundle.manifest.images
+    uint8 = () if taken is None else taken.names
+    shapes = [channels_first(s.shape) if s.name in uint8 else s.shape for s in inputs]
+    images = config.images_for(shapes, uint8=bool(uint8))
+    return open_data(data, images=images, input_names=names, limit=limit).bind(inputs)
+
+
+def open_evaluation(bundle: Bundle, data: str, config: BuildConfig) -> Dataset:
+    """Samples to judge on, drawn by the seed: folders of images are sorted by class."""
+    dataset = open_bundle_data(bundle, data, config)
+    drawn = np.random.default_rng(config.seed).permutation(len(dataset))
+    evaluation = dataset.select(np.sort(drawn[: config.evaluation_samples]))
+    check_data(evaluation, bundle.manifest.inputs)
+    return evaluation
+
+
+def plan_check(
+    bundle: Bundle, reference: FloatReference, evaluation: Dataset, config: BuildConfig
+) -> CheckPlan:
+    """How engines are compared; the labels are held against the output that the build chose."""
+    batch = bundle.manifest.inputs[0].shape[0]
+    plan = CheckPlan(batch if isinstance(batch, int) else None)
+    named = config.classes or bundle.report()["data"]["classes_of"]
+    found = find_class_outputs(evaluation, reference.outputs, plan, named=named)
+    return replace(plan, classes_of=choose_class_output(found, reference, evaluation, plan).name)
+
+
+def judge_engine(
+    replayed: Verification,
+    report: ParityReport | str,
+    bundle: Bundle,
+    kind: DataKind,
+    config: BuildConfig,
+) -> Verification:
+    """What `replayed` says, with the parity on data and the verdict of its gate."""
+    if isinstance(report, str):
+        return replace(replayed, verdict=Verdict(False, "runs on the data", report))
+    precision = bundle.manifest.engines[replayed.name].precision
+    noise = recorded_noise(bundle)
+    verdict = judge_parity(report, precision, kind=kind, config=config, recorded_noise=noise)
+    return replace(replayed, parity=report, verdict=verdict)
+
+
+def recorded_noise(bundle: Bundle) -> dict[str, float]:
+    """Eager's float32 noise by output, from the report of the build."""
+    report = bundle.report()
+    return {
+        output["name"]: output["noise_float64"]
+        for candidate in report["candidates"]
+        if candidate["parity"]
+        for output in candidate["parity"]["outputs"]
+        if output["noise_float64"] is not None
+    }

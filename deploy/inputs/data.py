@@ -1,0 +1,250 @@
+"""Calibration and evaluation data: what ``--data`` takes, how it is split and checked.
+
+- ``.npz`` or ``.pt``: arrays ``x`` and optionally ``y``, a class for each row; or arrays named as
+  the model's inputs. A ``.pt`` may also hold one tensor or ``(x, y)``.
+- ``.npy``: one array, read from disk as it is needed.
+- A folder of images: one subfolder a class, in the order of their names; or images alone.
+- ``package.module:callable``: yields batches, each an array, ``(x, y)`` or a dict of arrays.
+
+Calibration and evaluation never share a row. Arrays ``calibration_x`` (``calibration_NAME`` for
+every input of a model with several) in an ``.npz`` or ``.pt`` say which rows to calibrate on: then
+all calibration rows come from them and all of ``x`` is for evaluation. Use this to calibrate on
+training samples and to judge on held-out ones. Without it, ``x`` is split by the seed.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploy.config import BuildConfig, ImageConfig
+from deploy.engines.base import Array
+from deploy.inputs.data_files import LABELS, check_arrays, read_arrays
+from deploy.inputs.data_images import open_images
+from deploy.inputs.dataset import ArrayRows, Dataset, describe_inputs, is_float
+from export.artifacts import TensorSpec
+from export.errors import DataError
+from quantize.audit.inputs import FEW_SAMPLES
+
+__all__ = [
+    "CALIBRATION",
+    "CALLABLE_SAMPLES",
+    "ArrayRows",
+    "Dataset",
+    "Split",
+    "check_data",
+    "open_data",
+    "split_checked",
+    "split_data",
+]
+
+CALIBRATION = "calibration_"
+CALLABLE_SAMPLES = 4096
+"""Samples that a callable is asked for; the rest stays unread."""
+
+_UNNAMED = ("x", "arr_0")
+_CHUNK_ELEMENTS = 2**22
+
+
+@dataclass(frozen=True)
+class Split:
+    """Two views that share no sample."""
+
+    calibration: Dataset
+    evaluation: Dataset
+
+
+def open_data(
+    source: str,
+    *,
+    images: ImageConfig,
+    input_names: Sequence[str] | None,
+    limit: int = CALLABLE_SAMPLES,
+) -> Dataset:
+    """Open what ``--data`` names; see the top of this file. Float64 is read as float32.
+
+    Args:
+        source: a path or ``package.module:callable``.
+        images: how images of a folder become arrays.
+        input_names: the model's inputs, where they are known already.
+        limit: samples that are taken from a callable; other sources are opened whole.
+
+    Raises:
+        DataError: the source is missing, of no known kind, damaged, empty, larger than the free
+            memory, holds Python objects, or its arrays do not belong together.
+    """
+    path = Path(source)
+    if path.is_dir():
+        rows, labels = open_images(path, images)
+        return _name_lone(Dataset({"x": rows}, labels, source, named=False), input_names)
+    arrays = read_arrays(source, limit=limit)
+    names = tuple(input_names or ())
+    apart = {key: arrays.pop(key) for key in list(arrays) if _is_apart(key, names)}
+    dataset = _group_arrays(arrays, source, names)
+    if not apart:
+        return dataset
+    calibration = _group_arrays(
+        {key.removeprefix(CALIBRATION): value for key, value in apart.items()},
+        f"{source} (calibration)",
+        names,
+    )
+    if calibration.specs() != dataset.specs():
+        raise DataError(
+            f"{source}: the {CALIBRATION}* arrays are {describe_inputs(calibration)} and the "
+            f"others {describe_inputs(dataset)}. Save both with the same names, shapes and dtypes."
+        )
+    return replace(dataset, calibration=calibration)
+
+
+def split_data(
+    dataset: Dataset, *, calibration_samples: int, evaluation_samples: int, seed: int
+) -> Split:
+    """Two disjoint views, drawn by `seed`.
+
+    Where the data has samples set apart for calibration they alone are used for it. Where it holds
+    fewer samples than asked for, both views shrink in proportion, to one sample at least; but
+    calibration keeps the fewest that it can do with, up to half of them, since an evaluation that
+    is larger mends no range.
+
+    Raises:
+        DataError: one sample in all, so that nothing can be kept apart.
+    """
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(dataset))
+    if dataset.calibration is not None:
+        apart = generator.permutation(len(dataset.calibration))[:calibration_samples]
+        return Split(
+            calibration=dataset.calibration.select(np.sort(apart)),
+            evaluation=dataset.select(np.sort(order[:evaluation_samples])),
+        )
+    if len(order) < 2:
+        raise DataError(
+            f"{dataset.source} holds one sample; calibration and evaluation need one each. "
+            "Pass more data."
+        )
+    asked = calibration_samples + evaluation_samples
+    if len(order) < asked:
+        share = round(len(order) * calibration_samples / asked)
+        fewest = min(calibration_samples, FEW_SAMPLES, len(order) // 2)
+        calibration_samples = max(fewest, min(len(order) - 1, share))
+    end = min(len(order), asked)
+    return Split(
+        calibration=dataset.select(np.sort(order[:calibration_samples])),
+        evaluation=dataset.select(np.sort(order[calibration_samples:end])),
+    )
+
+
+def split_checked(dataset: Dataset, config: BuildConfig, specs: Sequence[TensorSpec]) -> Split:
+    """The views that a build of `config` uses, each held against the model's inputs `specs`.
+
+    Raises:
+        DataError: as of `split_data` and `check_data`.
+    """
+    split = split_data(
+        dataset,
+        calibration_samples=config.calibration_samples,
+        evaluation_samples=config.evaluation_samples,
+        seed=config.seed,
+    )
+    for view in (split.calibration, split.evaluation):
+        check_data(view, specs)
+    return split
+
+
+def check_data(dataset: Dataset, specs: Sequence[TensorSpec]) -> None:
+    """Read every sample of `dataset` once and hold it against the model's inputs.
+
+    For a folder of images that decodes all of them: pass the views of a `Split`, not the whole.
+
+    Raises:
+        DataError: names, shapes or dtypes do not fit; a row holds NaN or Inf; a label is no integer
+            or negative.
+    """
+    bound = dataset.bind(specs)
+    largest = max(math.prod(rows.shape[1:]) for rows in bound.inputs.values())
+    size = max(1, _CHUNK_ELEMENTS // max(1, largest))
+    for number, batch in enumerate(bound.batches(size)):
+        for name, values in batch.items():
+            if not is_float(values.dtype):
+                continue
+            finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+            if not finite.all():
+                first = int(np.argmin(finite))
+                row = int(bound.row_numbers([number * size + first])[0])
+                what = "NaN" if np.isnan(values[first]).any() else "Inf"
+                raise DataError(
+                    f"{bound.source}: input {name!r}, read as {values.dtype}, holds {what} in row "
+                    f"{row}. Mend the row or take it out."
+                )
+    if bound.labels is not None:
+        _check_label_values(bound, bound.labels)
+    if bound.calibration is not None:
+        check_data(bound.calibration, specs)
+
+
+def _check_label_values(dataset: Dataset, labels: Array) -> None:
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        shape = ", ".join(["N", *map(str, labels.shape[1:])])
+        raise DataError(
+            f"{dataset.source}: {LABELS} is {labels.dtype} of shape [{shape}]; it must hold one "
+            f"integer class for each sample. {_convert_labels(labels)}"
+        )
+    if (labels < 0).any():
+        first = int(np.argmax(labels < 0))
+        row = int(dataset.row_numbers([first])[0])
+        raise DataError(
+            f"{dataset.source}: label {labels[first]} in row {row} is negative. "
+            "Classes count from 0; take unlabelled rows out."
+        )
+
+
+def _convert_labels(labels: Array) -> str:
+    """How labels of another form become classes, where they can."""
+    if labels.ndim == 1:
+        return f"Save {LABELS}.astype(int), or leave {LABELS} out."
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        return f"Save {LABELS}[:, 0].astype(int), or leave {LABELS} out."
+    if labels.ndim == 2:
+        return f"Of one-hot rows save {LABELS}.argmax(axis=1), or leave {LABELS} out."
+    return f"Leave {LABELS} out, and SQNR judges in place of accuracy."
+
+
+def _is_apart(key: str, names: Sequence[str]) -> bool:
+    return key.startswith(CALIBRATION) and key not in names
+
+
+def _group_arrays(arrays: Mapping[str, Array], source: str, names: Sequence[str]) -> Dataset:
+    """A dataset of named arrays, after checks that need no values."""
+    inputs = {key: value for key, value in arrays.items() if key != LABELS or key in names}
+    labels = None if LABELS in inputs else arrays.get(LABELS)
+    if not inputs:
+        raise DataError(f"{source}: there is no array of inputs. Save one as x.")
+    check_arrays(arrays, source)
+    rows = {key: ArrayRows(value, _read_dtype(value.dtype)) for key, value in inputs.items()}
+    named = not (len(rows) == 1 and next(iter(rows)) in _UNNAMED)
+    dataset = _name_lone(Dataset(rows, labels, source, named=named), names)
+    if names and set(dataset.inputs) != set(names):
+        raise DataError(
+            f"{source} holds {', '.join(dataset.inputs)} and the model takes {', '.join(names)}. "
+            f"Save one array under each of these names ({LABELS} for the labels)."
+        )
+    return dataset
+
+
+def _name_lone(dataset: Dataset, names: Sequence[str] | None) -> Dataset:
+    if dataset.named or not names or len(names) != 1:
+        return dataset
+    rows = next(iter(dataset.inputs.values()))
+    return replace(dataset, inputs={names[0]: rows}, named=True)
+
+
+def _read_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Float64 and wider as float32; the machine's byte order."""
+    return np.dtype(np.float32) if dtype.kind == "f" and dtype.itemsize >= 8 else _native(dtype)
+
+
+def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return dtype.newbyteorder("=") if dtype.kind in "fiu" else dtype

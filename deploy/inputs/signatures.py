@@ -1,0 +1,315 @@
+"""How the model is called: its inputs from ``--input`` or the data, its signature by running it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from deploy.config import BuildConfig
+from deploy.engines.base import Feeds
+from deploy.inputs.data import Dataset, split_checked
+from deploy.inputs.data_images import ImageRows
+from deploy.inputs.dataset import Rows, describe_inputs
+from deploy.inputs.declared import DTYPES, InputSpec, parse_input, synthetic_feeds
+from deploy.inputs.dynamic_axes import check_axis_names, keep_axes, settle_axes
+from deploy.inputs.image_inputs import read_model_specs, settle_images, take_images
+from export.artifacts import BATCH, TensorSpec
+from export.capture.arrays import to_tensor
+from export.capture.image_model import ImageModel
+from export.capture.signature import CallSignature, describe_call, name_inputs
+from export.errors import ConfigError, DataError, InputError
+from export.images import FLOATS, ImageCall
+
+TRACE_BATCH = 2
+STATIC_WARNING = (
+    "The model cannot be run or exported with a dynamic batch; every engine takes batches of "
+    "exactly {}."
+)
+SQUEEZE_WARNING = (
+    "The model takes the batch axis away from the answer to a lone sample ({}: squeeze() without "
+    "an axis does that); engines keep it, so that samples lie on one axis at every batch size."
+)
+EMPTY_WARNING = (
+    "Output {} is empty on synthetic inputs, since its size hangs on their values, and nothing of "
+    "it is compared. Pass --data with samples for which the model finds something."
+)
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
+_GRAY_HINT = (
+    "Images of a folder are read as RGB; pass --image-mode gray for a network of one channel. "
+)
+_SCALE_HINT = (
+    "Images must be scaled as in training: (x / 255 - mean) / std as float32; or, where they are "
+    "[N, H, W, C], say how in --image-input, and engines do it. "
+)
+_CHANNELS_HINT = "If the channels are last, transpose to [N, C, H, W]. "
+
+
+@dataclass(frozen=True)
+class SettledCall:
+    """A call of the model that was seen to work.
+
+    Attributes:
+        given_batch: the leading size of the inputs as given.
+        static: engines take this batch size only.
+        high: upper bounds for synthetic integers, by input.
+        module: what was called: the user's, or an `ImageModel` around it.
+        images: which inputs take uint8 images, where some do.
+    """
+
+    signature: CallSignature
+    given_batch: int
+    static: bool
+    high: dict[str, int]
+    warnings: tuple[str, ...]
+    module: nn.Module
+    images: ImageCall | None = None
+
+
+def settle_call(module: nn.Module, config: BuildConfig, data: Dataset | None) -> SettledCall:
+    """Find out what `module` takes and returns, on synthetic inputs of the shapes that are given.
+
+    Raises:
+        ConfigError: the inputs are not given, or by names that the model does not have.
+        DataError: the inputs come from the data, and the model does not run on them.
+        InputError: the model does not run on the inputs of ``--input``.
+        ExportError: it returns no tensors.
+    """
+    specs = _settle_inputs(config, data, _find_dtype(module))
+    names, keyword = _name(module, specs, config)
+    specs = tuple(replace(spec, name=name) for spec, name in zip(specs, names, strict=True))
+    found = settle_images(config, specs)
+    images = ImageCall(found, keyword) if found else None
+    if images is not None:
+        module, keyword = ImageModel(module, images, names), False
+        specs = tuple(take_images(spec, found) for spec in specs)
+    check_axis_names(specs)
+    high = {spec.name: spec.high for spec in specs if spec.name and spec.high is not None}
+    call = Call(module, specs, keyword, high)
+    try:
+        signature, static, warnings = _settle_batch(call, config)
+        signature = settle_axes(call, signature)
+    except InputError as error:
+        if config.inputs or data is None:
+            raise
+        _check_alone(data, config)
+        raise _blame_data(error, module, data) from error
+    empty = [spec.name for spec in signature.outputs if 0 in spec.shape]
+    if empty:
+        warnings = (*warnings, EMPTY_WARNING.format(", ".join(empty)))
+    return SettledCall(signature, specs[0].shape[0], static, high, warnings, module, images)
+
+
+def describe_static(
+    module: nn.Module, signature: CallSignature, batch: int, high: Mapping[str, int]
+) -> CallSignature:
+    """`signature` for batches of exactly `batch`.
+
+    Raises:
+        InputError: the model does not run on such a batch.
+    """
+    feeds = to_tensors(synthetic_feeds(signature.inputs, batch, seed=0, high=high))
+    static = describe_call(module, feeds, keyword=signature.keyword, dynamic_batch=False)
+    return keep_axes(static, signature)
+
+
+def to_tensors(feeds: Feeds) -> dict[str, torch.Tensor]:
+    """The same values as tensors of their own."""
+    return {name: to_tensor(np.array(array)) for name, array in feeds.items()}
+
+
+@dataclass(frozen=True)
+class Call:
+    """The model and how it is to be called."""
+
+    module: nn.Module
+    specs: tuple[InputSpec, ...]
+    keyword: bool
+    high: dict[str, int]
+
+    def describe_at(
+        self, batch: int, *, dynamic: bool, sizes: Mapping[str, int] | None = None
+    ) -> CallSignature:
+        """Run it on `batch` synthetic samples and record what it takes and returns.
+
+        Dynamic axes other than the batch have these sizes, or their best.
+        """
+        concrete = tuple(
+            TensorSpec(spec.name, spec.with_sizes(batch, sizes or {}), spec.dtype)
+            for spec in self.describe_inputs(batch)
+        )
+        feeds = to_tensors(synthetic_feeds(concrete, batch, seed=0, high=self.high))
+        return describe_call(self.module, feeds, keyword=self.keyword, dynamic_batch=dynamic)
+
+    def describe_inputs(self, batch: int) -> tuple[TensorSpec, ...]:
+        """The inputs with their dynamic axes named."""
+        return tuple(spec.describe(batch) for spec in self.specs)
+
+
+def _find_dtype(module: nn.Module) -> str:
+    """The one float type of the weights of `module`, where images may become it; else float32."""
+    kinds = {str(p.dtype).removeprefix("torch.") for p in module.parameters()} & {*_FLOATS}
+    found = kinds.pop() if len(kinds) == 1 else ""
+    return found if found in FLOATS else "float32"
+
+
+def _settle_inputs(config: BuildConfig, data: Dataset | None, dtype: str) -> tuple[InputSpec, ...]:
+    """Of ``--input``, or of the data, in which images stand for floats of `dtype`."""
+    if config.inputs:
+        specs = tuple(parse_input(text) for text in config.inputs)
+        if len({spec.shape[0] for spec in specs}) > 1:
+            sizes = ", ".join(f"{spec.shape[0]}" for spec in specs)
+            raise ConfigError(
+                f"--input: the leading sizes are {sizes}; the batch comes first, and is the same "
+                "for every input. Where inputs have none, such as the nodes and edges of a graph, "
+                "put the model into a module that takes one sample of each, 1x..., and hands on "
+                "x[0]; build that with --static-batch."
+            )
+        return specs
+    if data is not None:
+        for name, rows in data.inputs.items():
+            if rows.dtype.name not in DTYPES:
+                raise DataError(
+                    f"{data.source}: {name} is {rows.dtype}, which no input can be; convert it "
+                    f"with .astype to one of {', '.join(DTYPES)}."
+                )
+        return read_model_specs(data, config, dtype)
+    raise ConfigError(
+        "The shape of the inputs is not known. Pass --input, such as --input 1x3x224x224, or "
+        "--data with samples to take it from."
+    )
+
+
+def _name(
+    module: nn.Module, specs: tuple[InputSpec, ...], config: BuildConfig
+) -> tuple[tuple[str, ...], bool]:
+    try:
+        return name_inputs(module, [spec.name for spec in specs])
+    except ConfigError as error:
+        if config.inputs:
+            raise
+        held = ", ".join(str(spec.name) for spec in specs)
+        raise DataError(
+            f"{config.data}: the names of its arrays ({held}) must be those of the model's inputs, "
+            f"with y for the labels. {error}"
+        ) from error
+
+
+def _settle_batch(call: Call, config: BuildConfig) -> tuple[CallSignature, bool, tuple[str, ...]]:
+    """The signature, whether its batch is static, and a warning where that was not asked for."""
+    given = call.specs[0].shape[0]
+    if config.static_batch:
+        return call.describe_at(given, dynamic=False), True, ()
+    try:
+        signature = _describe_dynamic(call)
+        return signature, False, _warn_of_squeezed(call, signature)
+    except InputError:
+        if given == TRACE_BATCH:
+            raise
+        signature = call.describe_at(given, dynamic=False)
+        return signature, True, (STATIC_WARNING.format(given),)
+
+
+def _describe_dynamic(call: Call) -> CallSignature:
+    """The signature with a dynamic batch, on whichever axis of an output it shows.
+
+    The model runs at two batch sizes; an axis that follows the batch from one to the other is the
+    batch, and no other is, whatever its size.
+    """
+    first = call.describe_at(TRACE_BATCH, dynamic=True)
+    try:
+        other = call.describe_at(TRACE_BATCH + 1, dynamic=False)
+    except InputError:
+        return first  # it takes this batch alone, which the export will find out
+    here = [(spec.name, len(spec.shape), spec.dtype) for spec in first.outputs]
+    if here != [(spec.name, len(spec.shape), spec.dtype) for spec in other.outputs]:
+        few, many = (", ".join(map(str, signature.outputs)) for signature in (first, other))
+        raise InputError(
+            f"What the model returns changes with the batch: {few} for {TRACE_BATCH} samples, "
+            f"{many} for {TRACE_BATCH + 1}. Pass the batch size to build for in --input, with "
+            "--static-batch."
+        )
+    outputs = tuple(
+        replace(spec, shape=_compare_axes(spec.with_batch(TRACE_BATCH), wider.with_batch(0)))
+        for spec, wider in zip(first.outputs, other.outputs, strict=True)
+    )
+    return replace(first, outputs=outputs)
+
+
+def _warn_of_squeezed(call: Call, signature: CallSignature) -> tuple[str, ...]:
+    """That outputs have fewer axes for a lone sample, where they have."""
+    try:
+        alone = call.describe_at(1, dynamic=False)
+    except InputError:
+        return ()  # it takes no lone sample, which the export will find out
+    pairs = zip(signature.outputs, alone.outputs, strict=False)
+    lost = [spec.name for spec, single in pairs if len(single.shape) < len(spec.shape)]
+    return (SQUEEZE_WARNING.format(", ".join(lost)),) if lost else ()
+
+
+def _compare_axes(few: tuple[int, ...], many: tuple[int, ...]) -> tuple[int | str, ...]:
+    """A shape at `TRACE_BATCH` and at one more, as sizes and names of axes."""
+    shape: list[int | str] = []
+    for axis, (size, wider) in enumerate(zip(few, many, strict=True)):
+        if size == wider:
+            shape.append(size)
+        elif size * (TRACE_BATCH + 1) == wider * TRACE_BATCH:
+            times = size // TRACE_BATCH
+            shape.append(BATCH if times == 1 else f"{times}*{BATCH}")
+        else:
+            shape.append(f"axis_{axis}")
+    return tuple(shape)
+
+
+def _check_alone(data: Dataset, config: BuildConfig) -> None:
+    """Find what is wrong with the data whatever the model takes, before the model is asked.
+
+    Raises:
+        DataError: a sample cannot be read, has another size than the first, or holds NaN.
+    """
+    specs = [
+        TensorSpec(name, (BATCH, *rows.shape[1:]), rows.dtype.name)
+        for name, rows in data.inputs.items()
+    ]
+    split_checked(data, config, specs)
+
+
+def _blame_data(error: InputError, module: nn.Module, data: Dataset) -> DataError:
+    """What the model said of the arrays that its inputs were taken from, with what to do."""
+    said = error.__cause__
+    words = str(error) if said is None else f"{type(said).__name__}: {str(said).rstrip('.')}."
+    kinds = {str(p.dtype).removeprefix("torch.") for p in module.parameters()}
+    weights = f" (its weights are {', '.join(sorted(kinds))})" if kinds else ""
+    hints = {_hint_dtype(data, kinds)}
+    if not isinstance(module, ImageModel):
+        hints |= {_find_hint(rows) for rows in data.inputs.values()}
+    return DataError(
+        f"{data.source}, read as {describe_inputs(data)}: the model{weights} fails on such "
+        f"samples: {words} {''.join(sorted(hints))}Save the samples in the shape and dtype that "
+        "the model takes, or pass --input with them to see what differs."
+    )
+
+
+def _hint_dtype(data: Dataset, kinds: set[str]) -> str:
+    """The ``--input`` that has floats read as the weights' own type; what differs is cast."""
+    differ = [s for s in data.specs() if s.dtype in _FLOATS and kinds != {s.dtype}]
+    if not differ or len(kinds) != 1 or not kinds <= set(_FLOATS):
+        return ""
+    texts = []
+    for spec in data.specs():
+        dtype = next(iter(kinds)) if spec in differ else spec.dtype
+        sizes = "x".join(str(size) for size in spec.shape)
+        texts.append(f"--input {f'{spec.name}:' if spec.name else ''}{sizes}:{dtype}")
+    return f"To have it read as {next(iter(kinds))}, pass {' '.join(texts)}. "
+
+
+def _find_hint(rows: Rows) -> str:
+    sample = rows.shape[1:]
+    if isinstance(rows, ImageRows) and rows.images.mode == "rgb":
+        return _GRAY_HINT
+    if rows.dtype == np.uint8:
+        return _SCALE_HINT
+    if len(sample) == 3 and sample[2] in (1, 3, 4) and sample[0] not in (1, 3, 4):
+        return _CHANNELS_HINT
+    return ""

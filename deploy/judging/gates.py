@@ -1,0 +1,273 @@
+"""The gates: which candidate may ship, which wins, and why not the others, in words."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from deploy.config import BuildConfig
+from deploy.judging.output_parity import OutputParity
+from deploy.judging.parity import ParityReport
+from deploy.judging.shares import explain_few, holds_share
+from deploy.measuring.bootstrap import estimate_ratio
+from deploy.measuring.latency import EngineLatency
+from export.ranges import describe_sizes
+
+DataKind = Literal["labelled", "unlabelled", "synthetic"]
+
+MIN_SQNR_DB: Mapping[str, float] = {
+    "tf32": 40.0,
+    "fp16": 40.0,
+    "bf16": 25.0,
+    "int8": 20.0,
+    "mixed": 20.0,
+    "int4": 20.0,
+}
+NOISE_FACTOR = 10.0
+"""A float32 engine may lose this many times what eager itself loses against float64."""
+NOISE_FLOOR = 1e-6
+MIN_LABELLED = 300
+MIN_CONSISTENCY_DB = 20.0
+SIZE_LOSS_DB = 10.0
+"""How much farther from the reference an engine may be at other sizes of its dynamic axes."""
+SIZE_ENOUGH_DB = 60.0
+"""What is as near as this anywhere differs by rounding alone."""
+NO_CALIBRATION_DATA = "no calibration data; pass --data with samples of what the model will see"
+LABELS_JUDGE_NOTHING = "the labels judge nothing: eager's own accuracy is not above chance"
+EXACT = ("fp32",)
+MAX_LOST_CHANNELS = 0.1
+"""Share of an output's channels that may be nothing but error; those of a rare class are small."""
+_NOT_FINITE = (
+    "output {!r} has NaN, Inf or the fill of a mask where the reference has none, or the reverse"
+)
+_UNEQUAL = (
+    "output {!r} is equal in {:.1%} of its integers, below {:.0%}. Class numbers that differ are "
+    "wrong; where these are amounts, such as pixels of gray images, return them as floats, which "
+    "are held to the SQNR, or lower --min-agreement"
+)
+_ORDER = ("fp32", "tf32", "fp16", "bf16", "mixed", "int8", "int4")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a gate holds, which gate that was, and the reason when it does not."""
+
+    passed: bool
+    gate: str
+    reason: str | None = None
+
+
+def judge_parity(
+    report: ParityReport,
+    precision: str,
+    *,
+    kind: DataKind,
+    config: BuildConfig,
+    recorded_noise: Mapping[str, float] | None = None,
+) -> Verdict:
+    """Apply the gate of `precision` to a parity report.
+
+    Args:
+        report: what was measured.
+        precision: of the candidate.
+        kind: of the data that it was measured on.
+        config: the limits.
+        recorded_noise: eager's float32 noise by output, as the build recorded it, where the
+            reference is not eager but a float32 engine that was itself within the gate.
+
+    Float32 is held to the noise of eager itself. Fewer bits are held to the accuracy where there
+    are at least 300 labels which eager itself knows beyond chance, and outputs that have no labels
+    to the SQNR; else all to the SQNR and, on real data, to the top-1 agreement. An output that
+    holds the SQNR but has lost a tenth of its channels to others of larger scale fails; integers
+    but for colour images have no SQNR and are held to the share of equal ones. int8 and int4,
+    weights alone as well, are never passed on synthetic inputs.
+    """
+    if report.samples == 0:
+        return Verdict(False, "samples to judge by", "no sample was compared")
+    for output in report.outputs:
+        if not output.finite:
+            return Verdict(False, "finite outputs", _NOT_FINITE.format(output.name))
+    if report.consistency_db is not None and report.consistency_db < MIN_CONSISTENCY_DB:
+        return Verdict(
+            False,
+            "same answer at every batch size",
+            f"answers change with the batch size (SQNR {report.consistency_db:.1f} dB)",
+        )
+    verdict = _judge_sizes(report)
+    if not verdict.passed:
+        return verdict
+    if precision in EXACT:
+        return _judge_exact(report, recorded_noise)
+    if precision in ("int8", "int4", "mixed") and kind == "synthetic":
+        return Verdict(False, "calibration data", NO_CALIBRATION_DATA)
+    accuracy = report.judged_accuracy
+    if accuracy is not None and accuracy.samples >= MIN_LABELLED:
+        gate = f"accuracy drop at most {config.max_drop:.2%} on {accuracy.samples} samples"
+        if accuracy.drop <= config.max_drop:
+            return _judge_unlabelled_outputs(report, precision, config, gate)
+        low, high = accuracy.drop_ci95
+        return Verdict(
+            False,
+            gate,
+            f"accuracy drops by {accuracy.drop:.2%} (95% interval {low:.2%} to {high:.2%}), "
+            f"more than {config.max_drop:.2%}",
+        )
+    verdict = _judge_without_labels(report, precision, kind=kind, config=config)
+    if report.accuracy is not None and accuracy is None:
+        return replace(verdict, gate=f"{verdict.gate} ({LABELS_JUDGE_NOTHING})")
+    return verdict
+
+
+def _judge_sizes(report: ParityReport) -> Verdict:
+    gate = f"at other sizes at most {SIZE_LOSS_DB:g} dB farther from eager"
+    least = min(report.sqnr_db - SIZE_LOSS_DB, SIZE_ENOUGH_DB)
+    for seen in report.sizes_checked:
+        if seen.sqnr_db < least:
+            return Verdict(
+                False,
+                gate,
+                f"at {describe_sizes(seen.sizes)} the SQNR is {seen.sqnr_db:.1f} dB, and "
+                f"{report.sqnr_db:.1f} at the best sizes",
+            )
+    return Verdict(True, gate)
+
+
+def _judge_exact(report: ParityReport, recorded: Mapping[str, float] | None) -> Verdict:
+    factor = NOISE_FACTOR if recorded is None else 2 * NOISE_FACTOR  # two engines, each within it
+    gate = f"error at most {factor:.0f}x eager's own float32 noise, floor {NOISE_FLOOR:g}"
+    for output in report.outputs:
+        error, noise = output.error_float64, output.noise_float64
+        if recorded is not None:
+            error, noise = output.error_eager, recorded.get(output.name)
+        if error is None or noise is None:
+            return Verdict(False, gate, "there is no noise floor to judge it by")
+        limit = factor * max(noise, NOISE_FLOOR / NOISE_FACTOR)
+        unit = "of its values" if output.integer else "of its largest value"
+        if not error <= limit:
+            return Verdict(
+                False,
+                gate,
+                f"output {output.name!r} is off by {error:.2g} {unit}; eager itself by {noise:.2g}",
+            )
+        if not output.error_eager <= limit + noise:
+            where = "" if output.integer else " on some sample"
+            return Verdict(
+                False,
+                gate,
+                f"output {output.name!r} differs from eager by {output.error_eager:.2g} {unit}"
+                f"{where}, more than {limit + noise:.2g}",
+            )
+    return Verdict(True, gate)
+
+
+def _least_sqnr(precision: str, config: BuildConfig) -> float:
+    return MIN_SQNR_DB[precision] if config.min_sqnr is None else config.min_sqnr
+
+
+def _judge_outputs(
+    outputs: tuple[OutputParity, ...], precision: str, config: BuildConfig
+) -> Verdict:
+    """Floats and pixels by their SQNR and by their channels, integers by how many are equal."""
+    floats = tuple(output for output in outputs if output.is_amount)
+    verdict = _judge_integers(tuple(o for o in outputs if not o.is_amount), config)
+    if not floats or not verdict.passed:
+        return verdict
+    of_floats = _judge_sqnr(floats, _least_sqnr(precision, config))
+    if not of_floats.passed or len(floats) == len(outputs):
+        return of_floats
+    return Verdict(True, f"{of_floats.gate}; {verdict.gate}")
+
+
+def _judge_integers(outputs: tuple[OutputParity, ...], config: BuildConfig) -> Verdict:
+    least = config.min_agreement
+    gate = f"equal integers at least {least:.0%}"
+    for output in outputs:
+        if not holds_share(output, least):
+            return Verdict(False, gate, _UNEQUAL.format(output.name, output.top1_agreement, least))
+    few = next(filter(None, (explain_few(output, least) for output in outputs)), "")
+    return Verdict(True, f"{gate}{few}")
+
+
+def _judge_sqnr(outputs: tuple[OutputParity, ...], least: float) -> Verdict:
+    gate = f"SQNR at least {least:g} dB"
+    worst = min(outputs, key=lambda output: output.sqnr_db)
+    if worst.sqnr_db < least:
+        reason = f"output {worst.name!r} has an SQNR of {worst.sqnr_db:.1f} dB, below {least:g}"
+        return Verdict(False, gate, reason)
+    for output in outputs:
+        lost = output.lost_channels
+        if lost is not None and lost.share > MAX_LOST_CHANNELS:
+            return Verdict(
+                False,
+                f"{gate} and at most {MAX_LOST_CHANNELS:.0%} of the channels lost",
+                f"output {output.name!r} has lost {lost.lost} of its {lost.live} channels: their "
+                "error is as large as what they hold. They are small beside the others; return "
+                "them as an output of their own",
+            )
+    return Verdict(True, gate)
+
+
+def _judge_unlabelled_outputs(
+    report: ParityReport, precision: str, config: BuildConfig, gate: str
+) -> Verdict:
+    """The accuracy holds by `gate`; labels say nothing of the other outputs."""
+    others = tuple(output for output in report.outputs if output.name != report.classes_of)
+    if not others:
+        return Verdict(True, gate)
+    verdict = _judge_outputs(others, precision, config)
+    return replace(verdict, gate=f"{gate}; other outputs: {verdict.gate}")
+
+
+def _judge_without_labels(
+    report: ParityReport, precision: str, *, kind: DataKind, config: BuildConfig
+) -> Verdict:
+    verdict = _judge_outputs(report.outputs, precision, config)
+    classes_of = report.classes_of if report.judged_accuracy is not None else None
+    judged = [o for o in report.outputs if o.name == classes_of or len(report.outputs) == 1]
+    judged = [output for output in judged if not output.integer]
+    agreement = judged[0].top1_agreement if judged else None
+    if not verdict.passed or kind == "synthetic" or agreement is None:
+        return verdict
+    least = config.min_agreement
+    gate = f"{verdict.gate} and top-1 agreement at least {least:.0%}"
+    if not holds_share(judged[0], least):
+        return Verdict(
+            False,
+            gate,
+            f"top-1 agrees on {agreement:.1%} of {judged[0].compared} samples, below {least:.0%}; "
+            "pass labels with the data, or --min-agreement 0 if this is no classifier",
+        )
+    return Verdict(True, f"{gate}{explain_few(judged[0], least)}")
+
+
+def judge_speed(latency: EngineLatency, *, over: str = "eager") -> Verdict:
+    """A candidate wins only if the 95% interval of its speed-up over the baseline lies above 1."""
+    gate = "95% interval of the speed-up above 1"
+    low, high = latency.speedup_ci95
+    if low > 1:
+        return Verdict(True, gate)
+    how = "slower than" if high < 1 else "not faster than"
+    return Verdict(
+        False, gate, f"{how} {over}: {latency.speedup:.2f}x (95% interval {low:.2f} to {high:.2f})"
+    )
+
+
+def choose_winner(passed: Mapping[str, tuple[str, EngineLatency]], *, seed: int) -> str | None:
+    """The fastest of those that passed every gate; None without any.
+
+    Args:
+        passed: precision and latency by name.
+        seed: of the bootstrap.
+
+    Engines that cannot be told apart from the fastest (the 95% interval of their ratio to it holds
+    1) are ties; the most precise of them wins.
+    """
+    if not passed:
+        return None
+    fastest = max(passed, key=lambda name: passed[name][1].speedup)
+    leader = passed[fastest][1].block_medians
+    ties = []
+    for name, (precision, latency) in passed.items():
+        _, (low, _) = estimate_ratio(latency.block_medians, leader, seed=seed)
+        if name == fastest or low <= 1:
+            ties.append((_ORDER.index(precision), -latency.speedup, name))
+    return min(ties)[2]

@@ -1,0 +1,179 @@
+"""Which output the labels are classes of, by what eager itself makes of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from deploy.engines.base import Array, Feeds
+from deploy.inputs.dataset import Dataset
+from deploy.judging.accuracy import chance_agreement, paired_drop_interval, wilson_interval
+from deploy.judging.checking import CheckPlan, iterate_batches
+from deploy.judging.rows import Outputs
+from export.artifacts import BATCH, TensorSpec
+from export.errors import ConfigError, DataError
+
+_CHOICE_SAMPLES = 256
+_NO_CLASSES = "The data has labels, but no output is (batch, classes): accuracy is not judged."
+
+
+@dataclass(frozen=True)
+class ClassOutput:
+    """The output that labels are held against; `name` is None where there is none."""
+
+    name: str | None
+    warnings: tuple[str, ...] = ()
+
+
+def find_class_outputs(
+    data: Dataset, outputs: Sequence[TensorSpec], plan: CheckPlan, *, named: str | None = None
+) -> tuple[TensorSpec, ...]:
+    """The outputs that the labels of `data` can be classes of, in order; none without labels.
+
+    These are (batch, classes) with as many classes as the labels ask for.
+
+    Args:
+        data: its labels are read, no sample is.
+        outputs: of the model.
+        plan: says whether the batch is static.
+        named: the output that the user names; it alone is taken.
+
+    Raises:
+        ConfigError: `named` is no output, or none with classes; the message lists the outputs.
+        DataError: a label is not a class of any of them.
+    """
+    leading = plan.static_batch or BATCH
+    found = tuple(spec for spec in outputs if _has_classes(spec, leading))
+    if named is not None:
+        found = (_take_named(named, outputs, found),)
+    if data.labels is None or not found:
+        return ()
+    largest = int(data.labels.max(initial=0))
+    fitting = tuple(spec for spec in found if _count_classes(spec) > largest)
+    check_labels(data, max(_count_classes(spec) for spec in fitting or found))
+    return fitting
+
+
+def choose_class_output(
+    found: tuple[TensorSpec, ...],
+    run: Callable[[Feeds], Outputs],
+    evaluation: Dataset,
+    plan: CheckPlan,
+) -> ClassOutput:
+    """Of the outputs `found`, the one that the labels fit best, by running the model where needed.
+
+    Args:
+        found: by `find_class_outputs`.
+        run: eager, or what stands for it.
+        evaluation: labelled samples; up to 256 are run where there are several outputs.
+        plan: says whether the batch is static.
+    """
+    if evaluation.labels is None or len(found) == 1:
+        return ClassOutput(found[0].name if found else None)
+    if not found:
+        return ClassOutput(None, (_NO_CLASSES,))
+    names = [spec.name for spec in found]
+    answers, labels = _answer(names, run, evaluation, plan)
+    if not len(labels):
+        return ClassOutput(names[0])
+    return _compare(answers, labels)
+
+
+def check_labels(dataset: Dataset, classes: int) -> None:
+    """Hold the labels against the number of classes that the model tells apart.
+
+    Raises:
+        DataError: a label is not in ``0 .. classes - 1``; the message names its row and value.
+    """
+    labels = dataset.labels
+    if labels is None:
+        return
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if wrong.size:
+        row = int(dataset.row_numbers(wrong[:1])[0])
+        raise DataError(
+            f"{dataset.source}: label {labels[wrong[0]]} in row {row} is not in 0..{classes - 1}: "
+            f"the model has {classes} classes ({wrong.size} of {len(labels)} labels are out of "
+            "range). Number the classes as in training."
+        )
+
+
+def _has_classes(spec: TensorSpec, leading: int | str) -> bool:
+    return len(spec.shape) == 2 and spec.shape[0] == leading and _count_classes(spec) > 1
+
+
+def _count_classes(spec: TensorSpec) -> int:
+    size = spec.shape[1]
+    return size if isinstance(size, int) else 0
+
+
+def _take_named(
+    name: str, outputs: Sequence[TensorSpec], found: tuple[TensorSpec, ...]
+) -> TensorSpec:
+    listed = ", ".join(map(str, outputs))
+    if name not in [spec.name for spec in outputs]:
+        raise ConfigError(f"--classes {name!r}: the model has no such output. It has: {listed}.")
+    for spec in found:
+        if spec.name == name:
+            return spec
+    raise ConfigError(
+        f"--classes {name!r}: that output is not (batch, classes), which labels need. "
+        f"The outputs are: {listed}."
+    )
+
+
+def _answer(
+    names: list[str], run: Callable[[Feeds], Outputs], evaluation: Dataset, plan: CheckPlan
+) -> tuple[dict[str, Array], Array]:
+    """By output the classes that are answered, and the labels, of samples from all over."""
+    count = min(len(evaluation), max(_CHOICE_SAMPLES, plan.static_batch or 0))
+    spread = np.linspace(0, len(evaluation) - 1, count).round().astype(np.int64)
+    answers: dict[str, list[Array]] = {name: [] for name in names}
+    labels = [np.zeros(0, np.int64)]
+    for feeds, some in iterate_batches(evaluation.select(spread), plan):
+        outputs = run(feeds)
+        for name in names:
+            answers[name].append(outputs[name].argmax(axis=1))
+        if some is not None:
+            labels.append(some)
+    joined = {name: np.concatenate(parts or labels) for name, parts in answers.items()}
+    return joined, np.concatenate(labels)
+
+
+def _compare(answers: Mapping[str, Array], labels: Array) -> ClassOutput:
+    """The first output that none is clearly better than; None where all are at chance."""
+    hits = {name: classes == labels for name, classes in answers.items()}
+    rates = ", ".join(f"{name} {right.mean():.2%}" for name, right in hits.items())
+    above = [
+        name
+        for name, right in hits.items()
+        if wilson_interval(int(right.sum()), len(labels))[0]
+        > chance_agreement(answers[name], labels)
+    ]
+    if not above:
+        return ClassOutput(
+            None,
+            (
+                f"The labels fit no output better than chance would ({rates} of {len(labels)} "
+                "samples): accuracy is not judged. Number the classes as in training, or name the "
+                "output with --classes.",
+            ),
+        )
+    best = max(above, key=lambda name: int(hits[name].sum()))
+    alike = [name for name in above if name == best or not _is_better(hits[best], hits[name])]
+    first = alike[0]
+    if all(np.array_equal(answers[first], answers[name]) for name in alike):
+        return ClassOutput(first)
+    return ClassOutput(
+        first,
+        (
+            f"The labels fit the outputs {', '.join(alike)} alike ({rates} of {len(labels)} "
+            f"samples) and were held against {first}. Name the right one with --classes.",
+        ),
+    )
+
+
+def _is_better(ours: Array, theirs: Array) -> bool:
+    """Whether hits are more than others on the same samples, beyond doubt."""
+    lost, gained = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    return paired_drop_interval(lost, gained, len(ours))[0] > 0

@@ -1,0 +1,81 @@
+"""Every candidate judged: by the parity gate, then by its speed; and the one that wins."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from deploy.candidates.files import Candidate
+from deploy.config import BuildConfig
+from deploy.judging.gates import NO_CALIBRATION_DATA, choose_winner, judge_parity, judge_speed
+from deploy.judging.parity import ParityReport
+from deploy.measuring.latency import LatencyReport
+from deploy.results import CandidateResult
+from deploy.source import Problem
+
+
+def judge_candidate(
+    candidate: Candidate,
+    parity: dict[str, ParityReport | str],
+    threads: int,
+    problem: Problem,
+    config: BuildConfig,
+) -> CandidateResult:
+    """What the parity gate says of one candidate."""
+    result = CandidateResult(
+        name=candidate.name,
+        engine=candidate.plan.engine,
+        precision=candidate.plan.precision,
+        status="not_run" if candidate.status == "not_run" else "failed",
+        reason=candidate.reason,
+        file=candidate.file,
+        size_bytes=size_of(candidate.file),
+        variant=candidate.plan.variant,
+        source=candidate.source,
+        record=candidate.record,
+        stray_float=candidate.stray_float,
+    )
+    if candidate.status != "built":
+        if result.precision == "int8" and result.file is not None and problem.kind == "synthetic":
+            return replace(result, status="rejected", reason=NO_CALIBRATION_DATA)
+        return result
+    report = parity[candidate.name]
+    if isinstance(report, str):
+        return replace(result, status="failed", reason=report)
+    verdict = judge_parity(report, result.precision, kind=problem.kind, config=config)
+    return replace(
+        result,
+        status="ok" if verdict.passed else "rejected",
+        reason=verdict.reason,
+        spec=candidate.spec(threads),
+        parity=report,
+        verdict=verdict,
+    )
+
+
+def size_of(file: Path | None) -> int | None:
+    """Bytes of an engine's file with its external data."""
+    if file is None:
+        return None
+    return sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*"))
+
+
+def judge_latency(result: CandidateResult, latency: LatencyReport) -> CandidateResult:
+    """Add the times; a candidate that holds its parity must also beat eager."""
+    if result.name in latency.failed:
+        return replace(result, status="failed", reason=latency.failed[result.name], verdict=None)
+    if result.name not in latency.engines:
+        return result
+    times = latency.engines[result.name]
+    verdict = judge_speed(times)
+    if result.status != "ok" or verdict.passed:
+        return replace(result, latency=times)
+    return replace(result, latency=times, status="rejected", reason=verdict.reason)
+
+
+def choose(results: tuple[CandidateResult, ...], seed: int) -> str:
+    """Name of the winner; ``torch`` where nothing passed."""
+    passed = {
+        result.name: (result.precision, result.latency)
+        for result in results
+        if result.status == "ok" and result.latency is not None
+    }
+    return choose_winner(passed, seed=seed) or "torch"

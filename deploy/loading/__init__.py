@@ -1,0 +1,1 @@
+"""A model file, checked before anything of it runs, and opened."""

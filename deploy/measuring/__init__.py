@@ -1,0 +1,1 @@
+"""Honest times: interleaved, with intervals, and what each layer took."""

@@ -1,0 +1,1 @@
+"""Which layers in which precision: by accuracy and measured time together."""

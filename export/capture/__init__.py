@@ -1,0 +1,1 @@
+"""From a module to a captured program that computes the same."""

@@ -1,0 +1,212 @@
+"""``nn.Module`` + example inputs → ``ExportedProgram``, with a batch axis that is truly dynamic.
+
+``Dim.AUTO`` quietly falls back to the traced size; ``Dim.DYNAMIC`` raises instead. Only the second
+is used here: a program that says it takes any batch takes any batch.
+"""
+
+import contextlib
+import inspect
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from export.artifacts import TensorSpec
+from export.capture.dynamic_axes import explain_axes, make_dims
+from export.capture.image_model import find_user_module
+from export.capture.whole_scales import WholeScales
+from export.errors import ExportError
+
+_log = logging.getLogger(__name__)
+_NOISY_LOGGERS = ("torch", "onnxscript", "onnx_ir")
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_ADVICE = re.compile(r"For more information, run with TORCH_LOGS=\S+")
+_REASON_LENGTH = 300
+_KNOWN = (Tensor, int, float, complex, bool, str, type(None), torch.SymInt, torch.SymFloat)
+"""What torch.export takes as a leaf of a result."""
+
+
+def capture(
+    module: nn.Module,
+    feeds: Mapping[str, Tensor],
+    *,
+    keyword: bool,
+    dynamic_batch: bool,
+    strict: bool = False,
+    inputs: Sequence[TensorSpec] = (),
+) -> ExportedProgram:
+    """Record the call of `module` on `feeds` as a graph of aten operators.
+
+    The batch size is the leading size of the first input with an axis; with `dynamic_batch` the
+    leading axis of every input of that size becomes dynamic. Trace with a batch of at least 2:
+    the exporter treats size 1 as a constant.
+
+    Args:
+        module: left untouched; captured in the mode (train or eval) that it is in.
+        feeds: example inputs by name, in the order of the call.
+        keyword: pass the inputs by name; otherwise in order.
+        dynamic_batch: make the leading axis dynamic, or fail.
+        strict: trace the bytecode (TorchDynamo) instead of running Python.
+        inputs: of a call with further dynamic axes, their names and ranges; axes of one name are of
+            one size. They are dynamic over all of their range, or this fails.
+
+    Returns:
+        A program whose parameters are the module's own tensors, not copies.
+
+    Raises:
+        ExportError: torch.export refuses the module; the message names the submodule where known,
+            and the axis of `inputs` that cannot be dynamic, with what to do.
+
+    Source: https://docs.pytorch.org/docs/stable/export.html
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ExportError(
+            "torch.export takes no TorchScript model; use the TorchScript exporter for it."
+        )
+    batch = next((int(value.shape[0]) for value in feeds.values() if value.ndim), None)
+    dims, ranges = make_dims(inputs)
+    axes: dict[str, dict[int, object] | None] = {}
+    for name, value in feeds.items():
+        leads = dynamic_batch and value.ndim and value.shape[0] == batch
+        axes[name] = {**({0: Dim.DYNAMIC} if leads else {}), **dims.get(name, {})} or None
+    args = () if keyword else tuple(feeds.values())
+    kwargs = dict(feeds) if keyword else {}
+    shapes = dict(axes) if keyword else _positional_shapes(module, tuple(axes.values()))
+    try:
+        whole = WholeScales() if ranges and not strict else contextlib.nullcontext()
+        masks = _replaced(torch.nn.modules.transformer, "_detect_is_causal_mask", _say_of_mask)
+        unknown = _leave_out_unknown(module, strict)
+        with contain_noise(), torch.no_grad(), masks, unknown, whole:
+            return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=strict)
+    except Exception as error:  # the user's own code runs here: whatever it raises is the finding
+        place = find_module_path(module, error.__traceback__)
+        explained = explain_axes(str(error), ranges)
+        if explained is not None:
+            raise explained from error
+        raise ExportError(
+            f"torch.export cannot capture the model{f' at {place!r}' if place else ''}: "
+            f"{condense_error(error)}"
+        ) from error
+
+
+@contextlib.contextmanager
+def contain_noise() -> Iterator[None]:
+    """Keep what the exporters print, log and warn off the terminal; it goes to our debug log.
+
+    Covers stdout, stderr, the loggers of torch, onnxscript and onnx_ir, Python warnings and what
+    the older exporter prints past Python, for the length of the block and no longer.
+    """
+    text = io.StringIO()
+    handler = logging.StreamHandler(text)
+    names = [
+        name
+        for name in list(logging.root.manager.loggerDict)
+        if name.split(".")[0] in _NOISY_LOGGERS
+    ]
+    loggers = [logging.getLogger(name) for name in {*names, *_NOISY_LOGGERS}]
+    caught: list[warnings.WarningMessage] = []
+    saved = [(logger, logger.handlers, logger.propagate) for logger in loggers]
+    try:
+        for logger in loggers:
+            is_root = logger.name in _NOISY_LOGGERS
+            logger.handlers = [handler] if is_root else []
+            logger.propagate = not is_root
+        with (
+            contextlib.redirect_stdout(text),
+            contextlib.redirect_stderr(text),
+            warnings.catch_warnings(record=True) as recorded,
+            _replaced(torch._C, "_jit_onnx_log", lambda *parts: _log.debug("%s", parts)),
+        ):
+            caught = recorded
+            warnings.simplefilter("always")
+            yield
+    finally:
+        for logger, handlers, propagate in saved:
+            logger.handlers, logger.propagate = handlers, propagate
+        for warning in caught:
+            _log.debug("%s: %s", warning.category.__name__, warning.message)
+        if text.getvalue().strip():
+            _log.debug("%s", text.getvalue().strip())
+
+
+def condense_error(error: BaseException) -> str:
+    """One line that says what went wrong: the type and the first two lines with content."""
+    text = _ADVICE.sub("", _ANSI.sub("", str(error)))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:2]) or 'no message'}"[:_REASON_LENGTH]
+
+
+def find_module_path(module: nn.Module, traceback: TracebackType | None) -> str:
+    """Path of the innermost submodule of `module` whose method stands in `traceback`, or ``""``.
+
+    It is the user's own path, without what stands around their module.
+    """
+    paths = {id(child): path for path, child in find_user_module(module).named_modules()}
+    found = ""
+    while traceback is not None:
+        found = paths.get(id(traceback.tb_frame.f_locals.get("self")), found)
+        traceback = traceback.tb_next
+    return found
+
+
+@contextlib.contextmanager
+def _leave_out_unknown(module: nn.Module, strict: bool) -> Iterator[None]:
+    """Have `module` return None in place of objects that torch knows nothing of.
+
+    A cache of keys and values beside the logits of a language model is one. torch.export refuses
+    the whole result for it, though only tensors become outputs. Tracing bytecode leaves it in.
+    """
+
+    def hook(_module: nn.Module, _args: object, result: object) -> object:
+        if all(isinstance(leaf, _KNOWN) for leaf in pytree.tree_leaves(result)):
+            return result
+        return pytree.tree_map(lambda leaf: leaf if isinstance(leaf, _KNOWN) else None, result)
+
+    handle = None if strict else module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def _say_of_mask(_mask: object, is_causal: bool | None = None, _size: object = None) -> bool:
+    """What ``nn.Transformer`` takes for causal: what the caller says is.
+
+    It looks at the values of a mask of which nothing is said. A capture has none, and the answer
+    only chooses between kernels that compute the same.
+    """
+    return is_causal is True
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
+    """Another attribute `name` of `owner`, for the length of the block; none where it has none."""
+    if not hasattr(owner, name):
+        yield
+        return
+    kept = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, kept)
+
+
+def _positional_shapes(
+    module: nn.Module, shapes: tuple[dict[int, object] | None, ...]
+) -> tuple[object, ...]:
+    """`shapes` in the nesting of forward's own parameters: ``*args`` takes one tuple."""
+    kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return shapes
+    named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*shapes[:named], shapes[named:])

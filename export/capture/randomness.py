@@ -1,0 +1,106 @@
+"""A model that draws random numbers when it runs: whether it does, and where.
+
+No engine repeats the answers of such a model. ``F.dropout(x)`` is the usual way to one: unlike
+``nn.Dropout``, it drops in eval mode too.
+"""
+
+import linecache
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from export.capture.agreement import Expectation, expect, find_disagreement
+from export.capture.arrays import to_tensor
+from export.capture.image_model import find_user_module
+from export.capture.signature import CallSignature
+from export.errors import InputError
+
+_TORCH = str(Path(torch.__file__).parent)
+_REMEDY = (
+    "No engine can repeat such answers. Write F.dropout(x, training=self.training) or use "
+    "nn.Dropout, which drops nothing in eval mode; pass numbers that are to be random as an input."
+)
+
+
+def refuse_random(module: nn.Module, signature: CallSignature, first: Expectation) -> None:
+    """Run `module` once more on the batch of `first`.
+
+    Raises:
+        InputError: it does not repeat its own answers, so that no file could.
+        ExportError: it fails.
+    """
+    feeds = {name: to_tensor(array.copy()) for name, array in first.feeds.items()}
+    again = expect(module, feeds, signature, extent=first.extent, tolerances=first.tolerances)
+    difference = find_disagreement(first, again.outputs)
+    if difference is None:
+        return
+    draw = find_draw(module, feeds, signature)
+    if draw is None:
+        raise InputError(
+            "The model itself gives other answers on another run of the same inputs: "
+            f"{difference}. It draws no random numbers from torch, so look for random, "
+            "numpy.random, or a buffer that forward changes. No engine can repeat such answers."
+        )
+    raise InputError(
+        f"The model itself is random, also in eval mode: {difference}. It draws {draw}. {_REMEDY}"
+    )
+
+
+def find_draw(
+    module: nn.Module, feeds: Mapping[str, Tensor], signature: CallSignature
+) -> str | None:
+    """Where a call of `module` draws its first random numbers; None: it draws none from torch.
+
+    Says the user's module path, and the line of source where there is one.
+    """
+    watch = _Watch(find_user_module(module))
+    with watch, torch.no_grad():
+        signature.call(module, feeds)
+    return watch.found
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every operator of a call, and keeps where the first one took from the generator.
+
+    The tag alone says little: attention without dropout has it too.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: str | None = None
+        self._paths = {id(child): path for path, child in module.named_modules()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        if self.found is not None or torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **named)
+        before = torch.get_rng_state()
+        result = func(*args, **named)
+        own = named.get("generator") is not None
+        if own or not torch.equal(before, torch.get_rng_state()):
+            self.found = f"random numbers with {func}{self._locate(sys._getframe(1))}"
+        return result
+
+    def _locate(self, frame: FrameType | None) -> str:
+        """The innermost module and the innermost line that is not torch's own."""
+        path, line = "", ""
+        while frame is not None and frame.f_code is not CallSignature.call.__code__:
+            path = path or self._paths.get(id(frame.f_locals.get("self")), "")
+            line = line or _describe_line(frame)
+            frame = frame.f_back
+        return f"{f' at {path!r}' if path else ''}{f' ({line})' if line else ''}"
+
+
+def _describe_line(frame: FrameType) -> str:
+    """``net.py, line 12: x = F.dropout(x)``; nothing for torch's own code and what has no file."""
+    name = frame.f_code.co_filename
+    if name.startswith((_TORCH, "<")):
+        return ""
+    source = linecache.getline(name, frame.f_lineno).strip()
+    return f"{Path(name).name}, line {frame.f_lineno}{f': {source}' if source else ''}"

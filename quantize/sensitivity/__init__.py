@@ -1,0 +1,1 @@
+"""What int8 costs, layer by layer: no engines, no clocks."""

@@ -1,0 +1,1 @@
+"""Products with constant matrices: int8 without calibration, and packed weights."""

@@ -1,0 +1,80 @@
+"""Channels that a candidate has lost beside larger ones, counted against a loop over channels."""
+
+import numpy as np
+import pytest
+
+from deploy.judging.channels import ChannelPowers, LostChannels
+
+
+def boxes_and_scores(layout: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Four boxes of hundreds and sixteen scores below 1; in the second no score is left."""
+    rng = np.random.default_rng(seed)
+    boxes, scores = rng.uniform(100, 600, (8, 4, 50)), rng.uniform(0, 1, (8, 16, 50))
+    values = np.concatenate([boxes, scores], axis=1)
+    lost = np.concatenate([boxes + 0.5, np.zeros_like(scores)], axis=1)
+    if layout == "last":
+        values, lost = values.transpose(0, 2, 1), lost.transpose(0, 2, 1)
+    return values, lost
+
+
+def found(*pairs: tuple[np.ndarray, np.ndarray]) -> LostChannels | None:
+    powers = ChannelPowers()
+    for ours, theirs in pairs:
+        powers.update(ours, theirs)
+    return powers.result()
+
+
+@pytest.mark.parametrize("layout", ["second", "last"])
+def test_scores_without_a_value_are_lost_on_whichever_axis_they_lie(layout: str) -> None:
+    assert found(boxes_and_scores(layout)) == LostChannels(lost=16, live=20)
+
+
+def test_batches_add_up() -> None:
+    first, second = boxes_and_scores("second", 0), boxes_and_scores("second", 1)
+    joined = tuple(np.concatenate(pair) for pair in zip(first, second, strict=True))
+    assert found(first, second) == found(joined) == LostChannels(16, 20)
+
+
+def test_a_tenth_of_noise_loses_nothing() -> None:
+    values, _ = boxes_and_scores("second")
+    noise = 0.1 * np.random.default_rng(1).standard_normal(values.shape)
+    assert found((values, values * (1 + noise))) == LostChannels(0, 20)
+
+
+def test_channels_that_should_be_zero_are_not_counted() -> None:
+    values = np.random.default_rng(0).standard_normal((8, 6))
+    values[:, 2:4] = 0
+    wrong = values.copy()
+    wrong[:, 2:5] = 0.1
+    wrong[:, 4] = -values[:, 4]
+    assert found((values, wrong)) == LostChannels(lost=1, live=4)
+
+
+def test_infinity_on_both_sides_is_no_error() -> None:
+    values = np.random.default_rng(0).standard_normal((8, 6))
+    values[:, 5] = -np.inf
+    assert found((values, values.copy())) == LostChannels(0, 5)
+
+
+def test_a_lone_sample_that_happens_to_be_small_loses_nothing() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((200, 1, 5))
+    noise = 10 ** (-25 / 20) * rng.standard_normal(values.shape)
+    alone = [found((ours, ours + error)) for ours, error in zip(values, noise, strict=True)]
+    assert (np.abs(noise) > np.abs(values)).any(axis=2).mean() > 0.1  # it does happen
+    assert not any(lost is not None and lost.lost for lost in alone)
+
+
+def test_samples_that_come_one_by_one_are_enough_together() -> None:
+    values = np.random.default_rng(0).standard_normal((8, 1, 5))
+    lost = values * [1, 1, 1, 1, -1]
+    assert found(*zip(values, lost, strict=True)) == LostChannels(1, 5)
+
+
+@pytest.mark.parametrize("shape", [(8,), (8, 1), (0, 4)])
+def test_without_channels_nothing_is_said(shape: tuple[int, ...]) -> None:
+    assert found((np.ones(shape), np.zeros(shape))) is None
+
+
+def test_an_axis_that_changes_its_size_is_none_of_channels() -> None:
+    assert found((np.ones((2, 3)), np.ones((2, 3))), (np.ones((2, 4)), np.ones((2, 4)))) is None

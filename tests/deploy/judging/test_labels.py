@@ -1,0 +1,166 @@
+"""Labels are held against the output that they fit; where none fits, that is said."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploy.engines.base import Feeds
+from deploy.inputs.data import ArrayRows, Dataset
+from deploy.judging.checking import CheckPlan
+from deploy.judging.labels import ClassOutput, check_labels, choose_class_output, find_class_outputs
+from export.artifacts import BATCH, TensorSpec
+from export.errors import ConfigError
+from tests.samples import refuse
+
+Array = np.ndarray[Any, Any]
+
+MAPS = TensorSpec("maps", (BATCH, 3, 8, 8), "float32")
+EMBEDDING = TensorSpec("embedding", (BATCH, 16), "float32")
+LOGITS = TensorSpec("logits", (BATCH, 3), "float32")
+AUX = TensorSpec("aux", (BATCH, 3), "float32")
+PLAN = CheckPlan()
+
+
+def labelled(labels: Array) -> Dataset:
+    """Samples whose only value is their row number."""
+    rows = np.arange(len(labels), dtype=np.float32)[:, None]
+    return Dataset({"x": ArrayRows(rows, rows.dtype)}, labels, "data.npz")
+
+
+def draw_labels(samples: int = 600) -> Array:
+    return np.random.default_rng(0).integers(0, 3, samples)
+
+
+class Eager:
+    """A model that knows the labels and gets some wrong, by output."""
+
+    def __init__(self, labels: Array, **right: float) -> None:
+        rng = np.random.default_rng(1)
+        self.samples = 0
+        self._outputs = {"embedding": rng.standard_normal((len(labels), 16))}
+        for name, share in right.items():
+            known = rng.random(len(labels)) < share
+            answers = np.where(known, labels, (labels + rng.integers(1, 3, len(labels))) % 3)
+            self._outputs[name] = np.eye(3)[answers]
+
+    def __call__(self, feeds: Feeds) -> dict[str, Array]:
+        rows = feeds["x"][:, 0].astype(np.int64)
+        self.samples += len(rows)
+        return {name: values[rows] for name, values in self._outputs.items()}
+
+
+def choose(labels: Array, outputs: tuple[TensorSpec, ...], **right: float) -> ClassOutput:
+    data = labelled(labels)
+    found = find_class_outputs(data, outputs, PLAN)
+    return choose_class_output(found, Eager(labels, **right), data, PLAN)
+
+
+@pytest.mark.parametrize("outputs", [(EMBEDDING, LOGITS), (LOGITS, EMBEDDING)])
+@pytest.mark.parametrize("share", [0.6, 0.98, 1.0])
+def test_the_output_that_the_labels_fit_is_chosen_wherever_it_stands(
+    outputs: tuple[TensorSpec, ...], share: float
+) -> None:
+    assert choose(draw_labels(), outputs, logits=share) == ClassOutput("logits")
+
+
+def test_the_better_of_two_heads_is_chosen_where_that_is_clear() -> None:
+    assert choose(draw_labels(), (AUX, LOGITS), aux=0.7, logits=0.98) == ClassOutput("logits")
+
+
+def test_of_two_heads_that_cannot_be_told_apart_the_first_is_taken_with_a_warning() -> None:
+    found = choose(draw_labels(), (MAPS, LOGITS, AUX), aux=0.97, logits=0.96)
+    assert found.name == "logits"
+    (warning,) = found.warnings
+    assert "logits, aux alike" in warning
+    assert "held against logits" in warning
+    assert "--classes" in warning
+
+
+def test_two_heads_of_the_same_answers_need_no_warning() -> None:
+    assert choose(draw_labels(), (LOGITS, AUX), logits=1.0, aux=1.0) == ClassOutput("logits")
+
+
+def test_where_no_output_is_above_chance_none_is_chosen_and_that_is_said() -> None:
+    found = choose(draw_labels(), (EMBEDDING, LOGITS), logits=1 / 3)
+    assert found.name is None
+    (warning,) = found.warnings
+    assert "no output better than chance" in warning
+    assert "embedding" in warning
+    assert "logits 3" in warning  # its rate
+    assert "--classes" in warning
+
+
+def test_samples_are_taken_from_all_over_and_no_more_than_needed() -> None:
+    labels = np.sort(draw_labels(3000))  # as a folder of images is: class by class
+    data, eager = labelled(labels), Eager(labels, logits=0.9)
+    found = find_class_outputs(data, (EMBEDDING, LOGITS), PLAN)
+    assert choose_class_output(found, eager, data, PLAN) == ClassOutput("logits")
+    assert eager.samples == 256
+
+
+def test_one_candidate_is_taken_without_running_anything() -> None:
+    data = labelled(draw_labels())
+    eager = Eager(draw_labels())
+    found = find_class_outputs(data, (MAPS, LOGITS), PLAN)
+    assert choose_class_output(found, eager, data, PLAN) == ClassOutput("logits")
+    assert eager.samples == 0
+
+
+def test_an_output_of_too_few_classes_is_no_candidate_unless_all_are() -> None:
+    data = labelled(np.array([0, 1, 2, 1]))
+    narrow = TensorSpec("narrow", (BATCH, 2), "float32")
+    assert find_class_outputs(data, (narrow, LOGITS), PLAN) == (LOGITS,)
+    refuse(lambda: find_class_outputs(data, (narrow,), PLAN), "label 2", "row 2", "0..1")
+
+
+@pytest.mark.parametrize("shape", [(BATCH, 3, 8), (BATCH,), (BATCH, 1), (5, 3), (3, BATCH)])
+def test_only_batch_by_classes_can_hold_classes(shape: tuple[int | str, ...]) -> None:
+    data = labelled(draw_labels())
+    assert find_class_outputs(data, (TensorSpec("y", shape, "float32"),), PLAN) == ()
+    (warning,) = choose_class_output((), Eager(draw_labels()), data, PLAN).warnings
+    assert "no output is (batch, classes)" in warning
+
+
+def test_a_static_batch_is_a_batch_too() -> None:
+    labels = draw_labels(50)
+    data, plan = labelled(labels), CheckPlan(static_batch=8)
+    fixed = tuple(TensorSpec(s.name, (8, *s.shape[1:]), s.dtype) for s in (EMBEDDING, LOGITS))
+    found = find_class_outputs(data, fixed, plan)
+    assert found == fixed
+    eager = Eager(labels, logits=0.95)
+    assert choose_class_output(found, eager, data, plan) == ClassOutput("logits")
+    assert eager.samples == 48
+
+
+def test_without_labels_nothing_is_chosen_and_nothing_warned_of() -> None:
+    data = Dataset(labelled(draw_labels()).inputs, None, "data.npz")
+    assert find_class_outputs(data, (EMBEDDING, LOGITS), PLAN) == ()
+    assert choose_class_output((), Eager(draw_labels()), data, PLAN) == ClassOutput(None)
+
+
+def test_the_output_that_is_named_is_taken_whatever_fits() -> None:
+    data = labelled(draw_labels())
+    assert find_class_outputs(data, (LOGITS, AUX), PLAN, named="aux") == (AUX,)
+
+
+@pytest.mark.parametrize("labels", [draw_labels(), None])
+def test_a_name_that_cannot_be_is_refused_with_the_outputs(labels: Array | None) -> None:
+    data = Dataset(labelled(draw_labels()).inputs, labels, "data.npz")
+    outputs = (MAPS, LOGITS)
+
+    def name(text: str) -> None:
+        find_class_outputs(data, outputs, PLAN, named=text)
+
+    listed = ("maps:batchx3x8x8:float32", "logits:batchx3:float32")
+    unknown = ("--classes 'scores'", "no such output", *listed)
+    refuse(lambda: name("scores"), *unknown, kind=ConfigError)
+    unfit = ("--classes 'maps'", "(batch, classes)", *listed)
+    refuse(lambda: name("maps"), *unfit, kind=ConfigError)
+
+
+def test_labels_must_be_classes_of_the_model() -> None:
+    dataset = labelled(np.array([0, 9, 10, 11]))
+    check_labels(dataset.select([0, 1]), 10)
+    refuse(lambda: check_labels(dataset, 10), "data.npz", "label 10", "row 2", "0..9", "2 of 4")
+    refuse(lambda: check_labels(dataset.select([1, 3]), 10), "label 11", "row 3")

@@ -1,0 +1,109 @@
+"""Intervals cover what they say where the machine drifts; single samples are not independent."""
+
+import numpy as np
+import pytest
+
+from deploy.measuring.bootstrap import Floats, estimate_quantiles, estimate_ratio
+
+
+def simulate(
+    rng: np.random.Generator, true: float, *, rounds: int = 20, drift: float = 0.3
+) -> tuple[Floats, Floats]:
+    """Block medians of two engines that share a drift, and wander a little on their own."""
+    shared = np.exp(drift * rng.standard_normal((rounds, 1)))
+
+    def engine(seconds: float) -> Floats:
+        own = np.exp(0.015 * rng.standard_normal((rounds, 1)))
+        return seconds * shared * own * np.exp(0.01 * rng.standard_normal((rounds, 2)))
+
+    return engine(true), engine(1.0)
+
+
+def test_interval_covers_the_true_ratio_in_about_95_of_100_under_a_shared_drift() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for seed in range(200):
+        _, (low, high) = estimate_ratio(*simulate(rng, 1.3), seed=seed)
+        covered += low <= 1.3 <= high
+    assert 0.91 <= covered / 200 <= 0.995
+
+
+def test_an_engine_against_itself_holds_one_and_the_drift_cancels() -> None:
+    rng = np.random.default_rng(1)
+    holds, widths = 0, []
+    for seed in range(100):
+        ratio, (low, high) = estimate_ratio(*simulate(rng, 1.0), seed=seed)
+        assert low <= ratio <= high
+        holds += low <= 1 <= high
+        widths.append(high - low)
+    assert holds >= 91
+    assert np.median(widths) < 0.05  # the drift alone is 30%
+
+
+def test_unpaired_rounds_would_be_far_wider() -> None:
+    numerator, denominator = simulate(np.random.default_rng(2), 1.3)
+    _, (low, high) = estimate_ratio(numerator, denominator, seed=0)
+    shuffled = denominator[np.random.default_rng(3).permutation(len(denominator))]
+    _, (wide_low, wide_high) = estimate_ratio(numerator, shuffled, seed=0)
+    assert wide_high - wide_low > 5 * (high - low)
+
+
+@pytest.mark.parametrize("engine", [0, 1])
+@pytest.mark.parametrize("slow", [10.0, 100.0])
+def test_one_slow_block_does_not_flip_a_verdict(engine: int, slow: float) -> None:
+    for true in (1.2, 1.0, 1 / 1.2):
+        pair = simulate(np.random.default_rng(4), true, rounds=10)
+        before, (low, high) = estimate_ratio(*pair, seed=0)
+        pair[engine][3, 1] *= slow
+        after, (slow_low, slow_high) = estimate_ratio(*pair, seed=0)
+        assert after == pytest.approx(before, rel=0.02)
+        assert (slow_low > 1, slow_high < 1) == (low > 1, high < 1)
+
+
+def test_same_seed_same_interval_and_the_input_is_not_changed() -> None:
+    pair = simulate(np.random.default_rng(5), 1.1)
+    kept = tuple(array.copy() for array in pair)
+    assert estimate_ratio(*pair, seed=7) == estimate_ratio(*pair, seed=7)
+    assert estimate_ratio(*pair, seed=7) != estimate_ratio(*pair, seed=8)
+    for array, copy in zip(pair, kept, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+def test_constant_times_have_an_exact_ratio() -> None:
+    ratio, interval = estimate_ratio(np.full((10, 2), 3.0), np.full((10, 2), 2.0), seed=0)
+    assert (ratio, interval) == (1.5, (1.5, 1.5))
+
+
+def test_quantile_interval_is_wider_than_that_of_independent_samples() -> None:
+    rng = np.random.default_rng(6)
+    rounds, blocks, calls = 12, 2, 100
+    state = 1 + 0.1 * rng.standard_normal((rounds, 1, 1))
+    times = state + 0.01 * rng.standard_normal((rounds, blocks, calls))
+    ((_, (low, high)),) = estimate_quantiles(times, (50,), seed=0)
+    pool = times.ravel()
+    naive = [np.median(rng.choice(pool, pool.size)) for _ in range(400)]
+    naive_low, naive_high = np.percentile(naive, (2.5, 97.5))
+    assert high - low > 3 * (naive_high - naive_low)
+
+
+def test_quantile_interval_covers_the_true_median_where_rounds_differ() -> None:
+    rng = np.random.default_rng(7)
+    covered = 0
+    for seed in range(60):
+        state = 1 + 0.1 * rng.standard_normal((15, 1, 1))
+        times = state + 0.01 * rng.standard_normal((15, 2, 20))
+        ((_, (low, high)),) = estimate_quantiles(times, (50,), seed=seed)
+        covered += low <= 1 <= high
+    assert covered / 60 >= 0.87
+
+
+def test_quantiles_are_of_all_times_and_clip_nothing() -> None:
+    times = np.linspace(1, 2, 400).reshape(10, 2, 20)
+    times[0, 0, 0] = 1000.0
+    found = estimate_quantiles(times, (50, 90, 99, 100), seed=0)
+    expected = np.quantile(times.ravel(), [0.5, 0.9, 0.99, 1.0])
+    assert [value for value, _ in found] == pytest.approx(list(expected))
+    assert found[3][0] == 1000
+    assert found[3][1][1] == 1000
+    for value, (low, high) in found:
+        assert low <= value <= high

@@ -1,0 +1,245 @@
+"""Engines are ranked right, turns are interleaved and seeded, failures are listed, nothing is cut.
+
+The clock of most tests is a fake engine with known times; one test measures real children.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+import psutil
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import deploy.engines.process
+import deploy.measuring.latency
+from deploy.engines import EngineSpec
+from deploy.measuring.latency import LatencyReport, LatencySettings, measure, widen_interval
+from export.errors import EngineError
+from export.progress import Progress
+
+BASE = EngineSpec("torch", "fp32", "2e-2", 1)
+FEEDS = {"x": np.zeros((1, 4), np.float32)}
+
+
+def fake(name: str, seconds: str, **kwargs: Any) -> EngineSpec:
+    engine, precision = name.split("-")
+    return EngineSpec(engine, precision, seconds, 1, **kwargs)
+
+
+class FakeProcess:
+    """An engine whose path is its seconds per call, or how it fails."""
+
+    log: ClassVar[list[str]] = []
+    live = 0
+
+    def __init__(self, spec: EngineSpec, *, wait: bool) -> None:
+        assert not wait
+        if spec.path == "does not start":
+            raise EngineError("no process")
+        self.spec, self.blocks, self.calls = spec, 0, 0
+        FakeProcess.live += 1
+
+    def wait_until_open(self) -> None:
+        if self.spec.path == "does not open":
+            raise EngineError("no such file")
+
+    def prepare(self, feeds: object) -> float:
+        if self.spec.path == "does not run":
+            raise EngineError("wrong input")
+        return 1.0
+
+    def time(self, calls: int, *, warmup: int = 0) -> np.ndarray[Any, Any]:
+        self.blocks += 1
+        path = self.spec.path
+        if warmup:
+            self.log.append(self.spec.name)
+            if path.startswith("dies") and self.blocks > 8:
+                raise EngineError("signal SIGSEGV")
+        seconds = np.full(calls, float(path.removeprefix("dies ").removesuffix(" rarely slow")))
+        if path.endswith("rarely slow"):
+            seconds[0] = 5.0
+        return seconds * (1 + 1e-3 * np.sin(np.arange(calls) + self.blocks))
+
+    def __enter__(self) -> "FakeProcess":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        FakeProcess.live -= 1
+
+
+@pytest.fixture
+def faked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(deploy.engines.process, "EngineProcess", FakeProcess)
+    monkeypatch.setattr(deploy.measuring.latency, "_SETTLE_S", 0.0)
+    monkeypatch.setattr(FakeProcess, "log", [])
+    monkeypatch.setattr(FakeProcess, "live", 0)
+    yield
+    assert FakeProcess.live == 0
+
+
+def run(*candidates: EngineSpec, seed: int = 0, seconds: float = 1e-6) -> LatencyReport:
+    return measure(BASE, candidates, FEEDS, LatencySettings(seconds=seconds, seed=seed))
+
+
+@pytest.mark.usefixtures("faked")
+def test_speedups_are_those_of_the_clocks() -> None:
+    report = run(fake("openvino-fp32", "5e-3"), fake("onnxruntime-fp32", "4e-2"))
+    assert list(report.engines) == ["torch", "openvino-fp32", "onnxruntime-fp32"]
+    assert report.engines["torch"].speedup == 1.0
+    assert report.engines["torch"].speedup_ci95 == (1.0, 1.0)
+    for name, speedup in (("openvino-fp32", 4.0), ("onnxruntime-fp32", 0.5)):
+        got = report.engines[name]
+        low, high = got.speedup_ci95
+        assert low <= got.speedup <= high
+        assert got.speedup == pytest.approx(speedup, rel=2e-3)
+        assert high - low < 0.01 * speedup
+    assert report.engines["openvino-fp32"].p50 == pytest.approx(5e-3, rel=2e-3)
+
+
+@pytest.mark.usefixtures("faked")
+def test_the_control_is_the_baseline_against_itself() -> None:
+    report = run(fake("openvino-fp32", "5e-3"))
+    assert report.control == pytest.approx(1.0, abs=2e-3)
+    low, high = report.control_ci95
+    assert low <= 1.0 <= high
+    assert "control" not in report.engines
+
+
+@pytest.mark.usefixtures("faked")
+def test_every_round_has_every_engine_in_an_order_that_changes() -> None:
+    report = run(fake("openvino-fp32", "5e-3"), fake("onnxruntime-fp32", "4e-2"))
+    turns = 4 * report.blocks_per_round
+    rounds = [FakeProcess.log[i : i + turns] for i in range(0, len(FakeProcess.log), turns)]
+    assert len(rounds) == report.rounds >= 10
+    assert len({tuple(sorted(order)) for order in rounds}) == 1
+    assert rounds[0].count("openvino-fp32") == report.blocks_per_round
+    assert rounds[0].count("torch") == 2 * report.blocks_per_round  # with the control
+    assert len({tuple(order) for order in rounds}) > 5
+
+
+@pytest.mark.usefixtures("faked")
+def test_the_order_is_the_same_for_a_seed_and_another_for_another() -> None:
+    orders = []
+    for seed in (3, 3, 4):
+        FakeProcess.log.clear()
+        run(fake("openvino-fp32", "5e-3"), seed=seed)
+        orders.append(FakeProcess.log[:60])
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2]
+
+
+@pytest.mark.usefixtures("faked")
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("does not start", "no process"),
+        ("does not open", "no such file"),
+        ("does not run", "wrong input"),
+        ("dies 1e-2", "signal SIGSEGV"),
+    ],
+)
+def test_a_candidate_that_fails_is_listed_and_the_rest_go_on(path: str, reason: str) -> None:
+    report = run(fake("onnxruntime-int8", path), fake("openvino-fp32", "5e-3"))
+    assert report.failed == {"onnxruntime-int8": reason}
+    assert set(report.engines) == {"torch", "openvino-fp32"}
+    assert report.engines["openvino-fp32"].speedup == pytest.approx(4.0, rel=2e-3)
+
+
+@pytest.mark.usefixtures("faked")
+@pytest.mark.parametrize("path", ["does not open", "does not run", "dies 1e-2"])
+def test_a_baseline_that_fails_is_an_error(path: str) -> None:
+    with pytest.raises(EngineError):
+        measure(
+            fake("torch-fp32", path), [fake("openvino-fp32", "5e-3")], FEEDS, LatencySettings(1e-6)
+        )
+
+
+@pytest.mark.usefixtures("faked")
+def test_p99_needs_1000_samples() -> None:
+    report = run(fake("openvino-fp32", "1e-4"))
+    slow, fast = report.engines["torch"], report.engines["openvino-fp32"]
+    assert slow.samples < 1000 <= fast.samples
+    assert (slow.p99, slow.p99_ci95) == (None, None)
+    assert fast.p99 is not None
+    assert fast.p99_ci95 is not None
+    assert fast.p50 <= fast.p90 <= fast.p99
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_rare_slow_call_is_not_cut_off() -> None:
+    report = run(fake("openvino-fp32", "1e-3"), fake("onnxruntime-fp32", "5e-4 rarely slow"))
+    slow = report.engines["onnxruntime-fp32"]
+    assert slow.p50 == pytest.approx(5e-4, rel=2e-3)
+    assert slow.p90 < 1
+    assert run(fake("openvino-fp32", "5e-2 rarely slow")).engines["openvino-fp32"].p90 > 4
+
+
+@pytest.mark.usefixtures("faked")
+def test_the_first_call_stands_apart() -> None:
+    got = run(fake("openvino-fp32", "5e-3")).engines["openvino-fp32"]
+    assert got.first == 1.0
+    assert got.p90 < 0.01
+
+
+@pytest.mark.usefixtures("faked")
+def test_progress_counts_rounds() -> None:
+    seen: list[Progress] = []
+    report = measure(BASE, [], FEEDS, LatencySettings(seconds=1e-6), seen.append)
+    assert [each.done for each in seen] == list(range(1, report.rounds + 1))
+    assert seen[-1].total == report.rounds
+
+
+@pytest.mark.usefixtures("faked")
+def test_two_engines_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="one name"):
+        run(fake("openvino-fp32", "1e-3"), fake("openvino-fp32", "2e-3"))
+
+
+def write_chain(path: Path, layers: int) -> str:
+    """`layers` products of 192 x 192 with a batch of 64."""
+    rng = np.random.default_rng(0)
+    nodes = [helper.make_node("MatMul", [f"t{i}", f"w{i}"], [f"t{i + 1}"]) for i in range(layers)]
+    info = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 192])
+        for name in ("t0", f"t{layers}")
+    ]
+    weights = [
+        numpy_helper.from_array(rng.standard_normal((192, 192)).astype(np.float32) / 14, f"w{i}")
+        for i in range(layers)
+    ]
+    graph = helper.make_graph(nodes, "chain", info[:1], info[1:], weights)
+    opset = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    return str(path)
+
+
+def test_real_engines_are_ranked_right(tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    report = measure(
+        EngineSpec("onnxruntime", "fp32", write_chain(tmp_path / "one.onnx", 4), 1),
+        [
+            EngineSpec("onnxruntime", "int8", write_chain(tmp_path / "five.onnx", 20), 1),
+            EngineSpec("openvino", "fp32", str(tmp_path / "broken.onnx"), 1),
+        ],
+        {"t0": np.ones((64, 192), np.float32)},
+        LatencySettings(seconds=1.0),
+    )
+    assert list(report.failed) == ["openvino-fp32"]
+    assert "cannot open" in report.failed["openvino-fp32"]
+    slow = report.engines["onnxruntime-int8"]
+    assert slow.speedup_ci95[1] < 0.5
+    assert slow.p50 > 2 * report.engines["onnxruntime-fp32"].p50
+    assert 0.5 < report.control < 2
+    assert slow.first > 0
+    assert [child.cmdline() for child in psutil.Process().children(recursive=True)] == []
+
+
+@pytest.mark.parametrize("control", [1.04, 1 / 1.04])
+def test_what_the_control_is_off_by_widens_the_interval_either_way(control: float) -> None:
+    low, high = widen_interval((1.02, 1.06), control)
+    assert low == pytest.approx(1.02 / 1.04)
+    assert high == pytest.approx(1.06 * 1.04)
+    assert widen_interval((1.02, 1.06), 1.0) == (1.02, 1.06)

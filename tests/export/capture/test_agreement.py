@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from export.capture.agreement import (
+    Expectation,
+    Extent,
+    expect,
+    find_disagreement,
+    measure_error,
+    measure_tolerances,
+    resize_feeds,
+)
+from export.capture.signature import describe_call
+
+
+def make_expectation() -> Expectation:
+    rng = np.random.default_rng(0)
+    return Expectation(Extent(3), {}, {"output": rng.normal(size=(3, 4, 5, 5))}, {"output": 1e-5})
+
+
+def permute_channel(y):
+    return y[:, [1, 0, 2, 3]]
+
+
+def swap_samples(y):
+    return y[[1, 0, 2]]
+
+
+def plant_nan(y):
+    y = y.copy()
+    y[1, 2, 3, 4] = np.nan
+    return y
+
+
+WRONG = {
+    "scaled": lambda y: y * 1.01,
+    "channel permuted": permute_channel,
+    "one NaN": plant_nan,
+    "samples swapped": swap_samples,
+    "one Inf": lambda y: np.where(y == y.max(), np.inf, y),
+    "one sample short": lambda y: y[:2],
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_output_is_rejected(name):
+    expected = make_expectation()
+    wrong = WRONG[name](expected.outputs["output"])
+    assert find_disagreement(expected, {"output": wrong}) is not None
+
+
+def test_rounding_is_accepted():
+    expected = make_expectation()
+    rounded = expected.outputs["output"].astype(np.float32)
+    assert find_disagreement(expected, {"output": rounded}) is None
+
+
+def test_missing_output_is_named():
+    assert "'output' at batch 3 is missing" in (find_disagreement(make_expectation(), {}) or "")
+
+
+def test_near_constant_output_is_not_asked_for_more_digits_than_float32_has():
+    reference = np.full(8, 1.0) + np.linspace(0, 1e-7, 8)
+    assert measure_error(reference, reference.astype(np.float32)) < 1e-4
+    assert measure_error(reference, reference * 1.01) > 0.5
+
+
+def test_same_nan_in_both_is_agreement_and_integers_count_by_share():
+    nan = np.array([1.0, np.nan, 3.0])
+    assert measure_error(nan, nan) == 0.0
+    assert measure_error(np.array([1, 2, 3, 4]), np.array([1, 2, 3, 5])) == 0.25
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+def test_resized_batch_holds_samples_that_differ(batch):
+    feeds = {"x": torch.arange(8.0).reshape(2, 4)}
+    signature = describe_call(nn.Identity(), feeds, keyword=False, dynamic_batch=True)
+    x = resize_feeds(feeds, signature, Extent(batch))["x"]
+    assert len({tuple(row.tolist()) for row in x}) == batch
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.int32])
+def test_masks_of_further_samples_hide_no_more_of_the_start_than_given_ones(dtype):
+    mask = torch.tensor([[1, 0, 1, 0, 0], [1, 0, 0, 0, 1]]).to(dtype)
+    feeds = {"mask": mask, "ids": torch.tensor([[5, 1, 0, 2, 3], [1, 1, 4, 0, 0]])}
+    signature = describe_call(Paired(), feeds, keyword=False, dynamic_batch=True)
+    found = resize_feeds(feeds, signature, Extent(5))
+    assert found["mask"].dtype == dtype
+    assert found["mask"][:, :2].tolist() == [[1, 0]] * 5
+    assert len({tuple(row.tolist()) for row in found["mask"]}) > 2
+    assert found["mask"].sum(1).tolist() == [2] * 5
+    assert found["ids"][2].tolist() == [3, 5, 1, 0, 2]  # no mask: rolled whole
+
+
+class Paired(nn.Module):
+    def forward(self, mask, ids):
+        return mask * ids
+
+
+def test_tolerance_comes_from_what_float32_loses():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 4))
+    feeds = {"x": torch.randn(2, 64)}
+    signature = describe_call(net, feeds, keyword=False, dynamic_batch=True)
+    tolerances = measure_tolerances(net, feeds, signature, 2)
+    expected = expect(net, feeds, signature, extent=Extent(3), tolerances=tolerances)
+    assert expected.tolerances == {"output": 1e-4}
+    found = net(torch.from_numpy(expected.feeds["x"])).detach().numpy()
+    assert find_disagreement(expected, {"output": found}) is None
+    assert find_disagreement(expected, {"output": found * 1.01}) is not None
+
+
+class _Cancelling(nn.Module):
+    def forward(self, x):
+        return (x + 3000.0) - 3000.0
+
+
+def test_tolerance_grows_with_what_float32_loses():
+    feeds = {"x": torch.randn(2, 640, generator=torch.Generator().manual_seed(0))}
+    signature = describe_call(_Cancelling(), feeds, keyword=False, dynamic_batch=True)
+    tolerance = measure_tolerances(_Cancelling(), feeds, signature, 2)["output"]
+    assert 1.1e-4 < tolerance < 1e-3
+
+
+def test_module_that_does_not_run_in_float64_gets_the_fixed_tolerance():
+    class OnlyFloat32(nn.Module):
+        def forward(self, x):
+            return x @ torch.eye(4, dtype=torch.float32)
+
+    feeds = {"x": torch.randn(2, 4)}
+    signature = describe_call(OnlyFloat32(), feeds, keyword=False, dynamic_batch=True)
+    assert measure_tolerances(OnlyFloat32(), feeds, signature, 2) == {"output": 1e-4}

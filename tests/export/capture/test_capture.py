@@ -1,0 +1,149 @@
+import logging
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from export.capture.program import capture, condense_error, contain_noise
+from export.errors import ExportError
+
+
+def test_batch_is_symbolic_for_every_input_of_that_size():
+    class Three(nn.Module):
+        def forward(self, a, b, table):
+            return a + b + table.sum()
+
+    feeds = {"a": torch.randn(2, 3), "b": torch.randn(2, 3), "table": torch.randn(5)}
+    program = capture(Three(), feeds, keyword=False, dynamic_batch=True)
+    module = program.module()
+    a, b = torch.randn(7, 3), torch.randn(7, 3)
+    assert module(a, b, feeds["table"]).shape == (7, 3)
+
+
+def test_static_capture_keeps_the_size():
+    program = capture(nn.Linear(3, 3), {"x": torch.randn(2, 3)}, keyword=False, dynamic_batch=False)
+    assert not program.range_constraints
+
+
+def test_module_with_any_number_of_arguments():
+    class Any(nn.Module):
+        def forward(self, first, *rest):
+            return first + sum(rest)
+
+    feeds = {name: torch.randn(2, 3) for name in "abc"}
+    program = capture(Any(), feeds, keyword=False, dynamic_batch=True)
+    assert program.module()(*(torch.ones(5, 3) for _ in range(3))).shape == (5, 3)
+
+
+def test_fixed_batch_is_refused_and_not_silently_static():
+    class Fixed(nn.Module):
+        def forward(self, x):
+            return x.reshape(2, -1)
+
+    with pytest.raises(ExportError, match=r"specialized it to be a constant \(2\)"):
+        capture(Fixed(), {"x": torch.randn(2, 3)}, keyword=False, dynamic_batch=True)
+
+
+def test_error_names_the_users_module():
+    class Inner(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    net = nn.Sequential(nn.Linear(3, 3), nn.Sequential(Inner()))
+    with pytest.raises(ExportError, match=r"at '1\.0'.*data-dependent") as caught:
+        capture(net, {"x": torch.randn(2, 3)}, keyword=False, dynamic_batch=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_torchscript_is_refused_with_the_way_out():
+    script = torch.jit.script(nn.Linear(3, 3))
+    with pytest.raises(ExportError, match="use the TorchScript exporter"):
+        capture(script, {"x": torch.randn(2, 3)}, keyword=False, dynamic_batch=True)
+
+
+def test_noise_is_contained_inside_the_block_only(capsys, caplog):
+    logger = logging.getLogger("torch.onnx")
+    with contain_noise():
+        print("printed")
+        print("printed", file=sys.stderr)
+        logger.warning("logged")
+        warnings.warn("warned", FutureWarning, stacklevel=1)
+    assert capsys.readouterr() == ("", "")
+    with pytest.warns(UserWarning, match="outside"):
+        warnings.warn("outside", UserWarning, stacklevel=1)
+    print("back")
+    assert capsys.readouterr().out == "back\n"
+
+
+def test_loggers_come_back_after_an_error():
+    logger = logging.getLogger("torch")
+    before = list(logger.handlers), logger.propagate
+    with pytest.raises(KeyError), contain_noise():
+        raise KeyError("x")
+    assert (list(logger.handlers), logger.propagate) == before
+
+
+def test_condensed_error_is_one_line():
+    assert condense_error(ValueError("\n\n first \n second\nthird")) == "ValueError: first second"
+    assert len(condense_error(ValueError("x" * 1000))) == 300
+
+
+class Cache:
+    """Keys and values in an object of its own, which no pytree knows."""
+
+    def __init__(self, keys):
+        self.keys = keys
+
+
+class WithCache(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x, scale=2.0):
+        return {
+            "logits": self.head(x) * scale,
+            "cache": Cache(x),
+            "width": 4,
+            "rest": (None, x + 1),
+        }
+
+
+def test_what_torch_knows_nothing_of_is_left_out_of_the_result():
+    torch.manual_seed(0)
+    net = WithCache().eval()
+    program = capture(net, {"x": torch.randn(2, 4)}, keyword=True, dynamic_batch=True)
+    assert not net._forward_hooks
+    x = torch.randn(5, 4)
+    found, expected = program.module()(x=x), net(x)
+    assert torch.equal(found["logits"], expected["logits"])
+    assert torch.equal(found["rest"][1], expected["rest"][1])
+    assert (found["cache"], found["width"], found["rest"][0]) == (None, 4, None)
+    assert isinstance(expected["cache"], Cache)
+
+
+class SequenceToSequence(nn.Module):
+    """torch's own Transformer; its decoder asks what values its mask has."""
+
+    def __init__(self):
+        super().__init__()
+        self.transformer = nn.Transformer(12, 2, 1, 1, 20, batch_first=True)
+
+    def forward(self, source, target):
+        mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1])
+        return self.transformer(source, target, tgt_mask=mask)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_transformer_with_a_mask_is_captured(strict):
+    torch.manual_seed(0)
+    net = SequenceToSequence().eval()
+    asked = nn.modules.transformer._detect_is_causal_mask
+    feeds = {"source": torch.randn(2, 7, 12), "target": torch.randn(2, 5, 12)}
+    program = capture(net, feeds, keyword=False, dynamic_batch=True, strict=strict)
+    assert nn.modules.transformer._detect_is_causal_mask is asked
+    others = torch.randn(3, 7, 12), torch.randn(3, 5, 12)
+    torch.testing.assert_close(program.module()(*others), net(*others), rtol=0, atol=1e-5)

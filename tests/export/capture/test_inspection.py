@@ -1,0 +1,66 @@
+"""Layers with their costs, and receptive fields held against what gradients say."""
+
+import pytest
+import torch
+from nets import bottleneck_net
+from torch import Tensor, nn
+
+from export.capture.inspection import list_layers
+from export.capture.program import capture
+
+
+def inspect(module: nn.Module, x: Tensor):
+    return list_layers(capture(module.eval(), {"x": x}, keyword=False, dynamic_batch=True))
+
+
+def measure_field(module: nn.Module, x: Tensor) -> tuple[int, ...]:
+    """Extent of the input positions that one output position depends on, by gradient."""
+    x = x.clone().requires_grad_()
+    y = module(x)
+    middle = tuple(size // 2 for size in y.shape[2:])
+    y[(0, slice(None), *middle)].sum().backward()
+    touched = x.grad[0].abs().sum(0).nonzero()
+    return tuple(int(n) for n in touched.amax(0) - touched.amin(0) + 1)
+
+
+CHAINS = {
+    "3x3 twice": (nn.Conv2d(2, 3, 3), nn.Conv2d(3, 2, 3)),
+    "stride then dilation": (nn.Conv2d(2, 3, 3, 2), nn.Conv2d(3, 2, 3, dilation=2)),
+    "pool between": (nn.Conv2d(2, 3, 3), nn.AvgPool2d(2), nn.Conv2d(3, 2, (3, 5))),
+    "depthwise": (nn.Conv2d(2, 2, 5, groups=2), nn.ReLU(), nn.Conv2d(2, 2, 1)),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_receptive_field_is_what_the_gradient_reaches(name: str) -> None:
+    chain = nn.Sequential(*CHAINS[name])
+    for child in chain.modules():
+        if isinstance(child, nn.Conv2d):
+            nn.init.uniform_(child.weight, 0.5, 1.0)
+    x = torch.rand(2, 2, 40, 44)
+    assert inspect(chain, x)[-1].receptive_field == measure_field(chain.eval(), x)
+
+
+def test_branches_see_as_far_as_the_widest() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.narrow = nn.Conv2d(2, 2, 7, padding=3), nn.Conv2d(2, 2, 1)
+            self.last = nn.Conv2d(2, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.wide(x).relu() + self.narrow(x))
+
+    fields = {row.path: row.receptive_field for row in inspect(Branches(), torch.rand(2, 2, 9, 9))}
+    assert fields == {"wide": (7, 7), "narrow": (1, 1), "last": (7, 7)}
+
+
+def test_layers_carry_the_users_paths_and_add_up() -> None:
+    net = bottleneck_net()
+    rows = inspect(net, torch.randn(2, 3, 32, 32))
+    stem = next(row for row in rows if row.path == "stem.0")
+    assert (stem.operator, stem.output, stem.receptive_field) == ("conv7x7", (8, 16, 16), (7, 7))
+    assert (stem.parameters, stem.macs) == (3 * 8 * 49, 8 * 16 * 16 * 3 * 49)
+    assert rows[-1].path == "fc"
+    assert rows[-1].receptive_field is None  # it follows a global pool
+    assert sum(row.operator == "batch norm" for row in rows) == 9

@@ -1,0 +1,101 @@
+import subprocess
+import sys
+
+import onnx
+import pytest
+import torch
+from nets import bottleneck_net
+from onnx import TensorProto, helper
+from torch import nn
+
+from export import fuse_program, model_cost, to_onnx
+from export.capture.program import capture
+
+TORCH_FREE = ("artifacts", "cost", "errors", "optional", "progress")
+
+
+def export(net, x, path):
+    program = fuse_program(capture(net, {"x": x}, keyword=False, dynamic_batch=True)).program
+    return to_onnx(program, path / "model.onnx", input_names=["x"], output_names=["y"])
+
+
+CASES = {
+    "conv": (nn.Conv2d(4, 6, 3, padding=1), (4, 8, 9), 6 * 8 * 9 * 4 * 9),
+    "strided": (nn.Conv2d(4, 6, 3, stride=2), (4, 9, 9), 6 * 4 * 4 * 4 * 9),
+    "grouped": (nn.Conv2d(4, 6, 3, groups=2), (4, 8, 9), 6 * 6 * 7 * 2 * 9),
+    "depthwise": (nn.Conv2d(4, 4, 5, groups=4), (4, 8, 9), 4 * 4 * 5 * 25),
+    "1d": (nn.Conv1d(4, 6, 3), (4, 8), 6 * 6 * 4 * 3),
+    "transposed": (nn.ConvTranspose2d(4, 6, 3, stride=2), (4, 5, 6), 4 * 5 * 6 * 6 * 9),
+    "linear": (nn.Linear(4, 6), (4,), 24),
+    "linear in the middle": (nn.Linear(4, 6), (5, 4), 5 * 24),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_layer_costs_its_closed_form_at_any_batch(tmp_path, name):
+    layer, shape, macs = CASES[name]
+    model = export(layer, torch.randn(2, *shape), tmp_path)
+    parameters = sum(p.numel() for p in layer.parameters())
+    for batch in (1, 3):
+        cost = model_cost(model, batch=batch)
+        assert cost.macs == batch * macs
+        assert cost.parameters == parameters
+        assert cost.parameter_bytes == 4 * parameters
+
+
+def test_product_of_two_activations_has_no_parameters(tmp_path):
+    class Attention(nn.Module):
+        def forward(self, x):
+            return torch.softmax(x @ x.transpose(1, 2), -1) @ x
+
+    cost = model_cost(export(Attention(), torch.randn(2, 5, 8), tmp_path))
+    assert [(layer.macs, layer.parameters) for layer in cost.layers] == [(200, 0), (200, 0)]
+    assert cost.parameters == 0
+
+
+@pytest.mark.slow
+def test_resnet50_sized_net_has_its_published_cost(tmp_path):
+    net = bottleneck_net((3, 4, 6, 3), 64, 1000)
+    cost = model_cost(export(net, torch.randn(2, 3, 224, 224), tmp_path))
+    assert cost.macs == 4_089_184_256
+    folded_away = 26_560  # gamma and beta become one bias
+    assert cost.parameters == 25_557_032 - folded_away
+    assert [layer.name for layer in cost.layers[:2]] == ["stem.0", "stages.0.0.conv1"]
+    assert len(cost.layers) == 54
+
+
+def test_quantized_weights_count_as_stored():
+    weight = helper.make_tensor("w", TensorProto.INT8, [4, 3], [1] * 12)
+    scale = helper.make_tensor("s", TensorProto.FLOAT, [], [0.1])
+    zero = helper.make_tensor("z", TensorProto.INT8, [], [0])
+    graph = helper.make_graph(
+        [
+            helper.make_node("DequantizeLinear", ["w", "s", "z"], ["wf"]),
+            helper.make_node("Gemm", ["x", "wf"], ["y"], name="head", transB=1),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
+        [weight, scale, zero],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    onnx.checker.check_model(proto)
+    before = proto.SerializeToString()
+    cost = model_cost(proto, batch=2)
+    assert (cost.macs, cost.parameters, cost.parameter_bytes) == (24, 12, 12)
+    assert (cost.layers[0].name, cost.layers[0].parameters) == ("head", 12)
+    assert proto.SerializeToString() == before
+
+
+def test_torch_is_not_loaded_by_what_is_free_of_it():
+    """One after the other in one process, which ends at the first that loads it."""
+    code = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    importlib.import_module(name)\n"
+        "    if 'torch' in sys.modules:\n"
+        "        sys.exit(f'{name} loads torch')\n"
+    )
+    names = ["export", *(f"export.{name}" for name in TORCH_FREE)]
+    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

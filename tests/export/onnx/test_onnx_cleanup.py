@@ -1,0 +1,99 @@
+"""What the exporters leave behind: a Squeeze that takes whatever axis is 1 when it runs."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import openvino
+import pytest
+import torch
+from torch import Tensor, nn
+
+from export import export_model
+from export.capture.agreement import run_onnx
+from export.capture.ladder import Exported
+from export.capture.signature import CallSignature, describe_call
+
+FEEDS = {"x": torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))}
+
+
+class Scorer(nn.Module):
+    """One number a sample, as it is often written: ``squeeze()`` behind the pool and the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.conv(x).mean((2, 3), keepdim=True).squeeze()
+        return self.head(pooled).squeeze()
+
+
+class InPlace(Scorer):
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.conv(x).mean((2, 3), keepdim=True).squeeze_()
+        return self.head(pooled).squeeze_()
+
+
+class NothingToSqueeze(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.squeeze() * 2
+
+
+def climb(
+    module: nn.Module, workdir: Path, *, static_batch: bool = False
+) -> tuple[CallSignature, Exported]:
+    feeds = {"x": FEEDS["x"][:1]} if static_batch else FEEDS
+    signature = describe_call(module, feeds, keyword=False, dynamic_batch=not static_batch)
+    exported = export_model(
+        module, feeds, workdir, signature=signature, static_batch=static_batch, opset=20
+    )
+    return signature, exported
+
+
+def draw(batch: int) -> Tensor:
+    return torch.randn(batch, 3, 8, 8, generator=torch.Generator().manual_seed(batch))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("form", ["module", "in place", "script", "trace"])
+def test_the_batch_axis_of_a_lone_sample_stays(form: str, tmp_path: Path) -> None:
+    net = (InPlace() if form == "in place" else Scorer()).eval()
+    made = {"script": torch.jit.script, "trace": lambda m: torch.jit.trace(m, FEEDS["x"])}
+    _, exported = climb(made.get(form, lambda m: m)(net), tmp_path)
+    assert exported.rung == ("torchscript" if form in made else "dynamo")
+    assert exported.attempts == ()
+    nodes = onnx.load(exported.onnx.path).graph.node
+    assert [len(node.input) for node in nodes if node.op_type == "Squeeze"] == [2, 2]
+    for batch in (1, 2, 5):
+        x = draw(batch)
+        (found,) = run_onnx(exported.onnx, {"x": x.numpy()}).values()
+        assert found.shape == (batch,)
+        expected = net(x).detach().numpy().reshape(batch)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_openvino_knows_the_rank_of_what_was_squeezed(tmp_path: Path) -> None:
+    net = Scorer().eval()
+    _, exported = climb(net, tmp_path)
+    model = openvino.Core().compile_model(exported.onnx.path, "CPU")
+    assert model.outputs[0].get_partial_shape().rank.is_static
+    for batch in (1, 3):
+        x = draw(batch)
+        found = model({"x": x.numpy()})[0]
+        assert found.shape == (batch,)
+        np.testing.assert_allclose(found, net(x).detach().numpy().reshape(batch), atol=1e-5)
+
+
+def test_a_squeeze_of_no_axis_moves_nothing(tmp_path: Path) -> None:
+    _, exported = climb(NothingToSqueeze(), tmp_path)
+    (found,) = run_onnx(exported.onnx, {"x": draw(1).numpy()}).values()
+    np.testing.assert_array_equal(found, draw(1).numpy() * 2)
+
+
+def test_a_static_batch_of_one_is_squeezed_as_eager_squeezes_it(tmp_path: Path) -> None:
+    signature, exported = climb(Scorer().eval(), tmp_path, static_batch=True)
+    assert [spec.shape for spec in signature.outputs] == [()]
+    (found,) = run_onnx(exported.onnx, {"x": draw(1).numpy()}).values()
+    assert found.shape == ()

@@ -1,0 +1,166 @@
+"""The chosen observer against errors computed in float64 from the raw values."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from test_nets import Net, classifier, run, sqnr
+
+from export.artifacts import OnnxModel
+from export.onnx.graph import GraphIndex
+from export.progress import Progress
+from quantize.calibration import choice
+from quantize.calibration.calibrate import calibrate
+from quantize.calibration.choice import choose_observers, find_readings
+from quantize.calibration.summaries import summarize
+from quantize.int8.insertion import quantize_int8
+from quantize.observers import AUTO, OBSERVERS
+from quantize.observers.statistic import TensorStatistic
+from quantize.placement.pooling import use_global_pooling
+from quantize.placement.walk import tensors_to_calibrate
+from quantize.scheme import PRESETS
+
+
+def _values(kind: str, shape: tuple[int, ...]) -> np.ndarray:
+    random = np.random.default_rng(11)
+    values = random.uniform(-1, 1, shape) if kind == "uniform" else random.normal(0, 1, shape)
+    if kind == "outlier":
+        values[0, 0, 0, 0] = 400
+    if kind == "heavy":
+        values = values**5
+    if kind == "relu":
+        values = np.maximum(values**3, 0)
+    return values.astype(np.float32)
+
+
+def _two_readers(folder: Path) -> tuple[Net, OnnxModel]:
+    """One tensor that two convolutions read, one of which hardly sees its first channel."""
+    net = Net(4, 9, 7)
+    outputs = [
+        net.conv("x", 4, 5, kernel=1, name="wide"),
+        net.conv("x", 4, 3, kernel=1, name="dim"),
+    ]
+    weights = {tensor.name: tensor for tensor in net.constants}
+    blind = onnx.numpy_helper.to_array(weights["dim_w"]).copy()
+    blind[:, 0] *= 0.001
+    weights["dim_w"].CopyFrom(onnx.numpy_helper.from_array(blind, "dim_w"))
+    return net, net.save(folder / "m.onnx", *outputs)
+
+
+def _round(values: np.ndarray, span: tuple[float, float], unsigned: bool) -> np.ndarray:
+    low, high = min(span[0], 0.0), max(span[1], 0.0)
+    if unsigned:
+        scale = float(np.float32((high - low) / 255))
+        zero = np.clip(np.round(-low / ((high - low) / 255)), 0, 255)
+        return (np.clip(np.round(values / scale) + zero, 0, 255) - zero) * scale
+    scale = float(np.float32(max(-low, high) / 127))
+    return np.clip(np.round(values / scale), -128, 127) * scale
+
+
+def _layer_errors(net: Net, values: np.ndarray, unsigned: bool) -> dict[str, float]:
+    """Observer → relative squared errors at the outputs of both 1x1 convolutions, summed."""
+    seen = TensorStatistic()
+    seen.update(summarize(values))
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in net.constants}
+    values = values.astype(np.float64)
+    errors = dict.fromkeys(OBSERVERS, 0.0)
+    for name in ("wide", "dim"):
+        weight = stored[f"{name}_w"][:, :, 0, 0].astype(np.float64)
+        output = np.einsum("oc,nchw->nohw", weight, values) + stored[f"{name}_b"][:, None, None]
+        for key, observe in OBSERVERS.items():
+            noise = _round(values, observe(seen, not unsigned), unsigned) - values
+            noise = np.einsum("oc,nchw->nohw", weight, noise)
+            errors[key] += (noise**2).sum() / (output**2).sum()
+    return errors
+
+
+@pytest.mark.parametrize("unsigned", [True, False])
+@pytest.mark.parametrize("kind", ["outlier", "heavy", "uniform", "normal", "relu"])
+def test_choice_is_the_least_error_at_the_layers_outputs(
+    tmp_path: Path, kind: str, unsigned: bool
+) -> None:
+    net, model = _two_readers(tmp_path)
+    values = _values(kind, (16, *net.shape))
+    ranges = calibrate(model, [{"x": values}], observer=AUTO)
+    chosen = (ranges.chosen if unsigned else ranges.chosen_symmetric)["x"]
+    expected = _layer_errors(net, values, unsigned)
+    assert expected[chosen] <= min(expected.values()) * 1.001
+    scheme = PRESETS["onnxruntime" if unsigned else "tensorrt"]
+    seen = TensorStatistic()
+    seen.update(summarize(values))
+    assert ranges.for_scheme(scheme)["x"] == OBSERVERS[chosen](seen, not unsigned)
+    held = [{"x": values[row : row + 1]} for row in range(16)]
+    choices = choose_observers(model, {"x": seen}, held)
+    found = (choices.free if unsigned else choices.symmetric)["x"]
+    assert found.errors == pytest.approx(expected, rel=1e-3)
+    assert found.observer == chosen
+
+
+def test_an_outlier_is_clipped_and_uniform_values_are_not(tmp_path: Path) -> None:
+    net, model = _two_readers(tmp_path)
+    highs = {}
+    for kind in ("outlier", "uniform"):
+        values = _values(kind, (16, *net.shape))
+        values[:, 0] *= 0.01 if kind == "outlier" else 1  # clipping it costs little
+        highs[kind] = calibrate(model, [{"x": values}], observer=AUTO).ranges["x"][1]
+    assert highs["outlier"] < 10
+    assert highs["uniform"] > 0.98
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+def test_int8_with_auto_is_as_good_as_with_the_best_observer(tmp_path: Path, target: str) -> None:
+    net, model = classifier(tmp_path)
+    feeds = net.feed(64)
+    feeds["x"] **= 3
+    reference = run(model, feeds)[0]
+    found = {}
+    for observer in (*OBSERVERS, AUTO):
+        ranges = calibrate(model, [feeds], observer=observer)
+        path = tmp_path / f"{observer}.onnx"
+        int8 = quantize_int8(model, ranges, PRESETS[target], path).model
+        found[observer] = sqnr(reference, run(int8, feeds)[0])
+    best = max(value for key, value in found.items() if key != AUTO)
+    assert found[AUTO] > best - 1, found
+    assert best - min(found.values()) > 3  # there is something to choose
+
+
+def test_readers_are_found_behind_copies_and_beside_sums(tmp_path: Path) -> None:
+    _, model = classifier(tmp_path)
+    proto = onnx.load(model.path)
+    twins = use_global_pooling(proto)
+    graph = GraphIndex(proto)
+    tensors = tensors_to_calibrate(graph)
+    found = find_readings(graph, twins, [PRESETS["onnxruntime"]], tensors)
+
+    readings = {(r.tensor, r.source, r.layer.name if r.layer else None) for r in found}
+    block = next(r.tensor for r in found if r.source == "pool_out")
+    assert {
+        ("x", "x", "stem"),
+        ("stem_relu_out", "stem_relu_out", "block_a"),
+        ("stem_relu_out", "stem_relu_out", None),  # the sum of the block
+        (block, "pool_out", "depthwise"),
+        ("main_out", "main_out", None),
+    } <= readings
+    assert any((tensor, reader) == ("gap_out", "head") for tensor, _, reader in readings)
+    assert (block, block, None) not in readings  # the pool is a copy, not a reader
+    assert {reading.tensor for reading in found} == set(tensors)
+
+
+def test_tensors_are_held_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, model = classifier(tmp_path)
+    whole = calibrate(model, [net.feed(8)], observer=AUTO)
+    reports: list[Progress] = []
+    monkeypatch.setattr(choice, "GROUP_TENSORS", 4)
+    parts = calibrate(model, [net.feed(8)], observer=AUTO, progress=reports.append)
+    assert (parts.chosen, parts.ranges) == (whole.chosen, whole.ranges)
+    stages = [report for report in reports if report.stage == "choose observers"]
+    assert stages[-1].done == stages[-1].total == len(stages)
+    assert len(stages) > 8
+
+
+def test_a_tensor_of_zeros_is_no_obstacle(tmp_path: Path) -> None:
+    net, model = _two_readers(tmp_path)
+    ranges = calibrate(model, [{"x": np.zeros((3, *net.shape), np.float32)}], observer=AUTO)
+    assert ranges.ranges["x"] == (0, 0)
+    assert ranges.chosen["x"] == "minmax"

@@ -1,0 +1,1 @@
+"""Makes the small nets of this folder importable from the folders below."""
