@@ -16,7 +16,7 @@ from export.onnx.files import read_model
 from export.onnx.graph import GraphIndex
 from export.progress import Progress, ProgressCallback, ignore_progress
 from quantize.calibration.choice import Choices, choose_observers
-from quantize.calibration.held import HeldSamples
+from quantize.calibration.held import HeldSamples, choose_limit
 from quantize.calibration.ranges import Ranges
 from quantize.calibration.summaries import SummarizedModel, Wanted, summarize
 from quantize.observers import AUTO, OBSERVERS, WITHOUT_HISTOGRAM
@@ -113,7 +113,8 @@ class _Watch:
         self.plan = plan
         self.samples = 0
         self.statistics = {name: TensorStatistic(name) for name in plan.wanted.tensors}
-        self.held = HeldSamples(model) if hold else None
+        self.held: HeldSamples | None = None
+        self._hold = hold
         self.earlier = self.settled = _Seen(0, {})
         self.summarized = SummarizedModel(model.path, plan.wanted, threads=threads)
         self._model, self._threads = model, threads
@@ -135,7 +136,10 @@ class _Watch:
             self.samples = samples.stop
         for name, summary in self._repair(self.summarized(feeds), feeds, samples).items():
             self.statistics[name].update(summary)
-        if self.held is not None:
+        if self._hold:
+            if self.held is None:
+                sizes = (self.statistics[name].row_size for name in self.plan.quantizable)
+                self.held = HeldSamples(self._model, choose_limit(sum(sizes)))
             self.held.offer(feeds, count)
 
     def now(self, *, copied: bool = False) -> _Seen:

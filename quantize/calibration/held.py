@@ -6,10 +6,22 @@ import numpy as np
 
 from export.artifacts import OnnxModel
 
-HELD_SAMPLES = 16
-"""The most that are kept; half as many or more of a longer stream."""
+HELD_SAMPLES, MOST_HELD = 16, 128
+"""The most that are kept, of a large model and of the smallest; half as many or more of a longer
+stream."""
+
+_VALUES = 2**20
+"""Of activations in all samples that are kept: few values tell a good range by luck."""
 
 Feeds = Mapping[str, np.ndarray]
+
+
+def choose_limit(values: int) -> int:
+    """How many samples to keep of a model whose activations have so many values in each.
+
+    Every observer is tried on all of them, so a large model, where one tells much, keeps few.
+    """
+    return min(MOST_HELD, max(HELD_SAMPLES, _VALUES // max(values, 1)))
 
 
 class HeldSamples:

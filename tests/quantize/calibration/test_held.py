@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from export.artifacts import OnnxModel, TensorSpec
-from quantize.calibration.held import HeldSamples
+from quantize.calibration.held import HeldSamples, choose_limit
 
 
 def _model(*specs: TensorSpec) -> OnnxModel:
@@ -59,3 +59,8 @@ def test_what_is_kept_is_a_copy() -> None:
     held.offer({"x": batch}, 2)
     batch[:] = 5
     assert (held.batches[0]["x"] == 1).all()
+
+
+@pytest.mark.parametrize(("values", "samples"), [(0, 128), (100, 128), (2**15, 32), (10**7, 16)])
+def test_more_samples_are_kept_of_a_model_with_small_activations(values: int, samples: int) -> None:
+    assert choose_limit(values) == samples
