@@ -26,7 +26,7 @@ def read_toml(path: Path, *, fix: str) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}. {fix}") from error
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}. {fix}") from error
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}. {fix}") from error
 
 
 def refuse_unknown(key: str, known: Collection[str], where: str) -> ConfigError:

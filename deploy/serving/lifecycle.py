@@ -39,7 +39,7 @@ from export.errors import ConfigError
 
 _LOG = logging.getLogger("deploy.serving")
 _BEAT_S = 1.0
-_LEAST_S = 0.5
+_LEAST_S = 2.0
 """Seconds that engines have to return in any case, once connections have ended."""
 
 

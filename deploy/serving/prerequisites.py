@@ -37,7 +37,12 @@ def _check_workers(options: ServeOptions) -> None:
 
 def _check_tls(options: ServeOptions) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:  # without a password, OpenSSL would ask for one on the terminal
+    try:
+        if b"ENCRYPTED" in Path(options.tls_key).read_bytes():  # OpenSSL would ask the terminal
+            raise ConfigError(
+                f"--tls-key {options.tls_key} has a pass phrase, and nobody is there to give it. "
+                "Write the key without: openssl pkey -in KEY -out NEW."
+            )
         context.load_cert_chain(options.tls_cert, options.tls_key, password="")
     except (OSError, ssl.SSLError) as error:
         reason = error.strerror or str(error)

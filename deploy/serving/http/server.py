@@ -5,7 +5,6 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -65,20 +64,10 @@ def make_server(
         ssl_keyfile=options.tls_key or None,
     )
     try:
-        _check_key(options)
         config.load()
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"The TLS files cannot be used: {error}.") from error
     return HttpServer(config)
-
-
-def _check_key(options: ServeOptions) -> None:
-    """Refuse a key that OpenSSL would ask its terminal about, and wait."""
-    if options.tls_key and b"ENCRYPTED" in Path(options.tls_key).read_bytes():
-        raise ConfigError(
-            f"--tls-key {options.tls_key} has a pass phrase, and nobody is there to give it. Write "
-            "the key without: openssl pkey -in KEY -out NEW."
-        )
 
 
 async def start_server(server: HttpServer, listener: socket.socket | None) -> "asyncio.Task[None]":

@@ -83,7 +83,7 @@ class TestSourcesRefused:
     def test_unknown_suffix_lists_what_is_taken(self, tmp_path: Path) -> None:
         path = tmp_path / "d.csv"
         path.write_text("1,2")
-        refuse(lambda: open_plain(path), "d.csv", ".npz, .npy, .pt", "folder", "callable")
+        refuse(lambda: open_plain(path), "d.csv", ".npz with x", ".npy, .pt", "folder", "callable")
         refuse(lambda: open_plain(tmp_path / "nothing"), "no such file", ".npz")
 
     @pytest.mark.parametrize("suffix", [".npz", ".npy", ".pt"])

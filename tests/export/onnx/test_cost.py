@@ -11,7 +11,7 @@ from torch import nn
 from export import fuse_program, model_cost, to_onnx
 from export.capture.program import capture
 
-TORCH_FREE = ("artifacts", "cost", "errors", "optional", "progress")
+TORCH_FREE = ("artifacts", "onnx.cost", "errors", "optional", "progress")
 
 
 def export(net, x, path):
