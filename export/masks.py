@@ -11,7 +11,6 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-_LARGEST_STAND_IN = -1e4
 _ROUNDING = 2.0**-8
 """bfloat16's: a candidate may hold the same number in fewer bits."""
 _FORMATS = (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)
@@ -28,6 +27,7 @@ def _list_stand_ins() -> Array:
 
 
 _STAND_INS = _list_stand_ins()
+_LARGEST = float(_STAND_INS.max())
 
 
 def open_masks(values: Array, *others: Array) -> tuple[Array, ...]:
@@ -44,7 +44,7 @@ def open_masks(values: Array, *others: Array) -> tuple[Array, ...]:
     """
     if values.dtype.kind != "f" or not values.size:
         return (values, *others)
-    if not np.fmin.reduce(values, axis=None) <= _LARGEST_STAND_IN:  # NaN alone is no warning here
+    if not np.fmin.reduce(values, axis=None) <= _LARGEST:  # NaN alone is no warning here
         return (values, *others)
     masked = np.isin(values, _STAND_INS)
     if not masked.any():

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 from deploy.engines.base import Array, Feeds
@@ -134,13 +135,13 @@ def _read_array(data: bytes, name: str) -> Array:
     shape, _, dtype = _READERS[version](file)
     if dtype.hasobject:
         raise ValueError(f"{name!r} holds Python objects")
-    if dtype.kind not in _KINDS or dtype.names:
+    if dtype.kind not in _KINDS or dtype.names or (dtype.kind == "V" and dtype.itemsize != 2):
         raise ValueError(f"{name!r} holds {dtype}, which no engine takes or gives")
     if math.prod(shape) * dtype.itemsize != len(data) - file.tell():
         raise ValueError(f"{name!r} has not the size that its header claims")
     file.seek(0)
     array: Array = np.lib.format.read_array(file, allow_pickle=False)
-    return array
+    return array.view(ml_dtypes.bfloat16) if dtype.kind == "V" else array
 
 
 def find_mismatch(
@@ -155,7 +156,8 @@ def find_mismatch(
             return f"output {name!r} has shape {list(got.shape)}, not {list(expected.shape)}"
         if not same_nonfinite(expected, got):
             return f"output {name!r} has NaN or Inf where none was recorded, or the reverse"
-        if expected.dtype.kind != "f" and not (are_pixels(expected) and got.dtype == np.uint8):
+        floats = expected.dtype.kind == "f" or expected.dtype == ml_dtypes.bfloat16
+        if not floats and not (are_pixels(expected) and got.dtype == np.uint8):
             share = float((got != expected).sum()) / max(expected.size, 1)
             if not share <= tolerance:
                 return (
@@ -169,7 +171,7 @@ def find_mismatch(
             return f"output {name!r} holds other numbers where values are masked"
         largest = float(np.abs(exact[finite]).max(initial=0.0)) or 1.0
         error = float(np.abs(found[finite] - exact[finite]).max(initial=0.0)) / largest
-        allowed = tolerance if expected.dtype.kind == "f" else max(tolerance, 1 / largest)
+        allowed = tolerance if floats else max(tolerance, 1 / largest)
         if not error <= allowed:
             return (
                 f"output {name!r} is off by {error:.2g} of its largest value; "

@@ -127,13 +127,13 @@ class OutputAccumulator:
                 f"output {self.name!r} has shape {list(candidate.shape)} instead of "
                 f"{list(reference.shape)}"
             )
-        ours, theirs = open_masks(self._order(reference), self._order(candidate))
+        self.integer = self.integer or reference.dtype.kind in "biu"
+        ours, theirs = self._open(self._order(reference), self._order(candidate))
         if not same_nonfinite(ours, theirs):
             self.finite = False
         shared = np.isfinite(ours) & np.isfinite(theirs)
         self.rows += ours.shape[0] if ours.ndim else 1
         self._add_differences(ours[shared], theirs[shared])
-        self.integer = self.integer or reference.dtype.kind in "biu"
         self.colours = hold_colours(reference)
         if self.integer:
             self._count_differing(reference, candidate, floor)
@@ -143,6 +143,10 @@ class OutputAccumulator:
             exact, noisy = (self._order(array) for array in floor)
             self._add_floor(exact, noisy, self._order(candidate))
         self._add_top1(ours, theirs)
+
+    def _open(self, values: Floats, *others: Floats) -> tuple[Floats, ...]:
+        """See `open_masks`; integers have no numbers that stand for infinity."""
+        return (values, *others) if self.integer else open_masks(values, *others)
 
     def _order(self, values: Array) -> Floats:
         """In float64, the samples first."""
@@ -170,6 +174,7 @@ class OutputAccumulator:
         best, chosen = ours.max(axis=1), ours[rows, theirs.argmax(axis=1)]
         with np.errstate(invalid="ignore"):  # of two infinities
             tied = (chosen == best) | (best - chosen <= 2 * self.noise64)
+        tied |= ours.argmax(axis=1) == theirs.argmax(axis=1)  # the same NaN in both
         self.same_top1 += int(tied.sum())
 
     def _count_differing(
@@ -184,7 +189,7 @@ class OutputAccumulator:
             self.differing.noise += int((noisy != exact).sum())
 
     def _add_floor(self, exact: Floats, noisy: Floats, theirs: Floats) -> None:
-        exact, noisy, theirs = open_masks(exact, noisy, theirs)
+        exact, noisy, theirs = self._open(exact, noisy, theirs)
         shared = np.isfinite(exact) & np.isfinite(noisy) & np.isfinite(theirs)
         exact, noisy, theirs = exact[shared], noisy[shared], theirs[shared]
         self.seen64 = True

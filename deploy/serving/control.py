@@ -117,7 +117,10 @@ class Controller:
 
     async def _remove(self, model: ServedModel) -> None:
         self._repository.remove(model)
-        await model.unload()
+        if not await model.unload():  # it is slow or hangs, and this process lives on
+            task = asyncio.ensure_future(model.let_go())
+            self._repository.leaving.add(task)
+            task.add_done_callback(self._repository.leaving.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -226,7 +226,7 @@ class Lifecycle:
             await model.unload(max(_LEAST_S, end - time.monotonic()))
             for model in self.repository.models()
         ]
-        return all(returned)
+        return all(returned) and not self.repository.leaving
 
     async def _close(self, listening: "_Listening") -> None:
         """Accept nothing more, and answer what was accepted."""

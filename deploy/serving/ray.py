@@ -73,7 +73,7 @@ class BundleReplica:
         Raises:
             EngineError: that is so.
         """
-        waiting = [f"{m.name}: {m.reason}" for m in self._repository.models() if not m.ready]
+        waiting = [f"{m.name}: {m.obstacle}" for m in self._repository.models() if not m.ready]
         if waiting:
             raise EngineError(f"{', '.join(waiting)}. Ray Serve replaces this replica.")
 

@@ -40,6 +40,9 @@ _SILENT_S = 30.0
 """Seconds without a sign of life after which a worker that took requests is killed: it is stopped,
 or its event loop or an engine hangs."""
 
+_PAUSE_S = 1.0
+"""Seconds between two looks at the workers from which on all were stopped, as in a container."""
+
 _PATIENCE_S = 5.0
 """Seconds beyond its own time that a worker has to end, before it is killed."""
 
@@ -76,7 +79,7 @@ class _Worker:
     def count_silence(self, now: float) -> float:
         """Seconds since its last sign of life, which is the time of its socket; 0 before the first.
 
-        By the clock of this process, which rests where the machine does.
+        By the clock of this process, which rests where the machine does; see also `_forgive_pause`.
         """
         try:
             sign = self.socket.stat().st_mtime
@@ -117,7 +120,9 @@ class Supervisor:
         ]
         try:
             with self._listen() as listener:
+                last = time.monotonic()
                 while not self._stopping:
+                    last = self._forgive_pause(last)
                     for worker in self._workers:
                         self._look_after(worker, listener)
                     time.sleep(_TICK_S)
@@ -125,6 +130,14 @@ class Supervisor:
         finally:
             self._end()
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _forgive_pause(self, last: float) -> float:
+        """Now; if this process was stopped since `last`, so were its workers."""
+        now = time.monotonic()
+        if now - last > _PAUSE_S:
+            for worker in self._workers:
+                worker.seen += now - last
+        return now
 
     def _check_grpc_port(self) -> None:
         """Every worker would fail at it, again and again.
@@ -135,7 +148,8 @@ class Supervisor:
         if not self._options.grpc_port:
             return
         with self._make_socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            for option in (socket.SO_REUSEPORT, socket.SO_REUSEADDR):  # gRPC sets both
+                probe.setsockopt(socket.SOL_SOCKET, option, 1)
             try:
                 probe.bind((self._options.host, self._options.grpc_port))
             except OSError as error:
@@ -171,7 +185,7 @@ class Supervisor:
             if code is None and worker.count_silence(now) > _SILENT_S:
                 _LOG.error("worker %d hangs and is killed", worker.number)
                 worker.process.kill()
-                code = worker.process.wait()
+                worker.seen = now  # its death may take long where a driver has hold of it
             if code is None:
                 return
             _LOG.error("worker %d died with %d; another takes its place", worker.number, code)
@@ -211,7 +225,8 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 _LOG.error("a worker did not end in time and is killed")
                 process.kill()
-                process.wait()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_PATIENCE_S)
 
 
 def run_worker() -> None:

@@ -180,8 +180,8 @@ def run_onnx(model: OnnxModel, feeds: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def float_dtypes(module: nn.Module) -> set[torch.dtype]:
-    """The floating-point formats of the weights of `module`."""
-    held = (*module.parameters(), *module.buffers())
+    """The floating-point formats of the weights of `module`; of its buffers where it has none."""
+    held: list[Tensor] = [*module.parameters()] or [*module.buffers()]
     return {tensor.dtype for tensor in held if tensor.is_floating_point()}
 
 

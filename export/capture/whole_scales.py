@@ -39,8 +39,9 @@ def _name_size(given: dict[str, Any]) -> dict[str, Any]:
     if factors is None or given.get("size") is not None or not isinstance(value, Tensor):
         return given
     sizes = value.shape[2:]
-    factors = [factors] * len(sizes) if isinstance(factors, (int, float)) else list(factors)
-    if len(factors) != len(sizes) or any(float(factor) != int(factor) for factor in factors):
+    factors = factors if isinstance(factors, (list, tuple)) else [factors] * len(sizes)
+    plain = all(isinstance(factor, (int, float)) for factor in factors)
+    if not plain or len(factors) != len(sizes) or any(factor % 1 for factor in factors):
         return given
     whole = [size * int(factor) for size, factor in zip(sizes, factors, strict=True)]
     return {**given, "size": whole, "scale_factor": None, "recompute_scale_factor": None}

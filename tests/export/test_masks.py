@@ -25,6 +25,11 @@ def test_other_large_numbers_are_values(value: float) -> None:
     assert open_masks(values)[0] is values
 
 
+def test_the_fill_of_a_bfloat16_model_is_known_alone() -> None:
+    values = np.array([1.0, -1e4]).astype(ml_dtypes.bfloat16).astype(np.float64)
+    assert np.array_equal(open_masks(values)[0], [1.0, -np.inf])
+
+
 def test_a_fill_that_was_rounded_to_bfloat16_is_the_same_one() -> None:
     values = np.array([1.0, -1e9])
     rounded = values.astype(ml_dtypes.bfloat16).astype(np.float64)

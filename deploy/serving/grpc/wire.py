@@ -12,7 +12,7 @@ import numpy as np
 
 from deploy.serving.errors import MalformedRequestError
 
-LOOKED_AT = 2**16
+LOOKED_AT = 2**15
 """Bytes of a message from which its parts are counted: fewer cannot be too many."""
 
 MOST_PARTS = 2**14

@@ -38,7 +38,7 @@ class ServedModel:
 
     Attributes:
         state: as the repository index shows it.
-        reason: why it is not ready; empty when it is.
+        reason: why it takes no requests; empty when it does.
         opened: its engines, once they proved themselves.
         report: of the build.
         failure: why `load` failed, for whoever runs the server; `reason` is for its clients.
@@ -66,6 +66,11 @@ class ServedModel:
     def ready(self) -> bool:
         """Whether it repeated its recorded answers and takes requests, which engines answer."""
         return self.state == "READY" and not self.stalled
+
+    @property
+    def obstacle(self) -> str:
+        """Why it is not ready, in words; empty when it is."""
+        return self.reason or ("an engine does not return" if self.stalled else "")
 
     @property
     def stalled(self) -> bool:
@@ -162,6 +167,15 @@ class ServedModel:
         elif self.opened is not None:
             self.opened.close()
         return returned
+
+    async def let_go(self) -> None:
+        """After an `unload` that returned False: let the engines go once they return after all."""
+        if self._batcher is not None:
+            await self._batcher.stop()
+        if self.shadow is not None:
+            await asyncio.to_thread(self.shadow.stop)
+        if self.opened is not None:
+            self.opened.close()
 
     def describe(self) -> dict[str, Any]:
         """Model metadata, as the protocol has it; what is ours is under ``parameters``."""

@@ -1,5 +1,6 @@
 """Which models a server has: found on disk at the start, asked for by name and version."""
 
+import asyncio
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -94,10 +95,12 @@ class ModelRepository:
 
     Attributes:
         draining: the server is about to end; nothing is ready any more, and requests are taken.
+        leaving: what waits for engines of models that are served no more, and have not returned.
     """
 
     def __init__(self) -> None:
         self.draining = False
+        self.leaving: set[asyncio.Task[None]] = set()
         self._models: dict[str, dict[str, ServedModel]] = {}
 
     def add(self, model: ServedModel) -> None:
@@ -157,8 +160,8 @@ class ModelRepository:
             {
                 "name": model.name,
                 "version": model.version,
-                "state": model.state,
-                "reason": model.reason,
+                "state": "UNAVAILABLE" if model.stalled else model.state,
+                "reason": model.obstacle,
             }
             for model in self.models()
             if model.ready or not ready_only

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from wrong_answers import WRONG, logits, wrong
@@ -307,3 +308,15 @@ def test_pixels_of_images_may_fall_to_the_next_number_and_class_numbers_may_not(
     classes, masks = images[..., 0], images % 2
     assert differs(classes, np.where(classes < 240, classes + np.uint8(1), classes))
     assert differs(masks, 1 - masks)
+
+
+def test_bfloat16_comes_back_and_is_held_to_a_difference(tmp_path: Path) -> None:
+    exact = logits().astype(ml_dtypes.bfloat16)
+    Golden({"x": exact}, {"engine": {"y": exact}}).save(tmp_path / "golden.npz")
+    read = read_golden(tmp_path / "golden.npz")
+    assert read.inputs["x"].dtype == ml_dtypes.bfloat16
+    recorded = read.outputs["engine"]
+    assert find_mismatch(recorded, {"y": exact}, tolerance=0.0) is None
+    near = (exact.astype(np.float32) * np.float32(1.01)).astype(ml_dtypes.bfloat16)
+    assert find_mismatch(recorded, {"y": near}, tolerance=5e-2) is None
+    assert find_mismatch(recorded, {"y": near}, tolerance=1e-3) is not None

@@ -296,3 +296,17 @@ def test_labels_without_an_output_of_classes_give_no_accuracy() -> None:
 )
 def test_decibels(signal: float, error: float, expected: float) -> None:
     assert decibels(signal, error) == expected
+
+
+def test_integers_hold_no_number_that_stands_for_infinity() -> None:
+    ours = np.array([[3, -10_000], [4, 5]])
+    theirs = np.array([[3, -7], [4, 5]])
+    result = compare(ours, theirs)
+    assert result.finite
+    assert (result.compared, result.top1_agreement) == (4, 0.75)
+
+
+def test_a_row_of_the_same_nan_agrees() -> None:
+    ours = with_value(logits(), math.nan)
+    result = compare(ours, ours.copy())
+    assert (result.finite, result.top1_agreement) == (True, 1)

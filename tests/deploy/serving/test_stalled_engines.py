@@ -15,7 +15,10 @@ from servers import Server, rows
 import deploy.serving.models.model
 from deploy.bundle.folder import read_bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
+from deploy.serving.control import Controller
+from deploy.serving.metrics import ServerStatistics
 from deploy.serving.models.model import ServedModel
+from deploy.serving.models.repository import ModelRepository
 from deploy.serving.options import ServeOptions
 from deploy.serving.protocol import InferRequest
 
@@ -57,6 +60,7 @@ def test_a_model_is_not_ready_while_its_engine_does_not_return(
         answered = model.submit(REQUEST)
         assert model.ready  # nobody's time is up yet
         await wait_until(lambda: not model.ready)
+        assert model.obstacle == "an engine does not return"
         assert isinstance(answered.exception(), Exception)
         shut.set()
         await wait_until(lambda: model.ready)
@@ -77,6 +81,29 @@ def test_unloading_does_not_wait_for_it_without_end(pristine: Path, shut: thread
         shut.set()  # which was left as it was, so it may still answer
         await wait_until(answered.done)
         await wait_until(lambda: not model.pending)
+
+    asyncio.run(scenario())
+
+
+def test_what_is_replaced_and_slow_is_let_go_when_it_returns(
+    pristine: Path, shut: threading.Event
+) -> None:
+    """A server that lives on would keep the engine, its threads and its memory for ever."""
+
+    async def scenario() -> None:
+        before = threading.enumerate()
+        repository, model = ModelRepository(), make_model(pristine)
+        repository.add(model)
+        assert await model.load()
+        answered = model.submit(REQUEST)
+        controller = Controller(repository, OPTIONS, ServerStatistics())
+        await controller.answer({"command": "unload", "name": "tiny"})
+        assert repository.leaving
+        shut.set()
+        await wait_until(lambda: not repository.leaving)
+        assert answered.done()
+        new = [thread for thread in threading.enumerate() if thread not in before]
+        assert not [thread for thread in new if thread.name.startswith("engine-")]
 
     asyncio.run(scenario())
 

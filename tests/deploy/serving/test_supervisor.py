@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import pytest
 from servers import WAIT_S, Server, rows, wait_until
 from tiny import Cli, answer
 
+from deploy.serving.options import ServeOptions
 from deploy.serving.summing import sum_metrics
-from deploy.serving.supervisor import _Worker
+from deploy.serving.supervisor import Supervisor, _Worker
+from export.errors import EngineError
 
 X = np.array([[1, 2, 3, 4]], np.float32)
 LOST = {"BrokenPipeError", "ConnectionResetError", "IncompleteRead", "RemoteDisconnected"}
@@ -125,6 +128,35 @@ def test_silence_counts_from_the_last_sign_of_life(tmp_path: Path) -> None:
     assert worker.count_silence(132.0) == 0
     worker.note_death(133.0)
     assert worker.count_silence(200.0) == 0
+
+
+def test_silence_while_all_were_stopped_does_not_count(pristine: Path, tmp_path: Path) -> None:
+    """As in a container that is paused, whose clock goes on."""
+    supervisor = Supervisor([pristine], ServeOptions(workers=2))
+    worker = _Worker(0, tmp_path / "0.sock")
+    worker.socket.touch()
+    supervisor._workers = [worker]
+    now = time.monotonic()
+    assert worker.count_silence(now - 100) == 0
+    last = supervisor._forgive_pause(now - 100)
+    assert worker.count_silence(last) < 1
+    assert supervisor._forgive_pause(last) - last < 100
+
+
+def test_a_port_of_grpc_that_a_server_has_just_left_is_taken(pristine: Path) -> None:
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        options = ServeOptions(workers=2, grpc_port=port)
+        with pytest.raises(EngineError, match="cannot listen"):
+            Supervisor([pristine], options)._check_grpc_port()
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            accepted, _ = listener.accept()
+            accepted.close()  # first, so that this side waits for what is still under way
+            assert client.recv(1) == b""
+    Supervisor([pristine], options)._check_grpc_port()
 
 
 def test_a_worker_that_is_stopped_is_killed_and_replaced(pristine: Path, tmp_path: Path) -> None:

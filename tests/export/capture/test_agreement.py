@@ -8,6 +8,7 @@ from export.capture.agreement import (
     Extent,
     expect,
     find_disagreement,
+    float_dtypes,
     measure_error,
     measure_tolerances,
     resize_feeds,
@@ -132,3 +133,9 @@ def test_module_that_does_not_run_in_float64_gets_the_fixed_tolerance():
     feeds = {"x": torch.randn(2, 4)}
     signature = describe_call(OnlyFloat32(), feeds, keyword=False, dynamic_batch=True)
     assert measure_tolerances(OnlyFloat32(), feeds, signature, 2) == {"output": 1e-4}
+
+
+def test_a_coarse_buffer_does_not_loosen_the_check_of_float32_weights() -> None:
+    module = nn.Linear(4, 3)
+    module.register_buffer("scale", torch.ones(1, dtype=torch.bfloat16))
+    assert float_dtypes(module) == {torch.float32}
