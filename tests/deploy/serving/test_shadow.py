@@ -25,6 +25,19 @@ def wait_for(sampler: ShadowSampler, samples: int) -> None:
     wait_until(lambda: sampler.compared + sampler.failed >= samples)
 
 
+def start_behind_gate() -> tuple[threading.Event, ShadowSampler]:
+    """A sampler whose reference answers once the gate is set."""
+    gate = threading.Event()
+
+    def slow(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        assert gate.wait(WAIT_S)
+        return double(feeds)
+
+    sampler = ShadowSampler(slow, 1.0)
+    sampler.start()
+    return gate, sampler
+
+
 def test_the_difference_is_measured() -> None:
     sampler = ShadowSampler(double, 1.0)
     sampler.start()
@@ -40,14 +53,7 @@ def test_the_difference_is_measured() -> None:
 
 
 def test_what_there_is_no_time_for_is_dropped_and_nobody_waits() -> None:
-    gate = threading.Event()
-
-    def slow(feeds: Mapping[str, Array]) -> dict[str, Array]:
-        assert gate.wait(WAIT_S)
-        return double(feeds)
-
-    sampler = ShadowSampler(slow, 1.0)
-    sampler.start()
+    gate, sampler = start_behind_gate()
     for _ in range(100):  # whoever waited here would wait for what comes behind it
         sampler.offer(feed(1.0), double(feed(1.0)))
     assert sampler.dropped >= 100 - BACKLOG - 1
@@ -103,14 +109,7 @@ def test_values_whose_squares_are_beyond_float64_leave_the_ratio_as_it_is() -> N
 
 
 def test_a_reference_that_does_not_come_back_is_not_waited_for() -> None:
-    gate = threading.Event()
-
-    def slow(feeds: Mapping[str, Array]) -> dict[str, Array]:
-        assert gate.wait(WAIT_S)
-        return double(feeds)
-
-    sampler = ShadowSampler(slow, 1.0)
-    sampler.start()
+    gate, sampler = start_behind_gate()
     sampler.offer(feed(1.0), double(feed(1.0)))
     wait_until(sampler._backlog.empty)
     assert not sampler.stop(0.05)
