@@ -57,7 +57,9 @@ PEERS = (
     "torch.compile reduce-overhead TF32",
     "torch.compile reduce-overhead AMP fp16",
     "torch.compile max-autotune AMP fp16",
-    "onnxruntime CUDA",
+    "onnxruntime CUDA TF32",
+    "onnxruntime CUDA fp16",
+    "onnxruntime CUDA fp16 channels_last",
 )
 SLOW_PEERS = ("torch.compile reduce-overhead TF32", "torch.compile max-autotune AMP fp16")
 """A compiler works at every batch size anew; a short run has one peer of that kind."""
