@@ -107,7 +107,7 @@ tensorrt_options = shared(
     click.option(
         "--target",
         type=click.Choice(["auto", "cuda"]),
-        help="cuda: all but the engines of NVIDIA TensorRT, for deploy finish.  [auto]",
+        help="cuda: also what only a GPU runs, for deploy finish.  [auto]",
     ),
     click.option(
         "--batches", multiple=True, metavar="MIN,OPT,MAX", help="A further profile; repeat."

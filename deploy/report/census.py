@@ -71,7 +71,7 @@ def describe_cpu(candidate: Candidate) -> str | None:
     operators = ", ".join(dict.fromkeys(name for item in places for name in item["operators"]))
     share = _percent(sum(item["share_of_time"] for item in places))
     return (
-        f"{candidate['name']} leaves {operators} to the CPU, for which it has no kernel on the GPU: "
+        f"{candidate['name']} has no kernel on the GPU for {operators}, which the CPU runs: "
         f"{share} of its time, copies not counted, in {_list_places(places)}."
     )
 
