@@ -103,6 +103,23 @@ def test_no_command_is_cut_off_in_the_help(cli: Cli, group: tuple[str, ...]) -> 
     assert "..." not in listed
 
 
+@pytest.mark.parametrize("words", [("--help",), ("build", "--help"), ("doctor",)])
+def test_a_reader_that_has_gone_is_no_gate_that_failed(words: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "deploy", *words],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_no_command_shows_the_help_and_is_wrong_use(cli: Cli) -> None:
     code, out, err = cli()
     assert code == 2
