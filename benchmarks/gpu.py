@@ -57,7 +57,9 @@ PEERS = (
     "torch.compile reduce-overhead TF32",
     "torch.compile reduce-overhead AMP fp16",
     "torch.compile max-autotune AMP fp16",
-    "onnxruntime CUDA",
+    "onnxruntime CUDA TF32",
+    "onnxruntime CUDA fp16",
+    "onnxruntime CUDA fp16 channels_last",
 )
 SLOW_PEERS = ("torch.compile reduce-overhead TF32", "torch.compile max-autotune AMP fp16")
 """A compiler works at every batch size anew; a short run has one peer of that kind."""
@@ -266,7 +268,7 @@ def build_ours(run: Run, gpu: GpuFacts, model: OnnxModel) -> dict[str, EngineSpe
 
 def join_failures(failed: dict[str, str]) -> None:
     """One line for a product that refuses the GPU in every precision alike."""
-    for product in PRODUCTS:
+    for product in (*PRODUCTS, "onnxruntime CUDA"):
         mine = [name for name in failed if name.startswith(f"{product} ")]
         if len(mine) > 1 and len({failed[name] for name in mine}) == 1:
             reason = failed[mine[0]]

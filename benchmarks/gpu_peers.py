@@ -16,6 +16,8 @@ Array = np.ndarray[Any, Any]
 MERGED = ("repvgg_a0",)
 """Networks that everybody gets merged: what differs is the engine, not the graph."""
 EVENTS, HOST = "events", "host clock"
+FP16 = "fp16/model.onnx"
+"""The file that ONNX Runtime opens in float16, in a network's folder."""
 _STATE: dict[str, Any] = {}
 
 
@@ -165,44 +167,8 @@ def _compile(net: Any, mode: str) -> Callable[[Any], Any]:
     return function
 
 
-class _OnnxRuntimePeer:
-    """ONNX Runtime's CUDA provider; tensors are bound, and a run is waited for by the host."""
-
-    clock = HOST
-
-    def __init__(self, folder: Path, network: str) -> None:
-        import onnxruntime
-
-        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-            raise RuntimeError("the ONNX Runtime that is installed has no CUDA provider")
-        if hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()
-        self._ort = onnxruntime
-        self._session = onnxruntime.InferenceSession(
-            str(folder / "stage" / "model.onnx"),
-            providers=["CUDAExecutionProvider", "CPUExecutionProvider"],
-        )
-        if self._session.get_providers()[0] != "CUDAExecutionProvider":
-            raise RuntimeError("ONNX Runtime cannot load its CUDA provider")
-
-    def run(self, x: Array) -> Array:
-        return np.asarray(self._session.run(None, {"x": x})[0])
-
-    def compute(self, x: Array, calls: int) -> list[float]:
-        binding = self._session.io_binding()
-        binding.bind_ortvalue_input("x", self._ort.OrtValue.ortvalue_from_numpy(x, "cuda", 0))
-        binding.bind_output("y", "cuda", 0)
-        self._session.run_with_iobinding(binding)
-        seconds = []
-        for _ in range(calls):
-            start = time.perf_counter()
-            self._session.run_with_iobinding(binding)
-            seconds.append(time.perf_counter() - start)
-        return seconds
-
-
 class _Ours:
-    """An engine of TensorRT, with its graphs."""
+    """An engine of a build; one of TensorRT with its graphs."""
 
     clock = EVENTS
 
@@ -218,6 +184,24 @@ class _Ours:
         return list(self._engine.time_device({"x": x}, calls))
 
 
+class _OnnxRuntimePeer(_Ours):
+    """ONNX Runtime on CUDA, as a build opens it; a run is waited for by the host."""
+
+    clock = HOST
+
+
+def _open_onnxruntime(precision: str, variant: str = "cuda") -> Callable[[Path, str], Peer]:
+    def open_net(folder: Path, network: str) -> Peer:
+        from deploy.engines.base import EngineSpec
+        from deploy.measuring.machine import usable_cores
+
+        path = folder / (FP16 if precision == "fp16" else "stage/model.onnx")
+        spec = EngineSpec("onnxruntime", precision, str(path), usable_cores(), variant=variant)
+        return _OnnxRuntimePeer(spec)
+
+    return open_net
+
+
 OPENERS: Mapping[str, Callable[[Path, str], Peer]] = {
     "eager fp32": _open_eager(tf32=False),
     "eager fp32 (control)": _open_eager(tf32=False),
@@ -226,7 +210,9 @@ OPENERS: Mapping[str, Callable[[Path, str], Peer]] = {
     "torch.compile reduce-overhead TF32": _open_compiled("reduce-overhead"),
     "torch.compile reduce-overhead AMP fp16": _open_half(compiled="reduce-overhead"),
     "torch.compile max-autotune AMP fp16": _open_half(compiled="max-autotune"),
-    "onnxruntime CUDA": _OnnxRuntimePeer,
+    "onnxruntime CUDA TF32": _open_onnxruntime("tf32"),
+    "onnxruntime CUDA fp16": _open_onnxruntime("fp16"),
+    "onnxruntime CUDA fp16 channels_last": _open_onnxruntime("fp16", "cuda-nhwc"),
 }
 
 
@@ -236,6 +222,7 @@ def make_network(network: str, folder: str, seed: int, samples: int) -> Any:
     from peers import make_images
 
     from export.onnx.exporter import to_onnx
+    from quantize.half.fp16 import convert_fp16
 
     torch.manual_seed(seed)
     net, place = _create(network), Path(folder)
@@ -251,7 +238,10 @@ def make_network(network: str, folder: str, seed: int, samples: int) -> Any:
     (place / "stage").mkdir()
     path = place / "stage" / "model.onnx"
     program = _fuse(network, place).program
-    return to_onnx(program, path, input_names=["x"], output_names=["y"], opset=20)
+    model = to_onnx(program, path, input_names=["x"], output_names=["y"], opset=20)
+    (place / FP16).parent.mkdir()
+    convert_fp16(model, place / FP16)
+    return model
 
 
 def load_network(network: str, folder: Path) -> Any:

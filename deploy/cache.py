@@ -21,7 +21,7 @@ from export.onnx.files import external_files
 
 _PACKAGES = (
     *("deploykit", "numpy", "onnx", "onnxruntime", "onnxscript", "openvino"),
-    *("tensorrt", "tensorrt_rtx", "torch"),
+    *("onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "torch"),
 )
 
 

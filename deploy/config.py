@@ -78,14 +78,16 @@ class BuildConfig:
         batches: ``least,best,most`` of the dynamic batch in engines of TensorRT; several: one
             optimization profile for each. ``--batch 1,8,32`` says this, and that latency is
             measured at the second.
-        target: ``cuda`` makes all that engines of NVIDIA TensorRT need, also where there is no GPU
-            to build them: ``deploy finish`` does that later. ``auto``: what this machine can build.
+        target: ``cuda`` makes all that engines of NVIDIA TensorRT, and of ONNX Runtime on the GPU,
+            need, also where there is no GPU to run them: ``deploy finish`` does that later.
+            ``auto``: what this machine can build.
         device: where the baseline runs, eager on the ``cpu`` or on the GPU (``cuda``); ``auto``: on
-            the GPU where torch can use one. What is exact is told by the CPU in either case.
+            the GPU where torch can use one. What is exact is told by the CPU in either case. With
+            ``cpu``, ONNX Runtime is not tried on the GPU either.
         compute_capability: of the GPUs that TensorRT for RTX builds for.
         workspace_mb: scratch memory of a layer in TensorRT, in MiB; None: no limit.
         optimization_level: of TensorRT's builder, 0 to 5; None: its default.
-        no_tf32: no TensorFloat-32 in float32 engines of TensorRT.
+        no_tf32: no TensorFloat-32 in float32 engines for GPUs.
         refittable, stripped, version_compatible, hardware_compatible: of TensorRT's engines; see
             `export.tensorrt.BuildOptions`.
         plugin: libraries with layers of your own for TensorRT, by their paths; they ship in the

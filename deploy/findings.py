@@ -16,7 +16,7 @@ from deploy.judging.gates import MIN_LABELLED, Verdict
 from deploy.measuring.latency import LatencyReport
 from deploy.measuring.machine import Machine
 from deploy.report import SCHEMA_VERSION
-from deploy.report.census import describe_float
+from deploy.report.census import describe_cpu, describe_float
 from deploy.report.facts import WIDE, is_noisy
 from deploy.report.fusion import warn_of_outliers
 from deploy.report.wording import format_error, format_ratio
@@ -241,9 +241,10 @@ def _warnings(findings: Findings) -> list[str]:
             "taken from reruns with permuted batches and another number of threads."
         )
     winner = findings.winning()
-    left = None if winner is None else describe_float(_row(findings, winner))
-    if left is not None:
-        warnings.append(left)
+    if winner is not None:
+        row = _row(findings, winner)
+        left = (describe_float(row), describe_cpu(row))
+        warnings.extend(sentence for sentence in left if sentence is not None)
     warnings.extend(finding.words for finding in findings.audit)
     outliers = warn_of_outliers(_fusion_json(findings.exported)["fused"])
     if outliers is not None and not int8_holds(findings.results):

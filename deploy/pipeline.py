@@ -121,7 +121,7 @@ def build(
                 ranges,
                 stage=stage,
                 scratch=scratch,
-                target=GpuTarget(options, config.target == "cuda", read_gpu()),
+                target=GpuTarget(options, config.target == "cuda", read_gpu(), config.device),
                 samples=tuple(itertools.islice(calibrator.batches(), _ROUNDING_BATCHES)),
                 corrections=corrections,
                 progress=progress,

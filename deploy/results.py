@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deploy.engines.base import EngineSpec
-from deploy.engines.device import CUDA
+from deploy.engines.device import CPU, CUDA, runs_on_gpu
 from deploy.judging.accuracy import Accuracy
 from deploy.judging.gates import MIN_SQNR_DB, DataKind, Verdict
 from deploy.judging.output_parity import OutputParity
@@ -84,6 +84,7 @@ def candidate_json(
     return {
         "name": result.name,
         "engine": result.engine,
+        "device": CUDA if _on_gpu(result) else CPU,
         "precision": result.precision,
         "status": result.status,
         "reason": result.reason,
@@ -188,9 +189,13 @@ def _latency_json(result: CandidateResult, macs: int, peak: float | None) -> dic
     }
 
 
+def _on_gpu(result: CandidateResult) -> bool:
+    """Eager torch as well, where that ran there."""
+    return result.engine in PRODUCTS or runs_on_gpu(result.variant)
+
+
 def _peak_of(result: CandidateResult, peaks: Mapping[str, float | None]) -> float | None:
-    on_gpu = result.engine in PRODUCTS or result.variant == CUDA
-    return None if on_gpu else peaks.get(result.precision)
+    return None if _on_gpu(result) else peaks.get(result.precision)
 
 
 def _rung_json(rung: Rung) -> dict[str, Any]:
@@ -230,6 +235,7 @@ def _census_json(result: CandidateResult) -> dict[str, Any] | None:
                 "precision": item.precision,
                 "time_ms": item.seconds * 1e3,
                 "share_of_time": item.share,
+                **({"on_cpu": True} if item.on_cpu else {}),
             }
             for item in census.remainder
         ],

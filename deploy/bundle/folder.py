@@ -19,10 +19,10 @@ from deploy.bundle.golden import Golden, read_golden
 from deploy.bundle.manifest import MANIFEST, Manifest, read_manifest
 from deploy.engines import Engine, EngineSpec, open_engine
 from deploy.engines.base import check_feeds
+from deploy.engines.device import needs_gpu
 from deploy.measuring.machine import usable_cores
 from export.errors import BundleError, EngineError
 from export.optional import is_installed
-from export.tensorrt.products import PRODUCTS
 
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
@@ -147,7 +147,8 @@ def load(
     """Open the winner of the bundle at `path`, or the engine named; hashes are checked first.
 
     An engine of TensorRT is native code for certain GPUs. It is held against this machine before a
-    byte of it is deserialized, and opened in a child process before it is opened in this one.
+    byte of it is deserialized, and opened in a child process before it is opened in this one; so is
+    one of ONNX Runtime for the GPU.
 
     Args:
         path: the bundle.
@@ -178,7 +179,7 @@ def load(
         )
         name = FALLBACK
     spec = bundle.spec(name, threads=threads, trust=trust)
-    if spec.engine in PRODUCTS:
+    if needs_gpu(spec):
         from deploy.bundle.substitutes import find_runnable
 
         spec, warning = find_runnable(bundle, spec, rebuild=rebuild, fallback=fallback)

@@ -2,8 +2,9 @@
 
 An engine of TensorRT that does not fit is built again from the ONNX file that the bundle keeps
 beside it, into a folder outside the bundle, which stays as it was hashed; or the bundle's float32
-model runs in ONNX Runtime, on the GPU where that is to be had. What has not yet run in this very
-process is tried in a child first: a library that ends its process must not end the caller's.
+model runs in ONNX Runtime, on the GPU where that is to be had, as it does in place of an engine of
+ONNX Runtime for the GPU. What has not yet run in this very process is tried in a child first: a
+library that ends its process must not end the caller's.
 """
 
 import json
@@ -19,7 +20,8 @@ from deploy.bundle.plugin_files import locate_plugins
 from deploy.bundle.preflight import Host, explain_mismatch, read_host
 from deploy.cache import hash_parts, open_cache
 from deploy.engines import EngineSpec
-from deploy.engines.onnxruntime import CUDA, has_cuda_provider
+from deploy.engines.device import CUDA, needs_gpu, runs_on_gpu
+from deploy.engines.onnxruntime_cuda import explain_no_provider
 from deploy.engines.process import EngineProcess, call_in_child
 from export.artifacts import OnnxModel
 from export.errors import DeployError, EngineError
@@ -34,10 +36,10 @@ _ENGINE, _RECORD = "model.engine", "record.json"
 
 @dataclass(frozen=True)
 class Substitution:
-    """What may take the place of an engine of TensorRT that does not run on this machine.
+    """What may take the place of an engine for GPUs that does not run on this machine.
 
     Attributes:
-        rebuild: the same, built again from the bundle's ONNX file into the user's cache.
+        rebuild: one of TensorRT, built again from the bundle's ONNX file into the user's cache.
         fallback: another engine of the bundle; without, an engine that does not run is an error.
     """
 
@@ -60,7 +62,7 @@ class Rebuilt:
 def settle_unfit(
     bundle: Bundle, substitution: Substitution, *, threads: int = 0
 ) -> tuple[dict[str, Rebuilt], dict[str, DeployError]]:
-    """Of the engines of TensorRT that do not fit this machine: those built again, and the rest.
+    """Of the engines for GPUs that do not fit this machine: those built again, and the rest.
 
     Raises:
         EngineError: one of the rest, where nothing may take its place.
@@ -73,7 +75,7 @@ def settle_unfit(
         if reason is None:
             continue
         lost[name] = EngineError(reason)
-        if substitution.rebuild:
+        if substitution.rebuild and bundle.manifest.engines[name].engine in PRODUCTS:
             try:
                 rebuilt[name] = rebuild_runnable(bundle, bundle.spec(name, threads=threads), host)
                 del lost[name]
@@ -98,23 +100,36 @@ def rebuild_runnable(bundle: Bundle, spec: EngineSpec, host: Host | None = None)
 
 
 def explain_unfit(bundle: Bundle, name: str, host: Host | None = None) -> str | None:
-    """Why an engine of TensorRT cannot run on `host`, in one sentence; None where it may.
+    """Why an engine for GPUs cannot run on `host`, in one sentence; None where it may.
 
     Args:
         bundle: its hashes were checked when it was read.
-        name: of the engine; None is returned for one of another backend.
+        name: of the engine; None is returned for one that needs no GPU.
         host: the machine; None: this one.
     """
     entry = bundle.manifest.engines[name]
-    if entry.engine not in PRODUCTS:
+    if not needs_gpu(entry):
         return None
     host = host or read_host()
+    if entry.engine not in PRODUCTS:
+        return _explain_no_cuda(name, host)
     if entry.record is None and entry.recipe is not None:
         where = "Build it here" if host.gpu else "There is no NVIDIA GPU here; build it on one"
         return f"{name} is still to be built. {where} with: deploy finish {bundle.path}"
     file = bundle.path / entry.file
     digest = bundle.manifest.files.get(entry.file)  # its bytes were hashed when it was read
     return explain_mismatch(entry.record, file, host, digest=digest)
+
+
+def _explain_no_cuda(name: str, host: Host) -> str | None:
+    """What ONNX Runtime lacks on `host` to run `name` on a GPU."""
+    if host.gpu is None:
+        return (
+            f"no NVIDIA GPU was found here (nvidia-smi shows none), and {name} runs on one. Serve "
+            "the bundle with another engine of it."
+        )
+    obstacle = explain_no_provider(host.gpu)
+    return None if obstacle is None else f"{name} runs on the GPU, and {obstacle}."
 
 
 def find_runnable(
@@ -124,9 +139,9 @@ def find_runnable(
 
     Args:
         bundle: that `spec` is of.
-        spec: of an engine of TensorRT.
-        rebuild: build it again from its ONNX file where it does not fit.
-        fallback: take ONNX Runtime where nothing else runs.
+        spec: of an engine of TensorRT, or of ONNX Runtime on the GPU.
+        rebuild: build one of TensorRT again from its ONNX file where it does not fit.
+        fallback: take the float32 model in ONNX Runtime where nothing else runs.
         host: the machine; None: this one.
 
     Returns:
@@ -139,7 +154,7 @@ def find_runnable(
     reason = explain_unfit(bundle, name, host) or _try_out(bundle, spec)
     if reason is None:
         return spec, None
-    if rebuild and host.gpu is not None:
+    if rebuild and host.gpu is not None and spec.engine in PRODUCTS:
         try:
             fresh = rebuild_engine(bundle, spec, host)
             failure = _try_out(bundle, fresh)
@@ -156,7 +171,7 @@ def find_runnable(
             f"{bundle.path}: {name} cannot run here, and the bundle has no {FALLBACK}. {reason}"
         )
     substitute = _choose_fallback(bundle, spec, host)
-    where = "the GPU" if substitute.variant == CUDA else "the CPU"
+    where = "the GPU" if runs_on_gpu(substitute.variant) else "the CPU"
     return substitute, (
         f"{bundle.path}: {name} cannot run here; {FALLBACK} runs in its place, on {where}. {reason}"
     )
@@ -232,7 +247,7 @@ def _read_rebuilt(folder: Path, spec: EngineSpec, host: Host) -> EngineSpec | No
 def _choose_fallback(bundle: Bundle, spec: EngineSpec, host: Host) -> EngineSpec:
     """The bundle's float32 model in ONNX Runtime: on the GPU where it runs there, else the CPU."""
     on_cpu = bundle.spec(FALLBACK, threads=spec.threads)
-    if host.gpu is None or not has_cuda_provider():
+    if host.gpu is None or explain_no_provider(host.gpu) is not None:
         return on_cpu
     on_gpu = replace(on_cpu, variant=CUDA)
     return on_cpu if _try_out(bundle, on_gpu) is not None else on_gpu
@@ -241,7 +256,8 @@ def _choose_fallback(bundle: Bundle, spec: EngineSpec, host: Host) -> EngineSpec
 def _try_out(bundle: Bundle, spec: EngineSpec) -> str | None:
     """Open an engine in a child and hold it to its recorded answers; why it fails, if it does."""
     golden = bundle.golden()
-    name = FALLBACK if spec.engine == "onnxruntime" else spec.name
+    known = spec.name in bundle.manifest.engines
+    name = spec.name if known else FALLBACK  # which is run on the GPU here
     recorded = golden.outputs.get(name)
     try:
         with EngineProcess(spec) as process:

@@ -11,6 +11,7 @@ from deploy.candidates.graphs import GraphSources, correct_nothing, make_graph
 from deploy.candidates.plans import GpuTarget, Plan, choose_plans
 from deploy.engines.availability import find_obstacle
 from deploy.engines.base import EngineSpec, Feeds
+from deploy.engines.device import NO_GPU, needs_gpu
 from deploy.engines.process import call_in_child
 from export.artifacts import OnnxModel, TensorSpec
 from export.errors import DeployError, NothingToQuantizeError
@@ -21,7 +22,7 @@ from export.tensorrt.record import EngineFile, EngineRecord
 from quantize.calibration.ranges import Ranges
 from quantize.int8.adjustments import Adjustments
 
-NO_GPU = "no NVIDIA GPU"
+_LATER = "; deploy finish judges it where it runs"
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,9 @@ def build_candidates(
     plans = choose_plans(model, target)
     for index, plan in enumerate(plans):
         progress(Progress("build candidates", index, len(plans), plan.name))
-        obstacle = find_obstacle(plan.engine, plan.precision)
-        if obstacle is not None and plan.engine != "tensorrt":
+        obstacle = find_obstacle(plan.engine, plan.precision, plan.variant)
+        later = plan.engine == "onnxruntime" and needs_gpu(plan)  # its file is one for elsewhere
+        if obstacle is not None and plan.engine != "tensorrt" and not later:
             candidates.append(Candidate(plan, "not_run", obstacle))
             continue
         if plan.graph not in graphs:
@@ -108,7 +110,10 @@ def build_candidates(
             candidate = _build_engine(plan, graph, sources, target, progress)
             candidates.append(replace(candidate, stray_float=read_stray_float(graph.path)))
         else:
-            candidates.append(Candidate(plan, "built", file=graph.path, inputs=graph.inputs))
+            built = Candidate(plan, "built", file=graph.path, inputs=graph.inputs)
+            if obstacle is not None:
+                built = replace(built, status="not_run", reason=f"{obstacle}{_LATER}")
+            candidates.append(built)
     progress(Progress("build candidates", len(plans), len(plans)))
     return tuple(candidates)
 

@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field, replace
 
 from deploy.engines.base import name_candidate
+from deploy.engines.device import CPU, CUDA, CUDA_NHWC
 from export.artifacts import OnnxModel
 from export.gpu import GpuFacts
+from export.onnx.files import read_model
 from export.optional import is_installed
 from export.tensorrt.options import DEFAULT_TARGETS, RTX_TARGETS, BuildOptions
 from quantize.transformers.matmuls import weight_share
@@ -46,6 +48,18 @@ _GPU_GRAPHS = {
 }
 """By precision; without TensorFloat-32 the first is fp32."""
 
+CUDA_PLANS = (
+    Plan("onnxruntime", "tf32", "fp32", CUDA),
+    Plan("onnxruntime", "fp16", "fp16-tensorrt", CUDA),
+)
+"""ONNX Runtime on the GPU. Between Q/DQ pairs its CUDA provider computes in float, so that int8
+would cost time. For pools, Pad, Resize and most reductions it has no bfloat16, and nothing casts
+them: such a file is not opened."""
+
+CUDA_CONV_PLANS = (Plan("onnxruntime", "fp16", "fp16-tensorrt", CUDA_NHWC),)
+"""With channels last, as tensor cores read them; else convolutions transpose what they read.
+Whether that pays depends on what is between them, so both are measured."""
+
 PRODUCT_PLANS = (
     Plan("onnxruntime", "int8", "int8-dynamic", "dynamic"),
     Plan("onnxruntime", "int8", "int8-weights", "weights"),
@@ -66,13 +80,16 @@ class GpuTarget:
 
     Attributes:
         options: for the builder.
-        asked: engines of NVIDIA TensorRT are planned though it may not be here: ``--target cuda``.
+        asked: engines of NVIDIA TensorRT, and of ONNX Runtime on CUDA, are planned though they may
+            not run here: ``--target cuda``.
         gpu: that of this machine; None: there is none.
+        device: as the user gave it; with ``cpu``, ONNX Runtime stays there unless `asked`.
     """
 
     options: BuildOptions = field(default_factory=BuildOptions)
     asked: bool = False
     gpu: GpuFacts | None = None
+    device: str = "auto"
 
     def options_for(self, engine: str) -> BuildOptions:
         """`options`; where no targets were chosen, those of RTX hold this machine's GPU too."""
@@ -88,6 +105,11 @@ class GpuTarget:
         here = self.gpu is not None and is_installed("tensorrt")
         return ("tensorrt_rtx", "tensorrt") if self.asked or here else ("tensorrt_rtx",)
 
+    @property
+    def takes_onnxruntime(self) -> bool:
+        """Whether ONNX Runtime is tried on the GPU: where there is one, or for later."""
+        return self.asked or (self.gpu is not None and self.device != CPU)
+
 
 def choose_plans(model: OnnxModel, target: GpuTarget) -> tuple[Plan, ...]:
     """`PLANS`, those for GPUs, and `PRODUCT_PLANS` where they are worth their time.
@@ -102,7 +124,16 @@ def choose_plans(model: OnnxModel, target: GpuTarget) -> tuple[Plan, ...]:
         for engine in target.engines
         for precision, graph in _GPU_GRAPHS.items()
     )
-    return (*PLANS, *gpu, *(PRODUCT_PLANS if worth else ()))
+    return (*PLANS, *_choose_cuda(model, target), *gpu, *(PRODUCT_PLANS if worth else ()))
+
+
+def _choose_cuda(model: OnnxModel, target: GpuTarget) -> tuple[Plan, ...]:
+    if not target.takes_onnxruntime:
+        return ()
+    nodes = read_model(model.path, weights=False).graph.node
+    convolves = any(node.op_type == "Conv" for node in nodes)
+    plans = (*CUDA_PLANS, *(CUDA_CONV_PLANS if convolves else ()))
+    return tuple(replace(plan, precision=_name_float(plan.precision, target)) for plan in plans)
 
 
 def _name_float(precision: str, target: GpuTarget) -> str:

@@ -109,7 +109,7 @@ tensorrt_options = section(
     option(
         "--target",
         type=click.Choice(["auto", "cuda"]),
-        help="cuda: all but the engines of NVIDIA TensorRT, for deploy finish.  [auto]",
+        help="cuda: also what only a GPU runs, for deploy finish.  [auto]",
     ),
     option("--batches", multiple=True, metavar="MIN,OPT,MAX", help="A further profile; repeat."),
     option(

@@ -10,6 +10,7 @@ from deploy.bundle.folder import FALLBACK, Bundle
 from deploy.bundle.substitutes import AS_THEY_ARE, Substitution, settle_unfit
 from deploy.engines import EngineSpec, Feeds
 from deploy.engines.availability import find_obstacle
+from deploy.engines.device import needs_gpu
 from deploy.engines.process import EngineProcess
 from deploy.inputs.declared import synthetic_feeds
 from deploy.measuring.latency import LatencyReport, LatencySettings, measure
@@ -18,7 +19,6 @@ from export.errors import BundleError, DeployError, EngineError, LoadError, Trus
 from export.onnx.tensor_types import read_precision
 from export.optional import is_installed
 from export.progress import ProgressCallback, ignore_progress
-from export.tensorrt.products import PRODUCTS
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def bench_bundle(
     names = [
         name
         for name, entry in entries.items()
-        if name not in not_run and (entry.not_run is None or entry.engine in PRODUCTS)
+        if name not in not_run and (entry.not_run is None or needs_gpu(entry))
     ]
     if not names:
         raise BundleError(f"{bundle.path} has no engine that can be run on this machine.")

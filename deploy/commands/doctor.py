@@ -5,9 +5,11 @@ from pathlib import Path
 
 from deploy.bundle.folder import read_bundle
 from deploy.commands.verification import Verification, verify
+from deploy.engines.onnxruntime_cuda import explain_no_provider
 from deploy.engines.process import call_in_child
 from deploy.measuring.machine import Machine, describe_machine
 from export.errors import DeployError
+from export.gpu import read_gpu
 from export.optional import DISTRIBUTION, is_installed
 from export.tensorrt.products import PRODUCTS
 
@@ -70,7 +72,19 @@ def _examine(module: str, package: str, extra: str, *, machine: Machine) -> Back
         except DeployError as error:
             return Backend(module, False, version, str(error))
         return Backend(module, True, version, f"fp32, int8{', bf16' if native else ', no bf16'}")
-    return Backend(module, True, version, "the baseline" if module == "torch" else "fp32, int8")
+    if module == "onnxruntime":
+        version = version or machine.versions.get("onnxruntime-gpu")
+        return Backend(module, True, version, f"fp32, int8{_describe_provider()}")
+    return Backend(module, True, version, "the baseline")
+
+
+def _describe_provider() -> str:
+    """What ONNX Runtime does on the GPU of this machine; nothing where there is none."""
+    gpu = read_gpu()
+    if gpu is None:
+        return ""
+    obstacle = explain_no_provider(gpu)
+    return "; tf32 and fp16 on the GPU" if obstacle is None else f"; not on the GPU: {obstacle}"
 
 
 def _describe_gpu(module: str, machine: Machine) -> str:

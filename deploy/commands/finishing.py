@@ -18,12 +18,12 @@ from deploy.bundle.manifest import BundledEngine
 from deploy.bundle.plugin_files import locate_plugins
 from deploy.bundle.staging import stage_bundle
 from deploy.bundle.substitutes import explain_unfit
-from deploy.candidates.files import NO_GPU
 from deploy.commands.finished import Finish, FinishFindings, write_finished
 from deploy.commands.verification import FloatReference, open_evaluation, plan_check, recorded_noise
 from deploy.config import BuildConfig
 from deploy.engines.availability import find_obstacle
 from deploy.engines.base import EngineSpec, Feeds
+from deploy.engines.device import NO_GPU
 from deploy.engines.process import EngineProcess, call_in_child
 from deploy.inputs.dataset import ArrayRows, Dataset
 from deploy.judging.checking import CheckPlan, check_candidates
@@ -125,7 +125,7 @@ def _find_obstacle(bundle: Bundle, name: str) -> str | None:
             return NO_GPU
         if entry.record is not None:  # built already, and kept if it is for another machine
             return explain_unfit(bundle, name)
-    return find_obstacle(entry.engine, entry.precision)
+    return find_obstacle(entry.engine, entry.precision, entry.variant)
 
 
 def _make(work: _Work, name: str, entry: BundledEngine) -> BundledEngine | str:

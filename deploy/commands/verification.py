@@ -12,6 +12,7 @@ from deploy.bundle.substitutes import Rebuilt, Substitution, explain_unfit, sett
 from deploy.candidates.schemes import explain_saturation
 from deploy.config import BuildConfig
 from deploy.engines.base import EngineSpec, Feeds
+from deploy.engines.device import needs_gpu
 from deploy.engines.process import EngineProcess
 from deploy.inputs.data import CALLABLE_SAMPLES, Dataset, check_data, open_data
 from deploy.judging.checking import CheckPlan, check_candidates
@@ -23,7 +24,6 @@ from export.artifacts import TensorSpec
 from export.errors import BundleError, DeployError, MissingExtraError, TrustError
 from export.images import channels_first
 from export.progress import ProgressCallback, ignore_progress
-from export.tensorrt.products import PRODUCTS
 
 UNREPLACED = Substitution(fallback=False)
 """The winner itself must run."""
@@ -154,10 +154,10 @@ def verify(
 
 
 def find_unfit(bundle: Bundle) -> dict[str, str]:
-    """The engines of TensorRT that cannot be judged here, each with the sentence that says why."""
+    """The engines for GPUs that cannot be judged here, each with the sentence that says why."""
     host, unfit = None, {}
     for name, entry in bundle.manifest.engines.items():
-        if entry.engine not in PRODUCTS:
+        if not needs_gpu(entry):
             continue
         host = host or read_host()
         reason = explain_unfit(bundle, name, host)

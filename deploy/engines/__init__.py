@@ -4,6 +4,7 @@ import contextlib
 
 from deploy.engines.base import Array, Engine, EngineSpec, Feeds
 from deploy.engines.conformity import check_engine
+from deploy.engines.device import runs_on_gpu
 from export.errors import EngineError
 from export.tensorrt.products import PRODUCTS
 
@@ -30,6 +31,10 @@ def _open(spec: EngineSpec) -> Engine:
         from deploy.engines.torch import TorchEngine
 
         return TorchEngine(spec)
+    if spec.engine == "onnxruntime" and runs_on_gpu(spec.variant):
+        from deploy.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
+
+        return OnnxRuntimeCudaEngine(spec)
     if spec.engine == "onnxruntime":
         from deploy.engines.onnxruntime import OnnxRuntimeEngine
 

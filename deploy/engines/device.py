@@ -1,13 +1,41 @@
-"""Where the baseline runs: eager on the CPU, or on the NVIDIA GPU of this machine."""
+"""Where things run: eager, the baseline, and engines that have a device to choose."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from export.errors import ConfigError
 from export.gpu import read_gpu
 from export.optional import require
+from export.tensorrt.products import PRODUCTS
 
 CPU: Literal["cpu"] = "cpu"
 CUDA: Literal["cuda"] = "cuda"
+"""Also the variant of an `EngineSpec` that runs torch or ONNX Runtime on the GPU."""
+CUDA_NHWC = "cuda-nhwc"
+"""The variant of ONNX Runtime on the GPU whose convolutions have their channels last."""
+NO_GPU = "no NVIDIA GPU"
+
+
+class _Entry(Protocol):
+    @property
+    def engine(self) -> str: ...
+
+    @property
+    def variant(self) -> str: ...
+
+
+def runs_on_gpu(variant: str) -> bool:
+    """Whether a variant of torch or ONNX Runtime is one for the GPU."""
+    return variant in (CUDA, CUDA_NHWC)
+
+
+def needs_gpu(entry: _Entry) -> bool:
+    """Whether an engine runs on a GPU alone: any of TensorRT, and ONNX Runtime's on CUDA.
+
+    Eager torch on the GPU is not asked for here: it says itself what it lacks.
+    """
+    if entry.engine in PRODUCTS:
+        return True
+    return entry.engine == "onnxruntime" and runs_on_gpu(entry.variant)
 
 
 def choose_device(asked: str) -> Literal["cpu", "cuda"]:

@@ -26,6 +26,7 @@ class ExecutedLayer:
         reformat: it computes nothing: it changes layout or precision, or is a Q/DQ left over.
         origins: names of nodes or tensors of the file that it was made from, as far as the engine
             knows, last ones last; they may carry suffixes of the engine's.
+        on_cpu: of an engine that runs on a GPU: the CPU ran it.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ExecutedLayer:
     seconds: float
     reformat: bool
     origins: tuple[str, ...]
+    on_cpu: bool = False
 
 
 def read_layers(spec: EngineSpec, feeds: Feeds) -> tuple[ExecutedLayer, ...]:

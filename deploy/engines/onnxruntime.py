@@ -1,8 +1,13 @@
-"""ONNX Runtime on the CPU, or on the GPU where its build for CUDA is installed."""
+"""ONNX Runtime on the CPU; `onnxruntime_cuda.py` has what differs on the GPU."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import onnxruntime
 
 from deploy.engines.base import Array, BackendEngine, EngineSpec, Feeds
+from deploy.engines.device import runs_on_gpu
 from export.artifacts import BATCH, TensorSpec
 from export.errors import EngineError
 from export.onnx.execute import ORT_ERRORS
@@ -15,29 +20,14 @@ _DTYPES = {
     "tensor(bool)": "bool",
 }
 
-
-CUDA = "cuda"
-"""The variant of an `EngineSpec` that runs on the GPU."""
-CUDA_PROVIDER = "CUDAExecutionProvider"
-_CPU_PROVIDER = "CPUExecutionProvider"
+CPU_PROVIDER = "CPUExecutionProvider"
 
 
 class OnnxRuntimeEngine(BackendEngine):
-    """An InferenceSession on the CPU or CUDA provider, all graph optimizations on."""
+    """An InferenceSession with all graph optimizations on."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        providers = _choose_providers(spec)
-        try:
-            self._session = onnxruntime.InferenceSession(
-                spec.path, make_options(spec), providers=providers
-            )
-        except ORT_ERRORS as error:
-            raise EngineError(f"ONNX Runtime cannot open {spec.path}: {error}") from error
-        if self._session.get_providers()[0] != providers[0]:  # it takes the next without a word
-            raise EngineError(
-                "ONNX Runtime has its CUDA provider and could not load it: its libraries of CUDA "
-                "and cuDNN are missing, or no NVIDIA GPU is there."
-            )
+        self._session = open_session(spec, make_options(spec))
         found = [_spec(value) for value in self._session.get_inputs()]
         self.inputs = take_ranges(found, spec.inputs)
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
@@ -54,29 +44,44 @@ class OnnxRuntimeEngine(BackendEngine):
         del self._session
 
 
+def open_session(spec: EngineSpec, options: onnxruntime.SessionOptions) -> Any:
+    """A session on the provider that the variant of `spec` asks for, and on no other.
+
+    Raises:
+        EngineError: the file is refused, or the provider cannot be had here.
+    """
+    providers: list[Any] = [CPU_PROVIDER]
+    if runs_on_gpu(spec.variant):
+        from deploy.engines.onnxruntime_cuda import choose_providers, explain_unloaded
+
+        providers = choose_providers(spec)
+    with map_ort_errors(f"cannot open {spec.path}"):
+        session = onnxruntime.InferenceSession(
+            spec.path, options, providers=providers, enable_fallback=False
+        )
+    if len(session.get_providers()) < len(providers):  # it goes on with the CPU without a word
+        raise EngineError(explain_unloaded())
+    return session
+
+
+@contextlib.contextmanager
+def map_ort_errors(doing: str) -> Iterator[None]:
+    """Turn what ONNX Runtime raises into ours; `doing` says what it could not do."""
+    try:
+        yield
+    except (*ORT_ERRORS, RuntimeError) as error:  # what its binding to Python throws is the latter
+        raise EngineError(f"ONNX Runtime {doing}: {error}") from error
+
+
 def make_options(spec: EngineSpec) -> onnxruntime.SessionOptions:
     """Options of a session for `spec`; all graph optimizations are on by default."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = spec.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what fails is raised, and would be a line of no log of ours
+    if runs_on_gpu(spec.variant):  # threads that wait for the GPU are to leave the CPU alone
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
-
-
-def has_cuda_provider() -> bool:
-    """Whether the ONNX Runtime that is installed was built for CUDA; a GPU may be missing yet."""
-    return CUDA_PROVIDER in onnxruntime.get_available_providers()
-
-
-def _choose_providers(spec: EngineSpec) -> list[str]:
-    if spec.variant != CUDA:
-        return [_CPU_PROVIDER]
-    if not has_cuda_provider():
-        raise EngineError(
-            "This ONNX Runtime runs on the CPU alone; it has no CUDA provider. Install the one for "
-            "GPUs in its place: pip uninstall onnxruntime, then pip install onnxruntime-gpu."
-        )
-    return [CUDA_PROVIDER, _CPU_PROVIDER]
 
 
 def _spec(value: onnxruntime.NodeArg) -> TensorSpec:

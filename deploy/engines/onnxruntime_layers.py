@@ -1,20 +1,26 @@
-"""ONNX Runtime's optimized graph with the times of its profiler."""
+"""ONNX Runtime's optimized graph with the times of its profiler.
 
+They are the host's. On the GPU the host goes on as soon as a kernel is launched, so there every
+launch is waited for while it is profiled (`_wait_for_kernels`).
+"""
+
+import contextlib
 import json
+import os
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import onnx
-import onnxruntime
 
 from deploy.engines.base import EngineSpec, Feeds
+from deploy.engines.device import runs_on_gpu
 from deploy.engines.layers import WARM_CALLS, ExecutedLayer, count_calls
-from deploy.engines.onnxruntime import make_options
-from export.errors import EngineError
-from export.onnx.execute import ORT_ERRORS
+from deploy.engines.onnxruntime import CPU_PROVIDER, make_options, map_ort_errors, open_session
 
 _PRECISIONS = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "double": "fp64"}
 _INTEGERS = frozenset({"uint8", "int8"})
@@ -23,8 +29,11 @@ _DYNAMIC_OPERATORS = ("DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBi
 _REFORMATS = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast", "ReorderInput"}) | {
     "ReorderOutput",
     "DynamicQuantizeLinear",
+    "MemcpyFromHost",
+    "MemcpyToHost",
 }
 _SUFFIX = "_kernel_time"
+_BLOCKING = "CUDA_LAUNCH_BLOCKING"
 
 
 def profile_onnxruntime(spec: EngineSpec, feeds: Feeds) -> tuple[ExecutedLayer, ...]:
@@ -33,30 +42,47 @@ def profile_onnxruntime(spec: EngineSpec, feeds: Feeds) -> tuple[ExecutedLayer, 
     Raises:
         EngineError: ONNX Runtime refuses the file or the input.
     """
-    with tempfile.TemporaryDirectory(prefix="deploy-census-") as folder:
+    waits = _wait_for_kernels() if runs_on_gpu(spec.variant) else contextlib.nullcontext()
+    with waits, tempfile.TemporaryDirectory(prefix="deploy-census-") as folder:
         optimized, options = Path(folder) / "optimized.onnx", make_options(spec)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         options.optimized_model_filepath = str(optimized)
-        try:
-            session = onnxruntime.InferenceSession(
-                spec.path, options, providers=["CPUExecutionProvider"]
-            )
+        session = open_session(spec, options)
+        with map_ort_errors(f"cannot profile {spec.path}"):
             for _ in range(WARM_CALLS):
                 session.run(None, dict(feeds))
             for calls in count_calls():
                 for _ in range(calls):
                     session.run(None, dict(feeds))
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        except ORT_ERRORS as error:
-            raise EngineError(f"ONNX Runtime cannot profile {spec.path}: {error}") from error
         graph = _Optimized(optimized)
         source = {node.name for node in onnx.load(spec.path, load_external_data=False).graph.node}
     runs: dict[int, list[Any]] = defaultdict(list)
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith(_SUFFIX):
             runs[int(event["args"]["node_index"])].append(event)
-    return tuple(_describe(items, graph, source) for items in runs.values())
+    layers = (_describe(items, graph, source) for items in runs.values())
+    if not runs_on_gpu(spec.variant):
+        return tuple(layers)
+    return tuple(
+        replace(layer, on_cpu=items[0]["args"].get("provider") == CPU_PROVIDER)
+        for layer, items in zip(layers, runs.values(), strict=True)
+    )
+
+
+@contextlib.contextmanager
+def _wait_for_kernels() -> Iterator[None]:
+    """CUDA reads this when a process begins to use it; in one that has, nothing changes."""
+    before = os.environ.get(_BLOCKING)
+    os.environ[_BLOCKING] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_BLOCKING]
+        else:
+            os.environ[_BLOCKING] = before
 
 
 class _Optimized:

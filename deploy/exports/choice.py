@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from deploy.bundle.folder import FALLBACK, Bundle
 from deploy.bundle.manifest import BundledEngine
+from deploy.engines.device import CUDA_NHWC
 from export.errors import BundleError, ConfigError
 
 BACKENDS: Mapping[str, str] = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt"}
@@ -58,9 +59,12 @@ def choose_engine(bundle: Bundle, named: str | None = None) -> Choice:
 
 
 def _has_backend(entry: BundledEngine) -> bool:
-    """Whether Triton opens its file; an engine of TensorRT that is still to be built has none."""
+    """Whether Triton opens its file; an engine of TensorRT that is still to be built has none.
+
+    Nor does its configuration know of channels last in ONNX Runtime.
+    """
     unbuilt = entry.engine == "tensorrt" and entry.file.endswith(".onnx")
-    return entry.engine in BACKENDS and not unbuilt
+    return entry.engine in BACKENDS and not unbuilt and entry.variant != CUDA_NHWC
 
 
 def make_name(bundle: Bundle, named: str | None) -> str:

@@ -12,12 +12,10 @@ from typing import Any
 from deploy.bundle.folder import Bundle
 from deploy.datatypes import name_datatype
 from deploy.engines.base import Array, Feeds
+from deploy.engines.device import needs_gpu
 from deploy.exports.prototext import Word, render_message
 from export.artifacts import TensorSpec
 from export.errors import BundleError
-
-_KINDS = {"onnxruntime": "KIND_CPU", "tensorrt": "KIND_GPU"}
-"""Where an engine was measured, or is to run."""
 
 ENGINE_TAG = "deploykit_engine"
 """The tag of Triton's metrics, and the key in the configuration it shows, that has the engine."""
@@ -68,6 +66,11 @@ class TritonModel:
     def file(self) -> str:
         """The engine's file, relative to the bundle."""
         return self.bundle.manifest.engines[self.engine].file
+
+    @property
+    def kind(self) -> str:
+        """Where the engine was measured, or is to run, as Triton calls it."""
+        return "KIND_GPU" if needs_gpu(self.bundle.manifest.engines[self.engine]) else "KIND_CPU"
 
 
 def choose_batching(model: TritonModel) -> Batching:
@@ -131,7 +134,7 @@ def render_config(model: TritonModel, batching: Batching, warmups: tuple[WarmUp,
     fields: dict[str, Any] = {
         "default_model_filename": model.file.rpartition("/")[2],
         "version_policy": {"specific": {"versions": [model.version]}},
-        "instance_group": [{"count": 1, "kind": Word(_KINDS[model.backend])}],
+        "instance_group": [{"count": 1, "kind": Word(model.kind)}],
     }
     if batching.most:
         fields["dynamic_batching"] = {"preferred_batch_size": list(batching.preferred)}

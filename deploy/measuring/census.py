@@ -46,7 +46,7 @@ class PrecisionShare:
 
 @dataclass(frozen=True)
 class Remainder:
-    """A module that runs in more bits than its engine is for.
+    """A module that runs in more bits than its engine is for, or beside the GPU that it is for.
 
     Attributes:
         where: the user's module path, or the node's name where there is none.
@@ -54,6 +54,7 @@ class Remainder:
         precision: the widest one there.
         seconds: of one inference, over all of its layers.
         share: that over the time of all layers and reformats.
+        on_cpu: the CPU runs some of it, between copies from the GPU and back.
     """
 
     where: str
@@ -61,6 +62,7 @@ class Remainder:
     precision: str
     seconds: float
     share: float
+    on_cpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class Census:
         precisions: those that occur, in the order of `PRECISIONS`.
         reformats: executed nodes that only change layout or precision.
         reformat_seconds: their time in one inference.
-        remainder: what runs in more bits than the engine is for, the slowest first.
+        remainder: what runs in more bits than the engine is for, or beside its GPU, the slowest
+            first. What computes shapes, which belongs on the CPU, is not in it.
         layer_seconds: seconds of one inference by name of the ONNX node (its first output where it
             has no name). A fused layer stands under its node with the most MACs; reformats, and
             what the engine made up by itself, are not in it.
@@ -143,7 +146,8 @@ def _find_remainder(works: Sequence[_Attributed], bits: int, total: float) -> tu
     """By module, the slowest first."""
     places: dict[str, list[ExecutedLayer]] = defaultdict(list)
     for item in works:
-        if _BITS.get(item.layer.precision, 0) > bits:
+        known = _BITS.get(item.layer.precision, 0)
+        if known > bits or (known and item.layer.on_cpu):
             places[item.where].append(item.layer)
     remainder = []
     for where, layers in places.items():
@@ -151,7 +155,8 @@ def _find_remainder(works: Sequence[_Attributed], bits: int, total: float) -> tu
         operators = tuple(dict.fromkeys(layer.op for layer in layers))
         widest = max((layer.precision for layer in layers), key=PRECISIONS.index)
         share = seconds / total if total else 0.0
-        remainder.append(Remainder(where, operators, widest, seconds, share))
+        on_cpu = any(layer.on_cpu for layer in layers)
+        remainder.append(Remainder(where, operators, widest, seconds, share, on_cpu))
     return tuple(sorted(remainder, key=lambda item: -item.seconds))
 
 

@@ -34,8 +34,8 @@ def describe_census(report: Report) -> Markup | None:
             continue
         rows.extend(_rows(name, census))
         places.extend([name, *_place(item)] for item in census["remainder"])
-        sentence = describe_float(candidate)
-        sentences += [] if sentence is None else [element("p", sentence)]
+        told = (describe_float(candidate), describe_cpu(candidate))
+        sentences += [element("p", sentence) for sentence in told if sentence is not None]
     if not rows and not sentences:
         return None
     folded = element(
@@ -51,15 +51,37 @@ def describe_float(candidate: Candidate) -> str | None:
     census = candidate.get("census")
     if census is None or census["status"] != "ok":
         return None
-    share = sum(item["share_of_time"] for item in census["remainder"])
+    places = [item for item in census["remainder"] if not item.get("on_cpu")]
+    share = sum(item["share_of_time"] for item in places)
     if share < FLOAT_SHARE:
         return None
-    kinds = ", ".join(dict.fromkeys(item["precision"] for item in census["remainder"]))
-    worst = census["remainder"][:_PLACES]
+    kinds = ", ".join(dict.fromkeys(item["precision"] for item in places))
+    where = _list_places(places)
+    return f"{candidate['name']} spends {_percent(share)} of its time in {kinds}: {where}."
+
+
+def describe_cpu(candidate: Candidate) -> str | None:
+    """A sentence on what an engine for the GPU leaves to the CPU; None where that is nothing."""
+    census = candidate.get("census")
+    if census is None or census["status"] != "ok":
+        return None
+    places = [item for item in census["remainder"] if item.get("on_cpu")]
+    if not places:
+        return None
+    operators = ", ".join(dict.fromkeys(name for item in places for name in item["operators"]))
+    share = _percent(sum(item["share_of_time"] for item in places))
+    return (
+        f"{candidate['name']} has no kernel on the GPU for {operators}, which the CPU runs: "
+        f"{share} of its time, copies not counted, in {_list_places(places)}."
+    )
+
+
+def _list_places(places: list[dict[str, Any]]) -> str:
+    """The slowest by name, each with its share."""
+    worst = places[:_PLACES]
     where = ", ".join(f"{item['where']} {_percent(item['share_of_time'])}" for item in worst)
-    rest = len(census["remainder"]) - len(worst)
-    more = f" and {rest} more places" if rest > 0 else ""
-    return f"{candidate['name']} spends {_percent(share)} of its time in {kinds}: {where}{more}."
+    rest = len(places) - len(worst)
+    return f"{where}{f' and {rest} more places' if rest > 0 else ''}"
 
 
 def describe_stray(candidate: Candidate) -> str | None:
@@ -104,7 +126,8 @@ def _rows(name: Markup, census: dict[str, Any]) -> list[list[object]]:
 
 def _place(item: dict[str, Any]) -> list[object]:
     time, share = format_number(item["time_ms"]), _percent(item["share_of_time"])
-    return [item["where"], ", ".join(item["operators"]), item["precision"], time, share]
+    precision = f"{item['precision']}, on the CPU" if item.get("on_cpu") else item["precision"]
+    return [item["where"], ", ".join(item["operators"]), precision, time, share]
 
 
 def _say_missing(census: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from export.errors import EngineError
 from export.onnx.files import PROTOBUF_LIMIT, copy_model, read_model, stored_bytes, write_model
 
 ORT_ERRORS = (
+    ort_state.EPFail,
     ort_state.Fail,
     ort_state.InvalidArgument,
     ort_state.InvalidGraph,

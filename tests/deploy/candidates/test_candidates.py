@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from tiny import hide_engines
 
 from deploy.candidates.files import build_candidates
 from deploy.candidates.plans import PLANS, PRODUCT_PLANS, GpuTarget, Plan, choose_plans
@@ -72,6 +73,60 @@ def test_nvidia_tensorrt_is_planned_where_it_is_asked_for(tmp_path: Path) -> Non
     exact = [plan.name for plan in choose(model, options=BuildOptions(tf32=False))]
     assert "tensorrt_rtx-fp32" in exact
     assert "tensorrt_rtx-tf32" not in exact
+
+
+CUDA = ("onnxruntime-tf32-cuda", "onnxruntime-fp16-cuda")
+NHWC = "onnxruntime-fp16-cuda-nhwc"
+
+
+def cuda_names(model: OnnxModel, **target: object) -> list[str]:
+    return [plan.name for plan in choose(model, **target) if plan.variant.startswith("cuda")]
+
+
+def test_onnxruntime_is_tried_on_the_gpu_where_there_is_one_or_it_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    model, gpu = perceptron(tmp_path / "m.onnx", 64), GpuFacts("H100", "580", "9.0", "13.0")
+    assert cuda_names(model) == []
+    assert cuda_names(model, gpu=gpu) == list(CUDA)
+    assert cuda_names(model, gpu=gpu, device="cuda") == list(CUDA)
+    assert cuda_names(model, gpu=gpu, device="cpu") == []
+    assert cuda_names(model, asked=True) == list(CUDA)
+    exact = cuda_names(model, asked=True, options=BuildOptions(tf32=False))
+    assert exact == ["onnxruntime-fp32-cuda", CUDA[1]]
+    convolution = perceptron(tmp_path / "c.onnx", planes=8)
+    assert cuda_names(convolution, asked=True) == [*CUDA, NHWC]
+
+
+def test_onnxruntime_on_the_gpu_keeps_its_files_for_a_machine_that_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploy.engines.availability.read_gpu", lambda: None)
+    hide_engines(monkeypatch, "openvino", "tensorrt_rtx")
+    stage = tmp_path / "stage"
+    stage.mkdir()
+    model = perceptron(stage / "model.onnx", 64)
+    built = build_candidates(
+        model,
+        QuantizeError("no data"),
+        stage=stage,
+        scratch=tmp_path / "scratch",
+        target=GpuTarget(asked=True),
+    )
+    found = {candidate.name: candidate for candidate in built}
+    waiting = [found[name] for name in CUDA]
+    assert {candidate.status for candidate in waiting} == {"not_run"}
+    assert waiting[0].reason == "no NVIDIA GPU; deploy finish judges it where it runs"
+    assert [candidate.file for candidate in waiting] == [
+        model.path,
+        stage / "tensorrt-fp16" / "model.onnx",
+    ]
+    assert waiting[1].spec(1).variant == "cuda"
+    on_cpu = EngineSpec("onnxruntime", "fp16", str(waiting[1].file), 1)
+    feeds = {"x": np.random.default_rng(1).normal(0, 1, (3, 7, 64)).astype(np.float32)}
+    with open_engine(on_cpu) as half, open_engine(found["onnxruntime-fp32"].spec(1)) as full:
+        expected = full(feeds)["y"]  # the file is one that ONNX Runtime opens
+        np.testing.assert_allclose(half(feeds)["y"], expected, atol=1e-2 * np.abs(expected).max())
 
 
 def test_an_option_that_one_product_lacks_stops_no_other_candidate(tmp_path: Path) -> None:

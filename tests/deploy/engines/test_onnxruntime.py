@@ -1,6 +1,5 @@
 """ONNX Runtime answers as the closed form does, and what it returns belongs to the caller."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +8,8 @@ import pytest
 from onnx import TensorProto, helper
 from tiny import answer, draw
 
-import deploy.engines.onnxruntime as backend
 from deploy.engines import EngineSpec, open_engine
-from deploy.engines.onnxruntime import CUDA_PROVIDER, has_cuda_provider
 from export.errors import EngineError
-
-PROVIDERS = [CUDA_PROVIDER, "CPUExecutionProvider"]
 
 
 def spec(path: Path, precision: str = "fp32") -> EngineSpec:
@@ -82,32 +77,3 @@ def test_a_wrong_input_is_said_before_the_backend_sees_it(tiny_onnx: Path) -> No
         pytest.raises(EngineError, match="dtype float64; the engine takes float32"),
     ):
         engine({"x": draw(2).astype(np.float64)})
-
-
-@pytest.mark.skipif(has_cuda_provider(), reason="this ONNX Runtime has its CUDA provider")
-def test_cuda_without_its_provider_says_what_to_install(tiny_onnx: Path) -> None:
-    with pytest.raises(EngineError, match=r"no CUDA provider.*pip install onnxruntime-gpu"):
-        open_engine(replace(spec(tiny_onnx), variant="cuda"))
-
-
-def test_a_cuda_provider_that_does_not_load_is_not_taken_for_the_cpu(
-    tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """ONNX Runtime itself goes on with the CPU, and would be measured as the GPU."""
-    monkeypatch.setattr(backend, "_choose_providers", lambda _: PROVIDERS)
-    real = backend.onnxruntime.InferenceSession
-
-    def on_cpu(path: str, options: object, providers: list[str]) -> object:
-        return real(path, options, providers=providers[1:])
-
-    monkeypatch.setattr(backend.onnxruntime, "InferenceSession", on_cpu)
-    with pytest.raises(EngineError, match="could not load it"):
-        open_engine(replace(spec(tiny_onnx), variant="cuda"))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not has_cuda_provider(), reason="this ONNX Runtime has no CUDA provider")
-def test_answers_on_the_gpu_are_right(tiny_onnx: Path) -> None:
-    x = draw(5)
-    with open_engine(replace(spec(tiny_onnx), variant="cuda")) as engine:
-        np.testing.assert_allclose(engine({"x": x})["logits"], answer(x), rtol=1e-3, atol=1e-3)

@@ -77,6 +77,14 @@ def test_a_plan_of_tensorrt_that_is_still_to_be_built_is_none(bundle: Bundle) ->
         choose_engine(alter(bundle, engines=engines), "tensorrt-fp16")
 
 
+def test_onnxruntime_on_the_gpu_is_taken_but_for_channels_last(bundle: Bundle) -> None:
+    for variant, chosen in (("cuda", "onnxruntime-fp16-cuda"), ("cuda-nhwc", "onnxruntime-int8")):
+        name = f"onnxruntime-fp16-{variant}"
+        entry = BundledEngine("onnxruntime", "fp16", "model.onnx", 0.1, variant=variant)
+        engines = {**bundle.manifest.engines, name: entry}
+        assert choose_engine(alter(bundle, engines=engines, winner=name)).engine == chosen
+
+
 def test_an_engine_can_be_named_and_must_be_there(bundle: Bundle) -> None:
     assert choose_engine(bundle, "onnxruntime-fp32").engine == "onnxruntime-fp32"
     with pytest.raises(BundleError, match="has no engine 'onnxruntime-int4'; it has: onnx"):

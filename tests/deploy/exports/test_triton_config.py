@@ -10,6 +10,7 @@ from altered import alter, alter_report, with_plan, with_shapes
 from google.protobuf import text_format
 
 from deploy.bundle.folder import Bundle, read_bundle
+from deploy.bundle.manifest import BundledEngine
 from deploy.exports.triton import export_triton
 from deploy.exports.triton_config import (
     TritonModel,
@@ -154,6 +155,14 @@ def test_a_dtype_that_triton_has_not_is_refused(bundle: Bundle) -> None:
     changed = alter(bundle, inputs=(TensorSpec("x", ("batch", 4), "complex64"),))
     with pytest.raises(BundleError, match="'x': Triton has no dtype complex64"):
         configure(changed)
+
+
+def test_onnxruntime_for_the_gpu_runs_there(bundle: Bundle) -> None:
+    name, file = "onnxruntime-fp16-cuda", "model.onnx"
+    entry = BundledEngine("onnxruntime", "fp16", file, 0.1, variant="cuda")
+    config = configure(alter(bundle, engines={**bundle.manifest.engines, name: entry}), name)
+    assert config.backend == "onnxruntime"
+    assert config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
 
 
 def test_a_plan_of_tensorrt_runs_on_the_gpu_in_the_sizes_of_its_profiles(bundle: Bundle) -> None:

@@ -7,7 +7,13 @@ from rich.console import Console
 from samples import labelled_report, no_data_report
 
 from deploy.report import print_report, render_html
-from deploy.report.census import FLOAT_SHARE, describe_census, describe_float, describe_stray
+from deploy.report.census import (
+    FLOAT_SHARE,
+    describe_census,
+    describe_cpu,
+    describe_float,
+    describe_stray,
+)
 
 
 def _candidate(name: str) -> dict:
@@ -38,6 +44,19 @@ def test_a_small_remainder_is_not_called_out() -> None:
     candidate["census"]["remainder"] = candidate["census"]["remainder"][1:]
     assert candidate["census"]["remainder"][0]["share_of_time"] < FLOAT_SHARE
     assert describe_float(candidate) is None
+
+
+def test_what_the_cpu_runs_of_an_engine_for_the_gpu_is_a_sentence_of_its_own() -> None:
+    candidate = _candidate("openvino-int8")
+    assert describe_cpu(candidate) is None
+    places = candidate["census"]["remainder"]
+    places[1]["on_cpu"] = True
+    operators = ", ".join(places[1]["operators"])
+    assert describe_cpu(candidate) == (
+        f"openvino-int8 has no kernel on the GPU for {operators}, which the CPU runs: 6.7% of its "
+        "time, copies not counted, in head.act 6.7%."
+    )
+    assert "head.act" not in str(describe_float(candidate))
 
 
 def test_what_was_not_run_says_why_and_a_report_of_before_has_nothing() -> None:
