@@ -18,6 +18,7 @@ _PACKAGES = (
     "onnx",
     "onnxscript",
     "onnxruntime",
+    "onnxruntime-gpu",
     "openvino",
     "tensorrt",
     "tensorrt-rtx",
