@@ -234,7 +234,7 @@ def _build_with(run: Run, product: str, gpu: GpuFacts, model: OnnxModel) -> dict
 
 def join_failures(failed: dict[str, str]) -> None:
     """One line for a product that refuses the GPU in every precision alike."""
-    for product in PRODUCTS:
+    for product in (*PRODUCTS, "onnxruntime CUDA"):
         mine = [name for name in failed if name.startswith(f"{product} ")]
         if len(mine) > 1 and len({failed[name] for name in mine}) == 1:
             reason = failed[mine[0]]

@@ -16,9 +16,11 @@ from tiny import Cli, answer, draw
 from deploy.bundle.folder import Bundle, load, read_bundle
 from deploy.bundle.preflight import read_host
 from deploy.bundle.substitutes import explain_unfit, find_runnable
-from deploy.engines.onnxruntime import has_cuda_provider
+from deploy.engines import EngineSpec
+from deploy.engines.device import CUDA
+from deploy.engines.process import EngineProcess
 from deploy.engines.tensorrt_native import NativeEngine
-from export.errors import EngineError
+from export.errors import DeployError, EngineError
 from export.gpu import GpuFacts, read_gpu
 from export.tensorrt import build_engine
 from export.tensorrt.options import RTX_TARGETS
@@ -66,6 +68,17 @@ def test_an_engine_for_another_gpu_is_refused_in_words(bundle: Bundle, gpu: GpuF
         load(bundle.path, fallback=False)
 
 
+def cuda_works(bundle: Bundle) -> bool:
+    """Whether ONNX Runtime runs the bundle's float32 model on the GPU."""
+    path = str(bundle.path / "model.onnx")
+    try:
+        with EngineProcess(EngineSpec("onnxruntime", "fp32", path, 1, variant=CUDA)) as process:
+            process({"x": draw(1)})
+    except DeployError:
+        return False
+    return True
+
+
 @pytest.mark.usefixtures("_nothing_is_deserialized")
 def test_onnx_answers_in_its_place_on_the_gpu_where_it_can(bundle: Bundle) -> None:
     x = draw(3)
@@ -74,7 +87,7 @@ def test_onnx_answers_in_its_place_on_the_gpu_where_it_can(bundle: Bundle) -> No
         with load(bundle.path, threads=1) as engine:
             np.testing.assert_allclose(engine({"x": x})["logits"], answer(x), rtol=1e-3, atol=1e-3)
     (warning,) = [str(each.message) for each in heard if NAME in str(each.message)]
-    where = "the GPU" if has_cuda_provider() else "the CPU"
+    where = "the GPU" if cuda_works(bundle) else "the CPU"
     assert f"onnxruntime-fp32 runs in its place, on {where}." in warning
 
 
