@@ -9,6 +9,9 @@ from export.optional import require
 
 _ERRORS = RuntimeError
 """torch's errors of CUDA, out of memory included, are all of this kind."""
+_LEGACY_STREAM = 1
+"""CUDA's handle of the default stream, by which others name it. torch takes every odd handle for a
+number of its own, and refuses this one."""
 
 
 class TorchMemory:
@@ -35,8 +38,15 @@ class TorchMemory:
         return DeviceBuffer(owner.data_ptr(), size, owner)
 
     def free(self, buffer: DeviceBuffer) -> None:
-        """Give memory back to torch, which keeps it for the next who asks."""
-        buffer.owner = None
+        """Give memory back to torch, which keeps it for the next who asks.
+
+        What the caller's own stream was given to do with it comes first: an output is read there,
+        and nobody waits for that before the output is let go.
+        """
+        owner, buffer.owner = buffer.owner, None
+        if owner is not None:
+            with map_errors(_ERRORS, "free memory"):
+                owner.record_stream(self._torch.cuda.current_stream())
 
     def pin(self, size: int) -> Array:
         """Host memory of `size` bytes that is copied from and to while the host goes on."""
@@ -62,7 +72,12 @@ class TorchMemory:
         """Let this stream wait for what another holds by now."""
         cuda = self._torch.cuda
         with map_errors(_ERRORS, "wait for another stream"):
-            other = cuda.current_stream() if stream is None else cuda.ExternalStream(stream)
+            if stream is None:
+                other = cuda.current_stream()
+            elif stream == _LEGACY_STREAM:
+                other = cuda.default_stream()
+            else:
+                other = cuda.ExternalStream(stream)
             self._stream.wait_stream(other)
 
     def record_event(self) -> Any:
