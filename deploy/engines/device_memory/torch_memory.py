@@ -1,5 +1,6 @@
 """A GPU's memory through torch. The caller's tensors are used where they lie."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -99,19 +100,29 @@ class TorchMemory:
 
     def capture(self, work: Callable[[], None]) -> "TorchGraph":
         """Record what `work` puts into the stream; it is not run."""
+        torch = self._torch
         with map_errors(_ERRORS, "capture a graph"), self._current():
-            graph = self._torch.cuda.CUDAGraph()
+            graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
             # other threads go on allocating meanwhile, which would else spoil the capture
-            graph.capture_begin(capture_error_mode="thread_local")
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 work()
             finally:
-                graph.capture_end()
+                try:
+                    graph.capture_end()
+                except _ERRORS:
+                    self._end_allocations(pool)
+                    raise
         return TorchGraph(graph, self._current)
 
     def close(self) -> None:
         """Wait for the stream; torch keeps it for the next who asks."""
         self.synchronize()
+
+    def _end_allocations(self, pool: Any) -> None:
+        """After a capture that failed: torch believes that it goes on, and reuses less memory."""
+        with contextlib.suppress(_ERRORS):  # it may have come to that by itself
+            self._torch._C._cuda_endAllocateToPool(self._torch.cuda.current_device(), pool)
 
     def _current(self) -> Any:
         return self._torch.cuda.stream(self._stream)

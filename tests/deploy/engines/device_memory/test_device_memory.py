@@ -160,6 +160,9 @@ def test_what_cannot_be_captured_is_an_error_and_the_stream_goes_on(memory: Devi
     memory.free(buffer)
     memory.unpin(there)
     memory.unpin(back)
+    for _ in range(256):  # what is freed after it is used again: 64 GiB in all
+        memory.free(memory.allocate(1 << 28))
+        memory.synchronize()
 
 
 def test_many_streams_at_once_from_many_threads(memory: DeviceMemory) -> None:

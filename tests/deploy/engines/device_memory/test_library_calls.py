@@ -17,6 +17,7 @@ import deploy.engines.device_memory.torch_memory as torch_memory
 from deploy.engines.device_memory import DeviceBuffer
 from deploy.engines.device_memory.pycuda_memory import PycudaMemory
 from deploy.engines.device_memory.torch_memory import TorchMemory
+from export.errors import EngineError
 
 
 class Stream:
@@ -38,15 +39,31 @@ def refuse_odd(handle: int) -> Any:
     return ("external", handle)
 
 
+class Spoiled:
+    """A graph whose capture CUDA ends as a failure; torch does not notice that it has ended."""
+
+    def capture_begin(self, *, pool: Any, capture_error_mode: str) -> None:
+        assert (pool, capture_error_mode) == ((0, 7), "thread_local")
+
+    def capture_end(self) -> None:
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> TorchMemory:
     cuda = SimpleNamespace(
+        CUDAGraph=Spoiled,
+        graph_pool_handle=lambda: (0, 7),
+        current_device=lambda: 0,
+        stream=contextlib.nullcontext,
         Stream=Stream,
         current_stream=lambda: "current",
         default_stream=lambda: "default",
         ExternalStream=refuse_odd,
     )
-    torch = SimpleNamespace(cuda=cuda)
+    ended: list[Any] = []
+    _C = SimpleNamespace(_cuda_endAllocateToPool=lambda *given: ended.append(given))
+    torch = SimpleNamespace(cuda=cuda, _C=_C, ended=ended)
     monkeypatch.setattr(torch_memory, "require", lambda module, extra: torch)
     return TorchMemory()
 
@@ -70,6 +87,17 @@ def test_memory_that_is_let_go_waits_for_the_caller_s_own_stream(memory: TorchMe
     memory.free(buffer)
     assert streams == ["current"]
     assert buffer.owner is None
+
+
+def test_after_a_capture_that_failed_torch_is_told_that_it_has_ended(memory: TorchMemory) -> None:
+    """It else keeps memory that other streams have used from everybody, for good."""
+
+    def work() -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(EngineError, match="CUDA failed to capture a graph"):
+        memory.capture(work)
+    assert memory._torch.ended == [(0, (0, 7))]
 
 
 def test_threads_that_come_first_together_share_one_context(
