@@ -1,7 +1,7 @@
 """What a user would run on an NVIDIA GPU instead of our engines, and ours, each in a child process.
 
-`benchmarks/gpu.py` runs these functions in children through `ChildProcess`. Every recipe is the one
-of its own documentation. The input is ``x``, the output ``y``, float32 in and out.
+`gpu_run.py` runs these functions in children through `ChildProcess`. Every recipe is the one of its
+own documentation. The input is ``x``, the output ``y``, float32 in and out.
 """
 
 import time

@@ -1,12 +1,17 @@
 """The command line: parse, call one library function, print, exit code. No logic.
 
-Exit codes: 0 done and the gates hold; 1 a gate failed; 2 wrong use or bad input; 130 interrupted.
+Exit codes: 0 done and the gates hold; 1 a gate failed; 2 wrong use or bad input; 130 interrupted;
+141 nobody reads the output any more.
 Heavy modules are imported inside the commands, so that --help answers at once.
 """
 
+import contextlib
 import errno
+import os
 import signal
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
@@ -61,7 +66,33 @@ def main() -> None:
         sys.exit(130)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@contextlib.contextmanager
+def _minding_readers() -> Iterator[None]:
+    """Where nobody reads the output any more, click and rich exit with 1, as if a gate failed."""
+    try:
+        yield
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is not yet out
+        sys.exit(128 + signal.SIGPIPE)
+
+
+class _Commands(click.Group):
+    """The group of all commands; its own help and theirs are printed in here."""
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """As click does, whoever reads."""
+        with _minding_readers():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click does, whoever reads."""
+        with _minding_readers():
+            return super().invoke(ctx)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="deploykit", prog_name="deploy")
 def cli() -> None:
     """Take a trained PyTorch model to a verified, fast engine.

@@ -20,30 +20,42 @@ from deploy.cli.options import (
     tensorrt_options,
     trust_options,
 )
+from deploy.cli.sections import SectionedCommand, option, section, switch
 from deploy.config import Observer
 
 
-@click.command(epilog=BUILD_EPILOG)
+@click.command(cls=SectionedCommand, epilog=BUILD_EPILOG)
 @click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(), help="Bundle to write.  [MODEL.deploy]")
 @model_options
 @trust_options
 @data_options
-@click.option("--calibration-samples", type=int, help="Samples to calibrate int8 on.  [256]")
-@click.option(
-    "--observer", type=click.Choice(get_args(Observer)), help="How int8 ranges are found.  [auto]"
+@section(
+    "Calibration",
+    option("--calibration-samples", type=int, help="Samples to calibrate int8 on.  [256]"),
+    option(
+        "--observer",
+        type=click.Choice(get_args(Observer)),
+        help="How int8 ranges are found.  [auto]",
+    ),
 )
 @measure_options
+@section(
+    "Measuring",
+    option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        help="Where the baseline runs; auto: on the GPU if torch can.  [auto]",
+    ),
+)
 @fusion_options
+@section(
+    "Fusion and export",
+    option("--opset", type=int, help="ONNX opset, 18 to 25.  [20]"),
+    switch("--golden-from-data", help="Ship real samples as golden inputs."),
+)
 @search_options
 @tensorrt_options
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    help="Where the baseline runs; auto: on the GPU if torch can.  [auto]",
-)
-@click.option("--opset", type=int, help="ONNX opset, 18 to 25.  [20]")
-@click.option("--golden-from-data", is_flag=True, help="Ship real samples as golden inputs.")
 def build(model_file: Path, **flags: Any) -> None:
     """Fuse, export, quantize, check, measure; write a bundle."""
     from deploy.bundle.folder import REPORT_HTML, describe_reuse
@@ -63,7 +75,7 @@ def build(model_file: Path, **flags: Any) -> None:
     click.echo(f"\nBundle: {bundle.path}\nReport: {bundle.path / REPORT_HTML}")
 
 
-@click.command(epilog=EPILOG)
+@click.command(cls=SectionedCommand, epilog=EPILOG)
 @click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Program to write.  [MODEL.fused.pt2]"
@@ -92,7 +104,7 @@ def fuse(model_file: Path, output: Path | None, **flags: Any) -> None:
     )
 
 
-@click.command(epilog=EPILOG)
+@click.command(cls=SectionedCommand, epilog=EPILOG)
 @click.argument("model_file", metavar="MODEL", type=click.Path(path_type=Path))
 @model_options
 @trust_options
@@ -113,7 +125,7 @@ def inspect(model_file: Path, **flags: Any) -> None:
     print_warnings(inspection.warnings)
 
 
-@click.command(epilog=EPILOG)
+@click.command(cls=SectionedCommand, epilog=EPILOG)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @trust_options
 @data_options

@@ -19,9 +19,10 @@ from deploy.cli.options import (
     take_substitution,
     trust_options,
 )
+from deploy.cli.sections import SectionedCommand
 
 
-@click.command(epilog=EPILOG)
+@click.command(cls=SectionedCommand, epilog=EPILOG)
 @click.argument(
     "target", metavar="[BUNDLE|MODEL.onnx]", required=False, type=click.Path(path_type=Path)
 )
@@ -105,7 +106,7 @@ def _bench_engines(target: Path, config: Any, substitution: Any) -> None:
         click.echo(f"{', '.join(names)}: not run: {reason}")
 
 
-@click.command(epilog=EPILOG)
+@click.command(cls=SectionedCommand, epilog=EPILOG)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @trust_options
 @data_options
@@ -183,7 +184,7 @@ def debug() -> None:
     """Find out why an engine is wrong."""
 
 
-@debug.command(epilog=EPILOG)
+@debug.command(cls=SectionedCommand, epilog=EPILOG)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--precision", required=True, type=click.Choice(["int8", "fp16"]), help="To look at.")
 @click.option(

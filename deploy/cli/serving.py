@@ -5,55 +5,89 @@ from typing import Any
 
 import click
 
-from deploy.cli.options import shared, substitute_options
+from deploy.cli.options import substitute_options
+from deploy.cli.sections import SectionedCommand, option, section, shared
 
 serve_options = shared(
-    click.option("--config", metavar="FILE", help="Options as TOML, for [tool.deploy.serve]."),
-    click.option("--host", metavar="ADDRESS", help="Address to listen on.  [127.0.0.1]"),
-    click.option("--port", type=int, help="Of HTTP; 0: any free one.  [8000]"),
-    click.option("--grpc-port", type=int, help="Of gRPC; 0: none.  [8001]"),
-    click.option("--metrics-port", type=int, help="Of metrics and health alone; 0: none.  [0]"),
-    click.option("--engine", metavar="NAME", help="Of the bundle.  [its winner]"),
-    substitute_options(fallback=True),
-    click.option("--instances", type=int, help="Engines side by side.  [1]"),
-    click.option("--threads", type=int, help="Threads of each engine.  [cores shared out]"),
-    click.option("--workers", type=int, help="Processes that share the port.  [1]"),
-    click.option("--max-batch", type=int, help="Rows of a run, at most.  [8]"),
-    click.option("--max-delay-ms", type=float, help="Wait for a fuller run, at most.  [0]"),
-    click.option("--queue-rows", type=int, help="Rows that may wait; beyond, 503.  [256]"),
-    click.option("--queue-mb", type=int, help="MiB of inputs that may wait.  [256]"),
-    click.option("--timeout", type=float, help="Seconds of a request; beyond, 504.  [30]"),
-    click.option("--max-body-mb", type=int, help="MiB of a body; beyond, 413.  [64]"),
-    click.option("--max-inflight-mb", type=int, help="MiB of all bodies held.  [1024]"),
-    click.option("--max-connections", type=int, help="Open at a time.  [1024]"),
-    click.option("--receive-timeout", type=float, help="Seconds to send a request in.  [30]"),
-    click.option("--keep-alive", type=float, help="Seconds a connection may be idle.  [75]"),
-    click.option("--drain", type=float, help="Seconds not ready but answering.  [1]"),
-    click.option("--stop-timeout", type=float, help="Seconds for what is left then.  [30]"),
-    click.option("--shadow", type=float, help="Share also run in float32, 0 to 1.  [0]"),
-    click.option(
-        "--nonfinite", type=click.Choice(["refuse", "report"]), help="NaN outputs.  [refuse]"
+    option("--config", metavar="FILE", help="Options as TOML, for [tool.deploy.serve]."),
+    section(
+        "Where it listens",
+        option("--host", metavar="ADDRESS", help="Address to listen on.  [127.0.0.1]"),
+        option("--port", type=int, help="Of HTTP; 0: any free one.  [8000]"),
+        option("--grpc-port", type=int, help="Of gRPC; 0: none.  [8001]"),
+        option("--metrics-port", type=int, help="Of metrics and health alone; 0: none.  [0]"),
     ),
-    click.option(
-        "--trust", multiple=True, metavar="PACKAGE", help="Run this package's classes; repeat."
+    section(
+        "Engines",
+        option("--engine", metavar="NAME", help="Of the bundle.  [its winner]"),
+        substitute_options(fallback=True),
+        option("--instances", type=int, help="Engines side by side.  [1]"),
+        option("--threads", type=int, help="Threads of each engine.  [cores shared out]"),
+        option("--workers", type=int, help="Processes that share the port.  [1]"),
     ),
-    click.option("--token", metavar="TEXT", help="Bearer token; better in DEPLOY_SERVE_TOKEN."),
-    click.option("--tls-cert", metavar="FILE", help="Certificate chain, PEM."),
-    click.option("--tls-key", metavar="FILE", help="Its key, PEM."),
-    click.option("--control", metavar="PATH", help="Unix socket to make for deploy ctl."),
-    click.option("--traces", metavar="URL", help="OpenTelemetry collector (OTLP over HTTP)."),
-    click.option(
-        "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[info]"
+    section(
+        "Batching",
+        option("--max-batch", type=int, help="Rows of a run, at most.  [8]"),
+        option("--max-delay-ms", type=float, help="Wait for a fuller run, at most.  [0]"),
     ),
-    click.option("--min-replicas", type=int, help="On Ray: always there.  [1]"),
-    click.option("--max-replicas", type=int, help="On Ray: at most, under load.  [1]"),
-    click.option("--target-requests", type=float, help="On Ray: in a replica.  [a full run each]"),
-    click.option("--replica-cpus", type=float, help="On Ray: cores of a replica.  [1]"),
-    click.option("--replica-gpus", type=float, help="On Ray: GPUs of a replica.  [0]"),
+    section(
+        "Limits",
+        option("--queue-rows", type=int, help="Rows that may wait; beyond, 503.  [256]"),
+        option("--queue-mb", type=int, help="MiB of inputs that may wait.  [256]"),
+        option("--timeout", type=float, help="Seconds of a request; beyond, 504.  [30]"),
+        option("--max-body-mb", type=int, help="MiB of a body; beyond, 413.  [64]"),
+        option("--max-inflight-mb", type=int, help="MiB of all bodies held.  [1024]"),
+        option("--max-connections", type=int, help="Open at a time.  [1024]"),
+        option("--receive-timeout", type=float, help="Seconds to send a request in.  [30]"),
+        option("--keep-alive", type=float, help="Seconds a connection may be idle.  [75]"),
+    ),
+    section(
+        "Stopping",
+        option("--drain", type=float, help="Seconds not ready but answering.  [1]"),
+        option("--stop-timeout", type=float, help="Seconds for what is left then.  [30]"),
+    ),
+    section(
+        "Answers",
+        option("--shadow", type=float, help="Share also run in float32, 0 to 1.  [0]"),
+        option(
+            "--nonfinite", type=click.Choice(["refuse", "report"]), help="NaN outputs.  [refuse]"
+        ),
+    ),
+    section(
+        "Trust",
+        option(
+            "--trust", multiple=True, metavar="PACKAGE", help="Run this package's classes; repeat."
+        ),
+    ),
+    section(
+        "Security",
+        option("--token", metavar="TEXT", help="Bearer token; better in DEPLOY_SERVE_TOKEN."),
+        option("--tls-cert", metavar="FILE", help="Certificate chain, PEM."),
+        option("--tls-key", metavar="FILE", help="Its key, PEM."),
+    ),
+    section(
+        "Control and logs",
+        option("--control", metavar="PATH", help="Unix socket to make for deploy ctl."),
+        option("--traces", metavar="URL", help="OpenTelemetry collector (OTLP over HTTP)."),
+        option(
+            "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[info]"
+        ),
+    ),
+    section(
+        "Ray",
+        option("--min-replicas", type=int, help="Always there.  [1]"),
+        option("--max-replicas", type=int, help="At most, under load.  [1]"),
+        option("--target-requests", type=float, help="In a replica at a time.  [a full run each]"),
+        option("--replica-cpus", type=float, help="Cores of a replica.  [1]"),
+        option("--replica-gpus", type=float, help="GPUs of a replica.  [0]"),
+    ),
 )
 
 
-@click.command(epilog="Options: flags, then DEPLOY_SERVE_*, then [tool.deploy.serve], then these.")
+@click.command(
+    cls=SectionedCommand,
+    epilog="Options: flags, then DEPLOY_SERVE_*, then [tool.deploy.serve], then these.",
+)
 @click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path())
 @serve_options
 @click.option("--check", is_flag=True, help="Verify bundles and options, and exit.")

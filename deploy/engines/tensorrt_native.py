@@ -15,7 +15,7 @@ from deploy.engines.output_allocator import make_allocator_class
 from export.errors import EngineError
 from export.tensorrt.options import ShapeProfile
 from export.tensorrt.plugins import load_plugins
-from export.tensorrt.products import ErrorLog, Product, import_product
+from export.tensorrt.products import ErrorLog, Product, import_product, start
 
 _DTYPES: dict[str, Any] = {
     "FLOAT": np.float32,
@@ -85,7 +85,7 @@ class NativeEngine:
         self._trt = trt = import_product(product)
         self._title, self._log, self._lock = product.title, ErrorLog(trt), threading.Lock()
         with ExitStack() as stack:
-            runtime = trt.Runtime(self._log.logger)
+            runtime = start(product, trt.Runtime, self._log)
             runtime.engine_host_code_allowed = plan.host_code
             load_plugins(runtime.get_plugin_registry(), plan.plugins, stack)
             engine = runtime.deserialize_cuda_engine(plan.content)

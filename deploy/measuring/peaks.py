@@ -24,6 +24,8 @@ from quantize.int8.insertion import quantize_int8
 _CHANNELS, _SIZE, _LAYERS = 256, 28, 8
 _MACS = _LAYERS * _CHANNELS * _CHANNELS * _SIZE * _SIZE
 _CALLS = 40
+_IR_VERSION = 10
+"""Named, since onnx's own default may be newer than what the installed engines read."""
 
 
 @functools.cache
@@ -78,6 +80,7 @@ def _make_chain(path: Path) -> OnnxModel:
         [helper.make_tensor_value_info(tensor, TensorProto.FLOAT, _shape())],
         weights,
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), path)
+    opset = helper.make_opsetid("", 20)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=_IR_VERSION), path)
     spec = TensorSpec("x", _shape(), "float32")
     return OnnxModel(path, (spec,), (TensorSpec(tensor, _shape(), "float32"),), 20)

@@ -84,7 +84,7 @@ def capture(
         whole = WholeScales() if ranges and not strict else contextlib.nullcontext()
         masks = _replaced(torch.nn.modules.transformer, "_detect_is_causal_mask", _say_of_mask)
         unknown = _leave_out_unknown(module, strict)
-        with contain_noise(), torch.no_grad(), masks, unknown, whole:
+        with contain_noise(), torch.no_grad(), _plain_attention(), masks, unknown, whole:
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=strict)
     except Exception as error:  # the user's own code runs here: whatever it raises is the finding
         place = find_module_path(module, error.__traceback__)
@@ -185,6 +185,21 @@ def _say_of_mask(_mask: object, is_causal: bool | None = None, _size: object = N
     only chooses between kernels that compute the same.
     """
     return is_causal is True
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Keep torch's attention and encoder layers from their kernels of one piece.
+
+    Tracing bytecode takes them otherwise. torch 2.11 cannot trace that of the encoder layer, and
+    ONNX has no form of either.
+    """
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from export.tensorrt.messages import explain_parser
 from export.tensorrt.monitor import BuildMonitor
 from export.tensorrt.options import BuildOptions, ShapeProfile, make_profiles
 from export.tensorrt.plugins import copy_plugins, load_plugins
-from export.tensorrt.products import ErrorLog, Product, find_product, import_product
+from export.tensorrt.products import ErrorLog, Product, find_product, import_product, start
 from export.tensorrt.record import EngineFile, EngineRecord
 
 TIMING_CACHE = "timing.cache"
@@ -61,7 +61,7 @@ def build_engine(
     plugins = copy_plugins(options.plugins, path.parent)
     log = ErrorLog(trt)
     monitor = BuildMonitor(trt, f"build {path.parent.name or path.name}", progress)
-    builder = trt.Builder(log.logger)
+    builder = start(product, trt.Builder, log)
     load_plugins(builder.get_plugin_registry(), [Path(plugin.path) for plugin in plugins])
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log.logger)

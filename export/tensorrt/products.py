@@ -1,6 +1,6 @@
 """NVIDIA TensorRT and TensorRT for RTX, whose Python interfaces are nearly one."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,25 @@ class ErrorLog:
     def explain(self) -> str:
         """The errors as one text."""
         return "; ".join(dict.fromkeys(self.errors)) or "no reason given"
+
+
+def start(product: Product, kind: Callable[[Any], Any], log: ErrorLog) -> Any:
+    """A builder or a runtime.
+
+    Args:
+        kind: ``Builder`` or ``Runtime`` of the product's module.
+        log: hears why there is none.
+
+    Raises:
+        EngineError: CUDA does not start here, or the library does not know this GPU.
+    """
+    try:
+        return kind(log.logger)
+    except TypeError as error:  # the one word that its binding has for a null pointer
+        raise EngineError(
+            f"{product.title} cannot be started on this machine: {log.explain()}. Check that the "
+            "driver and the GPU are among those that this version of it supports."
+        ) from error
 
 
 def _make_logger(trt: Any, errors: list[str]) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from export.artifacts import OnnxModel
 from export.errors import EngineError
 from export.tensorrt.building import hash_onnx, write_whole
-from export.tensorrt.products import ErrorLog, find_product, import_product
+from export.tensorrt.products import ErrorLog, find_product, import_product, start
 from export.tensorrt.record import EngineFile
 
 _REFITTABLE = frozenset({"REFIT", "STRIP_PLAN"})
@@ -35,7 +35,8 @@ def refit_engine(engine: EngineFile, model: OnnxModel, path: Path) -> EngineFile
     product = find_product(record.product)
     trt = import_product(product)
     log = ErrorLog(trt)
-    opened = trt.Runtime(log.logger).deserialize_cuda_engine(engine.path.read_bytes())
+    runtime = start(product, trt.Runtime, log)
+    opened = runtime.deserialize_cuda_engine(engine.path.read_bytes())
     if opened is None:
         raise EngineError(f"{product.title} cannot open {engine.path.name}: {log.explain()}")
     refitter = trt.Refitter(opened, log.logger)

@@ -122,7 +122,7 @@ def test_what_held_the_clocks_back_is_said() -> None:
 
 
 def test_one_line_for_a_product_that_refuses_the_gpu_in_every_precision() -> None:
-    from gpu import join_failures
+    from gpu_run import join_failures
 
     failed = {f"tensorrt_rtx {kind}": "no target 'SM90'" for kind in ("tf32", "fp16")}
     failed |= {"tensorrt fp16": "a", "tensorrt int8": "b"}

@@ -88,3 +88,40 @@ def test_bits_without_a_name_are_shown_and_what_is_no_number_is_not_known(tool) 
 def test_a_tool_that_fails_tells_no_state(tool) -> None:
     tool("exit 9")
     assert read_gpu_state() is None
+
+
+@pytest.mark.gpu
+def test_the_tool_says_of_the_gpu_what_cuda_says() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this torch has no CUDA")
+    gpu = read_gpu()
+    assert gpu is not None
+    properties = torch.cuda.get_device_properties(0)
+    assert gpu.name == properties.name
+    assert gpu.capability == f"{properties.major}.{properties.minor}"
+    assert gpu.target == f"SM{properties.major}{properties.minor}"
+    major, minor = divmod(torch._C._cuda_getDriverVersion(), 1000)
+    assert gpu.cuda == f"{major}.{minor // 10}"
+    assert gpu.driver.count(".") >= 1
+
+
+@pytest.mark.gpu
+def test_the_state_of_a_gpu_that_works_is_plausible() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this torch has no CUDA")
+    a = torch.ones(4096, 4096, device="cuda")
+    for _ in range(50):
+        a @ a
+    state = read_gpu_state()
+    torch.cuda.synchronize()
+    assert state is not None
+    assert state.sm_mhz is not None
+    assert state.max_sm_mhz is not None
+    assert 100 < state.sm_mhz <= state.max_sm_mhz
+    assert state.memory_mhz is None or state.memory_mhz > 100
+    assert state.watts is None or 5 < state.watts < 2000
+    assert state.celsius is None or 5 < state.celsius < 120
+    assert state.reasons is not None
+    assert all(not reason.startswith("0x") for reason in state.reasons), state.reasons

@@ -7,6 +7,7 @@ graphs of their own; TensorRT for RTX captures them itself and has them here too
 import atexit
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -19,6 +20,10 @@ from export.optional import require
 
 _EVENT_DEFAULT = 0
 """With times, and waited for by spinning: the host is back at once."""
+
+_FIRST = threading.Lock()
+"""Two threads that come first together would hold the context in two objects of pycuda's, of which
+neither frees what was made in the other."""
 
 
 class PycudaMemory:
@@ -118,7 +123,8 @@ class PycudaMemory:
         TensorRT works in that context too, and pycuda frees nothing outside of it.
         """
         with map_errors(self._errors, doing):
-            context = _primary_context(self._cuda)
+            with _FIRST:
+                context = _primary_context(self._cuda)
             context.push()
             try:
                 yield

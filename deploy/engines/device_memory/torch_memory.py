@@ -1,5 +1,6 @@
 """A GPU's memory through torch. The caller's tensors are used where they lie."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,9 @@ from export.optional import require
 
 _ERRORS = RuntimeError
 """torch's errors of CUDA, out of memory included, are all of this kind."""
+_LEGACY_STREAM = 1
+"""CUDA's handle of the default stream, by which others name it. torch takes every odd handle for a
+number of its own, and refuses this one."""
 
 
 class TorchMemory:
@@ -35,8 +39,15 @@ class TorchMemory:
         return DeviceBuffer(owner.data_ptr(), size, owner)
 
     def free(self, buffer: DeviceBuffer) -> None:
-        """Give memory back to torch, which keeps it for the next who asks."""
-        buffer.owner = None
+        """Give memory back to torch, which keeps it for the next who asks.
+
+        What the caller's own stream was given to do with it comes first: an output is read there,
+        and nobody waits for that before the output is let go.
+        """
+        owner, buffer.owner = buffer.owner, None
+        if owner is not None:
+            with map_errors(_ERRORS, "free memory"):
+                owner.record_stream(self._torch.cuda.current_stream())
 
     def pin(self, size: int) -> Array:
         """Host memory of `size` bytes that is copied from and to while the host goes on."""
@@ -62,7 +73,12 @@ class TorchMemory:
         """Let this stream wait for what another holds by now."""
         cuda = self._torch.cuda
         with map_errors(_ERRORS, "wait for another stream"):
-            other = cuda.current_stream() if stream is None else cuda.ExternalStream(stream)
+            if stream is None:
+                other = cuda.current_stream()
+            elif stream == _LEGACY_STREAM:
+                other = cuda.default_stream()
+            else:
+                other = cuda.ExternalStream(stream)
             self._stream.wait_stream(other)
 
     def record_event(self) -> Any:
@@ -84,19 +100,29 @@ class TorchMemory:
 
     def capture(self, work: Callable[[], None]) -> "TorchGraph":
         """Record what `work` puts into the stream; it is not run."""
+        torch = self._torch
         with map_errors(_ERRORS, "capture a graph"), self._current():
-            graph = self._torch.cuda.CUDAGraph()
+            graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
             # other threads go on allocating meanwhile, which would else spoil the capture
-            graph.capture_begin(capture_error_mode="thread_local")
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 work()
             finally:
-                graph.capture_end()
+                try:
+                    graph.capture_end()
+                except _ERRORS:
+                    self._end_allocations(pool)
+                    raise
         return TorchGraph(graph, self._current)
 
     def close(self) -> None:
         """Wait for the stream; torch keeps it for the next who asks."""
         self.synchronize()
+
+    def _end_allocations(self, pool: Any) -> None:
+        """After a capture that failed: torch believes that it goes on, and reuses less memory."""
+        with contextlib.suppress(_ERRORS):  # it may have come to that by itself
+            self._torch._C._cuda_endAllocateToPool(self._torch.cuda.current_device(), pool)
 
     def _current(self) -> Any:
         return self._torch.cuda.stream(self._stream)

@@ -288,7 +288,7 @@ def test_onnx_runs_on_the_gpu_where_its_provider_is_there_and_works(
     works: bool,
     variant: str,
 ) -> None:
-    monkeypatch.setattr(deploy.bundle.substitutes, "explain_no_provider", lambda gpu: None)
+    monkeypatch.setattr(deploy.bundle.substitutes, "explain_no_provider", lambda _: None)
     answer: Fake = lambda bundle, spec: None if works else "cuDNN is missing"  # noqa: E731
     monkeypatch.setattr(deploy.bundle.substitutes, "_try_out", answer)
     spec, warning = find_runnable(

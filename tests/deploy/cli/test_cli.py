@@ -83,12 +83,41 @@ def test_help_is_shown(cli: Cli, command: str | None, flag: str) -> None:
         assert all(f"\n  {name} " in out for name in COMMANDS)
 
 
+def test_the_help_of_build_lists_options_under_what_they_are_about(cli: Cli) -> None:
+    _, out, _ = cli("build", "--help")
+    sections = [block.splitlines() for block in out.split("\n\n")]
+    titles = {block[0]: "\n".join(block[1:]) for block in sections if block[0].endswith(":")}
+    assert "--data PATH" in titles["Data:"]
+    assert "--max-drop FLOAT" in titles["Gates:"]
+    assert "--[no-]stripped " in titles["NVIDIA GPUs:"]
+    assert "--no-tf32 / --tf32 " in titles["NVIDIA GPUs:"]
+    listed = re.findall(r"^  (?:-o, )?--(?:\[no-\])?([a-z0-9-]+)", out, re.MULTILINE)
+    assert sorted(listed) == sorted(IN_TOML)  # each once, in one section
+
+
 @pytest.mark.parametrize("group", [(), ("ctl",), ("debug",)])
 def test_no_command_is_cut_off_in_the_help(cli: Cli, group: tuple[str, ...]) -> None:
     _, out, _ = cli(*group, "--help")
     listed = out.partition("Commands:\n")[2]
     assert listed
     assert "..." not in listed
+
+
+@pytest.mark.parametrize("words", [("--help",), ("build", "--help"), ("doctor",)])
+def test_a_reader_that_has_gone_is_no_gate_that_failed(words: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "deploy", *words],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_no_command_shows_the_help_and_is_wrong_use(cli: Cli) -> None:
@@ -359,6 +388,20 @@ def test_an_option_has_the_same_effect_from_the_project_as_from_its_flag(
         assert cli("build", "m.pt")[0] == 0
     flag, dashes, underscores = built
     assert flag == dashes == underscores != BuildConfig()
+
+
+SWITCHES = [name for name, value in IN_TOML.items() if value == "true" and name != "trust-all"]
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_the_command_line_turns_off_what_the_project_has_turned_on(
+    cli: Cli, built: list[BuildConfig], name: str
+) -> None:
+    off = name.removeprefix("no-") if name.startswith("no-") else f"no-{name}"
+    write_options(f"{name} = true")
+    assert cli("build", "m.pt")[0] == cli("build", "m.pt", f"--{off}")[0] == 0
+    on, without = built
+    assert on != BuildConfig() == without
 
 
 def test_trust_all_is_every_package(cli: Cli, built: list[BuildConfig]) -> None:

@@ -41,6 +41,10 @@ class HostGpu:
     def open_memory(self) -> "HostMemory":
         return HostMemory(self)
 
+    def make_context(self, engine: "Engine", managed: bool, graphs: bool) -> "Context":
+        """What runs an engine of this GPU."""
+        return Context(engine, managed, graphs=graphs)
+
     @property
     def left(self) -> dict[str, int]:
         """What is open."""
@@ -226,10 +230,10 @@ class _Runtime:
             logger.log(_Logger.ERROR, "magic tag does not match")
             return None
         gpu.touch()
-        return _Engine(*self._made)
+        return Engine(*self._made)
 
 
-class _Engine:
+class Engine:
     device_memory_size_v2 = 512
 
     def __init__(self, logger: Any, gpu: HostGpu, model: Model, modes: Any) -> None:
@@ -264,10 +268,12 @@ class _Engine:
     def create_runtime_config(self) -> Any:
         return SimpleNamespace(create_runtime_cache=object, set_runtime_cache=lambda cache: True)
 
-    def create_execution_context(self, how: object) -> "_Context":
+    def create_execution_context(self, how: object) -> "Context":
         self.gpu.touch()
         managed = how == "user managed"
-        return _Context(self, managed, graphs=getattr(how, "cuda_graph_strategy", "") == "whole")
+        return self.gpu.make_context(
+            self, managed, getattr(how, "cuda_graph_strategy", "") == "whole"
+        )
 
     def create_engine_inspector(self) -> Any:
         return _Inspector()
@@ -290,13 +296,13 @@ class _Inspector:
         return json.dumps({"Layers": layers})
 
 
-class _Context:
+class Context:
     """Strict: it runs only with all that the real one wants, and captures only when warm."""
 
     profiler: Any = None
     enqueue_emits_profile = False
 
-    def __init__(self, engine: _Engine, managed: bool, *, graphs: bool) -> None:
+    def __init__(self, engine: Engine, managed: bool, *, graphs: bool) -> None:
         self._engine, self._managed, self._graphs = engine, managed, graphs
         self._profile: int | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -343,12 +349,7 @@ class _Context:
     def execute_async_v3(self, stream: int) -> bool:
         engine, memory = self._engine, self._engine.gpu.streams[stream]
         engine.gpu.touch()
-        wanted = {"x", "s", "twice"}
-        if self._managed:
-            assert self._scratch is not None
-            assert self._scratch[1] >= engine.device_memory_size_v2
-        if not wanted <= set(self._addresses) or self._profile is None:
-            engine.logger.log(_Logger.ERROR, "not all is bound")
+        if not self._is_bound():
             return False
         if memory.capturing:
             assert self._warm, "captured before the first run"
@@ -362,6 +363,16 @@ class _Context:
             self.profiler.report_layer_time("Mul_0 + Add_0", 0.5)
             self.profiler.report_layer_time("Reformatting CopyNode for Output", 0.25)
         return True
+
+    def _is_bound(self) -> bool:
+        """Whether it may run; where it may not, the logger hears of it."""
+        if self._managed:
+            assert self._scratch is not None
+            assert self._scratch[1] >= self._engine.device_memory_size_v2
+        bound = {"x", "s", "twice"} <= set(self._addresses) and self._profile is not None
+        if not bound:
+            self._engine.logger.log(_Logger.ERROR, "not all is bound")
+        return bound
 
     def _compute(self, addresses: dict[str, int], shape: tuple[int, ...], stream: int) -> None:
         dtype = DTYPES[self._engine.model.tensors["x"][2]]

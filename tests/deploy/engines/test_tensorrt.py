@@ -402,8 +402,8 @@ def test_all_that_is_asked_of_tensorrt_is_there() -> None:
     import host_gpu
 
     pairs = (
-        (host_gpu._Context, trt.IExecutionContext),
-        (host_gpu._Engine, trt.ICudaEngine),
+        (host_gpu.Context, trt.IExecutionContext),
+        (host_gpu.Engine, trt.ICudaEngine),
         (host_gpu._Runtime, trt.Runtime),
     )
     for stand_in, real in pairs:

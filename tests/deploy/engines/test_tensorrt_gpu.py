@@ -1,6 +1,5 @@
 """Engines of TensorRT on a real GPU. Written where there was none; see docs/gpu.md."""
 
-import resource
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gpu_use import read_use
 from rtx import make_model
 from tiny import FEATURES, answer, draw
 
@@ -131,31 +131,17 @@ def test_a_flipped_byte_is_refused(spec: EngineSpec, tmp_path: Path) -> None:
 
 
 def test_ten_thousand_runs_and_a_hundred_openings_leak_nothing(spec: EngineSpec) -> None:
-    def used() -> tuple[float, float]:
-        """MiB of the host, and of the GPU by all that use it."""
-        import subprocess
-
-        query = [
-            "nvidia-smi",
-            "-i",
-            "0",
-            "--query-gpu=memory.used",
-            "--format=csv,noheader,nounits",
-        ]
-        answer = subprocess.run(query, capture_output=True, text=True, check=True)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, float(answer.stdout)
-
     feeds = [{"x": np.ones((batch, FEATURES), np.float32)} for batch in range(1, 9)]
     with open_engine(spec) as engine:
         for index in range(500):
             engine(feeds[index % 8])
-        before = used()
+        before = read_use()
         for index in range(10_000):
             engine(feeds[index % 8])
-        after = used()
-    assert after[0] - before[0] < 16
-    assert after[1] - before[1] < 16
+        after = read_use()
+    assert after.host_mib - before.host_mib < 16
+    assert after.gpu_mib - before.gpu_mib < 16
     for _ in range(100):
         with open_engine(spec) as engine:
             engine(feeds[0])
-    assert used()[1] - before[1] < 32
+    assert read_use().gpu_mib - before.gpu_mib < 32

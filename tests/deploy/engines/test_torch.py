@@ -187,27 +187,3 @@ def test_a_gpu_that_torch_cannot_use_is_told_with_the_fix(model: Path) -> None:
         pytest.skip("torch has a GPU here")
     with pytest.raises(EngineError, match=r"eager torch on an NVIDIA GPU: .*--device cpu"):
         open_engine(replace(spec(model), variant="cuda"))
-
-
-@pytest.mark.gpu
-def test_eager_on_the_gpu_gives_the_answers_of_the_module(model: Path) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("this torch has no CUDA")
-    for batch in (1, 7, 64):
-        x = draw(batch)
-        with open_engine(replace(spec(model), variant="cuda")) as engine:
-            got = engine({"x": x})
-        np.testing.assert_allclose(got["logits"], answer(x), rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.gpu
-def test_eager_on_the_gpu_leaves_the_caller_s_arrays_alone(tmp_path: Path) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("this torch has no CUDA")
-    path, x = save(nn.ReLU(inplace=True), tmp_path), draw(3)
-    before = x.copy()
-    with open_engine(replace(spec(path, X), variant="cuda")) as engine:
-        first, second = engine({"x": x}), engine({"x": x})
-    np.testing.assert_array_equal(x, before)
-    np.testing.assert_array_equal(first["x"], np.maximum(before, 0))
-    np.testing.assert_array_equal(first["x"], second["x"])

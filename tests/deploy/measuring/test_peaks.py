@@ -1,7 +1,9 @@
 """Peaks are measured where they can be, and null where not."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import onnx
 import psutil
 import pytest
 
@@ -32,6 +34,12 @@ def test_peaks_are_plausible_figures_in_gmacs() -> None:
 
 def test_the_chain_has_the_macs_that_times_are_divided_into() -> None:
     assert sum(28 * 28 * 256 * 256 for _ in range(8)) == deploy.measuring.peaks._MACS
+
+
+def test_the_chain_is_of_the_format_of_its_opset_whatever_onnx_is_installed(tmp_path: Path) -> None:
+    """ONNX Runtime 1.30 reads up to 13; onnx 1.23 would write 14."""
+    model = deploy.measuring.peaks._make_chain(tmp_path / "chain.onnx")
+    assert onnx.load(model.path).ir_version == 10
 
 
 def test_without_openvino_bf16_is_null(monkeypatch: pytest.MonkeyPatch) -> None:

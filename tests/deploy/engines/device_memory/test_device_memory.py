@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from deploy.engines.device_memory import DeviceMemory
+from deploy.engines.device_memory import DeviceMemory, DeviceTensor
 from export.errors import EngineError
 from export.optional import is_installed
 
@@ -76,6 +76,15 @@ def test_streams_are_apart_and_waited_for(memory: DeviceMemory) -> None:
     other.close()
 
 
+@pytest.mark.parametrize("handle", [1, 2], ids=["the default stream", "the thread's"])
+def test_the_default_streams_are_waited_for_by_their_handles(
+    memory: DeviceMemory, handle: int
+) -> None:
+    memory.wait_for(handle)
+    memory.wait_for(None)
+    memory.synchronize()
+
+
 def test_events_tell_seconds(memory: DeviceMemory) -> None:
     size = 1 << 26
     buffer, there = memory.allocate(size), memory.pin(size)
@@ -137,6 +146,72 @@ def test_captured_work_runs_at_every_launch(memory: DeviceMemory) -> None:
     memory.free(buffer)
     memory.unpin(there)
     memory.unpin(back)
+
+
+def test_what_cannot_be_captured_is_an_error_and_the_stream_goes_on(memory: DeviceMemory) -> None:
+    buffer, there, back = memory.allocate(100), memory.pin(100), memory.pin(100)
+    there[:] = random_bytes(100)
+    with pytest.raises(EngineError):  # a stream that is captured cannot be waited for
+        memory.capture(memory.synchronize)
+    memory.copy_in(there, buffer)
+    memory.copy_out(buffer, back)
+    memory.synchronize()
+    np.testing.assert_array_equal(back, there)
+    memory.free(buffer)
+    memory.unpin(there)
+    memory.unpin(back)
+    for _ in range(256):  # what is freed after it is used again: 64 GiB in all
+        memory.free(memory.allocate(1 << 28))
+        memory.synchronize()
+
+
+def test_many_streams_at_once_from_many_threads(memory: DeviceMemory) -> None:
+    """More than torch has, which then gives the same ones again."""
+
+    def work(seed: int) -> bool:
+        mine = type(memory)()
+        buffer, there, back = mine.allocate(1 << 16), mine.pin(1 << 16), mine.pin(1 << 16)
+        for value in range(20):
+            there[:] = (seed + value) % 256
+            mine.copy_in(there, buffer)
+            mine.copy_out(buffer, back)
+            mine.synchronize()
+            if not (back == (seed + value) % 256).all():
+                return False
+        mine.free(buffer)
+        mine.unpin(there)
+        mine.unpin(back)
+        mine.close()
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(80)))
+
+
+def test_an_output_that_is_let_go_is_not_overwritten_while_the_caller_reads_it() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this torch has no CUDA")
+    from deploy.engines.device_memory.torch_memory import TorchMemory
+
+    memory, size = TorchMemory(), 1 << 20
+    first, ones, twos = memory.allocate(size), memory.pin(size), memory.pin(size)
+    ones[:], twos[:] = 1, 2
+    memory.copy_in(ones, first)
+    memory.synchronize()
+    address = first.address
+    output = DeviceTensor(memory, first, (size,), "|u1")
+    seen = torch.as_tensor(output, device="cuda")
+    assert seen.data_ptr() == address
+    torch.cuda._sleep(1_000_000_000)  # about half a second of the caller's stream
+    read = seen.clone()
+    del seen, output
+    second = memory.allocate(size)
+    memory.copy_in(twos, second)
+    memory.synchronize()
+    assert bool((read.cpu() == 1).all())
+    memory.free(second)
+    memory.close()
 
 
 def test_memory_is_given_back(memory: DeviceMemory) -> None:
