@@ -53,6 +53,8 @@ PEERS = (
     "onnxruntime CUDA TF32",
     "onnxruntime CUDA fp16",
     "onnxruntime CUDA fp16 channels_last",
+    "onnxruntime CUDA TF32 graphs",
+    "onnxruntime CUDA fp16 graphs",
 )
 SLOW_PEERS = ("torch.compile reduce-overhead TF32", "torch.compile max-autotune AMP fp16")
 """A compiler works at every batch size anew; a short run has one peer of that kind."""

@@ -213,6 +213,8 @@ OPENERS: Mapping[str, Callable[[Path, str], Peer]] = {
     "onnxruntime CUDA TF32": _open_onnxruntime("tf32"),
     "onnxruntime CUDA fp16": _open_onnxruntime("fp16"),
     "onnxruntime CUDA fp16 channels_last": _open_onnxruntime("fp16", "cuda-nhwc"),
+    "onnxruntime CUDA TF32 graphs": _open_onnxruntime("tf32", "cuda-graphs"),
+    "onnxruntime CUDA fp16 graphs": _open_onnxruntime("fp16", "cuda-graphs"),
 }
 
 

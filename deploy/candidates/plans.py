@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from deploy.engines.base import name_candidate
-from deploy.engines.device import CPU, CUDA, CUDA_NHWC
+from deploy.engines.device import CPU, CUDA, CUDA_GRAPHS, CUDA_NHWC
 from export.artifacts import OnnxModel
 from export.gpu import GpuFacts
 from export.onnx.files import read_model
@@ -51,10 +51,13 @@ _GPU_GRAPHS = {
 CUDA_PLANS = (
     Plan("onnxruntime", "tf32", "fp32", CUDA),
     Plan("onnxruntime", "fp16", "fp16-tensorrt", CUDA),
+    Plan("onnxruntime", "tf32", "fp32", CUDA_GRAPHS),
+    Plan("onnxruntime", "fp16", "fp16-tensorrt", CUDA_GRAPHS),
 )
 """ONNX Runtime on the GPU. Between Q/DQ pairs its CUDA provider computes in float, so that int8
 would cost time. For pools, Pad, Resize and most reductions it has no bfloat16, and nothing casts
-them: such a file is not opened."""
+them: such a file is not opened. With CUDA graphs the host launches once where it else launches
+every kernel, which is most of the time of a small batch; without them calls overlap."""
 
 CUDA_CONV_PLANS = (Plan("onnxruntime", "fp16", "fp16-tensorrt", CUDA_NHWC),)
 """With channels last, as tensor cores read them; else convolutions transpose what they read.

@@ -4,7 +4,7 @@ import contextlib
 
 from deploy.engines.base import Array, Engine, EngineSpec, Feeds
 from deploy.engines.conformity import check_engine
-from deploy.engines.device import runs_on_gpu
+from deploy.engines.device import CUDA_GRAPHS, runs_on_gpu
 from export.errors import EngineError
 from export.tensorrt.products import PRODUCTS
 
@@ -31,6 +31,10 @@ def _open(spec: EngineSpec) -> Engine:
         from deploy.engines.torch import TorchEngine
 
         return TorchEngine(spec)
+    if spec.engine == "onnxruntime" and spec.variant == CUDA_GRAPHS:
+        from deploy.engines.onnxruntime_graphs import OnnxRuntimeGraphsEngine
+
+        return OnnxRuntimeGraphsEngine(spec)
     if spec.engine == "onnxruntime" and runs_on_gpu(spec.variant):
         from deploy.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
 

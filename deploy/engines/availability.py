@@ -1,6 +1,6 @@
 """Whether this machine can run an engine in a precision, and what would help."""
 
-from deploy.engines.device import NO_GPU, runs_on_gpu
+from deploy.engines.device import CUDA_GRAPHS, NO_GPU, runs_on_gpu
 from deploy.engines.process import call_in_child
 from export.gpu import read_gpu
 from export.optional import DISTRIBUTION, is_installed
@@ -18,7 +18,13 @@ def find_obstacle(engine: str, precision: str, variant: str = "") -> str | None:
         from deploy.engines.onnxruntime_cuda import explain_no_provider
 
         gpu = read_gpu()
-        return NO_GPU if gpu is None else explain_no_provider(gpu)
+        if gpu is None:
+            return NO_GPU
+        if variant == CUDA_GRAPHS:
+            from deploy.engines.onnxruntime_graphs import explain_no_graphs
+
+            return explain_no_provider(gpu) or explain_no_graphs()
+        return explain_no_provider(gpu)
     wants_bf16 = (engine, precision) == ("openvino", "bf16")
     if wants_bf16 and not call_in_child("deploy.engines.openvino:cpu_has_bf16"):
         return "this CPU has no bf16 instructions"

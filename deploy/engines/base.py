@@ -59,8 +59,8 @@ class EngineSpec:
         variant: how int8 comes about without calibration: ``dynamic``, activations are quantized
             as they come, a tensor at a time; ``weights``, weights are packed in blocks, and
             activations quantized in blocks while they are multiplied. Empty: neither. Or where
-            ONNX Runtime or torch runs: ``cuda``, on the GPU; ``cuda-nhwc``, there with channels
-            last, ONNX Runtime alone; empty: on the CPU.
+            ONNX Runtime or torch runs: ``cuda``, on the GPU; empty: on the CPU. ONNX Runtime alone:
+            ``cuda-nhwc``, there with channels last; ``cuda-graphs``, so and with CUDA graphs.
         record: of an engine that was built ahead of time, what it needs; such an engine is not
             opened without.
         source: of such an engine, the ONNX file that it was built from, which tells what its layers

@@ -12,6 +12,8 @@ CUDA: Literal["cuda"] = "cuda"
 """Also the variant of an `EngineSpec` that runs torch or ONNX Runtime on the GPU."""
 CUDA_NHWC = "cuda-nhwc"
 """The variant of ONNX Runtime on the GPU whose convolutions have their channels last."""
+CUDA_GRAPHS = "cuda-graphs"
+"""That of ONNX Runtime on the GPU, channels last, which replays a CUDA graph for each shape."""
 NO_GPU = "no NVIDIA GPU"
 
 
@@ -25,7 +27,7 @@ class _Entry(Protocol):
 
 def runs_on_gpu(variant: str) -> bool:
     """Whether a variant of torch or ONNX Runtime is one for the GPU."""
-    return variant in (CUDA, CUDA_NHWC)
+    return variant in (CUDA, CUDA_NHWC, CUDA_GRAPHS)
 
 
 def needs_gpu(entry: _Entry) -> bool:

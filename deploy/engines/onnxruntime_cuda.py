@@ -1,11 +1,9 @@
 """ONNX Runtime's CUDA provider: whether it can be had here, its libraries, its options.
 
-Three options of it are left alone. CUDA graphs (`enable_cuda_graph`): a graph belongs to the thread
-that captured it and to one set of shapes, calls of a session may not overlap then, and what the
-provider allocates for a larger batch later may be freed under a graph of a smaller one. Only a
-session for each set of shapes would be sound, with its own copy of the weights. A compute stream of
-the caller's: without one every call has a stream of its own, so that threads do not wait for each
-other. Copies beside the compute stream (`do_copy_in_default_stream` off): they race.
+CUDA graphs are another engine, `onnxruntime_graphs.py`: with them calls cannot overlap. Two options
+are left alone. A compute stream of the caller's: without one every call has a stream of its own, so
+that threads do not wait for each other. Copies beside the compute stream
+(`do_copy_in_default_stream` off): they race.
 """
 
 import contextlib
@@ -18,8 +16,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from deploy.engines.base import EngineSpec, Feeds, check_feeds
-from deploy.engines.device import CUDA_NHWC
+from deploy.engines.base import Array, EngineSpec, Feeds, check_feeds
+from deploy.engines.capture_gate import GATE
+from deploy.engines.device import CUDA_GRAPHS, CUDA_NHWC
 from deploy.engines.onnxruntime import CPU_PROVIDER, OnnxRuntimeEngine, map_ort_errors
 from export.errors import EngineError
 from export.gpu import GpuFacts
@@ -41,6 +40,18 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
     _device = "cuda"
     """Where `time_device` puts tensors, as ONNX Runtime calls it."""
 
+    def __init__(self, spec: EngineSpec) -> None:
+        with GATE.together():
+            super().__init__(spec)
+
+    def _run(self, feeds: Feeds) -> dict[str, Array]:
+        with GATE.together():
+            return super()._run(feeds)
+
+    def _release(self) -> None:
+        with GATE.together():
+            super()._release()
+
     def time_device(self, feeds: Feeds, calls: int) -> list[float]:
         """Seconds of each of `calls` runs on inputs and outputs that lie on the GPU.
 
@@ -54,7 +65,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         if self._closed:
             raise EngineError("The engine is closed; use it inside its with block.")
         check_feeds(self.inputs, feeds)
-        with map_ort_errors("failed on this input"):
+        with GATE.together(), map_ort_errors("failed on this input"):
             binding = self._session.io_binding()
             for name, array in feeds.items():
                 whole = np.ascontiguousarray(array)
@@ -65,9 +76,9 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
             self._session.run_with_iobinding(binding)  # memory and algorithms are settled by it
             return [self._time(binding) for _ in range(calls)]
 
-    def _time(self, binding: Any) -> float:
+    def _time(self, binding: Any, options: Any = None) -> float:
         start = time.perf_counter()
-        self._session.run_with_iobinding(binding)  # returns when the GPU has finished
+        self._session.run_with_iobinding(binding, options)  # returns when the GPU has finished
         return time.perf_counter() - start
 
 
@@ -127,7 +138,8 @@ def choose_options(spec: EngineSpec) -> dict[str, str]:
         "cudnn_conv_algo_search": "EXHAUSTIVE" if static else "HEURISTIC",
         "arena_extend_strategy": "kSameAsRequested",  # several engines share the GPU's memory
         "do_copy_in_default_stream": "1",
-        "prefer_nhwc": "1" if spec.variant == CUDA_NHWC else "0",
+        "prefer_nhwc": "1" if spec.variant in (CUDA_NHWC, CUDA_GRAPHS) else "0",
+        "enable_cuda_graph": "1" if spec.variant == CUDA_GRAPHS else "0",
     }
 
 

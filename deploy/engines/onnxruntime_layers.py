@@ -1,7 +1,8 @@
 """ONNX Runtime's optimized graph with the times of its profiler.
 
 They are the host's. On the GPU the host goes on as soon as a kernel is launched, so there every
-launch is waited for while it is profiled (`_wait_for_kernels`).
+launch is waited for while it is profiled (`_wait_for_kernels`). A CUDA graph hides its kernels, so
+of an engine with graphs the same session without them is profiled.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from typing import Any
 import onnx
 
 from deploy.engines.base import EngineSpec, Feeds
-from deploy.engines.device import runs_on_gpu
+from deploy.engines.device import CUDA_GRAPHS, CUDA_NHWC, runs_on_gpu
 from deploy.engines.layers import WARM_CALLS, ExecutedLayer, count_calls
 from deploy.engines.onnxruntime import CPU_PROVIDER, make_options, map_ort_errors, open_session
 
@@ -42,6 +43,8 @@ def profile_onnxruntime(spec: EngineSpec, feeds: Feeds) -> tuple[ExecutedLayer, 
     Raises:
         EngineError: ONNX Runtime refuses the file or the input.
     """
+    if spec.variant == CUDA_GRAPHS:
+        spec = replace(spec, variant=CUDA_NHWC)
     waits = _wait_for_kernels() if runs_on_gpu(spec.variant) else contextlib.nullcontext()
     with waits, tempfile.TemporaryDirectory(prefix="deploy-census-") as folder:
         optimized, options = Path(folder) / "optimized.onnx", make_options(spec)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from deploy.bundle.folder import FALLBACK, Bundle
 from deploy.bundle.manifest import BundledEngine
-from deploy.engines.device import CUDA_NHWC
+from deploy.engines.device import CUDA_GRAPHS, CUDA_NHWC
 from export.errors import BundleError, ConfigError
 
 BACKENDS: Mapping[str, str] = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt"}
@@ -61,10 +61,11 @@ def choose_engine(bundle: Bundle, named: str | None = None) -> Choice:
 def _has_backend(entry: BundledEngine) -> bool:
     """Whether Triton opens its file; an engine of TensorRT that is still to be built has none.
 
-    Nor does its configuration know of channels last in ONNX Runtime.
+    Nor does its configuration know of channels last in ONNX Runtime, or of a graph for each shape.
     """
     unbuilt = entry.engine == "tensorrt" and entry.file.endswith(".onnx")
-    return entry.engine in BACKENDS and not unbuilt and entry.variant != CUDA_NHWC
+    without = entry.variant in (CUDA_NHWC, CUDA_GRAPHS)
+    return entry.engine in BACKENDS and not unbuilt and not without
 
 
 def make_name(bundle: Bundle, named: str | None) -> str:

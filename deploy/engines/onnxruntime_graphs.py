@@ -1,0 +1,273 @@
+"""ONNX Runtime with CUDA graphs: one for each set of shapes, captured and replayed by one thread.
+
+A graph is launched at once where the host else launches every kernel, so that small batches take
+about half the time. What that asks for, and how it is met:
+
+- A graph belongs to the thread that captured it. The engine has a thread of its own that opens the
+  session, runs it and lets it go; calls from any thread are handed over and waited for.
+- Every run is captured, then replayed, by the number that is given with it (`gpu_graph_id`), and
+  one with -1 neither. A replay looks at nothing but memory, so each number has its own inputs and
+  outputs on the GPU, in which arrays are copied and out of which answers are.
+- Nothing may be allocated during a capture: two plain runs come first, since only the second one of
+  a shape allocates as all later ones do. No other thread may allocate then: `capture_gate.py`.
+- Graphs are given back with the session alone, so there are `MAX_GRAPHS` at most; shapes that come
+  later run plainly.
+- Intermediate results of all shapes share the session's memory, which grows and is never given back
+  in parts, so what a graph reads and writes stays. What kernels copy from the host, addresses for a
+  Concat say, is kept for each graph from ONNX Runtime 1.31 on; an earlier one is refused.
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import onnxruntime
+
+from deploy.engines.base import Array, EngineSpec, Feeds, check_feeds
+from deploy.engines.capture_gate import GATE
+from deploy.engines.onnxruntime import map_ort_errors
+from deploy.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
+from export.errors import EngineError
+from export.onnx.files import read_model
+
+MAX_GRAPHS = 16
+"""Sets of shapes with a graph of their own."""
+
+_NEEDED = (1, 31)
+_PLAIN = -1
+"""The number of a run that is neither captured nor replayed."""
+_PLAIN_RUNS = 2
+_CAPTURE_RUNS = 3
+"""The first captures, having run plainly itself; more of them cost no more than replays."""
+_DATA_SHAPES = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
+"""How much these return depends on data, for which the host waits in the midst of a run."""
+_CLOSED = "The engine is closed; call it inside its with block."
+_WITHOUT = "Open it without CUDA graphs, as cuda-nhwc."
+
+_P = ParamSpec("_P")
+_Result = TypeVar("_Result")
+_Shapes = tuple[tuple[int, ...], ...]
+"""Those of the inputs, in the order of the signature."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One set of shapes: inputs and outputs on the GPU, and the run that works on them.
+
+    On the GPU it holds as much as its inputs and outputs take, and some hundred bytes for each
+    kernel of its graph. Intermediate results are the session's, shared by all plans.
+
+    Attributes:
+        inputs: values of ONNX Runtime by name; their addresses are in the graph.
+        outputs: likewise.
+        binding: both, as the session takes them.
+        options: those of a run, with the number of the graph.
+    """
+
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+    binding: Any
+    options: onnxruntime.RunOptions
+
+    def fill(self, feeds: Feeds) -> None:
+        """Copy arrays of the host to where the graph reads."""
+        for name, value in self.inputs.items():
+            value.update_inplace(np.ascontiguousarray(feeds[name]))
+
+    def read(self) -> dict[str, Array]:
+        """The answers, in memory of the caller's own."""
+        return {name: value.numpy() for name, value in self.outputs.items()}
+
+
+class OnnxRuntimeGraphsEngine(OnnxRuntimeCudaEngine):
+    """An InferenceSession whose runs are CUDA graphs; all of its layers are on the GPU.
+
+    Calls may come from several threads; they run one after the other. The first call of a set of
+    shapes captures, which takes several runs.
+
+    Raises:
+        EngineError: a layer is left to the CPU, the model has control flow, or outputs whose size
+            depends on data; or ONNX Runtime is too old for that.
+    """
+
+    def __init__(self, spec: EngineSpec) -> None:
+        obstacle = explain_no_graphs()
+        if obstacle is not None:
+            raise EngineError(f"{obstacle}.")
+        self._plans: dict[_Shapes, _Plan] = {}
+        self._refusal: str | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="deploy-cuda-graphs")
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._thread.shutdown)
+            self._hand_over(self._open, spec)
+            stack.pop_all()
+
+    def time_device(self, feeds: Feeds, calls: int) -> list[float]:
+        """Seconds of each of `calls` replays on inputs and outputs that lie on the GPU.
+
+        By the host's clock, as that of the engine without graphs.
+
+        Raises:
+            EngineError: the inputs do not fit, the backend fails, or the engine was closed.
+        """
+        if self._closed:
+            raise EngineError("The engine is closed; use it inside its with block.")
+        check_feeds(self.inputs, feeds)
+        return self._hand_over(self._time_here, feeds, calls)
+
+    def _run(self, feeds: Feeds) -> dict[str, Array]:
+        return self._hand_over(self._run_here, feeds)
+
+    def _release(self) -> None:
+        try:
+            self._hand_over(self._let_go, _CLOSED)
+        finally:
+            self._thread.shutdown()
+
+    def _hand_over(
+        self, work: Callable[_P, _Result], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _Result:
+        """Have the engine's thread do `work`; what that raises is raised here."""
+        try:
+            future = self._thread.submit(work, *args, **kwargs)
+        except RuntimeError as error:  # the thread has ended between the caller's look and now
+            raise EngineError(_CLOSED) from error
+        return future.result()
+
+    # What follows is done by the engine's thread alone.
+
+    def _open(self, spec: EngineSpec) -> None:
+        OnnxRuntimeCudaEngine.__init__(self, spec)
+        self._uncaptured = _number(_PLAIN)
+        obstacle = _explain_uncapturable(self._session, Path(spec.path))
+        if obstacle is not None:
+            self._let_go(_CLOSED)
+            raise EngineError(f"{spec.path}: {obstacle}. {_WITHOUT}")
+
+    def _let_go(self, refusal: str) -> None:
+        """Give back all that is on the GPU; later calls are answered with `refusal`."""
+        self._refusal = self._refusal or refusal
+        with GATE.together():
+            self._plans.clear()
+            self._session = None
+
+    def _run_here(self, feeds: Feeds) -> dict[str, Array]:
+        plan = self._find_plan(feeds)
+        with GATE.together(), map_ort_errors("failed on this input"):
+            if plan is None:
+                return self._run_plainly(feeds)
+            plan.fill(feeds)
+            self._session.run_with_iobinding(plan.binding, plan.options)
+            return plan.read()
+
+    def _time_here(self, feeds: Feeds, calls: int) -> list[float]:
+        plan = self._find_plan(feeds)
+        with GATE.together(), map_ort_errors("failed on this input"):
+            if plan is None:
+                binding, options = self._bind_plainly(feeds), self._uncaptured
+                self._time(binding, options)  # memory is taken by it
+            else:
+                plan.fill(feeds)
+                binding, options = plan.binding, plan.options
+            return [self._time(binding, options) for _ in range(calls)]
+
+    def _find_plan(self, feeds: Feeds) -> _Plan | None:
+        """That of these shapes; None where there are as many as there may be."""
+        if self._refusal is not None:
+            raise EngineError(self._refusal)
+        shapes = tuple(feeds[spec.name].shape for spec in self.inputs)
+        plan = self._plans.get(shapes)
+        if plan is None and len(self._plans) < MAX_GRAPHS:
+            with GATE.alone():
+                plan = self._plans[shapes] = self._capture(feeds)
+        return plan
+
+    def _capture(self, feeds: Feeds) -> _Plan:
+        with map_ort_errors("failed on this input"):
+            for _ in range(_PLAIN_RUNS):
+                answers = self._run_plainly(feeds)
+            plan = self._make_plan(feeds, answers)
+        failure = self._try_capture(plan)
+        if failure is None:
+            return plan
+        # The stream of the session stays in its capture, and every allocation of the process fails
+        # until it is gone. So nothing may hold it, not even the error that said so.
+        del plan
+        self._plans.clear()
+        self._session = None
+        self._refusal = f"{failure}. The engine is of no more use. {_WITHOUT}"
+        raise EngineError(self._refusal)
+
+    def _try_capture(self, plan: _Plan) -> str | None:
+        try:
+            with map_ort_errors("cannot capture this model in a CUDA graph"):
+                for _ in range(_CAPTURE_RUNS):
+                    self._session.run_with_iobinding(plan.binding, plan.options)
+        except EngineError as error:
+            return str(error).rstrip(". \n")
+        return None
+
+    def _make_plan(self, feeds: Feeds, answers: Mapping[str, Array]) -> _Plan:
+        inputs = {spec.name: self._place(feeds[spec.name]) for spec in self.inputs}
+        outputs = {name: self._place(array) for name, array in answers.items()}
+        binding = self._session.io_binding()
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in outputs.items():
+            binding.bind_ortvalue_output(name, value)
+        return _Plan(inputs, outputs, binding, _number(1 + len(self._plans)))
+
+    def _run_plainly(self, feeds: Feeds) -> dict[str, Array]:
+        binding = self._bind_plainly(feeds)
+        self._session.run_with_iobinding(binding, self._uncaptured)
+        return dict(zip(self._names, binding.copy_outputs_to_cpu(), strict=True))
+
+    def _bind_plainly(self, feeds: Feeds) -> Any:
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_ortvalue_input(name, self._place(array))
+        for name in self._names:
+            binding.bind_output(name, self._device, 0)
+        return binding
+
+    def _place(self, array: Array) -> Any:
+        """A copy on the GPU."""
+        value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+            list(array.shape), array.dtype.type, self._device, 0
+        )
+        value.update_inplace(np.ascontiguousarray(array))
+        return value
+
+
+def explain_no_graphs() -> str | None:
+    """Why CUDA graphs of the ONNX Runtime that is installed are not used; None: they are."""
+    found = onnxruntime.__version__
+    numbers = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
+    if numbers >= _NEEDED:
+        return None
+    return (
+        f"ONNX Runtime {found} may replay in a CUDA graph what a run of other shapes has left. "
+        "Install a later one: pip install 'onnxruntime-gpu>=1.31'"
+    )
+
+
+def _explain_uncapturable(session: Any, path: Path) -> str | None:
+    """What of a model no graph can hold, as far as it is known before a run."""
+    found = {node.op_type for node in read_model(path, weights=False).graph.node} & _DATA_SHAPES
+    if found:
+        names = ", ".join(sorted(found))
+        return f"how much {names} returns depends on data, which no CUDA graph can hold"
+    for value, memory in zip(session.get_inputs(), session.get_input_memory_infos(), strict=True):
+        if memory.name == "Cpu":  # it would be read at the capture, and never again
+            return f"input {value.name!r} is read by the CPU, which no CUDA graph does"
+    return None
+
+
+def _number(graph: int) -> onnxruntime.RunOptions:
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(graph))
+    return options
