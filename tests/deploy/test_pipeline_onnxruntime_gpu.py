@@ -30,13 +30,18 @@ def test_onnxruntime_on_the_gpu_is_judged_and_ships(
     bundle = deploy.build(train(data), config, output=tmp_path / "net.deploy")
     report = bundle.report()
     jsonschema.validate(report, load_schema())
-    rows = {row["name"]: row for row in report["candidates"] if row["name"].endswith("cuda")}
-    assert set(rows) == {"onnxruntime-tf32-cuda", "onnxruntime-fp16-cuda"}
+    rows = {row["name"]: row for row in report["candidates"] if "-cuda" in row["name"]}
+    assert set(rows) == {
+        "onnxruntime-tf32-cuda",
+        "onnxruntime-fp16-cuda",
+        "onnxruntime-tf32-cuda-graphs",
+        "onnxruntime-fp16-cuda-graphs",
+    }
     for name, row in rows.items():
         assert row["device"] == "cuda"
         assert row["parity"]["passed"], row["reason"]
         assert row["latency"]["peak_fraction"] is None
         assert row["census"]["status"] == "ok", row["census"]["reason"]
         assert not any(place.get("on_cpu") for place in row["census"]["remainder"])
-        assert bundle.manifest.engines[name].variant == "cuda"
+        assert bundle.manifest.engines[name].variant == name.split("-", 2)[2]
     assert all(result.holds for result in verify(bundle, threads=1))

@@ -76,6 +76,7 @@ def test_nvidia_tensorrt_is_planned_where_it_is_asked_for(tmp_path: Path) -> Non
 
 
 CUDA = ("onnxruntime-tf32-cuda", "onnxruntime-fp16-cuda")
+GRAPHS = ("onnxruntime-tf32-cuda-graphs", "onnxruntime-fp16-cuda-graphs")
 NHWC = "onnxruntime-fp16-cuda-nhwc"
 
 
@@ -88,14 +89,14 @@ def test_onnxruntime_is_tried_on_the_gpu_where_there_is_one_or_it_is_asked_for(
 ) -> None:
     model, gpu = perceptron(tmp_path / "m.onnx", 64), GpuFacts("H100", "580", "9.0", "13.0")
     assert cuda_names(model) == []
-    assert cuda_names(model, gpu=gpu) == list(CUDA)
-    assert cuda_names(model, gpu=gpu, device="cuda") == list(CUDA)
+    assert cuda_names(model, gpu=gpu) == [*CUDA, *GRAPHS]
+    assert cuda_names(model, gpu=gpu, device="cuda") == [*CUDA, *GRAPHS]
     assert cuda_names(model, gpu=gpu, device="cpu") == []
-    assert cuda_names(model, asked=True) == list(CUDA)
+    assert cuda_names(model, asked=True) == [*CUDA, *GRAPHS]
     exact = cuda_names(model, asked=True, options=BuildOptions(tf32=False))
-    assert exact == ["onnxruntime-fp32-cuda", CUDA[1]]
+    assert exact == ["onnxruntime-fp32-cuda", CUDA[1], "onnxruntime-fp32-cuda-graphs", GRAPHS[1]]
     convolution = perceptron(tmp_path / "c.onnx", planes=8)
-    assert cuda_names(convolution, asked=True) == [*CUDA, NHWC]
+    assert cuda_names(convolution, asked=True) == [*CUDA, *GRAPHS, NHWC]
 
 
 def test_onnxruntime_on_the_gpu_keeps_its_files_for_a_machine_that_has_one(
@@ -114,14 +115,15 @@ def test_onnxruntime_on_the_gpu_keeps_its_files_for_a_machine_that_has_one(
         target=GpuTarget(asked=True),
     )
     found = {candidate.name: candidate for candidate in built}
-    waiting = [found[name] for name in CUDA]
+    waiting = [found[name] for name in (*CUDA, *GRAPHS)]
     assert {candidate.status for candidate in waiting} == {"not_run"}
     assert waiting[0].reason == "no NVIDIA GPU; deploy finish judges it where it runs"
     assert [candidate.file for candidate in waiting] == [
         model.path,
         stage / "tensorrt-fp16" / "model.onnx",
-    ]
+    ] * 2
     assert waiting[1].spec(1).variant == "cuda"
+    assert waiting[3].spec(1).variant == "cuda-graphs"
     on_cpu = EngineSpec("onnxruntime", "fp16", str(waiting[1].file), 1)
     feeds = {"x": np.random.default_rng(1).normal(0, 1, (3, 7, 64)).astype(np.float32)}
     with open_engine(on_cpu) as half, open_engine(found["onnxruntime-fp32"].spec(1)) as full:

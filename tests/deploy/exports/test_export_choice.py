@@ -77,8 +77,12 @@ def test_a_plan_of_tensorrt_that_is_still_to_be_built_is_none(bundle: Bundle) ->
         choose_engine(alter(bundle, engines=engines), "tensorrt-fp16")
 
 
-def test_onnxruntime_on_the_gpu_is_taken_but_for_channels_last(bundle: Bundle) -> None:
-    for variant, chosen in (("cuda", "onnxruntime-fp16-cuda"), ("cuda-nhwc", "onnxruntime-int8")):
+def test_onnxruntime_on_the_gpu_is_taken_but_for_channels_last_and_graphs(bundle: Bundle) -> None:
+    for variant, chosen in (
+        ("cuda", "onnxruntime-fp16-cuda"),
+        ("cuda-nhwc", "onnxruntime-int8"),
+        ("cuda-graphs", "onnxruntime-int8"),
+    ):
         name = f"onnxruntime-fp16-{variant}"
         entry = BundledEngine("onnxruntime", "fp16", "model.onnx", 0.1, variant=variant)
         engines = {**bundle.manifest.engines, name: entry}
