@@ -34,6 +34,7 @@ def test_onnxruntime_on_the_gpu_is_judged_and_ships(
     assert set(rows) == {
         "onnxruntime-tf32-cuda",
         "onnxruntime-fp16-cuda",
+        "onnxruntime-fp16-cuda-nhwc",
         "onnxruntime-tf32-cuda-graphs",
         "onnxruntime-fp16-cuda-graphs",
     }
