@@ -25,6 +25,7 @@ from deploy.bundle.golden import Golden, find_mismatch
 from deploy.bundle.substitutes import explain_unfit, rebuild_runnable
 from deploy.candidates.schemes import explain_saturation
 from deploy.engines import Array, Engine, Feeds, open_engine
+from deploy.engines.device import CUDA_GRAPHS
 from deploy.measuring.machine import usable_cores
 from deploy.serving.batching.waiting import BatchPolicy
 from deploy.serving.models.guards import find_nonfinite
@@ -34,7 +35,7 @@ from export.errors import BundleError, DeployError, EngineError, GateError
 
 _LOG = logging.getLogger("deploy.serving")
 _PROGRAMS = 4
-"""Batch sizes that OpenVINO keeps a compiled program for."""
+"""Batch sizes that OpenVINO keeps a compiled program for, and no more CUDA graphs than that."""
 
 _WARM_RUNS = 3
 
@@ -206,8 +207,13 @@ def _make_policy(options: ServeOptions, *, batched: bool) -> BatchPolicy:
 
 
 def _program_sizes(bundle: Bundle, name: str, policy: BatchPolicy) -> tuple[int, ...]:
-    """The batch sizes of an engine that compiles for each: 1, and the largest halved twice."""
-    if bundle.manifest.engines[name].engine != "openvino" or not policy.batched:
+    """The batch sizes of an engine that prepares for each: 1, and the largest halved twice.
+
+    OpenVINO compiles, and CUDA graphs are captured; neither should befall a request.
+    """
+    entry = bundle.manifest.engines[name]
+    prepares = entry.engine == "openvino" or entry.variant == CUDA_GRAPHS
+    if not prepares or not policy.batched:
         return ()
     sizes = {1, *(max(1, policy.max_batch >> shift) for shift in range(_PROGRAMS - 1))}
     return tuple(sorted(sizes))

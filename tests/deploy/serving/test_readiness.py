@@ -1,10 +1,13 @@
 """A bundle proves itself before it is served; what cannot is never ready, and says why."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
+from host_graphs import Session, Value
 from servers import Server, rows, serving, spoil_golden
 from tiny import Lean, answer, draw, fill_stage
 
@@ -90,6 +93,28 @@ def test_openvino_has_as_many_programs_as_it_keeps(pristine: Path) -> None:
     opened = open_verified(read_bundle(pristine), options)
     assert opened.sizes == (1, 4, 8, 16)
     opened.close()
+
+
+def test_cuda_graphs_are_captured_before_the_first_request(
+    pristine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Session.forget()
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(onnxruntime, "OrtValue", Value)
+    monkeypatch.setattr("deploy.engines.onnxruntime_cuda.has_cuda_provider", lambda: True)
+    bundle, name = read_bundle(pristine), "onnxruntime-fp32"
+    entry = replace(bundle.manifest.engines[name], variant="cuda-graphs")
+    engines = {**bundle.manifest.engines, name: entry}
+    bundle = replace(bundle, manifest=replace(bundle.manifest, engines=engines))
+    opened = open_verified(bundle, ServeOptions(threads=1, engine=name, max_batch=16))
+    try:
+        assert opened.sizes == (1, 4, 8, 16)
+        Session.runs.clear()
+        for size in opened.sizes:
+            opened.engines[0]({"x": draw(size)})
+        assert [kind for _, kind in Session.runs] == ["replay"] * 4
+    finally:
+        opened.close()
 
 
 def test_the_order_in_which_engines_are_tried(pristine: Path, tmp_path: Path) -> None:
