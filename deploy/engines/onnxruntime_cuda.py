@@ -74,11 +74,11 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
             for name in self._names:
                 binding.bind_output(name, self._device, 0)
             self._session.run_with_iobinding(binding)  # memory and algorithms are settled by it
-            return [self._time(binding) for _ in range(calls)]
+            return [self._time(self._session, binding) for _ in range(calls)]
 
-    def _time(self, binding: Any, options: Any = None) -> float:
+    def _time(self, session: Any, binding: Any, options: Any = None) -> float:
         start = time.perf_counter()
-        self._session.run_with_iobinding(binding, options)  # returns when the GPU has finished
+        session.run_with_iobinding(binding, options)  # returns when the GPU has finished
         return time.perf_counter() - start
 
 

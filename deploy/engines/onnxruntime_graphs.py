@@ -3,41 +3,45 @@
 A graph is launched at once where the host else launches every kernel, so that small batches take
 about half the time. What that asks for, and how it is met:
 
-- A graph belongs to the thread that captured it. The engine has a thread of its own that opens the
-  session, runs it and lets it go; calls from any thread are handed over and waited for.
-- Every run is captured, then replayed, by the number that is given with it (`gpu_graph_id`), and
-  one with -1 neither. A replay looks at nothing but memory, so each number has its own inputs and
-  outputs on the GPU, in which arrays are copied and out of which answers are.
-- Nothing may be allocated during a capture: two plain runs come first, since only the second one of
-  a shape allocates as all later ones do. No other thread may allocate then: `capture_gate.py`.
-- Graphs are given back with the session alone, so there are `MAX_GRAPHS` at most; shapes that come
-  later run plainly.
-- Intermediate results of all shapes share the session's memory, which grows and is never given back
-  in parts, so what a graph reads and writes stays. What kernels copy from the host, addresses for a
-  Concat say, is kept for each graph from ONNX Runtime 1.31 on; an earlier one is refused.
+- A graph belongs to the thread that captured it. The engine has a thread of its own that opens
+  sessions, runs them and lets them go; calls from any thread are handed over and waited for.
+- A replay looks at nothing but memory: arrays are copied into inputs that stay where they are on
+  the GPU, and answers out of such outputs.
+- What a graph reads must stay. Between runs of different shapes kernels free what they had (a row
+  of ones for the biases of a batch, zeros in place of a bias), and ONNX Runtime does not know that
+  a graph reads it still. So each set of shapes has a session of its own, which runs nothing else
+  from its capture on; with its own copy of the weights, of which there is a bounded number. Shapes
+  that come later run plainly, in a session without graphs.
+- Nothing may be allocated during a capture: plain runs come first, since only the second one of a
+  shape allocates as all later ones do. No other thread may allocate then: `capture_gate.py`.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+import onnx
 import onnxruntime
 
 from deploy.engines.base import Array, EngineSpec, Feeds, check_feeds
 from deploy.engines.capture_gate import GATE
-from deploy.engines.onnxruntime import map_ort_errors
+from deploy.engines.device import CUDA_NHWC
+from deploy.engines.onnxruntime import make_options, map_ort_errors, open_session
 from deploy.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from export.errors import EngineError
 from export.onnx.files import read_model
 
 MAX_GRAPHS = 16
-"""Sets of shapes with a graph of their own."""
+"""Sets of shapes with a graph, each with its own copy of the weights."""
 
-_NEEDED = (1, 31)
+_MAX_WEIGHTS = 2**32
+"""Bytes of all copies of the weights; one is made in any case."""
+_NEEDED = (1, 23)
 _PLAIN = -1
 """The number of a run that is neither captured nor replayed."""
 _PLAIN_RUNS = 2
@@ -58,16 +62,17 @@ _Shapes = tuple[tuple[int, ...], ...]
 class _Plan:
     """One set of shapes: inputs and outputs on the GPU, and the run that works on them.
 
-    On the GPU it holds as much as its inputs and outputs take, and some hundred bytes for each
-    kernel of its graph. Intermediate results are the session's, shared by all plans.
+    On the GPU it holds the weights, its inputs, outputs and intermediate results, and little more.
 
     Attributes:
+        session: has run these shapes alone since the capture.
         inputs: values of ONNX Runtime by name; their addresses are in the graph.
         outputs: likewise.
         binding: both, as the session takes them.
         options: those of a run, with the number of the graph.
     """
 
+    session: Any
     inputs: Mapping[str, Any]
     outputs: Mapping[str, Any]
     binding: Any
@@ -98,7 +103,9 @@ class OnnxRuntimeGraphsEngine(OnnxRuntimeCudaEngine):
         obstacle = explain_no_graphs()
         if obstacle is not None:
             raise EngineError(f"{obstacle}.")
+        self._spec = spec
         self._plans: dict[_Shapes, _Plan] = {}
+        self._plain: Any = None
         self._refusal: str | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="deploy-cuda-graphs")
         with contextlib.ExitStack() as stack:
@@ -143,7 +150,9 @@ class OnnxRuntimeGraphsEngine(OnnxRuntimeCudaEngine):
     def _open(self, spec: EngineSpec) -> None:
         OnnxRuntimeCudaEngine.__init__(self, spec)
         self._uncaptured = _number(_PLAIN)
-        obstacle = _explain_uncapturable(self._session, Path(spec.path))
+        graph = read_model(Path(spec.path), weights=False).graph
+        self._room = max(1, min(MAX_GRAPHS, _MAX_WEIGHTS // max(1, _count_bytes(graph))))
+        obstacle = _explain_uncapturable(self._session, graph)
         if obstacle is not None:
             self._let_go(_CLOSED)
             raise EngineError(f"{spec.path}: {obstacle}. {_WITHOUT}")
@@ -153,27 +162,27 @@ class OnnxRuntimeGraphsEngine(OnnxRuntimeCudaEngine):
         self._refusal = self._refusal or refusal
         with GATE.together():
             self._plans.clear()
-            self._session = None
+            self._session = self._plain = None
 
     def _run_here(self, feeds: Feeds) -> dict[str, Array]:
         plan = self._find_plan(feeds)
         with GATE.together(), map_ort_errors("failed on this input"):
             if plan is None:
-                return self._run_plainly(feeds)
+                return self._run_plainly(self._open_plain(), feeds)
             plan.fill(feeds)
-            self._session.run_with_iobinding(plan.binding, plan.options)
+            plan.session.run_with_iobinding(plan.binding, plan.options)
             return plan.read()
 
     def _time_here(self, feeds: Feeds, calls: int) -> list[float]:
         plan = self._find_plan(feeds)
         with GATE.together(), map_ort_errors("failed on this input"):
-            if plan is None:
-                binding, options = self._bind_plainly(feeds), self._uncaptured
-                self._time(binding, options)  # memory is taken by it
-            else:
+            if plan is not None:
                 plan.fill(feeds)
-                binding, options = plan.binding, plan.options
-            return [self._time(binding, options) for _ in range(calls)]
+                return [self._time(plan.session, plan.binding, plan.options) for _ in range(calls)]
+            session = self._open_plain()
+            binding = self._bind_plainly(session, feeds)
+            self._time(session, binding)  # memory is taken by it
+            return [self._time(session, binding) for _ in range(calls)]
 
     def _find_plan(self, feeds: Feeds) -> _Plan | None:
         """That of these shapes; None where there are as many as there may be."""
@@ -181,24 +190,27 @@ class OnnxRuntimeGraphsEngine(OnnxRuntimeCudaEngine):
             raise EngineError(self._refusal)
         shapes = tuple(feeds[spec.name].shape for spec in self.inputs)
         plan = self._plans.get(shapes)
-        if plan is None and len(self._plans) < MAX_GRAPHS:
+        if plan is None and len(self._plans) < self._room:
             with GATE.alone():
                 plan = self._plans[shapes] = self._capture(feeds)
         return plan
 
     def _capture(self, feeds: Feeds) -> _Plan:
+        session = (
+            self._session if not self._plans else open_session(self._spec, make_options(self._spec))
+        )
         with map_ort_errors("failed on this input"):
             for _ in range(_PLAIN_RUNS):
-                answers = self._run_plainly(feeds)
-            plan = self._make_plan(feeds, answers)
+                answers = self._run_plainly(session, feeds)
+            plan = self._make_plan(session, feeds, answers)
         failure = self._try_capture(plan)
         if failure is None:
             return plan
         # The stream of the session stays in its capture, and every allocation of the process fails
         # until it is gone. So nothing may hold it, not even the error that said so.
-        del plan
+        del plan, session
         self._plans.clear()
-        self._session = None
+        self._session = self._plain = None
         self._refusal = f"{failure}. The engine is of no more use. {_WITHOUT}"
         raise EngineError(self._refusal)
 
@@ -206,28 +218,35 @@ class OnnxRuntimeGraphsEngine(OnnxRuntimeCudaEngine):
         try:
             with map_ort_errors("cannot capture this model in a CUDA graph"):
                 for _ in range(_CAPTURE_RUNS):
-                    self._session.run_with_iobinding(plan.binding, plan.options)
+                    plan.session.run_with_iobinding(plan.binding, plan.options)
         except EngineError as error:
             return str(error).rstrip(". \n")
         return None
 
-    def _make_plan(self, feeds: Feeds, answers: Mapping[str, Array]) -> _Plan:
+    def _make_plan(self, session: Any, feeds: Feeds, answers: Mapping[str, Array]) -> _Plan:
         inputs = {spec.name: self._place(feeds[spec.name]) for spec in self.inputs}
         outputs = {name: self._place(array) for name, array in answers.items()}
-        binding = self._session.io_binding()
+        binding = session.io_binding()
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
         for name, value in outputs.items():
             binding.bind_ortvalue_output(name, value)
-        return _Plan(inputs, outputs, binding, _number(1 + len(self._plans)))
+        return _Plan(session, inputs, outputs, binding, _number(1 + len(self._plans)))
 
-    def _run_plainly(self, feeds: Feeds) -> dict[str, Array]:
-        binding = self._bind_plainly(feeds)
-        self._session.run_with_iobinding(binding, self._uncaptured)
+    def _open_plain(self) -> Any:
+        """The session of shapes that have no graph; the first of them opens it."""
+        if self._plain is None:
+            spec = replace(self._spec, variant=CUDA_NHWC)
+            self._plain = open_session(spec, make_options(spec))
+        return self._plain
+
+    def _run_plainly(self, session: Any, feeds: Feeds) -> dict[str, Array]:
+        binding = self._bind_plainly(session, feeds)
+        session.run_with_iobinding(binding, self._uncaptured)
         return dict(zip(self._names, binding.copy_outputs_to_cpu(), strict=True))
 
-    def _bind_plainly(self, feeds: Feeds) -> Any:
-        binding = self._session.io_binding()
+    def _bind_plainly(self, session: Any, feeds: Feeds) -> Any:
+        binding = session.io_binding()
         for name, array in feeds.items():
             binding.bind_ortvalue_input(name, self._place(array))
         for name in self._names:
@@ -250,14 +269,20 @@ def explain_no_graphs() -> str | None:
     if numbers >= _NEEDED:
         return None
     return (
-        f"ONNX Runtime {found} may replay in a CUDA graph what a run of other shapes has left. "
-        "Install a later one: pip install 'onnxruntime-gpu>=1.31'"
+        f"ONNX Runtime {found} does not tell which inputs the CPU reads, and a CUDA graph would "
+        "miss those. Install a later one: pip install 'onnxruntime-gpu>=1.23'"
     )
 
 
-def _explain_uncapturable(session: Any, path: Path) -> str | None:
+def _count_bytes(graph: onnx.GraphProto) -> int:
+    """Those of the weights, wherever they are stored."""
+    kind = onnx.helper.tensor_dtype_to_np_dtype
+    return sum(math.prod(each.dims) * kind(each.data_type).itemsize for each in graph.initializer)
+
+
+def _explain_uncapturable(session: Any, graph: onnx.GraphProto) -> str | None:
     """What of a model no graph can hold, as far as it is known before a run."""
-    found = {node.op_type for node in read_model(path, weights=False).graph.node} & _DATA_SHAPES
+    found = {node.op_type for node in graph.node} & _DATA_SHAPES
     if found:
         names = ", ".join(sorted(found))
         return f"how much {names} returns depends on data, which no CUDA graph can hold"

@@ -106,7 +106,7 @@ class Session(REAL):  # type: ignore[misc, valid-type]
         return Binding()
 
     def run_with_iobinding(self, binding: Any, options: Any = None) -> None:
-        number = 0 if options is None else int(options.get_run_config_entry("gpu_graph_id"))
+        number = -1 if options is None else int(options.get_run_config_entry("gpu_graph_id"))
         assert self._busy.acquire(blocking=False), "two runs of a session with graphs at once"
         try:
             self._run_bound(binding, number)
@@ -115,8 +115,10 @@ class Session(REAL):  # type: ignore[misc, valid-type]
 
     def _run_bound(self, binding: Binding, number: int) -> None:
         kind = "plain"
+        assert number != -1 or not self._captured, "a session that has a graph ran others"
         if number != -1:
             kind = "replay" if number in self._captured else "capture"
+            assert kind == "replay" or not self._captured, "a session that has a graph ran others"
             known, thread = self._captured.setdefault(number, (binding, threading.get_ident()))
             assert thread == threading.get_ident(), "a graph of another thread"
             binding = Binding()

@@ -270,6 +270,25 @@ def test_a_concat_of_unlike_parts_is_right_at_every_shape(tmp_path: Path) -> Non
             np.testing.assert_allclose(found, 1 / (1 + np.exp(-whole)), rtol=1e-4, atol=1e-5)
 
 
+def test_a_bias_is_right_at_small_batches_after_large_ones(tmp_path: Path) -> None:
+    """Its kernel may keep a row of ones as long as the largest batch so far."""
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((8, 300), dtype=np.float32)
+    bias = rng.standard_normal(300, dtype=np.float32)
+    nodes = [helper.make_node("Gemm", ["x", "matrix", "bias"], ["y"])]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 300])
+    path, opset = tmp_path / "gemm.onnx", [helper.make_opsetid("", 20)]
+    stored = [numpy_helper.from_array(matrix, "matrix"), numpy_helper.from_array(bias, "bias")]
+    graph = helper.make_graph(nodes, "net", [x], [y], stored)
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    with open_engine(EngineSpec("onnxruntime", "fp32", str(path), 1, variant="cuda-graphs")) as e:
+        for batch in (1, 2000, 3, 1, 2000, 4000, 3, 1, 8000, 1, 3, 2000):
+            values = rng.standard_normal((batch, 8), dtype=np.float32)
+            expected = values.astype(np.float64) @ matrix + bias
+            np.testing.assert_allclose(e({"x": values})["y"], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_what_the_cpu_would_run_has_no_graphs_and_says_so(tmp_path: Path) -> None:
     node = helper.make_node("Det", ["x"], ["y"], name="head.det")
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4, 4])
