@@ -21,7 +21,7 @@ def find_obstacle(engine: str, precision: str, variant: str = "") -> str | None:
         if gpu is None:
             return NO_GPU
         if variant == CUDA_GRAPHS:
-            from deploy.engines.onnxruntime_graphs import explain_no_graphs
+            from deploy.engines.graph_plans import explain_no_graphs
 
             return explain_no_provider(gpu) or explain_no_graphs()
         return explain_no_provider(gpu)

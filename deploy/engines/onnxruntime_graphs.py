@@ -17,20 +17,24 @@ about half the time. What that asks for, and how it is met:
 """
 
 import contextlib
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
-
-import numpy as np
-import onnx
-import onnxruntime
 
 from deploy.engines.base import Array, EngineSpec, Feeds, check_feeds
 from deploy.engines.capture_gate import GATE
 from deploy.engines.device import CUDA_NHWC
+from deploy.engines.graph_plans import (
+    UNCAPTURED,
+    GraphPlan,
+    bind_plainly,
+    count_bytes,
+    explain_no_graphs,
+    explain_uncapturable,
+    make_plan,
+)
 from deploy.engines.onnxruntime import make_options, map_ort_errors, open_session
 from deploy.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from export.errors import EngineError
@@ -41,14 +45,9 @@ MAX_GRAPHS = 16
 
 _MAX_WEIGHTS = 2**32
 """Bytes of all copies of the weights; one is made in any case."""
-_NEEDED = (1, 23)
-_PLAIN = -1
-"""The number of a run that is neither captured nor replayed."""
 _PLAIN_RUNS = 2
 _CAPTURE_RUNS = 3
 """The first captures, having run plainly itself; more of them cost no more than replays."""
-_DATA_SHAPES = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
-"""How much these return depends on data, for which the host waits in the midst of a run."""
 _CLOSED = "The engine is closed; call it inside its with block."
 _WITHOUT = "Open it without CUDA graphs, as cuda-nhwc."
 
@@ -56,36 +55,6 @@ _P = ParamSpec("_P")
 _Result = TypeVar("_Result")
 _Shapes = tuple[tuple[int, ...], ...]
 """Those of the inputs, in the order of the signature."""
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """One set of shapes: inputs and outputs on the GPU, and the run that works on them.
-
-    On the GPU it holds the weights, its inputs, outputs and intermediate results, and little more.
-
-    Attributes:
-        session: has run these shapes alone since the capture.
-        inputs: values of ONNX Runtime by name; their addresses are in the graph.
-        outputs: likewise.
-        binding: both, as the session takes them.
-        options: those of a run, with the number of the graph.
-    """
-
-    session: Any
-    inputs: Mapping[str, Any]
-    outputs: Mapping[str, Any]
-    binding: Any
-    options: onnxruntime.RunOptions
-
-    def fill(self, feeds: Feeds) -> None:
-        """Copy arrays of the host to where the graph reads."""
-        for name, value in self.inputs.items():
-            value.update_inplace(np.ascontiguousarray(feeds[name]))
-
-    def read(self) -> dict[str, Array]:
-        """The answers, in memory of the caller's own."""
-        return {name: value.numpy() for name, value in self.outputs.items()}
 
 
 class OnnxRuntimeGraphsEngine(OnnxRuntimeCudaEngine):
@@ -104,7 +73,7 @@ class OnnxRuntimeGraphsEngine(OnnxRuntimeCudaEngine):
         if obstacle is not None:
             raise EngineError(f"{obstacle}.")
         self._spec = spec
-        self._plans: dict[_Shapes, _Plan] = {}
+        self._plans: dict[_Shapes, GraphPlan] = {}
         self._plain: Any = None
         self._refusal: str | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="deploy-cuda-graphs")
@@ -149,10 +118,9 @@ class OnnxRuntimeGraphsEngine(OnnxRuntimeCudaEngine):
 
     def _open(self, spec: EngineSpec) -> None:
         OnnxRuntimeCudaEngine.__init__(self, spec)
-        self._uncaptured = _number(_PLAIN)
         graph = read_model(Path(spec.path), weights=False).graph
-        self._room = max(1, min(MAX_GRAPHS, _MAX_WEIGHTS // max(1, _count_bytes(graph))))
-        obstacle = _explain_uncapturable(self._session, graph)
+        self._room = max(1, min(MAX_GRAPHS, _MAX_WEIGHTS // max(1, count_bytes(graph))))
+        obstacle = explain_uncapturable(self._session, graph)
         if obstacle is not None:
             self._let_go(_CLOSED)
             raise EngineError(f"{spec.path}: {obstacle}. {_WITHOUT}")
@@ -170,7 +138,7 @@ class OnnxRuntimeGraphsEngine(OnnxRuntimeCudaEngine):
             if plan is None:
                 return self._run_plainly(self._open_plain(), feeds)
             plan.fill(feeds)
-            plan.session.run_with_iobinding(plan.binding, plan.options)
+            plan.run()
             return plan.read()
 
     def _time_here(self, feeds: Feeds, calls: int) -> list[float]:
@@ -180,11 +148,11 @@ class OnnxRuntimeGraphsEngine(OnnxRuntimeCudaEngine):
                 plan.fill(feeds)
                 return [self._time(plan.session, plan.binding, plan.options) for _ in range(calls)]
             session = self._open_plain()
-            binding = self._bind_plainly(session, feeds)
+            binding = bind_plainly(session, feeds, self._names, self._device)
             self._time(session, binding)  # memory is taken by it
             return [self._time(session, binding) for _ in range(calls)]
 
-    def _find_plan(self, feeds: Feeds) -> _Plan | None:
+    def _find_plan(self, feeds: Feeds) -> GraphPlan | None:
         """That of these shapes; None where there are as many as there may be."""
         if self._refusal is not None:
             raise EngineError(self._refusal)
@@ -195,14 +163,14 @@ class OnnxRuntimeGraphsEngine(OnnxRuntimeCudaEngine):
                 plan = self._plans[shapes] = self._capture(feeds)
         return plan
 
-    def _capture(self, feeds: Feeds) -> _Plan:
+    def _capture(self, feeds: Feeds) -> GraphPlan:
         session = (
             self._session if not self._plans else open_session(self._spec, make_options(self._spec))
         )
         with map_ort_errors("failed on this input"):
             for _ in range(_PLAIN_RUNS):
                 answers = self._run_plainly(session, feeds)
-            plan = self._make_plan(session, feeds, answers)
+            plan = make_plan(session, feeds, answers, 1 + len(self._plans), self._device)
         failure = self._try_capture(plan)
         if failure is None:
             return plan
@@ -214,24 +182,14 @@ class OnnxRuntimeGraphsEngine(OnnxRuntimeCudaEngine):
         self._refusal = f"{failure}. The engine is of no more use. {_WITHOUT}"
         raise EngineError(self._refusal)
 
-    def _try_capture(self, plan: _Plan) -> str | None:
+    def _try_capture(self, plan: GraphPlan) -> str | None:
         try:
             with map_ort_errors("cannot capture this model in a CUDA graph"):
                 for _ in range(_CAPTURE_RUNS):
-                    plan.session.run_with_iobinding(plan.binding, plan.options)
+                    plan.run()
         except EngineError as error:
             return str(error).rstrip(". \n")
         return None
-
-    def _make_plan(self, session: Any, feeds: Feeds, answers: Mapping[str, Array]) -> _Plan:
-        inputs = {spec.name: self._place(feeds[spec.name]) for spec in self.inputs}
-        outputs = {name: self._place(array) for name, array in answers.items()}
-        binding = session.io_binding()
-        for name, value in inputs.items():
-            binding.bind_ortvalue_input(name, value)
-        for name, value in outputs.items():
-            binding.bind_ortvalue_output(name, value)
-        return _Plan(session, inputs, outputs, binding, _number(1 + len(self._plans)))
 
     def _open_plain(self) -> Any:
         """The session of shapes that have no graph; the first of them opens it."""
@@ -241,58 +199,6 @@ class OnnxRuntimeGraphsEngine(OnnxRuntimeCudaEngine):
         return self._plain
 
     def _run_plainly(self, session: Any, feeds: Feeds) -> dict[str, Array]:
-        binding = self._bind_plainly(session, feeds)
-        session.run_with_iobinding(binding, self._uncaptured)
+        binding = bind_plainly(session, feeds, self._names, self._device)
+        session.run_with_iobinding(binding, UNCAPTURED)
         return dict(zip(self._names, binding.copy_outputs_to_cpu(), strict=True))
-
-    def _bind_plainly(self, session: Any, feeds: Feeds) -> Any:
-        binding = session.io_binding()
-        for name, array in feeds.items():
-            binding.bind_ortvalue_input(name, self._place(array))
-        for name in self._names:
-            binding.bind_output(name, self._device, 0)
-        return binding
-
-    def _place(self, array: Array) -> Any:
-        """A copy on the GPU."""
-        value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
-            list(array.shape), array.dtype.type, self._device, 0
-        )
-        value.update_inplace(np.ascontiguousarray(array))
-        return value
-
-
-def explain_no_graphs() -> str | None:
-    """Why CUDA graphs of the ONNX Runtime that is installed are not used; None: they are."""
-    found = onnxruntime.__version__
-    numbers = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
-    if numbers >= _NEEDED:
-        return None
-    return (
-        f"ONNX Runtime {found} does not tell which inputs the CPU reads, and a CUDA graph would "
-        "miss those. Install a later one: pip install 'onnxruntime-gpu>=1.23'"
-    )
-
-
-def _count_bytes(graph: onnx.GraphProto) -> int:
-    """Those of the weights, wherever they are stored."""
-    kind = onnx.helper.tensor_dtype_to_np_dtype
-    return sum(math.prod(each.dims) * kind(each.data_type).itemsize for each in graph.initializer)
-
-
-def _explain_uncapturable(session: Any, graph: onnx.GraphProto) -> str | None:
-    """What of a model no graph can hold, as far as it is known before a run."""
-    found = {node.op_type for node in graph.node} & _DATA_SHAPES
-    if found:
-        names = ", ".join(sorted(found))
-        return f"how much {names} returns depends on data, which no CUDA graph can hold"
-    for value, memory in zip(session.get_inputs(), session.get_input_memory_infos(), strict=True):
-        if memory.name == "Cpu":  # it would be read at the capture, and never again
-            return f"input {value.name!r} is read by the CPU, which no CUDA graph does"
-    return None
-
-
-def _number(graph: int) -> onnxruntime.RunOptions:
-    options = onnxruntime.RunOptions()
-    options.add_run_config_entry("gpu_graph_id", str(graph))
-    return options

@@ -20,13 +20,10 @@ import deploy.engines.onnxruntime_cuda as cuda
 from deploy.engines import EngineSpec, open_engine
 from deploy.engines.availability import find_obstacle
 from deploy.engines.device import needs_gpu
+from deploy.engines.graph_plans import explain_no_graphs
 from deploy.engines.layers import read_layers
 from deploy.engines.onnxruntime_cuda import choose_options
-from deploy.engines.onnxruntime_graphs import (
-    MAX_GRAPHS,
-    OnnxRuntimeGraphsEngine,
-    explain_no_graphs,
-)
+from deploy.engines.onnxruntime_graphs import MAX_GRAPHS, OnnxRuntimeGraphsEngine
 from export.errors import EngineError
 from export.gpu import GpuFacts
 
