@@ -7,10 +7,10 @@ about half the time. What that asks for, and how it is met:
   sessions, runs them and lets them go; calls from any thread are handed over and waited for.
 - A replay looks at nothing but memory: arrays are copied into inputs that stay where they are on
   the GPU, and answers out of such outputs.
-- What a graph reads must stay. Between runs of different shapes kernels free what they had (a row
-  of ones for the biases of a batch, zeros in place of a bias), and ONNX Runtime does not know that
-  a graph reads it still. So each set of shapes has a session of its own, which runs nothing else
-  from its capture on; with its own copy of the weights, of which there is a bounded number. Shapes
+- What a graph reads must stay. Between runs of different shapes kernels may free what they had (a
+  row of ones for the biases of a batch, zeros in place of a bias), and ONNX Runtime does not know
+  that a graph reads it still. So each set of shapes has a session of its own, which runs nothing
+  else from its capture on. Each has its copy of the weights, so their number is bounded; shapes
   that come later run plainly, in a session without graphs.
 - Nothing may be allocated during a capture: plain runs come first, since only the second one of a
   shape allocates as all later ones do. No other thread may allocate then: `capture_gate.py`.
@@ -153,26 +153,37 @@ class OnnxRuntimeGraphsEngine(OnnxRuntimeCudaEngine):
             return [self._time(session, binding) for _ in range(calls)]
 
     def _find_plan(self, feeds: Feeds) -> GraphPlan | None:
-        """That of these shapes; None where there are as many as there may be."""
+        """That of these shapes; None where there are as many as there may be, or memory ends."""
         if self._refusal is not None:
             raise EngineError(self._refusal)
         shapes = tuple(feeds[spec.name].shape for spec in self.inputs)
         plan = self._plans.get(shapes)
         if plan is None and len(self._plans) < self._room:
             with GATE.alone():
-                plan = self._plans[shapes] = self._capture(feeds)
+                return self._capture(shapes, feeds)
         return plan
 
-    def _capture(self, feeds: Feeds) -> GraphPlan:
-        session = (
-            self._session if not self._plans else open_session(self._spec, make_options(self._spec))
-        )
+    def _open_another(self) -> Any:
+        """A session for a graph; None where the GPU has no room for one more."""
+        if not self._plans:
+            return self._session
+        try:
+            return open_session(self._spec, make_options(self._spec))
+        except EngineError:  # the first was opened, so this is want of memory
+            self._room = len(self._plans)
+            return None
+
+    def _capture(self, shapes: _Shapes, feeds: Feeds) -> GraphPlan | None:
+        session = self._open_another()
+        if session is None:
+            return None
         with map_ort_errors("failed on this input"):
             for _ in range(_PLAIN_RUNS):
                 answers = self._run_plainly(session, feeds)
             plan = make_plan(session, feeds, answers, 1 + len(self._plans), self._device)
         failure = self._try_capture(plan)
         if failure is None:
+            self._plans[shapes] = plan
             return plan
         # The stream of the session stays in its capture, and every allocation of the process fails
         # until it is gone. So nothing may hold it, not even the error that said so.

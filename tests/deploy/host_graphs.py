@@ -89,6 +89,8 @@ class Session(REAL):  # type: ignore[misc, valid-type]
         cls.seconds, cls.readers = 0.0, "Cuda"
 
     def __init__(self, path: str, options: Any, providers: list[Any], **_: object) -> None:
+        if "open" in Session.failures and providers[0][1]["enable_cuda_graph"] == "1":
+            raise Fail(Session.failures["open"])
         Session.opened.append(weakref.ref(self))
         Session.asked.append(providers)
         self._providers_asked = [each if isinstance(each, str) else each[0] for each in providers]

@@ -117,6 +117,26 @@ def test_large_weights_are_copied_for_fewer_shapes(
         assert len(Session.opened) == graphs + 1  # and one without graphs
 
 
+def test_shapes_for_whose_weights_there_is_no_room_run_plainly(tiny_onnx: Path) -> None:
+    with opened(tiny_onnx) as engine:
+        engine({"x": draw(1)})
+        engine({"x": draw(2)})
+        Session.failures = {"open": "out of memory"}
+        for batch in (3, 1, 2, 3, 4):
+            x = draw(batch, batch)
+            np.testing.assert_allclose(engine({"x": x})["logits"], answer(x), **CLOSE)
+        assert Session.runs[-5:] == [
+            (-1, "plain"),
+            (1, "replay"),
+            (2, "replay"),
+            (-1, "plain"),
+            (-1, "plain"),
+        ]
+        assert len(Session.opened) == 3
+    with pytest.raises(EngineError, match=r"cannot open .*: out of memory"):
+        opened(tiny_onnx)
+
+
 def test_calls_from_many_threads_are_run_by_one(tiny_onnx: Path) -> None:
     with opened(tiny_onnx) as engine, ThreadPoolExecutor(8) as pool:
         meeting = threading.Barrier(8)
@@ -178,9 +198,11 @@ def test_a_capture_that_fails_ends_the_engine_and_says_so(tiny_onnx: Path) -> No
         with pytest.raises(EngineError, match=message):
             engine({"x": draw(3)})
         gc.disable()
-        assert len(Session.opened) == 2
-        assert not any(each() for each in Session.opened)  # at once: they keep others out
-        gc.enable()
+        try:
+            assert len(Session.opened) == 2
+            assert not any(each() for each in Session.opened)  # at once: they keep others out
+        finally:
+            gc.enable()
         assert not Value.alive
         Session.failures = {}
         for batch in (2, 3):
