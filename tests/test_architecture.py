@@ -38,6 +38,7 @@ NEED_TORCH = {
     "deploy/loading/trust.py",
     "deploy/loading/weights.py",
     "export/capture/agreement.py",
+    "export/capture/amplification.py",
     "export/capture/arrays.py",
     "export/capture/program.py",
     "export/capture/copying.py",
