@@ -47,6 +47,8 @@ NEED_TORCH = {
     "export/capture/image_model.py",
     "export/capture/inspection.py",
     "export/capture/ladder.py",
+    "export/onnx/attention.py",
+    "export/onnx/computed_weights.py",
     "export/onnx/exporter.py",
     "export/onnx/cleanup.py",
     "export/onnx/preparation.py",
