@@ -1,6 +1,6 @@
 """Engines of TensorRT on this machine's NVIDIA GPU, beside what a user would run there instead.
 
-    python benchmarks/gpu.py [-o gpu.json] [--short] [timm network ...]
+    python benchmarks/gpu.py [-o gpu.json] [--short] [--batches 1,8,64] [timm network ...]
     python benchmarks/gpu.py --table gpu.json
 
 For each network (random weights, BN statistics of a few training batches, 224x224): the peers of
@@ -77,6 +77,7 @@ def main() -> int:
     parser.add_argument("networks", nargs="*")
     parser.add_argument("-o", "--output", type=Path, default=Path("gpu.json"))
     parser.add_argument("--short", action="store_true", help="one network, two batches, 4 minutes")
+    parser.add_argument("--batches", metavar="N,N", help="in place of 1 to 256")
     parser.add_argument("--minutes", type=float, help="begin nothing after these")
     parser.add_argument("--table", type=Path, metavar="JSON", help="print that of an earlier run")
     given = parser.parse_args()
@@ -90,6 +91,8 @@ def main() -> int:
     settings = SHORT if given.short else FULL
     if given.networks:
         settings = replace(settings, networks=tuple(given.networks))
+    if given.batches:
+        settings = replace(settings, batches=tuple(sorted(map(int, given.batches.split(",")))))
     if given.minutes is not None:
         settings = replace(settings, minutes=given.minutes)
     os.environ["PYTHONPATH"] = os.pathsep.join((*FOLDERS, os.environ.get("PYTHONPATH", "")))

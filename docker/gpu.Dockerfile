@@ -21,6 +21,7 @@ FROM python:3.11.14-slim-bookworm AS build
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG TENSORRT_VERSION=11.4.0.106
+ARG ONNXRUNTIME_GPU_VERSION
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
 COPY --from=pycuda /wheels /wheels
@@ -35,6 +36,13 @@ RUN python -m venv --without-pip /opt/deploy \
     && pip --python /opt/deploy/bin/python install --constraint constraints.txt \
        --find-links /wheels --only-binary pycuda "tensorrt==${TENSORRT_VERSION}" \
        "$(echo /wheels/deploykit-*.whl)[trt,rtx,serve]"
+# With --build-arg ONNXRUNTIME_GPU_VERSION=1.31.1, for bundles whose winner is ONNX Runtime on CUDA:
+# in place of the one for CPUs, whose files it would else share. CUDA's libraries come with it.
+RUN if [ -n "${ONNXRUNTIME_GPU_VERSION}" ]; then \
+        pip --python /opt/deploy/bin/python uninstall --yes onnxruntime \
+        && pip --python /opt/deploy/bin/python install --constraint constraints.txt \
+           "onnxruntime-gpu[cuda,cudnn]==${ONNXRUNTIME_GPU_VERSION}" nvidia-cublas; \
+    fi
 RUN /opt/deploy/bin/deploy --version \
     && /opt/deploy/bin/python -c "import sys, deploy; sys.exit('torch' in sys.modules)" \
     && ! /opt/deploy/bin/python -c "import torch"

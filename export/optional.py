@@ -10,6 +10,10 @@ from export.errors import MissingExtraError
 DISTRIBUTION = "deploykit"
 
 
+SERVE_MODULES = ("starlette", "uvicorn", "uvloop", "httptools", "orjson", "grpc")
+"""What a server imports, all of the extra ``serve``."""
+
+
 def require(module: str, *, extra: str) -> Any:
     """Import `module`, or say which extra of the distribution brings it.
 

@@ -107,9 +107,9 @@ def serve(
     """
     import os
 
-    from export.optional import require
+    from export.optional import SERVE_MODULES, require
 
-    for module in ("starlette", "uvicorn", "uvloop", "httptools", "orjson", "grpc"):
+    for module in SERVE_MODULES:
         require(module, extra="serve")
     from deploy.serving.lifecycle import check as check_bundles
     from deploy.serving.lifecycle import serve as serve_bundles

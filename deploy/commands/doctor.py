@@ -9,9 +9,10 @@ from deploy.engines.onnxruntime_cuda import explain_no_provider
 from deploy.engines.process import call_in_child
 from deploy.measuring.machine import Machine, describe_machine
 from export.errors import DeployError
-from export.gpu import read_gpu
-from export.optional import DISTRIBUTION, is_installed
-from export.tensorrt.products import PRODUCTS
+from export.gpu import GpuFacts, read_gpu
+from export.optional import DISTRIBUTION, SERVE_MODULES, is_installed
+from export.tensorrt.options import RTX_TARGETS
+from export.tensorrt.products import PRODUCTS, Product
 
 _BACKENDS = (
     ("torch", "torch", "build"),
@@ -34,10 +35,15 @@ class Backend:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The machine, its engines and, if one was given, each engine of a bundle."""
+    """The machine, its engines and, if one was given, each engine of a bundle.
+
+    Attributes:
+        serving: what `deploy serve` speaks here, or what it lacks.
+    """
 
     machine: Machine
     backends: tuple[Backend, ...]
+    serving: str
     bundle: tuple[Verification, ...] = ()
 
     @property
@@ -53,19 +59,22 @@ def diagnose(bundle: Path | None = None, *, trust: tuple[str, ...] = ()) -> Diag
         BundleError: the bundle is missing, incomplete or changed.
     """
     machine = describe_machine()
-    backends = tuple(_examine(*row, machine=machine) for row in _BACKENDS)
-    if bundle is None:
-        return Diagnosis(machine, backends)
-    return Diagnosis(machine, backends, verify(read_bundle(bundle), trust=trust))
+    gpu = read_gpu()
+    backends = tuple(_examine(*row, machine=machine, gpu=gpu) for row in _BACKENDS)
+    found = () if bundle is None else verify(read_bundle(bundle), trust=trust)
+    return Diagnosis(machine, backends, _describe_serving(), found)
 
 
-def _examine(module: str, package: str, extra: str, *, machine: Machine) -> Backend:
+def _examine(
+    module: str, package: str, extra: str, *, machine: Machine, gpu: GpuFacts | None
+) -> Backend:
     if not is_installed(module):
         wanted = f"pip install '{DISTRIBUTION}[{extra}]'" if extra else f"pip install {package}"
         return Backend(module, False, None, f"not installed: {wanted}")
     version = machine.versions.get(package)
     if module in PRODUCTS:
-        return Backend(module, machine.gpu is not None, version, _describe_gpu(module, machine))
+        usable, note = _describe_product(PRODUCTS[module], gpu)
+        return Backend(module, usable, version, note)
     if module == "openvino":
         try:
             native = call_in_child("deploy.engines.openvino:cpu_has_bf16")
@@ -74,23 +83,35 @@ def _examine(module: str, package: str, extra: str, *, machine: Machine) -> Back
         return Backend(module, True, version, f"fp32, int8{', bf16' if native else ', no bf16'}")
     if module == "onnxruntime":
         version = version or machine.versions.get("onnxruntime-gpu")
-        return Backend(module, True, version, f"fp32, int8{_describe_provider()}")
+        return Backend(module, True, version, f"fp32, int8{_describe_provider(gpu)}")
     return Backend(module, True, version, "the baseline")
 
 
-def _describe_provider() -> str:
+def _describe_provider(gpu: GpuFacts | None) -> str:
     """What ONNX Runtime does on the GPU of this machine; nothing where there is none."""
-    gpu = read_gpu()
     if gpu is None:
         return ""
     obstacle = explain_no_provider(gpu)
     return "; tf32 and fp16 on the GPU" if obstacle is None else f"; not on the GPU: {obstacle}"
 
 
-def _describe_gpu(module: str, machine: Machine) -> str:
-    """What an engine for GPUs does on this machine."""
-    if machine.gpu is not None:
-        return "builds and runs engines"
-    if PRODUCTS[module].ahead_of_time:
-        return "builds engines ahead of time; running them needs an NVIDIA GPU"
-    return "builds and runs engines where there is an NVIDIA GPU"
+def _describe_product(product: Product, gpu: GpuFacts | None) -> tuple[bool, str]:
+    """Whether a TensorRT runs engines on this machine, and what it does here."""
+    if gpu is None and product.ahead_of_time:
+        return False, "builds engines ahead of time; running them needs an NVIDIA GPU"
+    if gpu is None:
+        return False, "builds and runs engines where there is an NVIDIA GPU"
+    if product.ahead_of_time and gpu.target not in RTX_TARGETS:
+        return False, (
+            f"builds engines ahead of time; runs none on the {gpu.name} ({gpu.target}), only on "
+            f"{', '.join(RTX_TARGETS)}"
+        )
+    return True, "builds and runs engines"
+
+
+def _describe_serving() -> str:
+    missing = [module for module in SERVE_MODULES if not is_installed(module)]
+    if missing:
+        names = ", ".join(missing)
+        return f"no, {names} not installed: pip install '{DISTRIBUTION}[serve]'"
+    return "HTTP and gRPC"

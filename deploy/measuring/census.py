@@ -117,9 +117,8 @@ def take_census(spec: EngineSpec, feeds: Feeds) -> Census:
         EngineError: the backend refuses the file or the input, or has no profile to give.
     """
     layers = read_layers(spec, feeds)
-    batch = next((array.shape[0] for array in feeds.values() if array.ndim), 1)
     graph = read_model(Path(spec.source or spec.path), weights=False)
-    found = _attribute(layers, graph, batch)
+    found = _attribute(layers, graph, _read_sizes(graph, feeds))
     total = sum(layer.seconds for layer in layers)
     reformats = [item.layer for item in found if item.layer.reformat]
     works = [item for item in found if not item.layer.reformat]
@@ -130,6 +129,19 @@ def take_census(spec: EngineSpec, feeds: Feeds) -> Census:
         remainder=_find_remainder(works, _BITS[spec.precision], total),
         layer_seconds=_sum_by_node(works),
     )
+
+
+def _read_sizes(model: onnx.ModelProto, feeds: Feeds) -> dict[str, int]:
+    """What the model's symbolic axes are in `feeds`."""
+    return {
+        dim.dim_param: int(size)
+        for value in model.graph.input
+        if value.name in feeds
+        for dim, size in zip(
+            value.type.tensor_type.shape.dim, feeds[value.name].shape, strict=False
+        )
+        if dim.dim_param
+    }
 
 
 def _count(works: Sequence[_Attributed]) -> tuple[PrecisionShare, ...]:
@@ -169,14 +181,14 @@ def _sum_by_node(works: Sequence[_Attributed]) -> dict[str, float]:
 
 
 def _attribute(
-    layers: Sequence[ExecutedLayer], model: onnx.ModelProto, batch: int
+    layers: Sequence[ExecutedLayer], model: onnx.ModelProto, sizes: Mapping[str, int]
 ) -> list[_Attributed]:
     """Find for each layer its node of the file, its module path and its MACs.
 
     A node with MACs that no layer names was fused into a later one.
     """
     graph = _FileGraph(model)
-    macs = {layer.node: layer.macs for layer in model_cost(model, batch=batch).layers}
+    macs = {layer.node: layer.macs for layer in model_cost(model, axes=sizes).layers}
     named = [() if layer.reformat else graph.resolve(layer.origins) for layer in layers]
     owners: dict[int, int] = {}
     for index, numbers in enumerate(named):

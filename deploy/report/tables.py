@@ -110,6 +110,7 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
         ("memory", f"{machine.memory_gb} GiB"),
         ("GPU", machine.gpu or "no NVIDIA GPU"),
         ("system", f"{machine.os}, Python {machine.python}"),
+        ("serving", diagnosis.serving),
     ):
         console.print(Text(f"{label:<9} {value}"))
     table = make_table("engine", "version", "usable", "note")

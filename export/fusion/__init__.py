@@ -16,10 +16,11 @@ from export.fusion.certificate import Certificate, certify
 from export.fusion.conv_bn import fold_conv_bn
 from export.fusion.draft import Draft
 from export.fusion.options import FusionOptions
+from export.fusion.scales import hoist_scales
 
 Pass = Callable[[Draft, FusionOptions], tuple[tuple[Fused, ...], tuple[Skip, ...]]]
 
-PASSES: tuple[Pass, ...] = (merge_branches, fold_conv_bn)
+PASSES: tuple[Pass, ...] = (hoist_scales, merge_branches, fold_conv_bn)
 """The rewrites, run from the first to the last."""
 
 

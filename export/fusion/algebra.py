@@ -91,6 +91,9 @@ def make_window(channels: int, axes: Sequence[Axis], weight: float, like: Tensor
 
 def scale_outputs(map_: LinearMap, scale: Tensor | float, shift: Tensor | None) -> LinearMap:
     """``y * scale + shift`` with a number or one value an output channel; `shift` None is zero."""
+    if map_.kernel.is_meta:
+        bias = map_.kernel.new_empty(map_.outputs) if shift is not None else map_.bias
+        return LinearMap(map_.kernel, bias, map_.groups, map_.axes)
     rows = scale.reshape(-1, *[1] * (map_.kernel.ndim - 1)) if isinstance(scale, Tensor) else scale
     bias = None if map_.bias is None else map_.bias * scale
     if shift is not None:
@@ -107,6 +110,11 @@ def add_maps(one: LinearMap, other: LinearMap, factor: float = 1.0) -> LinearMap
     if one.outputs != other.outputs:
         raise Inexact(f"the branches have {one.outputs} and {other.outputs} channels")
     axes, groups = _unite([one, other])
+    if one.kernel.is_meta:
+        shape = (one.outputs, one.inputs // groups, *(axis.taps for axis in axes))
+        biased = one.bias is not None or other.bias is not None
+        bias = one.kernel.new_empty(one.outputs) if biased else None
+        return LinearMap(one.kernel.new_empty(shape), bias, groups, axes)
     kernel = _spread_kernel(one, axes, groups)
     at: Any = (..., *(_place(axis, all_) for axis, all_ in zip(other.axes, axes, strict=True)))
     kernel[at].add_(regroup(other, groups), alpha=factor)
@@ -162,6 +170,10 @@ def compose_maps(first: LinearMap, second: LinearMap, border: Tensor | None = No
     axes = tuple(compose_axes(f, s) for f, s in zip(first.axes, second.axes, strict=True))
     groups = _composed_groups(first, second)
     shape = (second.outputs, first.inputs // groups, *(axis.taps for axis in axes))
+    if first.kernel.is_meta:  # every operator on it costs about a millisecond
+        biased = first.bias is not None or second.bias is not None
+        bias = first.kernel.new_empty(second.outputs) if biased else None
+        return LinearMap(first.kernel.new_empty(shape), bias, groups, axes)
     kernel = torch.zeros(shape, dtype=torch.float64, device=first.kernel.device)
     for tap in itertools.product(*(range(axis.taps) for axis in second.axes)):
         places: Any = [
@@ -181,6 +193,8 @@ def regroup(map_: LinearMap, groups: int) -> Tensor:
     if groups == map_.groups:
         return map_.kernel
     merged = map_.groups // groups
+    if map_.kernel.is_meta:
+        return map_.kernel.new_empty(map_.outputs, map_.inputs // groups, *map_.kernel.shape[2:])
     outputs, inputs, *taps = map_.kernel.shape
     blocks = map_.kernel.reshape(groups, merged, outputs // map_.groups, inputs, *taps)
     wide = blocks.new_zeros(groups, merged, outputs // map_.groups, merged, inputs, *taps)

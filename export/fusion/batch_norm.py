@@ -45,6 +45,8 @@ class BatchNorm:
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """The map as ``y = x * scale + shift``, both float64 of shape ``(channels,)``."""
+        if self.mean.is_meta:
+            return self.mean.double(), self.mean.double()
         scale = torch.rsqrt(self.variance.detach().double() + self.eps)
         if self.gamma is not None:
             scale = scale * self.gamma.detach().double()

@@ -4,9 +4,10 @@
 
 The fold is exact whatever the stride, padding (zeros or not), dilation and groups, because the norm
 acts on each output channel alone. So it is past a slice of positions, such as those that a causal
-convolution cuts off at the end. It is done where the graph proves it: the norm is in inference
-with stored statistics, nothing else reads the convolution's result, and the weight is stored and
-not computed. Everything else is left, with its reason.
+convolution cuts off at the end, and where rows of a linear layer are put into one batch for it. It
+is done where the graph proves it: the norm is in inference with stored statistics, nothing else
+reads the convolution's result, and the weight is stored and not computed. Everything else is left,
+with its reason.
 """
 
 from dataclasses import dataclass
@@ -16,8 +17,11 @@ from torch import Tensor, fx
 
 from export.artifacts import Fused, Skip
 from export.fusion.batch_norm import BatchNorm, count_output_channels, fold_batch_norm
+from export.fusion.constants import Constants
 from export.fusion.cost import count_macs, count_parameters
 from export.fusion.draft import Draft, read_argument
+from export.fusion.mutation import Mutations
+from export.fusion.norm_paths import FLATTENINGS, LAYERS, find_layer, list_cut
 from export.fusion.norms import NORMS, read_norm
 from export.fusion.operators import describe_layer
 from export.fusion.options import FusionOptions
@@ -26,26 +30,9 @@ from export.fusion.trial import Trial, find_fault, measure_error
 
 aten = torch.ops.aten
 
-LAYERS = frozenset(
-    {
-        aten.conv1d.default,
-        aten.conv1d.padding,
-        aten.conv2d.default,
-        aten.conv2d.padding,
-        aten.conv3d.default,
-        aten.conv3d.padding,
-        aten.conv_transpose1d.default,
-        aten.conv_transpose2d.input,
-        aten.conv_transpose3d.input,
-        aten.convolution.default,
-        aten.linear.default,
-    }
-)
 _TRANSPOSED = frozenset(
     {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 )
-_UNBOUNDED = 2**62
-_WITHOUT_EFFECT = frozenset({aten.dropout.default, aten.feature_dropout.default})
 
 
 @dataclass(frozen=True)
@@ -68,7 +55,9 @@ def fold_conv_bn(
     """Fold every batch normalization of `draft` that can be folded, and say why not the others."""
     fused: list[Fused] = []
     skipped: list[Skip] = []
-    for norm in [node for node in draft.graph.nodes if node.target in NORMS]:
+    constants = Constants(draft, Mutations(draft.graph))
+    norms = [node for node in draft.graph.nodes if node.target in NORMS]
+    for norm in [node for node in norms if node not in constants]:  # those are of weights
         site = _match(draft, norm)
         if isinstance(site, _Site):
             rewritten = _rewrite(draft, site)
@@ -91,7 +80,7 @@ def _match(draft: Draft, norm: fx.Node) -> _Site | str:
     result = _find_result(norm)
     if result is None:
         return "the statistics that the batch norm returns are used"
-    layer = _find_layer(norm)
+    layer = find_layer(norm)
     if layer is None:
         if any(user.target in LAYERS for user in result.users):
             return "batch norm stands before the convolution"
@@ -109,6 +98,7 @@ def _match(draft: Draft, norm: fx.Node) -> _Site | str:
     groups = int(read_argument(layer, "groups", 1))
     mismatch = _find_mismatch(
         layer,
+        read_argument(norm, "input"),
         weight,
         count_output_channels(weight, transposed=transposed, groups=groups),
         bn.channels,
@@ -128,44 +118,11 @@ def _find_result(norm: fx.Node) -> fx.Node | None:
     return None
 
 
-def _find_layer(norm: fx.Node) -> fx.Node | str | None:
-    """The layer whose result only `norm` reads; a reason; or None where there is no layer."""
-    source: fx.Node = read_argument(norm, "input")
-    shared = len(source.users) > 1
-    while _passes_channels_on(source):
-        source = source.all_input_nodes[0]
-        shared = shared or len(source.users) > 1
-    if source.target not in LAYERS:
-        return None
-    if shared:
-        return "the convolution's output is used elsewhere as well"
-    return source
-
-
-def _passes_channels_on(node: fx.Node) -> bool:
-    """Whether the norm is the same before this as behind it: nothing is done to any value."""
-    if node.target in _WITHOUT_EFFECT:
-        return not read_argument(node, "train")
-    return node.target is aten.slice.Tensor and _list_cut(node) is not None
-
-
-def _list_cut(node: fx.Node) -> tuple[int, int] | None:
-    """The spatial axis of a slice, from 0, and how many positions it cuts off at both ends."""
-    dim, start, end, step = (read_argument(node, name) for name in ("dim", "start", "end", "step"))
-    if not all(isinstance(value, (int, type(None))) for value in (start, end, step)):
-        return None
-    axis = int(dim) % node.meta["val"].ndim - 2
-    first, last = start or 0, 0 if end is None else end
-    if first == 0 and step in (None, 1) and (end is None or end >= _UNBOUNDED):
-        return 0, 0  # y[:, :, 1:] has one for each of its axes
-    if axis < 0 or 0 in [size for size in node.meta["val"].shape if isinstance(size, int)]:
-        return None
-    return axis, max(first, 0) + max(-last, 0)
-
-
-def _find_mismatch(layer: fx.Node, weight: Tensor, channels: int, expected: int) -> str | None:
+def _find_mismatch(
+    layer: fx.Node, normalized: fx.Node, weight: Tensor, channels: int, expected: int
+) -> str | None:
     """Why the norm's channels are not the layer's; the norm acts on axis 1."""
-    rank = layer.meta["val"].ndim
+    rank = normalized.meta["val"].ndim
     if rank != weight.ndim:
         kind = "linear layer" if layer.target is aten.linear.default else "convolution"
         return (
@@ -191,8 +148,8 @@ def _rewrite(draft: Draft, site: _Site) -> Fused | str:
         parts = (wide_weight, wide_bias) if exact else (weight, bias)
         value = _run_layer(site.layer, x, *(part.to(precision) for part in parts))
         for node in trial.nodes:
-            if node.target is aten.slice.Tensor:
-                value = aten.slice.Tensor(value, *node.args[1:], **node.kwargs)
+            if node.target is aten.slice.Tensor or node.target in FLATTENINGS:
+                value = node.target(value, *node.args[1:], **node.kwargs)
         return value
 
     error = measure_error(draft, trial, run)
@@ -236,11 +193,13 @@ def _make_trial(site: _Site) -> Trial:
     while nodes[-1] is not site.layer:
         nodes.append(nodes[-1].all_input_nodes[0])
     for node in nodes:
-        cut = _list_cut(node) if node.target is aten.slice.Tensor else None
+        cut = list_cut(node) if node.target is aten.slice.Tensor else None
         if cut is not None and cut[1]:
             sizes[cut[0]] += cut[1] * _find_stride(site.layer, cut[0])
     source = read_argument(site.layer, "input")
     shape = (2, inputs, *sizes)
+    if site.layer.target is aten.linear.default:
+        shape = (*[2] * (source.meta["val"].ndim - 2), 8, inputs)
     dtype, device = site.weight.dtype, site.weight.device
     return Trial(tuple(reversed(nodes)), source, site.result, shape, dtype, device)
 

@@ -39,6 +39,11 @@ def is_layer(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target in _KERNELS
 
 
+def name_weight(node: fx.Node) -> str | None:
+    """The argument that holds the weight of a layer; None for any other node."""
+    return _KERNELS.get(node.target) if node.op == "call_function" else None
+
+
 def count_macs(node: fx.Node) -> int:
     """MACs of one operator for one sample; what only moves data costs none."""
     if not isinstance(node.target, torch._ops.OpOverload):

@@ -11,6 +11,8 @@ from torch import Tensor, fx
 
 from export.fusion.draft import Draft
 
+_CHECK = torch.ops.aten._assert_tensor_metadata.default
+
 
 def evaluate(
     draft: Draft,
@@ -47,8 +49,8 @@ def evaluate(
         return _read_hint(node)
 
     for node in order:
-        if node in values:
-            continue
+        if node in values or (dtype is not None and node.target is _CHECK):
+            continue  # a check of the format that was captured fails in any other
         given: Any = fx.node.map_aggregate(
             (node.args, node.kwargs), lambda item: _cast_dtype(item, dtype)
         )

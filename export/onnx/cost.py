@@ -58,20 +58,26 @@ class ModelCost:
     parameter_bytes: int
 
 
-def model_cost(model: OnnxModel | onnx.ModelProto, *, batch: int = 1) -> ModelCost:
-    """Count MACs and parameters of `model` by shape inference with the batch axis bound.
+def model_cost(
+    model: OnnxModel | onnx.ModelProto,
+    *,
+    batch: int = 1,
+    axes: Mapping[str, int] | None = None,
+) -> ModelCost:
+    """Count MACs and parameters of `model` by shape inference with its symbolic axes bound.
 
     Args:
-        model: other symbolic axes than ``"batch"`` count as 1. Layers whose shapes are not known
-            even so count no MACs.
+        model: an axis that is not named below counts as its best size, and as 1 where no range is
+            known. Layers whose shapes are not known even so count no MACs.
         batch: size of the batch axis.
+        axes: sizes of others by their names.
     """
     if isinstance(model, OnnxModel):
         proto = onnx.load(model.path, load_external_data=False)
     else:
         proto = onnx.ModelProto()
         proto.CopyFrom(model)
-    shapes = _infer_shapes(proto, {**_best_sizes(model), BATCH: batch})
+    shapes = _infer_shapes(proto, {**_best_sizes(model), BATCH: batch, **(axes or {})})
     sizes = {tensor.name: math.prod(tensor.dims) for tensor in proto.graph.initializer}
     producers = {name: node for node in proto.graph.node for name in node.output}
     layers = tuple(

@@ -5,6 +5,8 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from export.fusion.draft import Draft, read_argument
+from export.onnx.attention import write_out_attention
+from export.onnx.computed_weights import store_computed_weights
 
 aten = torch.ops.aten
 
@@ -12,29 +14,34 @@ _POOLS = frozenset({aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.d
 
 
 def prepare_program(program: ExportedProgram) -> ExportedProgram:
-    """`program` itself, or a copy of it with what the exporter does not do well in another form.
+    """A copy of `program` with what the exporter does not do well in another form; or itself.
 
     Numbers and strings among the results become None: the exporter takes no others. A pool to one
     value a channel becomes a mean: of a value in channels_last the exporter makes a gather out of
-    the strides of the result, which is of no use where there are no strides.
+    the strides of the result, which is of no use where there are no strides. Attention over more
+    axes than four is written out, and weights that are computed from others are stored.
     """
     (output,) = (node for node in program.graph.nodes if node.op == "output")
     constants = any(not isinstance(v, fx.Node) and v is not None for v in output.args[0])
-    if not constants and not any(_pools_all(node) for node in program.graph.nodes):
-        return program
     draft = Draft(program)
     if constants:
         draft.drop_constant_outputs()
-    for node in [node for node in draft.graph.nodes if _pools_all(node)]:
-        rank = len(read_argument(node, "output_size"))
+    done = [_pool_by_mean(draft), write_out_attention(draft), store_computed_weights(draft)]
+    return draft.finish() if constants or any(done) else program
+
+
+def _pool_by_mean(draft: Draft) -> bool:
+    """Whether there was a pool to one value a channel."""
+    pools = [node for node in draft.graph.nodes if _pools_all(node)]
+    for node in pools:
+        axes = list(range(-len(read_argument(node, "output_size")), 0))
         with draft.graph.inserting_before(node):
-            axes = list(range(-rank, 0))
             mean = draft.graph.call_function(
                 aten.mean.dim, (read_argument(node, "self"), axes, True)
             )
         mean.meta = dict(node.meta)
         draft.erase(node, mean)
-    return draft.finish()
+    return bool(pools)
 
 
 def _pools_all(node: fx.Node) -> bool:

@@ -160,6 +160,43 @@ def test_slice_of_everything_behind_a_linear_layer_is_seen_through():
     assert_same_function(net, result.module, x)
 
 
+@pytest.mark.parametrize("join", [lambda y: y.flatten(0, 1), lambda y: y.reshape(-1, 6)])
+def test_rows_put_into_one_batch_between_layer_and_norm_are_seen_through(join):
+    """As LeViT has it: a batch norm of every token's features."""
+    fc, bn = nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6)
+    net = prepare(Net(lambda m, x: m.bn(join(y := m.fc(x))).reshape_as(y), fc=fc, bn=bn))
+    result = fuse(net, torch.randn(2, 5, 4))
+    assert [item.paths for item in result.fused] == [("fc", "bn")]
+    assert result.skipped == ()
+    assert_same_function(net, result.module, torch.randn(3, 5, 4))
+
+
+@pytest.mark.parametrize(
+    "join",
+    [lambda y: y.transpose(1, 2).flatten(0, 1), lambda y: y.reshape(-1, 5), lambda y: y[:, 0]],
+)
+def test_rows_that_are_mixed_or_picked_before_the_norm_are_no_other_function(join):
+    norm = nn.BatchNorm1d(join(torch.empty(2, 5, 6)).shape[1])
+    net = prepare(Net(lambda m, x: m.bn(join(m.fc(x))), fc=nn.Linear(4, 6), bn=norm))
+    x = torch.randn(2, 5, 4)
+    assert_same_function(net, fuse(net, x).module, x)
+
+
+def test_norm_of_a_weight_is_no_norm_of_the_network():
+    """Weight standardization by F.batch_norm, as timm writes it."""
+
+    def standardized(m, x):
+        flat = m.conv.weight.reshape(1, 4, -1)
+        weight = F.batch_norm(flat, None, None, training=True, momentum=0.0)
+        return m.bn(F.conv2d(x, weight.reshape_as(m.conv.weight), m.conv.bias)).relu()
+
+    net = prepare(Net(standardized, conv=conv(), bn=nn.BatchNorm2d(4)))
+    result = fuse(net, torch.randn(2, 3, 6, 6))
+    assert result.skipped == ()
+    assert not any("batch_norm" in str(node.target) for node in result.module.graph.nodes)
+    assert_same_function(net, result.module, torch.randn(3, 3, 6, 6))
+
+
 @pytest.mark.parametrize(
     "cut", [lambda y: y[:, 1:4], lambda y: y[:, :, :, 1:], lambda y: y[1:]], ids=["c", "w", "n"]
 )

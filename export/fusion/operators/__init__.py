@@ -33,6 +33,14 @@ _OTHER_PADDINGS = {
     for rank in (1, 2, 3)
 }
 
+_REARRANGEMENTS = frozenset(
+    {
+        *("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze"),
+        *("permute", "transpose", "t", "numpy_T", "movedim", "expand", "select", "unbind", "roll"),
+        *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "flip", "repeat", "index"),
+    }
+)
+
 
 def read_operators(survey: Survey) -> Operators:
     """What each computed, not constant node of the graph is."""
@@ -52,6 +60,8 @@ def _read(survey: Survey, node: fx.Node) -> Operator | str:
     if node.target in _OTHER_PADDINGS:
         return f"the padding mode is {_OTHER_PADDINGS[node.target]}, not zeros"
     reader = _READERS.get(node.target)
+    if reader is None and name_operator(node) in _REARRANGEMENTS:
+        return f"a change of shape ({name_operator(node)}) stands between"
     if reader is None:
         return f"a non-linearity ({name_operator(node)}) stands between"
     if node not in survey.borders and survey.mutations.is_stale(node):

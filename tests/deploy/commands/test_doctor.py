@@ -1,6 +1,7 @@
 """The machine's engines with what would help, and each engine of a bundle on this machine."""
 
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import deploy.commands.doctor
 from deploy.bundle.staging import stage_bundle
 from deploy.commands.doctor import Backend, diagnose
 from deploy.commands.verification import Verification
-from deploy.measuring.machine import describe_machine
 from deploy.report.tables import print_diagnosis
 from export.errors import BundleError, EngineError
+from export.gpu import GpuFacts
+from export.tensorrt.products import PRODUCTS
 
 
 def test_what_is_installed_is_usable() -> None:
@@ -56,23 +58,41 @@ def test_a_backend_that_crashes_is_not_usable_and_says_why(
     )
 
 
-def test_tensorrt_is_usable_only_with_a_gpu() -> None:
-    machine = describe_machine()
-    for gpu, usable in ((None, False), ("NVIDIA L4, 570.1", True)):
-        found = deploy.commands.doctor._examine(
-            "tensorrt_rtx", "tensorrt-rtx", "rtx", machine=replace(machine, gpu=gpu)
-        )
-        if "not installed" in found.note:
-            pytest.skip("tensorrt_rtx is not installed")
-        assert found.usable == usable
-        assert ("needs an NVIDIA GPU" in found.note) == (gpu is None)
+L4, H200, BLACKWELL = (
+    GpuFacts(name, "580.1", capability, "13.0")
+    for name, capability in (("L4", "8.9"), ("H200", "9.0"), ("RTX 5090", "12.0"))
+)
 
 
-def test_nvidia_tensorrt_does_nothing_without_a_gpu() -> None:
-    machine = replace(describe_machine(), gpu=None)
-    assert "where there is an NVIDIA GPU" in deploy.commands.doctor._describe_gpu(
-        "tensorrt", machine
+@pytest.mark.parametrize(
+    ("product", "gpu", "usable", "words"),
+    [
+        ("tensorrt_rtx", None, False, "ahead of time; running them needs an NVIDIA GPU"),
+        ("tensorrt_rtx", L4, True, "builds and runs"),
+        ("tensorrt_rtx", BLACKWELL, True, "builds and runs"),
+        ("tensorrt_rtx", H200, False, r"runs none on the H200 \(SM90\), only on SM75.*SM121"),
+        ("tensorrt", None, False, "where there is an NVIDIA GPU"),
+        ("tensorrt", H200, True, "builds and runs"),
+    ],
+)
+def test_a_tensorrt_is_usable_on_gpus_that_it_takes(
+    product: str, gpu: GpuFacts | None, usable: bool, words: str
+) -> None:
+    found, note = deploy.commands.doctor._describe_product(PRODUCTS[product], gpu)
+    assert found == usable
+    assert re.search(words, note)
+
+
+def test_what_a_server_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert diagnose().serving == "HTTP and gRPC"
+    monkeypatch.setattr(
+        deploy.commands.doctor, "is_installed", lambda module: module not in ("uvloop", "grpc")
     )
+    lacking = diagnose()
+    assert lacking.serving == "no, uvloop, grpc not installed: pip install 'deploykit[serve]'"
+    console = Console(file=io.StringIO(), width=100)
+    print_diagnosis(lacking, console)
+    assert f"serving   {lacking.serving}" in console.file.getvalue()
 
 
 def test_a_sound_bundle_is_sound(pristine: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "quantize"))
@@ -62,6 +63,20 @@ def test_all_macs_are_found_in_the_precision_of_the_file(tmp_path: Path, engine:
     assert _by_precision(floats) == {"fp32": 2 * sum(MACS.values())}
     assert _by_precision(int8) == {"int8": 2 * sum(MACS.values())}
     assert not floats.remainder
+
+
+def test_macs_are_those_of_the_sizes_that_were_run(tmp_path: Path) -> None:
+    sizes = ["batch", 3, "height", "width"]
+    ends = [onnx.helper.make_tensor_value_info(n, 1, sizes if n == "x" else None) for n in "xy"]
+    weight = onnx.numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "w")
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], name="conv", strides=[2, 1])
+    graph = onnx.helper.make_graph([node], "net", ends[:1], ends[1:], [weight])
+    opset = [onnx.helper.make_opsetid("", 20)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "m")
+    spec = EngineSpec("onnxruntime", "fp32", str(tmp_path / "m"), 1)
+    for batch, height, width in ((2, 9, 8), (1, 12, 5)):
+        census = take_census(spec, {"x": np.ones((batch, 3, height, width), np.float32)})
+        assert census.macs == batch * ((height - 1) // 2) * (width - 2) * 4 * 27
 
 
 @pytest.mark.parametrize("engine", ENGINES)

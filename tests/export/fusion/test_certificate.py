@@ -170,3 +170,21 @@ def test_products_of_computed_tensors_leave_the_batch_dynamic(heads: int, tmp_pa
     signature = describe_call(net, feeds, keyword=False, dynamic_batch=True)
     exported = export_model(net, feeds, tmp_path, signature=signature, static_batch=False, opset=20)
     assert (exported.rung, exported.dynamic_batch) == ("dynamo", True)
+
+
+def test_a_format_that_is_named_in_forward_does_not_stop_the_proof() -> None:
+    """``.to(torch.float32)`` leaves a check of the format, which a run in float64 would fail."""
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scale = torch.ones(x.shape[2], device=x.device).to(torch.float32)
+            return self.bn(self.conv(x * scale)).relu()
+
+    torch.manual_seed(0)
+    model = fuse(Named().eval(), torch.randn(2, 3, 6, 6)).certificate.model
+    assert model.reason is None
+    assert model.error_float32 is not None and model.error_float32 < 1e-5

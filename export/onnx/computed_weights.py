@@ -1,0 +1,75 @@
+"""Weights that a model computes from stored tensors alone, stored as what they come to.
+
+Weight standardization, a scale on a weight, an embedded kernel: the exporter writes the computation
+into the graph, where whatever looks for constant weights, such as int8, finds none. The value is
+worked out in float64.
+"""
+
+import torch
+from torch import Tensor, fx, nn
+
+from export.fusion.constants import Constants
+from export.fusion.cost import name_weight
+from export.fusion.draft import Draft, read_argument
+from export.fusion.mutation import Mutations
+
+aten = torch.ops.aten
+
+_ONLY_MOVE = frozenset(
+    {
+        *(aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.expand.default),
+        *(aten.permute.default, aten.transpose.int, aten.t.default, aten.numpy_T.default),
+        *(aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims),
+        *(aten.slice.Tensor, aten.select.int, aten.alias.default, aten.detach.default),
+        *(aten.clone.default, aten.contiguous.default),
+    }
+)
+"""What takes no arithmetic is left: engines do it once, and a copy would make the file larger."""
+
+
+def store_computed_weights(draft: Draft) -> bool:
+    """Give the layers of `draft` stored tensors for the weights and biases that it computes.
+
+    Returns:
+        Whether anything was done.
+    """
+    constants = Constants(draft, Mutations(draft.graph))
+    found: dict[fx.Node, str] = {}
+    for node in draft.graph.nodes:
+        weight = name_weight(node)
+        for name in (weight, "bias") if weight else ():
+            value = read_argument(node, name)
+            if _is_worth_storing(constants, value):
+                found.setdefault(value, "bias" if name == "bias" else "weight")
+    stored = [_store(draft, constants, node, name) for node, name in found.items()]
+    return any(stored)
+
+
+def _is_worth_storing(constants: Constants, value: object) -> bool:
+    if not isinstance(value, fx.Node) or value not in constants:
+        return False
+    computed = constants.computed(value)
+    returned = any(user.op == "output" for user in value.users)
+    dtype = value.meta["val"].dtype
+    return (
+        any(node.target not in _ONLY_MOVE for node in computed)
+        and not returned
+        and bool(dtype.is_floating_point)
+    )
+
+
+def _store(draft: Draft, constants: Constants, node: fx.Node, name: str) -> bool:
+    example: Tensor = node.meta["val"]
+    tensor = constants.value(node, torch.device("cpu")).to(example.device, example.dtype)
+    if not tensor.isfinite().all():
+        return False
+    computed = constants.computed(node)
+    stored = [s for item in computed for s in item.all_input_nodes if draft.target(s)]
+    prefix = draft.target(stored[0]).rpartition(".")[0]
+    value = nn.Parameter(tensor.contiguous(), requires_grad=draft.requires_grad(stored[0]))
+    wanted = f"{prefix}.{name}" if prefix else name
+    draft.erase(node, draft.add(wanted, value, beside=stored[0]))
+    for item in reversed(computed[:-1]):
+        if not item.users:
+            draft.graph.erase_node(item)
+    return True

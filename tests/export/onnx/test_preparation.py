@@ -1,0 +1,121 @@
+"""Graphs that the exporter would refuse, or write with weights that are computed."""
+
+import copy
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from export.capture.program import capture
+from export.onnx.exporter import to_onnx
+from export.onnx.preparation import prepare_program
+
+
+class Attention(nn.Module):
+    def __init__(self, mask: Tensor | None, shape: tuple[int, ...], **options: object) -> None:
+        super().__init__()
+        self.mask, self.shape, self.options = mask, shape, options
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (x.reshape(x.shape[0], *self.shape) * factor for factor in (1.0, 0.5, -2.0))
+        return F.scaled_dot_product_attention(q, k, v.cos(), self.mask, **self.options)
+
+
+class Standardized(nn.Conv2d):
+    """Weight standardization by F.batch_norm, as timm writes it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, training=True, momentum=0.0)
+        return F.conv2d(x, weight.reshape_as(self.weight), self.bias, self.stride, self.padding)
+
+
+def export(net, x, path):
+    program = capture(net, {"x": x}, keyword=False, dynamic_batch=True)
+    names = {"input_names": ["x"], "output_names": ["y"]}
+    return onnx.load(to_onnx(program, path / "model.onnx", **names).path)
+
+
+def assert_same(net, proto, *batches):
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    for x in batches:
+        (found,) = session.run(None, {"x": x.numpy()})
+        exact = copy.deepcopy(net).double()(x.double()).detach().numpy()
+        assert found.shape == exact.shape
+        assert np.abs(found - exact).max() / np.abs(exact).max() < 1e-5
+
+
+def make_mask(kind: str) -> Tensor | None:
+    rows = torch.arange(6)
+    hidden = rows[:, None] >= rows[None, :]
+    return {"none": None, "bool": hidden, "float": torch.where(hidden, 0.0, -3.0)}[kind]
+
+
+@pytest.mark.parametrize("mask", ["none", "bool", "float"])
+@pytest.mark.parametrize("shape", [(3, 2, 6, 4), (6, 8)], ids=["5 axes", "3 axes"])
+def test_attention_over_other_than_four_axes_is_exported(mask, shape, tmp_path):
+    """In windows, as Hiera and Twins have it."""
+    net = Attention(make_mask(mask), shape, scale=0.3 if mask == "none" else None).eval()
+    torch.manual_seed(0)
+    size = int(np.prod(shape))
+    proto = export(net, torch.randn(2, size), tmp_path)
+    if mask == "float":
+        net.mask = net.mask.double()
+    assert_same(net, proto, torch.randn(1, size), torch.randn(3, size))
+
+
+def test_attention_over_four_axes_is_left_to_the_exporter():
+    net = Attention(None, (2, 6, 4)).eval()
+    program = capture(net, {"x": torch.randn(2, 48)}, keyword=False, dynamic_batch=True)
+    assert prepare_program(program) is program
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_weights_computed_from_weights_are_stored(bias, tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(Standardized(3, 4, 3, padding=1, bias=bias), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    before = copy.deepcopy(net.state_dict())
+    proto = export(net.eval(), torch.randn(2, 3, 8, 8), tmp_path)
+    assert Counter(node.op_type for node in proto.graph.node) == {"Conv": 2, "Relu": 1}
+    assert_same(net, proto, torch.randn(1, 3, 8, 8), torch.randn(3, 3, 8, 8))
+    assert all(torch.equal(net.state_dict()[key], value) for key, value in before.items())
+
+
+class Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.scale = nn.Parameter(torch.randn(6, 6)), nn.Parameter(torch.rand(6, 1))
+
+    def forward(self, x):
+        weight = self.weight * self.scale
+        return F.linear(F.linear(x, weight).relu(), weight) @ self.weight.T + self.scale.sum()
+
+
+def test_a_computed_weight_of_two_layers_is_stored_once(tmp_path):
+    torch.manual_seed(0)
+    net = Shared().eval()
+    proto = export(net, torch.randn(2, 6), tmp_path)
+    matrices = {i.name for i in proto.graph.initializer if list(i.dims) == [6, 6]}
+    assert len(matrices) <= 2
+    assert "Mul" not in {node.op_type for node in proto.graph.node}
+    assert_same(net, proto, torch.randn(1, 6), torch.randn(3, 6))
+
+
+class Returned(Shared):
+    def forward(self, x):
+        weight = self.weight * self.scale
+        return F.linear(x, weight * x.mean())
+
+
+def test_a_weight_that_depends_on_the_data_stays_computed():
+    program = capture(
+        Returned().eval(), {"x": torch.randn(2, 6)}, keyword=False, dynamic_batch=True
+    )
+    assert prepare_program(program) is program
