@@ -44,6 +44,7 @@ NEED_TORCH = {
     "export/capture/copying.py",
     "export/capture/dynamic_axes.py",
     "export/fusion",
+    "export/capture/idle_autocast.py",
     "export/capture/image_model.py",
     "export/capture/inspection.py",
     "export/capture/ladder.py",

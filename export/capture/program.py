@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from export.artifacts import TensorSpec
 from export.capture.dynamic_axes import explain_axes, make_dims
+from export.capture.idle_autocast import skip_idle_autocast
 from export.capture.image_model import find_user_module
 from export.capture.whole_scales import WholeScales
 from export.errors import ExportError
@@ -84,7 +85,11 @@ def capture(
         whole = WholeScales() if ranges and not strict else contextlib.nullcontext()
         masks = _replaced(torch.nn.modules.transformer, "_detect_is_causal_mask", _say_of_mask)
         unknown = _leave_out_unknown(module, strict)
-        with contain_noise(), torch.no_grad(), _plain_attention(), masks, unknown, whole:
+        idle = contextlib.nullcontext() if strict else skip_idle_autocast()
+        still = (contain_noise(), torch.no_grad(), _plain_attention(), masks, unknown, whole, idle)
+        with contextlib.ExitStack() as stack:
+            for context in still:
+                stack.enter_context(context)
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=strict)
     except Exception as error:  # the user's own code runs here: whatever it raises is the finding
         place = find_module_path(module, error.__traceback__)

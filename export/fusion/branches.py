@@ -92,7 +92,7 @@ def _find_merger(
     for smaller, region in reversed(list(zip([None, *regions], regions, strict=False))):
         if smaller is not None and smaller.removable() == region.removable():
             found = None  # it would only read past a value that stays
-            if _counts(survey, region):
+            if _counts(survey, region, options):
                 found = "a value between is used elsewhere as well"
         else:
             found = _consider(survey, region, options)
@@ -115,7 +115,7 @@ def _explain_refusal(survey: Survey, node: fx.Node, operators: Operators) -> _Fi
 
 def _consider(survey: Survey, region: Region, options: FusionOptions) -> Merger | str | None:
     """The layer that `region` is; why it is not to be merged; or None where that is no question."""
-    if _counts(survey, region):
+    if _counts(survey, region, options):
         return _weigh(survey, region, options)
     costly = region.costly()
     if len(costly) > 1 and (
@@ -123,7 +123,7 @@ def _consider(survey: Survey, region: Region, options: FusionOptions) -> Merger 
     ):
         return None
     least = max(1, len(costly))
-    if not region.layers() or len(region.moves()) <= least:
+    if not _has_layer(region, options) or len(region.moves()) <= least:
         return None
     found = _weigh(survey, region, options)  # a layer and what only moves data, such as padding
     if isinstance(found, str) or len(region.moves()) <= least + (found.layer.border is not None):
@@ -159,12 +159,23 @@ def _weigh(survey: Survey, region: Region, options: FusionOptions) -> Merger | s
     return Merger(region, removed, map_, layer, before, after)
 
 
-def _counts(survey: Survey, region: Region) -> bool:
+def _counts(survey: Survey, region: Region, options: FusionOptions) -> bool:
     """Whether there is anything to merge, beyond what `conv_bn` folds."""
     costly = region.costly()
-    if not region.layers() or len(costly) < 2:
+    if not _has_layer(region, options) or len(costly) < 2:
         return False
     return not _is_layer_and_norm(survey, region, costly)
+
+
+def _has_layer(region: Region, options: FusionOptions) -> bool:
+    """Whether the merged layer would take the place of another, or of a sum of branches.
+
+    A pool with a norm or a border is one layer too, but a convolution in its place is slower;
+    it is merged where everything is asked for.
+    """
+    joined = any(len(region.operators[node].inputs) > 1 for node in region.nodes)
+    wanted = options.merge_always or joined or any(map(is_layer, region.nodes))
+    return bool(region.layers()) and wanted
 
 
 def _decline(before: int, after: int, region: Region, removed: tuple[fx.Node, ...]) -> str:

@@ -74,3 +74,35 @@ def test_a_crop_of_the_middle_before_a_layer(kernel: int, padding: int, merge_al
     result = fuse(net, torch.randn(2, 4, 9, 8), merge_always=merge_always)
     x = torch.randn(3, 4, 9, 8)
     assert relative_error(result.module(x), net(x)) < 1e-5
+
+
+POOLS = {
+    "norm": lambda: nn.Sequential(nn.AvgPool2d(2), nn.BatchNorm2d(4)),
+    "border": lambda: nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.AvgPool2d(2)),
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_a_pool_with_no_layer_beside_it_becomes_none(name: str) -> None:
+    """As NextViT has it, a pool and a norm: in engines a convolution is the slower of the two."""
+    net, x = POOLS[name]().eval(), torch.randn(2, 4, 7, 7)
+    result = fuse(net, x)
+    assert (result.fused, result.certificate.model.layers_after) == ((), 0)
+    assert relative_error(result.module(x), net(x)) < 1e-6
+
+
+def test_a_pool_in_a_sum_of_branches_is_a_branch_like_any_other() -> None:
+    """PoolFormer's, with its border counted."""
+
+    class Mixer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool = nn.AvgPool2d(3, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.pool(x) - x
+
+    net, x = Mixer().eval(), torch.randn(2, 4, 7, 7)
+    result = fuse(net, x)
+    assert [item.kind for item in result.fused] == ["branches"]
+    assert relative_error(result.module(x), net(x)) < 1e-6
