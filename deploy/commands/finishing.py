@@ -240,7 +240,9 @@ def _result(
 
 
 def _still_waiting(name: str, entry: BundledEngine, reason: str) -> CandidateResult:
-    return CandidateResult(name, entry.engine, entry.precision, "not_run", reason)
+    return CandidateResult(
+        name, entry.engine, entry.precision, "not_run", reason, variant=entry.variant
+    )
 
 
 def _add_times(result: CandidateResult, latency: LatencyReport, over: str) -> CandidateResult:

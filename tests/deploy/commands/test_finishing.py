@@ -14,10 +14,11 @@ from tiny import answer, draw
 from deploy.bundle.folder import GOLDEN, Bundle, load, read_bundle
 from deploy.bundle.golden import read_golden
 from deploy.bundle.manifest import BundledEngine, write_manifest
-from deploy.commands.finishing import finish
+from deploy.commands.finishing import _still_waiting, finish
 from deploy.commands.verification import verify
 from deploy.config import BuildConfig
 from deploy.engines.base import Array
+from deploy.results import candidate_json
 from export.errors import BundleError, EngineError
 from export.gpu import read_gpu
 from export.images import ImageCall
@@ -170,6 +171,18 @@ def test_the_rest_waits_on_where_one_can_be_finished(bundle_path: Path) -> None:
     statuses = {result.name: result.status for result in finish(path, QUICK).results}
     assert statuses["tensorrt-fp16"] == "not_run"
     assert read_bundle(path).manifest.engines["tensorrt-fp16"] == UNBUILT
+
+
+def test_what_waits_for_a_gpu_is_still_reported_as_one_for_it(bundle_path: Path) -> None:
+    entry = read_bundle(bundle_path).manifest.engines["onnxruntime-fp32"]
+    on_gpu = replace(entry, variant="cuda-nhwc")
+    row = candidate_json(
+        _still_waiting("onnxruntime-fp32-cuda-nhwc", on_gpu, "no NVIDIA GPU"),
+        kind="synthetic",
+        macs=1,
+        peaks={},
+    )
+    assert (row["status"], row["device"]) == ("not_run", "cuda")
 
 
 def test_a_bundle_without_anything_that_waits_is_refused(bundle_path: Path) -> None:
