@@ -8,6 +8,7 @@ Heavy modules are imported inside the commands, so that --help answers at once.
 import contextlib
 import errno
 import os
+import select
 import signal
 import sys
 from collections.abc import Iterator
@@ -71,11 +72,26 @@ def _minding_readers() -> Iterator[None]:
     """Where nobody reads the output any more, click and rich exit with 1, as if a gate failed."""
     try:
         yield
-    except (BrokenPipeError, SystemExit) as error:
-        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
-            raise
+    except BrokenPipeError as error:
+        if not _reader_is_gone():  # of which click would say nothing
+            raise DeployError(f"Whatever this was connected to has gone: {error}.") from error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is not yet out
         sys.exit(128 + signal.SIGPIPE)
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, BrokenPipeError):  # rich, which has seen to the rest
+            raise
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    try:
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):  # none, or one in memory
+        return False
+    watch = select.poll()
+    watch.register(output, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in watch.poll(0))
 
 
 class _Commands(click.Group):

@@ -33,6 +33,9 @@ from deploy.report.wording import (
     format_ratio,
 )
 
+_WIDE = 100
+"""Columns of a terminal in which the longest names have room beside their times."""
+_NAME_WIDTH = 22
 _STYLES = {"winner": "bold green", "rejected": "yellow", "failed": "red", "not run": "dim"}
 
 
@@ -45,7 +48,7 @@ def print_report(report: Report, console: Console) -> None:
     if finished is not None:
         _print(console, finished, "")
     console.print()
-    console.print(_candidate_table(report, winner["name"]))
+    console.print(_candidate_table(report, winner["name"], wide=console.width >= _WIDE))
     _print_reasons(report, console)
     console.print()
     for sentence in (*tie_sentences(report), *recovery_sentences(report), *stray_sentences(report)):
@@ -95,7 +98,7 @@ def control_sentence(report: Report) -> str:
     )
 
 
-def _candidate_table(report: Report, winner: str) -> Table:
+def _candidate_table(report: Report, winner: str, *, wide: bool) -> Table:
     labelled = any(accuracy_of(report, c) is not None for c, _ in list_rows(report))
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("  candidate", overflow="fold")
@@ -107,7 +110,8 @@ def _candidate_table(report: Report, winner: str) -> Table:
     for candidate, standing in list_rows(report):
         won = candidate["name"] == winner
         style = _STYLES["winner"] if won else _STYLES.get(standing, "")
-        label = f"{'> ' if won else '  '}{clean(candidate['name'])}"
+        name = clean(candidate["name"])
+        label = f"{'> ' if won else '  '}{name if wide else _fold(name)}"
         word = "winner" if won else standing
         table.add_row(
             Text(label, style=style),
@@ -117,6 +121,13 @@ def _candidate_table(report: Report, winner: str) -> Table:
             Text(format_bytes(candidate["size_bytes"])),
         )
     return table
+
+
+def _fold(name: str) -> str:
+    """A long name in two lines, as its times are: the device that it runs on comes second."""
+    if len(name) <= _NAME_WIDTH:
+        return name
+    return name.replace("-cuda", "\n    -cuda", 1)
 
 
 def _latency_cells(candidate: Candidate) -> tuple[Text, Text]:
@@ -152,11 +163,13 @@ def _print_reasons(report: Report, console: Console) -> None:
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(overflow="fold", min_width=8)
     grid.add_column(overflow="fold", ratio=1)
+    groups: dict[tuple[str, str], list[str]] = {}  # alike, as of a package that is missing
     for candidate, standing in rows:
-        style = _STYLES.get(standing, "")
         won = standing in ("winner", "ok")
         reason = candidate["reason"] if won else f"{standing}: {candidate['reason']}"
-        grid.add_row(Text(f"  {clean(candidate['name'])}", style=style), Text(clean(reason)))
+        groups.setdefault((standing, clean(reason)), []).append(f"  {clean(candidate['name'])}")
+    for (standing, reason), names in groups.items():
+        grid.add_row(Text("\n".join(names), style=_STYLES.get(standing, "")), Text(reason))
     console.print(grid)
 
 

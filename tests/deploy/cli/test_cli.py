@@ -36,7 +36,7 @@ from deploy.commands.verification import Verification
 from deploy.config import BuildConfig
 from deploy.config_reading import CONFIG_FIELDS
 from deploy.report.progress import ProgressDisplay
-from export.errors import EngineError, InputError, TrustError
+from export.errors import DeployError, EngineError, InputError, TrustError
 from export.progress import Progress
 
 pytestmark = pytest.mark.long
@@ -118,6 +118,17 @@ def test_a_reader_that_has_gone_is_no_gate_that_failed(words: tuple[str, ...]) -
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_pipe_that_broke_elsewhere_is_no_reader_that_has_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def break_off(**_: object) -> None:
+        raise BrokenPipeError(32, "the server has closed the connection")
+
+    monkeypatch.setattr(deploy.cli.cli.commands["doctor"], "callback", break_off)
+    with pytest.raises(DeployError, match="the server"):
+        deploy.cli.cli(["doctor"], standalone_mode=False)
 
 
 def test_no_command_shows_the_help_and_is_wrong_use(cli: Cli) -> None:

@@ -77,6 +77,30 @@ def test_shows_every_candidate_with_its_status_and_numbers() -> None:
     assert "not run" in rows["tensorrt_rtx-fp16"]
 
 
+def test_a_long_name_has_two_lines_beside_its_times_where_the_terminal_is_narrow() -> None:
+    report = labelled_report()
+    for candidate in report["candidates"]:
+        if candidate["name"] == "openvino-int8":
+            candidate["name"] = report["winner"] = "onnxruntime-tf32-cuda-graphs"
+    narrow, wide = _print(report, width=80), _print(report, width=120)
+    assert re.search(r"^> onnxruntime-tf32 +winner +0\.298 .*\n +-cuda-graphs +0\.29", narrow, re.M)
+    assert re.search(r"^> onnxruntime-tf32-cuda-graphs +winner +0\.298 ", wide, re.M)
+
+
+def test_a_reason_that_several_share_is_said_once() -> None:
+    report, reason = labelled_report(), "some_package is not installed"
+    for name in ("tensorrt_rtx-fp32", "tensorrt_rtx-tf32"):
+        lost = next(c for c in report["candidates"] if c["name"] == "tensorrt_rtx-fp16")
+        report["candidates"].append({**lost, "name": name})
+    for candidate in report["candidates"]:
+        if candidate["name"].startswith("tensorrt"):
+            candidate["reason"] = reason
+    text = _print(report)
+    assert text.count(reason) == 1
+    for precision in ("fp16", "fp32", "tf32"):  # in the table, and beside the reason
+        assert len(re.findall(rf"^  tensorrt_rtx-{precision}\b", text, re.M)) == 2
+
+
 def test_a_tie_that_a_more_precise_engine_won_is_told() -> None:
     report = labelled_report()
     assert "told apart" not in _print(report)
