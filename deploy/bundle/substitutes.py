@@ -250,14 +250,16 @@ def _choose_fallback(bundle: Bundle, spec: EngineSpec, host: Host) -> EngineSpec
     if host.gpu is None or explain_no_provider(host.gpu) is not None:
         return on_cpu
     on_gpu = replace(on_cpu, variant=CUDA)
-    return on_cpu if _try_out(bundle, on_gpu) is not None else on_gpu
+    return on_cpu if _try_out(bundle, on_gpu, answers_of=FALLBACK) is not None else on_gpu
 
 
-def _try_out(bundle: Bundle, spec: EngineSpec) -> str | None:
-    """Open an engine in a child and hold it to its recorded answers; why it fails, if it does."""
-    golden = bundle.golden()
-    known = spec.name in bundle.manifest.engines
-    name = spec.name if known else FALLBACK  # which is run on the GPU here
+def _try_out(bundle: Bundle, spec: EngineSpec, *, answers_of: str | None = None) -> str | None:
+    """Open an engine in a child and hold it to recorded answers; why it fails, if it does.
+
+    Args:
+        answers_of: the engine of the bundle whose answers are asked for; None: its own.
+    """
+    golden, name = bundle.golden(), answers_of or spec.name
     recorded = golden.outputs.get(name)
     try:
         with EngineProcess(spec) as process:

@@ -99,7 +99,7 @@ def test_without_the_provider_it_is_said_what_to_install(
 def test_what_the_machine_has_is_tried_in_a_child(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, failing: tuple[str, ...], variant: str
 ) -> None:
-    def try_out(_: Bundle, spec: EngineSpec) -> str | None:
+    def try_out(_: Bundle, spec: EngineSpec, **__: object) -> str | None:
         return "cuDNN is missing." if spec.name in failing else None
 
     monkeypatch.setattr(cuda, "has_cuda_provider", lambda: True)

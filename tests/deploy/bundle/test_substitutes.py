@@ -5,7 +5,6 @@ The engines are real ones of TensorRT for RTX; the machines that they meet are d
 
 import json
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from tiny import answer, draw
 import deploy.bundle.substitutes
 from deploy.bundle.folder import Bundle, load, read_bundle
 from deploy.bundle.preflight import Host, InstalledProduct, explain_mismatch
-from deploy.bundle.substitutes import explain_unfit, find_runnable, rebuild_engine
+from deploy.bundle.substitutes import FALLBACK, explain_unfit, find_runnable, rebuild_engine
 from deploy.commands.bench import bench_bundle
 from deploy.commands.doctor import diagnose
 from deploy.commands.verification import verify
@@ -58,9 +57,9 @@ def never_deserialized(monkeypatch: pytest.MonkeyPatch) -> list[EngineSpec]:
     tried: list[EngineSpec] = []
     real = deploy.bundle.substitutes._try_out
 
-    def watch(bundle: Bundle, spec: EngineSpec) -> str | None:
+    def watch(bundle: Bundle, spec: EngineSpec, **given: Any) -> str | None:
         tried.append(spec)
-        return real(bundle, spec)
+        return real(bundle, spec, **given)
 
     monkeypatch.setattr(deploy.bundle.substitutes, "_try_out", watch)
     return tried
@@ -277,9 +276,6 @@ def test_without_its_source_an_engine_is_not_built_again(
         rebuild_engine(bundle, spec_of(bundle), host_for(built[1], gpu=RTX_5090))
 
 
-Fake = Callable[[Bundle, EngineSpec], str | None]
-
-
 @pytest.mark.parametrize(("works", "variant"), [(True, "cuda"), (False, "")])
 def test_onnx_runs_on_the_gpu_where_its_provider_is_there_and_works(
     bundle: Bundle,
@@ -289,8 +285,11 @@ def test_onnx_runs_on_the_gpu_where_its_provider_is_there_and_works(
     variant: str,
 ) -> None:
     monkeypatch.setattr(deploy.bundle.substitutes, "explain_no_provider", lambda _: None)
-    answer: Fake = lambda bundle, spec: None if works else "cuDNN is missing"  # noqa: E731
-    monkeypatch.setattr(deploy.bundle.substitutes, "_try_out", answer)
+
+    def try_out(bundle: Bundle, spec: EngineSpec, *, answers_of: str | None = None) -> str | None:
+        return None if works else "cuDNN is missing"
+
+    monkeypatch.setattr(deploy.bundle.substitutes, "_try_out", try_out)
     spec, warning = find_runnable(
         bundle,
         spec_of(bundle),
@@ -300,6 +299,20 @@ def test_onnx_runs_on_the_gpu_where_its_provider_is_there_and_works(
     )
     assert (spec.engine, spec.variant) == ("onnxruntime", variant)
     assert ("on the GPU." if works else "on the CPU.") in str(warning)
+
+
+@pytest.mark.parametrize(("shift", "same"), [(0, True), (1, False)])
+def test_what_runs_in_its_place_is_held_to_the_answers_of_the_float32_model(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, shift: float, same: bool
+) -> None:
+    """Also where an engine of its name waits in the bundle, without answers of its own."""
+    golden = bundle.golden()
+    told = {name: values + np.float32(shift) for name, values in golden.outputs[FALLBACK].items()}
+    moved = replace(golden, outputs={**golden.outputs, FALLBACK: told})
+    monkeypatch.setattr(Bundle, "golden", lambda _: moved)
+    spec = replace(bundle.spec(FALLBACK, threads=1), precision="other")
+    found = deploy.bundle.substitutes._try_out(bundle, spec, answers_of=FALLBACK)
+    assert (found is None) == same
 
 
 @NO_GPU

@@ -58,7 +58,7 @@ def bundle(path: Path) -> Bundle:
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The GPU that is described runs what was built for it."""
-    monkeypatch.setattr(deploy.bundle.substitutes, "_try_out", lambda bundle, spec: None)
+    monkeypatch.setattr(deploy.bundle.substitutes, "_try_out", lambda bundle, spec, **_: None)
 
 
 def test_what_does_not_fit_is_built_again_only_if_asked_to(bundle: Bundle, runs: None) -> None:
