@@ -82,8 +82,14 @@ def _examine(
             return Backend(module, False, version, str(error))
         return Backend(module, True, version, f"fp32, int8{', bf16' if native else ', no bf16'}")
     if module == "onnxruntime":
-        version = version or machine.versions.get("onnxruntime-gpu")
-        return Backend(module, True, version, f"fp32, int8{_describe_provider(gpu)}")
+        other = machine.versions.get("onnxruntime-gpu")
+        note = f"fp32, int8{_describe_provider(gpu)}"
+        if version and other:
+            note += (
+                f"; onnxruntime-gpu {other} is installed as well, and one has overwritten files of "
+                "the other: uninstall both, then install one"
+            )
+        return Backend(module, True, version or other, note)
     return Backend(module, True, version, "the baseline")
 
 

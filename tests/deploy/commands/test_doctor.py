@@ -13,6 +13,7 @@ import deploy.commands.doctor
 from deploy.bundle.staging import stage_bundle
 from deploy.commands.doctor import Backend, diagnose
 from deploy.commands.verification import Verification
+from deploy.measuring.machine import describe_machine
 from deploy.report.tables import print_diagnosis
 from export.errors import BundleError, EngineError
 from export.gpu import GpuFacts
@@ -81,6 +82,25 @@ def test_a_tensorrt_is_usable_on_gpus_that_it_takes(
     found, note = deploy.commands.doctor._describe_product(PRODUCTS[product], gpu)
     assert found == usable
     assert re.search(words, note)
+
+
+@pytest.mark.parametrize(
+    ("packages", "version", "clash"),
+    [
+        ({"onnxruntime": "1.32.0"}, "1.32.0", False),
+        ({"onnxruntime-gpu": "1.31.1"}, "1.31.1", False),
+        ({"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1"}, "1.32.0", True),
+    ],
+)
+def test_two_onnx_runtimes_in_one_place_are_told(
+    packages: dict[str, str], version: str, clash: bool
+) -> None:
+    machine = replace(describe_machine(), versions=packages)
+    found = deploy.commands.doctor._examine(
+        "onnxruntime", "onnxruntime", "", machine=machine, gpu=None
+    )
+    assert found.version == version
+    assert ("onnxruntime-gpu 1.31.1 is installed as well" in found.note) == clash
 
 
 def test_what_a_server_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
