@@ -112,7 +112,7 @@ def explain_unfit(bundle: Bundle, name: str, host: Host | None = None) -> str | 
         return None
     host = host or read_host()
     if entry.engine not in PRODUCTS:
-        return _explain_no_cuda(name, host)
+        return _explain_no_cuda(host)
     if entry.record is None and entry.recipe is not None:
         where = "Build it here" if host.gpu else "There is no NVIDIA GPU here; build it on one"
         return f"{name} is still to be built. {where} with: deploy finish {bundle.path}"
@@ -121,15 +121,15 @@ def explain_unfit(bundle: Bundle, name: str, host: Host | None = None) -> str | 
     return explain_mismatch(entry.record, file, host, digest=digest)
 
 
-def _explain_no_cuda(name: str, host: Host) -> str | None:
-    """What ONNX Runtime lacks on `host` to run `name` on a GPU."""
+def _explain_no_cuda(host: Host) -> str | None:
+    """What ONNX Runtime lacks on `host` to run on a GPU; alike for all its engines there."""
     if host.gpu is None:
         return (
-            f"no NVIDIA GPU was found here (nvidia-smi shows none), and {name} runs on one. Serve "
-            "the bundle with another engine of it."
+            "no NVIDIA GPU was found here (nvidia-smi shows none), and this engine runs on one. "
+            "Serve the bundle with another engine of it."
         )
     obstacle = explain_no_provider(host.gpu)
-    return None if obstacle is None else f"{name} runs on the GPU, and {obstacle}."
+    return None if obstacle is None else f"this engine runs on the GPU, and {obstacle}."
 
 
 def find_runnable(
