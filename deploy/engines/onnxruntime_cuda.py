@@ -13,17 +13,21 @@ import threading
 import time
 from typing import Any
 
-import numpy as np
 import onnxruntime
 
 from deploy.engines.base import Array, EngineSpec, Feeds, check_feeds
 from deploy.engines.capture_gate import GATE
 from deploy.engines.device import CUDA_GRAPHS, CUDA_NHWC
+from deploy.engines.graph_plans import bind_plainly
 from deploy.engines.onnxruntime import CPU_PROVIDER, OnnxRuntimeEngine, map_ort_errors
 from export.errors import EngineError
 from export.gpu import GpuFacts
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
+_NO_PROVIDER = (
+    "ONNX Runtime here runs on the CPU alone; it has no CUDA provider. Install the one for GPUs in "
+    "its place: pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+)
 _PRINTING = threading.Lock()
 """Whoever redirects what Python prints does so for all threads."""
 
@@ -66,13 +70,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
             raise EngineError("The engine is closed; use it inside its with block.")
         check_feeds(self.inputs, feeds)
         with GATE.together(), map_ort_errors("failed on this input"):
-            binding = self._session.io_binding()
-            for name, array in feeds.items():
-                whole = np.ascontiguousarray(array)
-                there = onnxruntime.OrtValue.ortvalue_from_numpy(whole, self._device, 0)
-                binding.bind_ortvalue_input(name, there)
-            for name in self._names:
-                binding.bind_output(name, self._device, 0)
+            binding = bind_plainly(self._session, feeds, self._names, self._device)
             self._session.run_with_iobinding(binding)  # memory and algorithms are settled by it
             return [self._time(self._session, binding) for _ in range(calls)]
 
@@ -93,10 +91,7 @@ def explain_no_provider(gpu: GpuFacts) -> str | None:
     That its libraries are all there is known only when an engine is opened.
     """
     if not has_cuda_provider():
-        return (
-            "this ONNX Runtime runs on the CPU alone; it has no CUDA provider. Install the one for "
-            "GPUs in its place: pip uninstall onnxruntime, then pip install onnxruntime-gpu"
-        )
+        return _NO_PROVIDER
     needed = str(getattr(onnxruntime, "cuda_version", "")).partition(".")[0]
     offered = (gpu.cuda or "").partition(".")[0]
     if not (needed.isdigit() and offered.isdigit()) or int(offered) >= int(needed):
@@ -114,10 +109,7 @@ def choose_providers(spec: EngineSpec) -> list[Any]:
         EngineError: the ONNX Runtime that is installed has no CUDA provider.
     """
     if not has_cuda_provider():
-        raise EngineError(
-            "This ONNX Runtime runs on the CPU alone; it has no CUDA provider. Install the one for "
-            "GPUs in its place: pip uninstall onnxruntime, then pip install onnxruntime-gpu."
-        )
+        raise EngineError(f"{_NO_PROVIDER}.")
     load_libraries()
     return [(CUDA_PROVIDER, choose_options(spec)), CPU_PROVIDER]
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from gpu_use import read_use
+from gpu_use import watch_growth
 from onnx import TensorProto, helper, numpy_helper
 
 from deploy.bundle.golden import TOLERANCE, find_mismatch
@@ -163,19 +163,10 @@ def test_a_gpu_that_is_hidden_is_told_and_not_replaced_by_the_cpu(spec: EngineSp
 
 def test_ten_thousand_runs_and_ten_openings_leak_nothing(spec: EngineSpec) -> None:
     feeds = [{"x": draw(batch)} for batch in range(1, 9)]
-    with open_engine(spec) as engine:
-        for index in range(500):
-            engine(feeds[index % 8])
-        before = read_use()
-        for index in range(10_000):
-            engine(feeds[index % 8])
-        after = read_use()
-    assert after.host_mib - before.host_mib < 32
-    assert after.gpu_mib - before.gpu_mib < 32
-    for _ in range(10):
-        with open_engine(spec) as engine:
-            engine(feeds[0])
-    assert read_use().gpu_mib - before.gpu_mib < 64
+    growth = watch_growth(lambda: open_engine(spec), feeds, openings=10)
+    assert growth.host_mib < 32
+    assert growth.gpu_mib < 32
+    assert growth.reopened_mib < 64
 
 
 def test_it_runs_in_a_child_as_in_a_build(spec: EngineSpec) -> None:

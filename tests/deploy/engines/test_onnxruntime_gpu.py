@@ -1,7 +1,6 @@
 """ONNX Runtime's CUDA provider on a real GPU. Written where there was none; see docs/gpu.md."""
 
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from gpu_use import watch_growth
 from onnx import TensorProto, helper, numpy_helper
 
 from deploy.engines import EngineSpec, open_engine
@@ -182,26 +182,12 @@ def test_what_has_no_kernel_there_is_run_by_the_cpu_and_told(tmp_path: Path) -> 
 
 
 def test_thousands_of_runs_and_twenty_openings_leak_nothing(spec: EngineSpec) -> None:
-    def used() -> tuple[float, float]:
-        """MiB of the host, and of the GPU by all that use it."""
-        query = ["--query-gpu=memory.used", "--format=csv,noheader,nounits", "-i", "0"]
-        found = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True, check=True)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, float(found.stdout)
-
     feeds = [{"x": draw(batch, 16)} for batch in range(1, 9)]
-    with open_engine(spec) as engine:
-        for index in range(500):
-            engine(feeds[index % 8])
-        before = used()
-        for index in range(10_000 if spec.name.endswith(LONG_KIND) else 3_000):
-            engine(feeds[index % 8])
-        after = used()
-    assert after[0] - before[0] < 16
-    assert after[1] - before[1] < 16
-    for _ in range(20):
-        with open_engine(spec) as engine:
-            engine(feeds[0])
-    assert used()[1] - before[1] < 64
+    runs = 10_000 if spec.name.endswith(LONG_KIND) else 3_000
+    growth = watch_growth(lambda: open_engine(spec), feeds, runs=runs, openings=20)
+    assert growth.host_mib < 16
+    assert growth.gpu_mib < 16
+    assert growth.reopened_mib < 64
 
 
 def run_side_by_side(path: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu_use import read_use
+from gpu_use import watch_growth
 from rtx import make_model
 from tiny import FEATURES, answer, draw
 
@@ -132,16 +132,7 @@ def test_a_flipped_byte_is_refused(spec: EngineSpec, tmp_path: Path) -> None:
 
 def test_ten_thousand_runs_and_a_hundred_openings_leak_nothing(spec: EngineSpec) -> None:
     feeds = [{"x": np.ones((batch, FEATURES), np.float32)} for batch in range(1, 9)]
-    with open_engine(spec) as engine:
-        for index in range(500):
-            engine(feeds[index % 8])
-        before = read_use()
-        for index in range(10_000):
-            engine(feeds[index % 8])
-        after = read_use()
-    assert after.host_mib - before.host_mib < 16
-    assert after.gpu_mib - before.gpu_mib < 16
-    for _ in range(100):
-        with open_engine(spec) as engine:
-            engine(feeds[0])
-    assert read_use().gpu_mib - before.gpu_mib < 32
+    growth = watch_growth(lambda: open_engine(spec), feeds, openings=100)
+    assert growth.host_mib < 16
+    assert growth.gpu_mib < 16
+    assert growth.reopened_mib < 32

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_gpu import CudaGpu
-from gpu_use import read_use
+from gpu_use import watch_growth
 from host_gpu import Model, make_trt
 
 import deploy.engines.tensorrt_native as natives
@@ -171,16 +171,9 @@ def test_what_does_not_fit_is_refused_and_the_next_call_is_answered(opened: Open
 
 def test_ten_thousand_runs_and_fifty_openings_leak_nothing(opened: Open) -> None:
     feeds = [draw(batch) for batch in range(1, 9)]
-    with opened(spin=0) as engine:
-        for index in range(500):
-            engine(feeds[index % 8])
-        before = read_use()
-        for index in range(10_000):
-            engine(feeds[index % 8])
-        after = read_use()
-    assert after.host_mib - before.host_mib < 16
-    assert after.gpu_mib - before.gpu_mib < 16
-    for _ in range(50):
-        with opened(spin=0, data_dependent=True) as engine:
-            check(engine, feeds[3])
-    assert read_use().gpu_mib - before.gpu_mib < 32
+    growth = watch_growth(lambda: opened(spin=0), feeds, openings=50)
+    assert growth.host_mib < 16
+    assert growth.gpu_mib < 16
+    assert growth.reopened_mib < 32
+    unknown = lambda: opened(spin=0, data_dependent=True)  # noqa: E731
+    assert watch_growth(unknown, feeds, runs=0, openings=50).reopened_mib < 32
