@@ -159,39 +159,52 @@ class OnnxRuntimeGraphsEngine(OnnxRuntimeCudaEngine):
         shapes = tuple(feeds[spec.name].shape for spec in self.inputs)
         plan = self._plans.get(shapes)
         if plan is None and len(self._plans) < self._room:
-            with GATE.alone():
-                return self._capture(shapes, feeds)
+            return self._capture(shapes, feeds)
         return plan
 
-    def _open_another(self) -> Any:
-        """A session for a graph; None where the GPU has no room for one more."""
-        if not self._plans:
-            return self._session
-        try:
-            return open_session(self._spec, make_options(self._spec))
-        except EngineError:  # the first was opened, so this is want of memory
-            self._room = len(self._plans)
-            return None
-
     def _capture(self, shapes: _Shapes, feeds: Feeds) -> GraphPlan | None:
-        session = self._open_another()
-        if session is None:
+        """One graph more; others are kept out for the capture itself alone.
+
+        To open a session takes as long as it took at first, and its plain runs choose algorithms.
+        """
+        with GATE.together():
+            plan = self._prepare(feeds)
+        if plan is None:
             return None
+        with GATE.alone():
+            failure = self._try_capture(plan)
+            if failure is None:
+                self._plans[shapes] = plan
+                return plan
+            # The stream of the session stays in its capture, and every allocation of the process
+            # fails until it is gone. So nothing may hold it, not even the error that said so.
+            del plan
+            self._plans.clear()
+            self._session = self._plain = None
+        self._refusal = f"{failure}. The engine is of no more use. {_WITHOUT}"
+        raise EngineError(self._refusal)
+
+    def _prepare(self, feeds: Feeds) -> GraphPlan | None:
+        """A session that has run these shapes plainly, with memory for a graph.
+
+        None where the GPU has no room for one more; then there will be no more of them.
+        """
+        if self._session is not None:
+            plan = self._fill(self._session, feeds)
+            self._session = None  # it is that graph's from now on
+            return plan
+        with contextlib.suppress(EngineError):  # want of memory, as a rule: the first was opened
+            return self._fill(open_session(self._spec, make_options(self._spec)), feeds)
+        with map_ort_errors("failed on this input"):
+            self._run_plainly(self._open_plain(), feeds)  # fails where the input is to blame
+        self._room = len(self._plans)
+        return None
+
+    def _fill(self, session: Any, feeds: Feeds) -> GraphPlan:
         with map_ort_errors("failed on this input"):
             for _ in range(_PLAIN_RUNS):
                 answers = self._run_plainly(session, feeds)
-            plan = make_plan(session, feeds, answers, 1 + len(self._plans), self._device)
-        failure = self._try_capture(plan)
-        if failure is None:
-            self._plans[shapes] = plan
-            return plan
-        # The stream of the session stays in its capture, and every allocation of the process fails
-        # until it is gone. So nothing may hold it, not even the error that said so.
-        del plan, session
-        self._plans.clear()
-        self._session = self._plain = None
-        self._refusal = f"{failure}. The engine is of no more use. {_WITHOUT}"
-        raise EngineError(self._refusal)
+            return make_plan(session, feeds, answers, 1 + len(self._plans), self._device)
 
     def _try_capture(self, plan: GraphPlan) -> str | None:
         try:
@@ -203,10 +216,20 @@ class OnnxRuntimeGraphsEngine(OnnxRuntimeCudaEngine):
         return None
 
     def _open_plain(self) -> Any:
-        """The session of shapes that have no graph; the first of them opens it."""
-        if self._plain is None:
-            spec = replace(self._spec, variant=CUDA_NHWC)
-            self._plain = open_session(spec, make_options(spec))
+        """The session of shapes that have no graph; the first of them opens it.
+
+        Where the GPU has no room for it, graphs are given up, the latest first: whatever shape
+        comes is to be answered.
+        """
+        spec = replace(self._spec, variant=CUDA_NHWC)
+        while self._plain is None:
+            try:
+                self._plain = open_session(spec, make_options(spec))
+            except EngineError:
+                if not self._plans:
+                    raise
+                self._plans.popitem()
+                self._room = len(self._plans)
         return self._plain
 
     def _run_plainly(self, session: Any, feeds: Feeds) -> dict[str, Array]:

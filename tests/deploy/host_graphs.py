@@ -74,6 +74,7 @@ class Session(REAL):  # type: ignore[misc, valid-type]
         failures: raised by the next runs of that kind.
         seconds: that a run takes.
         readers: who reads the inputs.
+        room: sessions that the device has memory for; None: any number.
     """
 
     opened: ClassVar["list[weakref.ref[Session]]"] = []
@@ -82,15 +83,19 @@ class Session(REAL):  # type: ignore[misc, valid-type]
     runs: ClassVar[list[tuple[int, str]]] = []
     seconds = 0.0
     readers = "Cuda"
+    room: ClassVar[int | None] = None
 
     @classmethod
     def forget(cls) -> None:
         cls.opened, cls.asked, cls.failures, cls.runs = [], [], {}, []
-        cls.seconds, cls.readers = 0.0, "Cuda"
+        cls.seconds, cls.readers, cls.room = 0.0, "Cuda", None
 
     def __init__(self, path: str, options: Any, providers: list[Any], **_: object) -> None:
         if "open" in Session.failures and providers[0][1]["enable_cuda_graph"] == "1":
             raise Fail(Session.failures["open"])
+        alive = [each for each in Session.opened if each() is not None]
+        if Session.room is not None and len(alive) >= Session.room:
+            raise Fail("out of memory")
         Session.opened.append(weakref.ref(self))
         Session.asked.append(providers)
         self._providers_asked = [each if isinstance(each, str) else each[0] for each in providers]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,11 +15,13 @@ import onnxruntime
 import pytest
 from host_graphs import Session, Value
 from onnx import TensorProto, helper
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from tiny import answer, draw
 
 import deploy.engines.onnxruntime_cuda as cuda
 from deploy.engines import EngineSpec, open_engine
 from deploy.engines.availability import find_obstacle
+from deploy.engines.capture_gate import GATE
 from deploy.engines.device import needs_gpu
 from deploy.engines.graph_plans import explain_no_graphs
 from deploy.engines.layers import read_layers
@@ -135,6 +138,72 @@ def test_shapes_for_whose_weights_there_is_no_room_run_plainly(tiny_onnx: Path) 
         assert len(Session.opened) == 3
     with pytest.raises(EngineError, match=r"cannot open .*: out of memory"):
         opened(tiny_onnx)
+
+
+@pytest.mark.parametrize("room", [1, 2, 3])
+def test_graphs_are_given_up_where_a_shape_would_have_no_memory_else(
+    tiny_onnx: Path, room: int
+) -> None:
+    with opened(tiny_onnx) as engine:
+        Session.room = room
+        for batch in (1, 2, 3, 4, 3, 2, 1):
+            x = draw(batch, batch)
+            np.testing.assert_allclose(engine({"x": x})["logits"], answer(x), **CLOSE)
+        assert kinds()[-4:] == ["plain"] * (5 - room) + ["replay"] * (room - 1)
+        gc.collect()
+        assert len([each for each in Session.opened if each() is not None]) <= room
+    Session.room = None
+
+
+def test_a_new_session_that_cannot_run_a_shape_is_the_last_one_that_is_tried(
+    tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It opens, and then there is no memory for what lies between its layers."""
+    run = Session.run_with_iobinding
+
+    def lack(session: Session, *args: object) -> None:
+        graphs = Session.asked[-1][0][1]["enable_cuda_graph"] == "1"
+        if graphs and len(Session.opened) > 1 and Session.opened[-1]() is session:
+            raise Fail("out of memory")
+        run(session, *args)
+
+    monkeypatch.setattr(Session, "run_with_iobinding", lack)
+    with opened(tiny_onnx) as engine:
+        for batch in (1, 2, 2, 3, 1):
+            x = draw(batch, batch)
+            np.testing.assert_allclose(engine({"x": x})["logits"], answer(x), **CLOSE)
+        assert len(Session.opened) == 3  # with a graph, the one that failed, without graphs
+        assert kinds()[-1] == "replay"
+
+
+def test_a_shape_that_the_model_refuses_takes_no_graph_from_others(tiny_onnx: Path) -> None:
+    with opened(tiny_onnx) as engine:
+        engine({"x": draw(1)})
+        Session.failures = {"plain": "shapes do not fit"}
+        with pytest.raises(EngineError, match="failed on this input: shapes do not fit"):
+            engine({"x": draw(2)})
+        Session.failures = {}
+        for batch in (2, 3, 2, 3):
+            engine({"x": draw(batch)})
+        assert kinds()[-2:] == ["replay", "replay"]
+
+
+def test_others_wait_for_a_capture_and_not_for_what_goes_before_it(
+    tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone: list[str] = []
+    real = Session._run_bound
+
+    def note(session: Session, binding: Any, number: int) -> None:
+        real(session, binding, number)
+        if GATE._alone:
+            alone.append(Session.runs[-1][1])
+
+    monkeypatch.setattr(Session, "_run_bound", note)
+    with opened(tiny_onnx) as engine:
+        for batch in (1, 2, 1, 2):
+            engine({"x": draw(batch)})
+    assert alone == ["capture", "replay", "replay"] * 2
 
 
 def test_calls_from_many_threads_are_run_by_one(tiny_onnx: Path) -> None:
