@@ -13,12 +13,15 @@ from deploy.bundle.folder import Bundle
 from deploy.datatypes import name_datatype
 from deploy.engines.base import Array, Feeds
 from deploy.engines.device import needs_gpu
+from deploy.engines.onnxruntime_cuda import choose_options
 from deploy.exports.prototext import Word, render_message
 from export.artifacts import TensorSpec
 from export.errors import BundleError
 
 ENGINE_TAG = "deploykit_engine"
 """The tag of Triton's metrics, and the key in the configuration it shows, that has the engine."""
+
+_PROVIDER_OPTIONS = ("use_tf32", "cudnn_conv_algo_search", "arena_extend_strategy")
 
 
 @dataclass(frozen=True)
@@ -136,11 +139,28 @@ def render_config(model: TritonModel, batching: Batching, warmups: tuple[WarmUp,
         "version_policy": {"specific": {"versions": [model.version]}},
         "instance_group": [{"count": 1, "kind": Word(model.kind)}],
     }
+    accelerators = _accelerate(model)
+    if accelerators:
+        fields["optimization"] = {"execution_accelerators": accelerators}
     if batching.most:
         fields["dynamic_batching"] = {"preferred_batch_size": list(batching.preferred)}
     fields["model_warmup"] = [_describe_warmup(warmup) for warmup in warmups]
     fields["metric_tags"] = [{"key": ENGINE_TAG, "value": model.engine}]
     return render_signature(model, batching) + render_message(fields)
+
+
+def _accelerate(model: TritonModel) -> dict[str, Any]:
+    """Options of ONNX Runtime's CUDA provider that the engine was judged and measured with.
+
+    Triton's own would compute float32 in TF32, and try all algorithms of a convolution at each new
+    size of a batch, for which requests would wait.
+    """
+    entry = model.bundle.manifest.engines[model.engine]
+    if entry.engine != "onnxruntime" or not needs_gpu(entry):
+        return {}
+    options = choose_options(model.bundle.spec(model.engine))
+    parameters = [{"key": key, "value": options[key]} for key in _PROVIDER_OPTIONS]
+    return {"gpu_execution_accelerator": [{"name": "cuda", "parameters": parameters}]}
 
 
 def _describe(spec: TensorSpec, batching: Batching) -> dict[str, Any]:

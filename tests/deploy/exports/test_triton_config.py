@@ -165,6 +165,23 @@ def test_onnxruntime_for_the_gpu_runs_there(bundle: Bundle) -> None:
     assert config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
 
 
+@pytest.mark.parametrize(("precision", "tf32"), [("fp32", "0"), ("tf32", "1"), ("fp16", "1")])
+@pytest.mark.parametrize(("batch", "search"), [("batch", "HEURISTIC"), (2, "EXHAUSTIVE")])
+def test_its_provider_has_the_options_that_it_was_judged_with(
+    bundle: Bundle, precision: str, tf32: str, batch: str | int, search: str
+) -> None:
+    name = f"onnxruntime-{precision}-cuda"
+    entry = BundledEngine("onnxruntime", precision, "model.onnx", 0.1, variant="cuda")
+    inputs = (TensorSpec("x", (batch, 4), "float32"),)
+    engines = {**bundle.manifest.engines, name: entry}
+    config = configure(alter(bundle, engines=engines, inputs=inputs), name)
+    (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert accelerator.name == "cuda"
+    assert accelerator.parameters["use_tf32"] == tf32
+    assert accelerator.parameters["cudnn_conv_algo_search"] == search
+    assert not configure(bundle, "onnxruntime-fp32").HasField("optimization")
+
+
 def test_a_plan_of_tensorrt_runs_on_the_gpu_in_the_sizes_of_its_profiles(bundle: Bundle) -> None:
     config = configure(with_plan(bundle, (1, 1, 4), (1, 8, 16)), "tensorrt-fp16")
     assert (config.backend, config.default_model_filename) == ("tensorrt", "model.plan")
