@@ -31,6 +31,14 @@ FALLBACK = "onnxruntime-fp32"
 
 
 @dataclass(frozen=True)
+class MeasuredRun:
+    """The median time of a run in milliseconds, and how many rows such a run had."""
+
+    p50_ms: float
+    rows: int
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A bundle on disk whose files match their hashes.
 
@@ -51,6 +59,19 @@ class Bundle:
         from deploy.report import read_report
 
         return read_report(self.path)
+
+    def times(self) -> dict[str, MeasuredRun]:
+        """What the build measured, by engine; of those that were finished since, what that did."""
+        report = self.report()
+        parts = [(report["measurement"]["batch"], report["candidates"])]
+        if report.get("finish"):
+            parts.append((report["finish"]["batch"], report["finish"]["candidates"]))
+        return {
+            row["name"]: MeasuredRun(row["latency"]["p50_ms"], rows)
+            for rows, candidates in parts
+            for row in candidates
+            if row["latency"]
+        }
 
     def golden(self) -> Golden:
         """The recorded inputs with the answers to them.

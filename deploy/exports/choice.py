@@ -46,7 +46,7 @@ def choose_engine(bundle: Bundle, named: str | None = None) -> Choice:
         return Choice(named, BACKENDS[able[named].engine])
     if bundle.winner in able:
         return Choice(bundle.winner, BACKENDS[able[bundle.winner].engine])
-    times = _read_times(bundle)
+    times = {name: run.p50_ms for name, run in bundle.times().items()}
     measured = [name for name in able if name in times and able[name].not_run is None]
     fallback = [name for name in (FALLBACK, *able) if name in able]
     if not fallback:
@@ -83,12 +83,6 @@ def make_name(bundle: Bundle, named: str | None) -> str:
             f"{_MAX_NAME} at most."
         )
     return named
-
-
-def _read_times(bundle: Bundle) -> dict[str, float]:
-    """Medians in milliseconds by engine, as the build measured them."""
-    candidates = bundle.report()["candidates"]
-    return {c["name"]: c["latency"]["p50_ms"] for c in candidates if c["latency"]}
 
 
 def _explain(bundle: Bundle, chosen: str, times: Mapping[str, float]) -> str:

@@ -222,10 +222,12 @@ class ServedModel:
         }
 
     def _start(self, opened: OpenedModel) -> None:
-        report = self.report
-        row = next((r for r in report["candidates"] if r["name"] == opened.name), None)
-        measured = row["latency"]["p50_ms"] if row and row["latency"] else None
-        self.statistics = ModelStatistics(measured, report["measurement"]["batch"])
+        measured = self.bundle.times().get(opened.name)
+        self.statistics = (
+            ModelStatistics(None, self.report["measurement"]["batch"])
+            if measured is None
+            else ModelStatistics(measured.p50_ms, measured.rows)
+        )
         ranges = self.bundle.manifest.input_ranges or {}
         self.guard = Guard(GuardPlan(ranges, opened.exempt, self._options.nonfinite))
         axes = {name: t.batch_axis or 0 for name, t in opened.signature.outputs.items()}

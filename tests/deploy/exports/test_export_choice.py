@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from altered import alter, alter_report, with_plan
 
-from deploy.bundle.folder import Bundle, read_bundle
+from deploy.bundle.folder import Bundle, MeasuredRun, read_bundle
 from deploy.bundle.manifest import BundledEngine
 from deploy.exports.choice import choose_engine, make_name
 from export.errors import BundleError, ConfigError
@@ -87,6 +87,27 @@ def test_onnxruntime_on_the_gpu_is_taken_but_for_channels_last_and_graphs(bundle
         entry = BundledEngine("onnxruntime", "fp16", "model.onnx", 0.1, variant=variant)
         engines = {**bundle.manifest.engines, name: entry}
         assert choose_engine(alter(bundle, engines=engines, winner=name)).engine == chosen
+
+
+def test_what_was_finished_since_is_chosen_by_its_own_times(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, winner = "onnxruntime-fp16-cuda", "onnxruntime-fp16-cuda-graphs"
+    entries = {
+        each: BundledEngine("onnxruntime", "fp16", "model.onnx", 0.1, variant=variant)
+        for each, variant in ((name, "cuda"), (winner, "cuda-graphs"))
+    }
+    changed = alter(bundle, engines={**bundle.manifest.engines, **entries}, winner=winner)
+    assert choose_engine(changed).engine == "onnxruntime-int8"
+    rows = [
+        {"name": name, "latency": {"p50_ms": 1e-4}},
+        {"name": winner, "latency": None},
+    ]
+    report = {**changed.report(), "finish": {"batch": 2, "candidates": rows}}
+    monkeypatch.setattr(Bundle, "report", lambda _: report)
+    assert choose_engine(changed).engine == name
+    assert changed.times()[name] == MeasuredRun(1e-4, 2)
+    assert winner not in changed.times()
 
 
 def test_an_engine_can_be_named_and_must_be_there(bundle: Bundle) -> None:
