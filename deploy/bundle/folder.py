@@ -19,7 +19,7 @@ from deploy.bundle.golden import Golden, read_golden
 from deploy.bundle.manifest import MANIFEST, Manifest, read_manifest
 from deploy.engines import Engine, EngineSpec, open_engine
 from deploy.engines.base import check_feeds
-from deploy.engines.device import needs_gpu
+from deploy.engines.device import is_for_gpu
 from deploy.measuring.machine import usable_cores
 from export.errors import BundleError, EngineError
 from export.optional import is_installed
@@ -179,7 +179,8 @@ def load(
         rebuild: build an engine of TensorRT that does not fit this machine again, from the bundled
             ONNX file, into the user's cache; the bundle stays as it is.
         fallback: where such an engine does not run, take the bundle's float32 model in ONNX
-            Runtime, on the GPU if its CUDA provider is there, else on the CPU, with a warning.
+            Runtime, on the GPU if its CUDA provider is there, else on the CPU, with a warning; so
+            too where eager torch is to run on a GPU and there is none.
 
     Returns:
         A context manager that is called with named arrays and returns named arrays. Where the
@@ -200,7 +201,7 @@ def load(
         )
         name = FALLBACK
     spec = bundle.spec(name, threads=threads, trust=trust)
-    if needs_gpu(spec):
+    if is_for_gpu(spec):
         from deploy.bundle.substitutes import find_runnable
 
         spec, warning = find_runnable(bundle, spec, rebuild=rebuild, fallback=fallback)

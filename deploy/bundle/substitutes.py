@@ -20,7 +20,7 @@ from deploy.bundle.plugin_files import locate_plugins
 from deploy.bundle.preflight import Host, explain_mismatch, read_host
 from deploy.cache import hash_parts, open_cache
 from deploy.engines import EngineSpec
-from deploy.engines.device import CUDA, needs_gpu, runs_on_gpu
+from deploy.engines.device import CUDA, is_for_gpu, runs_on_gpu
 from deploy.engines.onnxruntime_cuda import explain_no_provider
 from deploy.engines.process import EngineProcess, call_in_child
 from export.artifacts import OnnxModel
@@ -108,9 +108,16 @@ def explain_unfit(bundle: Bundle, name: str, host: Host | None = None) -> str | 
         host: the machine; None: this one.
     """
     entry = bundle.manifest.engines[name]
-    if not needs_gpu(entry):
+    if not is_for_gpu(entry):
         return None
     host = host or read_host()
+    if host.gpu is None and entry.engine not in PRODUCTS:
+        return (
+            "no NVIDIA GPU was found here (nvidia-smi shows none), and this engine runs on one. "
+            "Serve the bundle with another engine of it."
+        )
+    if entry.engine == "torch":  # which says itself what else it lacks
+        return None
     if entry.engine not in PRODUCTS:
         return _explain_no_cuda(host)
     if entry.record is None and entry.recipe is not None:
@@ -122,13 +129,8 @@ def explain_unfit(bundle: Bundle, name: str, host: Host | None = None) -> str | 
 
 
 def _explain_no_cuda(host: Host) -> str | None:
-    """What ONNX Runtime lacks on `host` to run on a GPU; alike for all its engines there."""
-    if host.gpu is None:
-        return (
-            "no NVIDIA GPU was found here (nvidia-smi shows none), and this engine runs on one. "
-            "Serve the bundle with another engine of it."
-        )
-    obstacle = explain_no_provider(host.gpu)
+    """What ONNX Runtime lacks on `host` to run on its GPU; alike for all its engines there."""
+    obstacle = None if host.gpu is None else explain_no_provider(host.gpu)
     return None if obstacle is None else f"this engine runs on the GPU, and {obstacle}."
 
 
@@ -139,7 +141,7 @@ def find_runnable(
 
     Args:
         bundle: that `spec` is of.
-        spec: of an engine of TensorRT, or of ONNX Runtime on the GPU.
+        spec: of an engine of TensorRT, of ONNX Runtime on the GPU, or of eager torch there.
         rebuild: build one of TensorRT again from its ONNX file where it does not fit.
         fallback: take the float32 model in ONNX Runtime where nothing else runs.
         host: the machine; None: this one.
@@ -151,7 +153,9 @@ def find_runnable(
         EngineError: it does not run, and nothing else may, or can.
     """
     host, name = host or read_host(), spec.name
-    reason = explain_unfit(bundle, name, host) or _try_out(bundle, spec)
+    reason = explain_unfit(bundle, name, host)
+    if reason is None and spec.engine != "torch":  # its errors are the user's own, and end nothing
+        reason = _try_out(bundle, spec)
     if reason is None:
         return spec, None
     if rebuild and host.gpu is not None and spec.engine in PRODUCTS:

@@ -12,7 +12,7 @@ from deploy.bundle.substitutes import Rebuilt, Substitution, explain_unfit, sett
 from deploy.candidates.schemes import explain_saturation
 from deploy.config import BuildConfig
 from deploy.engines.base import EngineSpec, Feeds
-from deploy.engines.device import needs_gpu
+from deploy.engines.device import is_for_gpu
 from deploy.engines.process import EngineProcess
 from deploy.inputs.data import CALLABLE_SAMPLES, Dataset, check_data, open_data
 from deploy.judging.checking import CheckPlan, check_candidates
@@ -157,7 +157,7 @@ def find_unfit(bundle: Bundle) -> dict[str, str]:
     """The engines for GPUs that cannot be judged here, each with the sentence that says why."""
     host, unfit = None, {}
     for name, entry in bundle.manifest.engines.items():
-        if not needs_gpu(entry):
+        if not is_for_gpu(entry):
             continue
         host = host or read_host()
         reason = explain_unfit(bundle, name, host)

@@ -40,6 +40,11 @@ def needs_gpu(entry: _Entry) -> bool:
     return entry.engine == "onnxruntime" and runs_on_gpu(entry.variant)
 
 
+def is_for_gpu(entry: _Entry) -> bool:
+    """Whether an engine is to run on a GPU; eager's on CUDA too."""
+    return needs_gpu(entry) or runs_on_gpu(entry.variant)
+
+
 def choose_device(asked: str) -> Literal["cpu", "cuda"]:
     """The device of the baseline: ``cpu`` or ``cuda``.
 

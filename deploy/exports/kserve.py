@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deploy.bundle.folder import Bundle
-from deploy.engines.device import needs_gpu
+from deploy.engines.device import is_for_gpu
 from deploy.exports.choice import choose_engine
 from deploy.exports.yaml_text import render_yaml
 from export.errors import BundleError, ConfigError
@@ -139,7 +139,7 @@ _PREDICTORS = {"deploy": _predict_deploy, "triton": _predict_triton}
 def _resources(bundle: Bundle, engine: str) -> dict[str, Any]:
     """The cores that the times of the report hold for, and a GPU where the engine needs one."""
     sizes = {"cpu": str(bundle.report()["measurement"]["threads"])}
-    if needs_gpu(bundle.manifest.engines[engine]):
+    if is_for_gpu(bundle.manifest.engines[engine]):
         sizes["nvidia.com/gpu"] = "1"
     return {"requests": sizes, "limits": sizes}
 

@@ -12,6 +12,7 @@ from kserve_schema import INFERENCE_SERVICE
 from tiny import Cli, Lean
 
 from deploy.bundle.folder import Bundle, read_bundle
+from deploy.bundle.manifest import BundledEngine
 from deploy.exports.kserve import KserveOptions, export_kserve, make_service
 from export.errors import BundleError, ConfigError
 
@@ -83,6 +84,22 @@ def test_an_engine_of_tensorrt_asks_for_a_gpu(bundle: Bundle, tmp_path: Path) ->
     assert model["resources"]["limits"]["nvidia.com/gpu"] == "1"
     (container,) = predictor(plan, OWN, tmp_path)["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [("onnxruntime-fp16-cuda-graphs", "cuda-graphs"), ("torch", "cuda")],
+)
+def test_whatever_is_to_run_on_a_gpu_asks_for_one(bundle: Bundle, name: str, variant: str) -> None:
+    engine, precision = ("torch", "fp32") if name == "torch" else ("onnxruntime", "fp16")
+    entry = BundledEngine(engine, precision, "model.onnx", 0.1, variant=variant)
+    engines = {**bundle.manifest.engines, name: entry}
+    changed = alter(bundle, engines=engines, winner=name)
+    for runtime, limit in (("deploy", "1"), ("triton", None)):  # which takes another engine
+        options = KserveOptions(runtime, image="server:1", storage_uri="s3://models/tiny")
+        predictor = make_service(changed, options)[0]["spec"]["predictor"]
+        place = predictor["containers"][0] if runtime == "deploy" else predictor["model"]
+        assert place["resources"]["limits"].get("nvidia.com/gpu") == limit
 
 
 def test_triton_in_place_of_a_winner_that_it_cannot_run_is_warned_of(
