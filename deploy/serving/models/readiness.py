@@ -25,19 +25,22 @@ from deploy.bundle.golden import Golden, find_mismatch
 from deploy.bundle.substitutes import explain_unfit, rebuild_runnable
 from deploy.candidates.schemes import explain_saturation
 from deploy.engines import Array, Engine, Feeds, open_engine
-from deploy.engines.device import CUDA_GRAPHS
+from deploy.engines.device import CUDA_GRAPHS, is_for_gpu, runs_on_gpu
 from deploy.measuring.machine import usable_cores
 from deploy.serving.batching.waiting import BatchPolicy
 from deploy.serving.models.guards import find_nonfinite
 from deploy.serving.options import ServeOptions
 from deploy.serving.protocol import ModelSignature, make_signature
 from export.errors import BundleError, DeployError, EngineError, GateError
+from export.gpu import read_gpu
 
 _LOG = logging.getLogger("deploy.serving")
 _PROGRAMS = 4
-"""Batch sizes that OpenVINO keeps a compiled program for, and no more CUDA graphs than that."""
+"""Batch sizes that OpenVINO keeps a compiled program for."""
 
 _WARM_RUNS = 3
+_ALL_SIZES = 16
+"""Rows up to which every batch size is warmed on a GPU; beyond, powers of two are."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,9 @@ def open_verified(bundle: Bundle, options: ServeOptions) -> OpenedModel:
         policy = _make_policy(options, batched=signature.batched and difference is None)
         sizes = _program_sizes(bundle, name, policy)
         for engine in engines:
-            seconds = _warm_up(engine, golden.inputs, sizes or _ends(policy))
+            seconds = _warm_up(engine, golden.inputs, sizes or _warm_sizes(bundle, name, policy))
+        if bundle.manifest.engines[name].variant == CUDA_GRAPHS:
+            notes.append(_explain_graphs(bundle, name, sizes))
         return OpenedModel(
             name=name,
             engines=tuple(engines),
@@ -127,17 +132,13 @@ def open_verified(bundle: Bundle, options: ServeOptions) -> OpenedModel:
 def rank_engines(bundle: Bundle) -> list[str]:
     """The engines of a bundle in the order in which they are tried.
 
-    The winner, then the others by the time that the build measured; after a winner that is eager
+    The winner, then the others by the time that was measured; after a winner that is eager
     torch the float32 model comes first, which `deploy.load` falls back to as well.
     """
     engines = bundle.manifest.engines
-    times = {
-        row["name"]: row["latency"]["p50_ms"]
-        for row in bundle.report()["candidates"]
-        if row["latency"]
-    }
+    times = bundle.times()
     others = [name for name in engines if name != bundle.winner and engines[name].not_run is None]
-    others.sort(key=lambda name: times.get(name, float("inf")))
+    others.sort(key=lambda name: times[name].p50_ms if name in times else float("inf"))
     if bundle.winner == "torch":
         others.sort(key=lambda name: name != FALLBACK)
     return [bundle.winner, *others]
@@ -171,10 +172,13 @@ def _open_first(bundle: Bundle, options: ServeOptions, stack: contextlib.ExitSta
                 ]
                 stack.push(opened.pop_all())
         except DeployError as error:
-            _LOG.warning("engine %s cannot be opened: %s", name, error)
-            first = first or error
+            refusal = _name_lack(bundle, name, error)
+            _LOG.warning("engine %s cannot be opened: %s", name, refusal)
+            first = first or refusal
             continue
-        degraded = f"{names[0]} cannot be opened here ({_kind(first)}); {name} runs"
+        degraded = (
+            f"{names[0]} cannot be opened here ({_kind(bundle, names[0], first)}); {name} runs"
+        )
         return _First(name, engines, None if first is None else degraded, note)
     raise first or EngineError(f"{bundle.path} has no engine that runs here.")
 
@@ -209,18 +213,43 @@ def _make_policy(options: ServeOptions, *, batched: bool) -> BatchPolicy:
 def _program_sizes(bundle: Bundle, name: str, policy: BatchPolicy) -> tuple[int, ...]:
     """The batch sizes of an engine that prepares for each: 1, and the largest halved twice.
 
-    OpenVINO compiles, and CUDA graphs are captured; neither should befall a request.
+    OpenVINO compiles, and CUDA graphs are captured; neither should befall a request. A graph was
+    captured for the golden samples already, each with a copy of the weights, so it is of use too.
     """
     entry = bundle.manifest.engines[name]
-    prepares = entry.engine == "openvino" or entry.variant == CUDA_GRAPHS
-    if not prepares or not policy.batched:
+    graphs = entry.variant == CUDA_GRAPHS
+    if not (graphs or entry.engine == "openvino") or not policy.batched:
         return ()
     sizes = {1, *(max(1, policy.max_batch >> shift) for shift in range(_PROGRAMS - 1))}
+    if graphs:
+        rows = len(next(iter(bundle.golden().inputs.values())))
+        sizes |= {rows} if rows <= policy.max_batch else set()
     return tuple(sorted(sizes))
 
 
-def _ends(policy: BatchPolicy) -> tuple[int, ...]:
-    return (1, policy.max_batch) if policy.batched else ()
+def _warm_sizes(bundle: Bundle, name: str, policy: BatchPolicy) -> tuple[int, ...]:
+    """The batch sizes that an engine which takes any is warmed at: the least and the largest.
+
+    On a GPU libraries choose algorithms and take memory at each new size, so there are more.
+    """
+    if not policy.batched:
+        return ()
+    sizes = {1, policy.max_batch}
+    if runs_on_gpu(bundle.manifest.engines[name].variant):
+        sizes |= {*range(1, min(policy.max_batch, _ALL_SIZES) + 1)}
+        sizes |= {1 << shift for shift in range(policy.max_batch.bit_length())}
+    return tuple(sorted(sizes))
+
+
+def _explain_graphs(bundle: Bundle, name: str, sizes: Sequence[int]) -> str:
+    """For which batches graphs were captured, and what they hold of the GPU's memory at least."""
+    file = bundle.path / bundle.manifest.engines[name].file
+    weights = sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*"))
+    of = f"batches of {', '.join(map(str, sizes))}" if sizes else "the shapes that come first"
+    return (
+        f"CUDA graphs of {of}; each instance holds {weights / 2**20:.3g} MiB of weights for each "
+        "of them, and what it computes in"
+    )
 
 
 def _warm_up(engine: Engine, inputs: Feeds, sizes: Sequence[int]) -> dict[int, float]:
@@ -262,8 +291,16 @@ def _open_reference(
     return stack.enter_context(open_engine(bundle.spec(FALLBACK, threads=1)))
 
 
-def _kind(error: DeployError | None) -> str:
+def _name_lack(bundle: Bundle, name: str, error: DeployError) -> DeployError:
+    """What this machine lacks for an engine on the GPU, which the library may tell otherwise."""
+    reason = None if bundle.manifest.engines[name].record else explain_unfit(bundle, name)
+    return error if reason is None else EngineError(reason)
+
+
+def _kind(bundle: Bundle, name: str, error: DeployError | None) -> str:
     """Why, in the words that clients may read: they name no path."""
+    if is_for_gpu(bundle.manifest.engines[name]) and read_gpu() is None:
+        return "no NVIDIA GPU is seen"
     return {
         "MissingExtraError": "its package is not installed",
         "TrustError": "its model file is not trusted; see --trust",

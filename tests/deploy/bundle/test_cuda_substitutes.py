@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import answer, draw, fill_stage
+from tiny import Cli, answer, draw, fill_stage
 
 import deploy.engines.onnxruntime_cuda as cuda
 from deploy.bundle import substitutes
@@ -128,6 +128,44 @@ def test_load_and_verify_say_so(bundle: Bundle) -> None:
     rebuilt, lost = settle_unfit(bundle, Substitution(rebuild=True), threads=1)
     assert rebuilt == {}
     assert list(lost) == [NAME]
+
+
+@NO_GPU
+def test_eager_that_is_to_run_on_a_gpu_gives_way_as_well(
+    torch_bundle: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = dict(vars(read_bundle(torch_bundle).manifest))
+    values.pop("files")
+    (torch_bundle / "manifest.json").unlink()
+    eager = replace(values["engines"]["torch"], variant="cuda")
+    write_manifest(torch_bundle, **{**values, "engines": {**values["engines"], "torch": eager}})
+    x = draw(3)
+    with (
+        pytest.warns(UserWarning, match=rf"torch cannot run here; {FALLBACK} .* no NVIDIA GPU"),
+        load(torch_bundle, threads=1) as engine,
+    ):
+        np.testing.assert_allclose(engine({"x": x})["logits"], answer(x), rtol=1e-5, atol=1e-5)
+    with pytest.raises(EngineError, match="no NVIDIA GPU was found here"):
+        load(torch_bundle, threads=1, fallback=False)
+    code, out, err = cli("verify", torch_bundle, "--threads", "1")
+    assert code != 0
+    assert "no NVIDIA GPU was found here" in out + err
+    code, out, err = cli("verify", torch_bundle, "--threads", "1", "--fallback")
+    assert code == 0, out + err
+
+
+@NO_GPU
+@pytest.mark.parametrize("served", [(), ("--no-fallback",)])
+def test_a_server_without_a_gpu_says_that_there_is_none(
+    bundle: Bundle, cli: Cli, served: tuple[str, ...]
+) -> None:
+    code, out, err = cli("serve", bundle.path, "--check", "--threads", "1", *served)
+    if served:
+        assert code != 0
+        assert "no NVIDIA GPU was found here" in err
+        return
+    assert code == 0, err
+    assert f"degraded: {NAME} cannot be opened here (no NVIDIA GPU is seen)" in out
 
 
 @NO_GPU

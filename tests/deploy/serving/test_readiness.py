@@ -109,12 +109,34 @@ def test_cuda_graphs_are_captured_before_the_first_request(
     opened = open_verified(bundle, ServeOptions(threads=1, engine=name, max_batch=16))
     try:
         assert opened.sizes == (1, 4, 8, 16)
+        assert len(Session.opened) == 4  # of the golden samples, a graph was captured already
+        assert opened.notes[0].startswith("CUDA graphs of batches of 1, 4, 8, 16; each instance")
         Session.runs.clear()
         for size in opened.sizes:
             opened.engines[0]({"x": draw(size)})
         assert [kind for _, kind in Session.runs] == ["replay"] * 4
     finally:
         opened.close()
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"),
+    [(1, (1,)), (3, (1, 2, 3)), (48, (*range(1, 17), 32, 48)), (64, (*range(1, 17), 32, 64))],
+)
+def test_an_engine_on_the_gpu_is_warmed_at_every_size_up_to_sixteen(
+    pristine: Path, monkeypatch: pytest.MonkeyPatch, most: int, sizes: tuple[int, ...]
+) -> None:
+    Session.forget()
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr("deploy.engines.onnxruntime_cuda.has_cuda_provider", lambda: True)
+    bundle, name = read_bundle(pristine), "onnxruntime-fp32"
+    entry = replace(bundle.manifest.engines[name], variant="cuda")
+    engines = {**bundle.manifest.engines, name: entry}
+    bundle = replace(bundle, manifest=replace(bundle.manifest, engines=engines))
+    opened = open_verified(bundle, ServeOptions(threads=1, engine=name, max_batch=most))
+    opened.close()
+    assert tuple(opened.run_seconds) == sizes
+    assert opened.sizes == ()  # it takes any
 
 
 def test_the_order_in_which_engines_are_tried(pristine: Path, tmp_path: Path) -> None:
