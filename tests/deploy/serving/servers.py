@@ -30,6 +30,12 @@ SILENCE_S = 20.0
 """The same of a connection that should be answered or ended; less than servers allow by default."""
 
 
+def make_environment(more: dict[str, str] | None = None) -> dict[str, str]:
+    """That of a process which imports this project, and what else this one finds."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE", **(more or {})}
+
+
 class Server:
     """``deploy serve`` in a process of its own; its log is read as it comes."""
 
@@ -42,9 +48,8 @@ class Server:
         for flag, value in ports.items():
             if flag not in command:
                 command += [flag, value]
-        base = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
         self.process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, env={**base, **(env or {})}
+            command, stderr=subprocess.PIPE, text=True, env=make_environment(env)
         )
         self.events: list[dict[str, Any]] = []
         self.other: list[str] = []
