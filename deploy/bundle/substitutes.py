@@ -20,12 +20,13 @@ from deploy.bundle.plugin_files import locate_plugins
 from deploy.bundle.preflight import Host, explain_mismatch, read_host
 from deploy.cache import hash_parts, open_cache
 from deploy.engines import EngineSpec
-from deploy.engines.device import CUDA, is_for_gpu, runs_on_gpu
+from deploy.engines.device import CUDA, explain_no_cuda, is_for_gpu, runs_on_gpu
 from deploy.engines.onnxruntime_cuda import explain_no_provider
 from deploy.engines.process import EngineProcess, call_in_child
 from export.artifacts import OnnxModel
 from export.errors import DeployError, EngineError
 from export.onnx.files import read_opset
+from export.optional import require
 from export.tensorrt.building import hash_onnx
 from export.tensorrt.options import BuildOptions
 from export.tensorrt.products import PRODUCTS
@@ -154,7 +155,9 @@ def find_runnable(
     """
     host, name = host or read_host(), spec.name
     reason = explain_unfit(bundle, name, host)
-    if reason is None and spec.engine != "torch":  # its errors are the user's own, and end nothing
+    if reason is None and spec.engine == "torch":  # what its module raises is the user's own
+        reason = explain_no_cuda(require("torch", extra="build"))
+    elif reason is None:
         reason = _try_out(bundle, spec)
     if reason is None:
         return spec, None

@@ -193,6 +193,9 @@ class OnnxRuntimeGraphsEngine(OnnxRuntimeCudaEngine):
             plan = self._fill(self._session, feeds)
             self._session = None  # it is that graph's from now on
             return plan
+        if self._plain is not None:  # what the model refuses is not to open a session each time
+            with map_ort_errors("failed on this input"):
+                self._run_plainly(self._plain, feeds)
         with contextlib.suppress(EngineError):  # want of memory, as a rule: the first was opened
             return self._fill(open_session(self._spec, make_options(self._spec)), feeds)
         with map_ort_errors("failed on this input"):

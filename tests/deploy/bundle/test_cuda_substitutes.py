@@ -154,6 +154,26 @@ def test_eager_that_is_to_run_on_a_gpu_gives_way_as_well(
     assert code == 0, out + err
 
 
+def test_eager_gives_way_where_its_torch_has_no_cuda(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = BundledEngine("torch", "fp32", "model.onnx", 1e-4, variant="cuda")
+    engines = {**bundle.manifest.engines, "torch": entry}
+    eager = replace(bundle, manifest=replace(bundle.manifest, engines=engines))
+    monkeypatch.setattr(substitutes, "explain_no_cuda", lambda _: "torch was built without CUDA.")
+    monkeypatch.setattr(substitutes, "explain_no_provider", lambda _: "no provider")
+    spec, warning = find_runnable(
+        eager, eager.spec("torch"), rebuild=False, fallback=True, host=on(H100)
+    )
+    assert spec.name == FALLBACK
+    assert "torch was built without CUDA." in str(warning)
+    monkeypatch.setattr(substitutes, "explain_no_cuda", lambda _: None)
+    spec, warning = find_runnable(
+        eager, eager.spec("torch"), rebuild=False, fallback=True, host=on(H100)
+    )
+    assert (spec.name, spec.variant, warning) == ("torch", "cuda", None)
+
+
 @NO_GPU
 @pytest.mark.parametrize("served", [(), ("--no-fallback",)])
 def test_a_server_without_a_gpu_says_that_there_is_none(
