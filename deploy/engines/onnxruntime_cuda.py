@@ -1,6 +1,7 @@
 """ONNX Runtime's CUDA provider: whether it can be had here, its libraries, its options.
 
-CUDA graphs are another engine, `onnxruntime_graphs.py`: with them calls cannot overlap. Two options
+CUDA graphs are another engine, `onnxruntime_graphs.py`: with them calls cannot overlap. Models with
+convolutions have a session for each set of shapes here too, see `shape_sessions.py`. Two options
 are left alone. A compute stream of the caller's: without one every call has a stream of its own, so
 that threads do not wait for each other. Copies beside the compute stream
 (`do_copy_in_default_stream` off): they race.
@@ -11,6 +12,8 @@ import functools
 import io
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import onnxruntime
@@ -19,9 +22,17 @@ from deploy.engines.base import Array, EngineSpec, Feeds, check_feeds
 from deploy.engines.capture_gate import GATE
 from deploy.engines.device import CUDA_GRAPHS, CUDA_NHWC
 from deploy.engines.graph_plans import bind_plainly
-from deploy.engines.onnxruntime import CPU_PROVIDER, OnnxRuntimeEngine, map_ort_errors
+from deploy.engines.onnxruntime import (
+    CPU_PROVIDER,
+    OnnxRuntimeEngine,
+    make_options,
+    map_ort_errors,
+    open_session,
+)
+from deploy.engines.shape_sessions import ShapeSessions, count_room, needs_sessions
 from export.errors import EngineError
 from export.gpu import GpuFacts
+from export.onnx.files import read_model
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 _NO_PROVIDER = (
@@ -47,14 +58,36 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
     def __init__(self, spec: EngineSpec) -> None:
         with GATE.together():
             super().__init__(spec)
+        graph = read_model(Path(spec.path), weights=False).graph
+        room = count_room(graph) if needs_sessions(graph, self.inputs) else 0
+        open_another = functools.partial(open_session, spec, make_options(spec))
+        self._sessions = ShapeSessions(self._session, open_another, room) if room else None
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:
-        with GATE.together():
-            return super()._run(feeds)
+        with self._session_for(feeds) as session, map_ort_errors("failed on this input"):
+            outputs = session.run(self._names, dict(feeds))
+        return dict(zip(self._names, outputs, strict=True))
 
     def _release(self) -> None:
         with GATE.together():
+            if self._sessions is not None:
+                self._sessions.clear()
             super()._release()
+
+    @contextlib.contextmanager
+    def _session_for(self, feeds: Feeds) -> Iterator[Any]:
+        """The session that runs `feeds`, while no other engine captures a graph."""
+        with GATE.together():
+            if self._sessions is None:
+                yield self._session
+                return
+            shapes = tuple(feeds[spec.name].shape for spec in self.inputs)
+            session, answered = self._sessions.take(shapes), False
+            try:
+                yield session
+                answered = True
+            finally:
+                self._sessions.give_back(shapes, session, answered=answered)
 
     def time_device(self, feeds: Feeds, calls: int) -> list[float]:
         """Seconds of each of `calls` runs on inputs and outputs that lie on the GPU.
@@ -69,10 +102,10 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         if self._closed:
             raise EngineError("The engine is closed; use it inside its with block.")
         check_feeds(self.inputs, feeds)
-        with GATE.together(), map_ort_errors("failed on this input"):
-            binding = bind_plainly(self._session, feeds, self._names, self._device)
-            self._session.run_with_iobinding(binding)  # memory and algorithms are settled by it
-            return [self._time(self._session, binding) for _ in range(calls)]
+        with self._session_for(feeds) as session, map_ort_errors("failed on this input"):
+            binding = bind_plainly(session, feeds, self._names, self._device)
+            session.run_with_iobinding(binding)  # memory and algorithms are settled by it
+            return [self._time(session, binding) for _ in range(calls)]
 
     def _time(self, session: Any, binding: Any, options: Any = None) -> float:
         start = time.perf_counter()

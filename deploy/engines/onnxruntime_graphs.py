@@ -30,21 +30,21 @@ from deploy.engines.graph_plans import (
     UNCAPTURED,
     GraphPlan,
     bind_plainly,
-    count_bytes,
     explain_no_graphs,
     explain_uncapturable,
     make_plan,
 )
-from deploy.engines.onnxruntime import make_options, map_ort_errors, open_session
+from deploy.engines.onnxruntime import (
+    OnnxRuntimeEngine,
+    make_options,
+    map_ort_errors,
+    open_session,
+)
 from deploy.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
+from deploy.engines.shape_sessions import Shapes, count_room
 from export.errors import EngineError
 from export.onnx.files import read_model
 
-MAX_GRAPHS = 16
-"""Sets of shapes with a graph, each with its own copy of the weights."""
-
-_MAX_WEIGHTS = 2**32
-"""Bytes of all copies of the weights; one is made in any case."""
 _PLAIN_RUNS = 2
 _CAPTURE_RUNS = 3
 """The first captures, having run plainly itself; more of them cost no more than replays."""
@@ -53,8 +53,6 @@ _WITHOUT = "Open it without CUDA graphs, as cuda-nhwc."
 
 _P = ParamSpec("_P")
 _Result = TypeVar("_Result")
-_Shapes = tuple[tuple[int, ...], ...]
-"""Those of the inputs, in the order of the signature."""
 
 
 class OnnxRuntimeGraphsEngine(OnnxRuntimeCudaEngine):
@@ -73,7 +71,7 @@ class OnnxRuntimeGraphsEngine(OnnxRuntimeCudaEngine):
         if obstacle is not None:
             raise EngineError(f"{obstacle}.")
         self._spec = spec
-        self._plans: dict[_Shapes, GraphPlan] = {}
+        self._plans: dict[Shapes, GraphPlan] = {}
         self._plain: Any = None
         self._refusal: str | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="deploy-cuda-graphs")
@@ -117,9 +115,10 @@ class OnnxRuntimeGraphsEngine(OnnxRuntimeCudaEngine):
     # What follows is done by the engine's thread alone.
 
     def _open(self, spec: EngineSpec) -> None:
-        OnnxRuntimeCudaEngine.__init__(self, spec)
+        with GATE.together():
+            OnnxRuntimeEngine.__init__(self, spec)
         graph = read_model(Path(spec.path), weights=False).graph
-        self._room = max(1, min(MAX_GRAPHS, _MAX_WEIGHTS // max(1, count_bytes(graph))))
+        self._room = count_room(graph)
         obstacle = explain_uncapturable(self._session, graph)
         if obstacle is not None:
             self._let_go(_CLOSED)
@@ -162,7 +161,7 @@ class OnnxRuntimeGraphsEngine(OnnxRuntimeCudaEngine):
             return self._capture(shapes, feeds)
         return plan
 
-    def _capture(self, shapes: _Shapes, feeds: Feeds) -> GraphPlan | None:
+    def _capture(self, shapes: Shapes, feeds: Feeds) -> GraphPlan | None:
         """One graph more; others are kept out for the capture itself alone.
 
         To open a session takes as long as it took at first, and its plain runs choose algorithms.

@@ -13,10 +13,8 @@
 
 import contextlib
 import logging
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -24,23 +22,18 @@ from deploy.bundle.folder import FALLBACK, Bundle
 from deploy.bundle.golden import Golden, find_mismatch
 from deploy.bundle.substitutes import explain_unfit, rebuild_runnable
 from deploy.candidates.schemes import explain_saturation
-from deploy.engines import Array, Engine, Feeds, open_engine
-from deploy.engines.device import CUDA_GRAPHS, is_for_gpu, runs_on_gpu
+from deploy.engines import Engine, Feeds, open_engine
+from deploy.engines.device import is_for_gpu, runs_on_gpu
 from deploy.measuring.machine import usable_cores
 from deploy.serving.batching.waiting import BatchPolicy
 from deploy.serving.models.guards import find_nonfinite
+from deploy.serving.models.warming import explain_copies, program_sizes, warm_sizes, warm_up
 from deploy.serving.options import ServeOptions
 from deploy.serving.protocol import ModelSignature, make_signature
 from export.errors import BundleError, DeployError, EngineError, GateError
 from export.gpu import read_gpu
 
 _LOG = logging.getLogger("deploy.serving")
-_PROGRAMS = 4
-"""Batch sizes that OpenVINO keeps a compiled program for."""
-
-_WARM_RUNS = 3
-_ALL_SIZES = 16
-"""Rows up to which every batch size is warmed on a GPU; beyond, powers of two are."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +102,11 @@ def open_verified(bundle: Bundle, options: ServeOptions) -> OpenedModel:
             if difference is not None:
                 notes.append(f"requests are not joined, since answers depend on it: {difference}")
         policy = _make_policy(options, batched=signature.batched and difference is None)
-        sizes = _program_sizes(bundle, name, policy)
+        sizes = program_sizes(bundle, name, policy)
         for engine in engines:
-            seconds = _warm_up(engine, golden.inputs, sizes or _warm_sizes(bundle, name, policy))
-        if bundle.manifest.engines[name].variant == CUDA_GRAPHS:
-            notes.append(_explain_graphs(bundle, name, sizes))
+            seconds = warm_up(engine, golden.inputs, sizes or warm_sizes(bundle, name, policy))
+        if sizes and runs_on_gpu(bundle.manifest.engines[name].variant):
+            notes.append(explain_copies(bundle, name, sizes))
         return OpenedModel(
             name=name,
             engines=tuple(engines),
@@ -208,78 +201,6 @@ def _make_policy(options: ServeOptions, *, batched: bool) -> BatchPolicy:
         queue_bytes=options.queue_mb * 2**20,
         batched=batched,
     )
-
-
-def _program_sizes(bundle: Bundle, name: str, policy: BatchPolicy) -> tuple[int, ...]:
-    """The batch sizes of an engine that prepares for each: 1, and the largest halved twice.
-
-    OpenVINO compiles, and CUDA graphs are captured; neither should befall a request. A graph was
-    captured for the golden samples already, each with a copy of the weights, so it is of use too.
-    """
-    entry = bundle.manifest.engines[name]
-    graphs = entry.variant == CUDA_GRAPHS
-    if not (graphs or entry.engine == "openvino") or not policy.batched:
-        return ()
-    sizes = {1, *(max(1, policy.max_batch >> shift) for shift in range(_PROGRAMS - 1))}
-    if graphs:
-        rows = len(next(iter(bundle.golden().inputs.values())))
-        sizes |= {rows} if rows <= policy.max_batch else set()
-    return tuple(sorted(sizes))
-
-
-def _warm_sizes(bundle: Bundle, name: str, policy: BatchPolicy) -> tuple[int, ...]:
-    """The batch sizes that an engine which takes any is warmed at: the least and the largest.
-
-    On a GPU libraries choose algorithms and take memory at each new size, so there are more.
-    """
-    if not policy.batched:
-        return ()
-    sizes = {1, policy.max_batch}
-    if runs_on_gpu(bundle.manifest.engines[name].variant):
-        sizes |= {*range(1, min(policy.max_batch, _ALL_SIZES) + 1)}
-        sizes |= {1 << shift for shift in range(policy.max_batch.bit_length())}
-    return tuple(sorted(sizes))
-
-
-def _explain_graphs(bundle: Bundle, name: str, sizes: Sequence[int]) -> str:
-    """For which batches graphs were captured, and what they hold of the GPU's memory at least."""
-    file = bundle.path / bundle.manifest.engines[name].file
-    weights = sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*"))
-    of = f"batches of {', '.join(map(str, sizes))}" if sizes else "the shapes that come first"
-    return (
-        f"CUDA graphs of {of}; each instance holds {weights / 2**20:.3g} MiB of weights for each "
-        "of them, and what it computes in"
-    )
-
-
-def _warm_up(engine: Engine, inputs: Feeds, sizes: Sequence[int]) -> dict[int, float]:
-    """Run at every one of `sizes`, else at that of the golden inputs.
-
-    Returns:
-        Seconds of the quickest run of each size; empty where there are none.
-    """
-    batches: list[Any] = [inputs]
-    if sizes:
-        batches = [_fill_batch(inputs, size) for size in sizes]
-    quickest = []
-    for batch in batches:
-        times = []
-        for _ in range(_WARM_RUNS):
-            begun = time.perf_counter()
-            engine(batch)
-            times.append(time.perf_counter() - begun)
-        quickest.append(min(times))
-    return dict(zip(sizes, quickest, strict=False))
-
-
-def _fill_batch(inputs: Feeds, size: int) -> dict[str, Array]:
-    """A batch of `size` rows of `inputs`, over and over."""
-    try:
-        return {name: np.resize(array, (size, *array.shape[1:])) for name, array in inputs.items()}
-    except (MemoryError, ValueError) as error:
-        raise EngineError(
-            f"A batch of {size} rows does not fit into memory. Lower --max-batch."
-        ) from error
 
 
 def _open_reference(

@@ -10,15 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from gpu_use import watch_growth
 from onnx import TensorProto, helper, numpy_helper
 
 from deploy.engines import EngineSpec, open_engine
+from deploy.engines.onnxruntime import open_session
 from deploy.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine, has_cuda_provider
-from deploy.engines.onnxruntime_graphs import MAX_GRAPHS
 from deploy.engines.process import call_in_child
+from deploy.engines.shape_sessions import MAX_SESSIONS
 from deploy.measuring.census import Census
 from export.artifacts import OnnxModel, TensorSpec
 from export.errors import EngineError
@@ -228,8 +230,36 @@ def test_more_shapes_than_there_are_graphs_are_right(tmp_path: Path) -> None:
     spec = EngineSpec("onnxruntime", "tf32", path, 2, variant="cuda-graphs")
     with open_engine(spec) as engine:
         assert isinstance(engine, OnnxRuntimeCudaEngine)
-        for batch in (*range(1, MAX_GRAPHS + 4), 1, MAX_GRAPHS + 2, 2, 1, MAX_GRAPHS):
+        for batch in (*range(1, MAX_SESSIONS + 4), 1, MAX_SESSIONS + 2, 2, 1, MAX_SESSIONS):
             check(engine, spec, draw(batch, seed=batch))
+
+
+@pytest.mark.parametrize("variant", ["cuda", "cuda-nhwc"])
+def test_each_size_of_a_batch_has_a_session_that_no_other_disturbs(
+    tmp_path: Path, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[EngineSpec] = []
+
+    def count(spec: EngineSpec, options: onnxruntime.SessionOptions) -> object:
+        opened.append(spec)
+        return open_session(spec, options)
+
+    monkeypatch.setattr("deploy.engines.onnxruntime_cuda.open_session", count)
+    model = make_model(tmp_path / "model.onnx")
+    spec = EngineSpec("onnxruntime", "tf32", str(model.path), 2, variant=variant)
+    with open_engine(spec) as engine:
+        for batch in (4, 1, 3, 8) * 3:
+            check(engine, spec, draw(batch, seed=batch))
+    assert len(opened) == 3  # beside the one that the engine was opened with
+
+
+def test_calls_of_many_sizes_from_many_threads_are_right(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model.onnx")
+    spec = EngineSpec("onnxruntime", "tf32", str(model.path), 2, variant="cuda")
+    with open_engine(spec) as engine, ThreadPoolExecutor(8) as pool:
+        work = [pool.submit(check, engine, spec, draw(n % 21 + 1, seed=n)) for n in range(84)]
+        for each in work:
+            each.result()
 
 
 def test_a_concat_of_unlike_parts_is_right_at_every_shape(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from deploy.engines.device import needs_gpu
 from deploy.engines.graph_plans import explain_no_graphs
 from deploy.engines.layers import read_layers
 from deploy.engines.onnxruntime_cuda import choose_options
-from deploy.engines.onnxruntime_graphs import MAX_GRAPHS, OnnxRuntimeGraphsEngine
+from deploy.engines.onnxruntime_graphs import OnnxRuntimeGraphsEngine
+from deploy.engines.shape_sessions import MAX_SESSIONS
 from export.errors import EngineError
 from export.gpu import GpuFacts
 
@@ -95,13 +96,13 @@ def test_an_answer_belongs_to_the_caller(tiny_onnx: Path) -> None:
 
 def test_more_shapes_than_there_are_graphs_run_plainly(tiny_onnx: Path) -> None:
     with opened(tiny_onnx) as engine:
-        for batch in (*range(1, MAX_GRAPHS + 5), 1, MAX_GRAPHS + 4, 2):
+        for batch in (*range(1, MAX_SESSIONS + 5), 1, MAX_SESSIONS + 4, 2):
             x = draw(batch, batch)
             np.testing.assert_allclose(engine({"x": x})["logits"], answer(x), **CLOSE)
-        assert {number for number, _ in Session.runs} == {-1, *range(1, MAX_GRAPHS + 1)}
+        assert {number for number, _ in Session.runs} == {-1, *range(1, MAX_SESSIONS + 1)}
         assert Session.runs[-3:] == [(1, "replay"), (-1, "plain"), (2, "replay")]
         gc.collect()
-        assert len(Value.alive) == 2 * MAX_GRAPHS  # an input and an output for each
+        assert len(Value.alive) == 2 * MAX_SESSIONS  # an input and an output for each
 
 
 def test_large_weights_are_copied_for_fewer_shapes(
@@ -110,7 +111,7 @@ def test_large_weights_are_copied_for_fewer_shapes(
     weights = onnx.load(tiny_onnx).graph.initializer
     size = sum(onnx.numpy_helper.to_array(each).nbytes for each in weights)
     for limit, graphs in ((3 * size, 3), (4 * size - 1, 3), (1, 1)):
-        monkeypatch.setattr("deploy.engines.onnxruntime_graphs._MAX_WEIGHTS", limit)
+        monkeypatch.setattr("deploy.engines.shape_sessions._MAX_WEIGHTS", limit)
         Session.forget()
         with opened(tiny_onnx) as engine:
             for batch in (1, 2, 3, 4, 5, 1):
@@ -312,7 +313,7 @@ def test_time_on_the_device_is_of_as_many_replays_as_were_asked_for(tiny_onnx: P
         assert len(times) == 20
         assert 0 < sum(times) < time.perf_counter() - start
         assert Session.runs[-20:] == [(1, "replay")] * 20
-        for batch in range(1, MAX_GRAPHS):
+        for batch in range(1, MAX_SESSIONS):
             engine({"x": draw(batch)})
         assert len(engine.time_device({"x": draw(40)}, 5)) == 5
         assert Session.runs[-5:] == [(-1, "plain")] * 5

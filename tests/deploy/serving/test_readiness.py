@@ -11,7 +11,7 @@ from host_graphs import Session, Value
 from servers import Server, rows, serving, spoil_golden
 from tiny import Lean, answer, draw, fill_stage
 
-from deploy.bundle.folder import read_bundle
+from deploy.bundle.folder import Bundle, read_bundle
 from deploy.bundle.manifest import read_manifest, write_manifest
 from deploy.bundle.staging import stage_bundle
 from deploy.serving.models.readiness import open_verified, rank_engines
@@ -95,6 +95,20 @@ def test_openvino_has_as_many_programs_as_it_keeps(pristine: Path) -> None:
     opened.close()
 
 
+ON_GPU = "onnxruntime-fp32"
+
+
+def move_to_gpu(path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """The bundle with `ON_GPU` said to be an engine on the GPU; a stand-in is opened for it."""
+    Session.forget()
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr("deploy.engines.onnxruntime_cuda.has_cuda_provider", lambda: True)
+    bundle = read_bundle(path)
+    entry = replace(bundle.manifest.engines[ON_GPU], variant="cuda")
+    engines = {**bundle.manifest.engines, ON_GPU: entry}
+    return replace(bundle, manifest=replace(bundle.manifest, engines=engines))
+
+
 def test_cuda_graphs_are_captured_before_the_first_request(
     pristine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,21 +133,35 @@ def test_cuda_graphs_are_captured_before_the_first_request(
         opened.close()
 
 
+def test_a_convolution_on_the_gpu_has_a_session_for_each_size_that_runs_are_filled_to(
+    pristine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = move_to_gpu(pristine, monkeypatch)
+    monkeypatch.setattr("deploy.serving.models.warming.needs_sessions", lambda *_: True)
+    monkeypatch.setattr("deploy.engines.onnxruntime_cuda.needs_sessions", lambda *_: True)
+    opened = open_verified(bundle, ServeOptions(threads=1, engine=ON_GPU, max_batch=16))
+    try:
+        assert opened.sizes == (1, 4, 8, 16)
+        assert len(Session.opened) == 4
+        assert opened.notes[0].startswith("Sessions of batches of 1, 4, 8, 16; each instance")
+        Session.runs.clear()
+        for size in opened.sizes:
+            opened.engines[0]({"x": draw(size)})
+        assert len(Session.opened) == 4
+    finally:
+        opened.close()
+
+
 @pytest.mark.parametrize(
     ("most", "sizes"),
     [(1, (1,)), (3, (1, 2, 3)), (48, (*range(1, 17), 32, 48)), (64, (*range(1, 17), 32, 64))],
 )
-def test_an_engine_on_the_gpu_is_warmed_at_every_size_up_to_sixteen(
+def test_without_convolutions_an_engine_on_the_gpu_is_warmed_at_every_size_up_to_sixteen(
     pristine: Path, monkeypatch: pytest.MonkeyPatch, most: int, sizes: tuple[int, ...]
 ) -> None:
-    Session.forget()
-    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
-    monkeypatch.setattr("deploy.engines.onnxruntime_cuda.has_cuda_provider", lambda: True)
-    bundle, name = read_bundle(pristine), "onnxruntime-fp32"
-    entry = replace(bundle.manifest.engines[name], variant="cuda")
-    engines = {**bundle.manifest.engines, name: entry}
-    bundle = replace(bundle, manifest=replace(bundle.manifest, engines=engines))
-    opened = open_verified(bundle, ServeOptions(threads=1, engine=name, max_batch=most))
+    bundle = move_to_gpu(pristine, monkeypatch)
+    monkeypatch.setattr("deploy.serving.models.warming.needs_sessions", lambda *_: False)
+    opened = open_verified(bundle, ServeOptions(threads=1, engine=ON_GPU, max_batch=most))
     opened.close()
     assert tuple(opened.run_seconds) == sizes
     assert opened.sizes == ()  # it takes any
