@@ -119,6 +119,7 @@ def make_report(
             "batch": problem.latency_batch,
             "threads": findings.threads,
             "device": findings.eager.device,
+            "openings": latency.openings,
             "rounds": latency.rounds,
             "blocks_per_round": latency.blocks_per_round,
             "seconds": latency.seconds,

@@ -8,8 +8,7 @@ from deploy.config import BuildConfig
 from deploy.judging.output_parity import OutputParity
 from deploy.judging.parity import ParityReport
 from deploy.judging.shares import explain_few, holds_share
-from deploy.measuring.bootstrap import estimate_ratio
-from deploy.measuring.latency import EngineLatency
+from deploy.measuring.latency import EngineLatency, compare_times
 from export.ranges import describe_sizes
 
 DataKind = Literal["labelled", "unlabelled", "synthetic"]
@@ -267,7 +266,7 @@ def choose_winner(passed: Mapping[str, tuple[str, EngineLatency]], *, seed: int)
     leader = passed[fastest][1].block_medians
     ties = []
     for name, (precision, latency) in passed.items():
-        _, (low, _) = estimate_ratio(latency.block_medians, leader, seed=seed)
+        _, (low, _) = compare_times(latency.block_medians, leader, latency.luck, seed=seed)
         if name == fastest or low <= 1:
             ties.append((_ORDER.index(precision), -latency.speedup, name))
     return min(ties)[2]

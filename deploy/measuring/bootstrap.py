@@ -1,8 +1,9 @@
 """Intervals for what was measured in rounds and blocks.
 
 Calls that follow each other share the state of the machine, so single samples are not independent
-and an interval from them is too narrow. What is resampled here is the round, and the block within
-the round (hierarchical bootstrap: Davison & Hinkley, Bootstrap Methods and their Application, 3.8).
+and an interval from them is too narrow. What is resampled here is the round, within its opening of
+the engines, and the block within the round (hierarchical bootstrap: Davison & Hinkley, Bootstrap
+Methods and their Application, 3.8). What the openings differ by is in `deploy.measuring.luck`.
 """
 
 from collections.abc import Sequence
@@ -22,23 +23,31 @@ def estimate_ratio(numerator: Floats, denominator: Floats, *, seed: int) -> tupl
     """Ratio of two engines' times and its 95% interval.
 
     Args:
-        numerator: block medians in seconds, shape (rounds, blocks).
+        numerator: block medians in seconds, shape (openings, rounds, blocks).
         denominator: likewise, measured in the same rounds; the rounds are paired, so that a drift
             of the machine cancels.
         seed: of the resampling.
 
     Returns:
-        The median over rounds of the ratio of the rounds' mean block medians, and its interval.
+        The geometric mean over openings of the median over rounds of the ratio of the rounds' mean
+        block medians, and its interval: what it would be in other rounds of the same openings.
     """
-    ratios = numerator.mean(axis=1) / denominator.mean(axis=1)
+    openings, rounds, blocks = numerator.shape
     rng = np.random.default_rng(seed)
-    rounds, blocks = numerator.shape
-    chosen = rng.integers(rounds, size=(_RATIO_RESAMPLES, rounds, 1))
-    upper = numerator[chosen, rng.integers(blocks, size=(_RATIO_RESAMPLES, rounds, blocks))]
-    lower = denominator[chosen, rng.integers(blocks, size=(_RATIO_RESAMPLES, rounds, blocks))]
-    resampled = np.median(upper.mean(axis=2) / lower.mean(axis=2), axis=1)
+    each = np.arange(openings)[:, None, None]
+    chosen = rng.integers(rounds, size=(_RATIO_RESAMPLES, openings, rounds, 1))
+    size = (_RATIO_RESAMPLES, openings, rounds, blocks)
+    upper = numerator[each, chosen, rng.integers(blocks, size=size)]
+    lower = denominator[each, chosen, rng.integers(blocks, size=size)]
+    resampled = _central_ratio(upper, lower)
     low, high = np.percentile(resampled, _LEVELS)
-    return float(np.median(ratios)), (float(low), float(high))
+    return float(_central_ratio(numerator, denominator)), (float(low), float(high))
+
+
+def _central_ratio(numerator: Floats, denominator: Floats) -> Any:
+    """Over shape (..., openings, rounds, blocks): a median over rounds, a mean over openings."""
+    ratios = numerator.mean(axis=-1) / denominator.mean(axis=-1)
+    return np.exp(np.log(np.median(ratios, axis=-1)).mean(axis=-1))
 
 
 def estimate_quantiles(
@@ -47,16 +56,17 @@ def estimate_quantiles(
     """Quantiles of all times, each with its 95% interval.
 
     Args:
-        times: seconds, shape (rounds, blocks, calls). Nothing is clipped.
+        times: seconds, shape (openings, rounds, blocks, calls). Nothing is clipped.
         quantiles: in percent, such as (50, 90, 99).
         seed: of the resampling.
     """
     rng = np.random.default_rng(seed)
-    rounds, blocks, _ = times.shape
+    openings, rounds, blocks, _ = times.shape
+    each = np.arange(openings)[:, None, None]
     resampled = np.empty((_QUANTILE_RESAMPLES, len(quantiles)))
     for index in range(_QUANTILE_RESAMPLES):
-        chosen = rng.integers(rounds, size=(rounds, 1))
-        pool = times[chosen, rng.integers(blocks, size=(rounds, blocks))]
+        chosen = rng.integers(rounds, size=(openings, rounds, 1))
+        pool = times[each, chosen, rng.integers(blocks, size=(openings, rounds, blocks))]
         resampled[index] = np.percentile(pool, quantiles)
     lows, highs = np.percentile(resampled, _LEVELS, axis=0)
     values = np.percentile(times, quantiles)

@@ -2,32 +2,36 @@
 
 Each engine lives in a process of its own. They run in turns: short blocks in random order, round
 after round, on the same inputs with the same number of threads. A second copy of the baseline runs
-among them; its ratio to the baseline is the noise of the day (the A/A control).
+among them; its ratio to the baseline is the noise of the day (the A/A control). In the course of it
+all are closed and opened anew, since a process has its luck for as long as it lives.
 """
 
 import contextlib
 import math
 import random
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from deploy.engines.base import EngineSpec, Feeds
 from deploy.engines.process import EngineProcess, open_processes
 from deploy.measuring.bootstrap import Floats, Interval, estimate_quantiles, estimate_ratio
+from deploy.measuring.luck import Luck, estimate_luck, widen_interval
 from export.errors import DeployError
 from export.progress import Progress, ProgressCallback, ignore_progress
 
 _MIN_BLOCK_S, _MAX_BLOCK_S = 0.01, 0.1
 _MIN_CALLS, _MAX_CALLS = 3, 1000
 _BLOCKS = 2
-_MIN_ROUNDS, _MAX_ROUNDS = 10, 60
+_MIN_ROUNDS, _MAX_ROUNDS = 12, 60
+_OPENINGS, _OPENINGS_OF_FEW, _FEW = 2, 3, 4
 _SETTLE_S = 0.005
 _WARM_CALLS = 3
 _WARM_BLOCKS, _STABLE = 10, 0.03
 _P99_SAMPLES = 1000
+_BASELINE, _CONTROL = "baseline", "control"
 
 
 @dataclass(frozen=True)
@@ -58,30 +62,56 @@ class EngineLatency:
     speedup: float
     speedup_ci95: Interval
     block_medians: Floats
-    """Seconds, shape (rounds, blocks), for ratios between any two engines of the run."""
+    """Seconds, shape (openings, rounds, blocks), for ratios between any two engines of the run."""
+    luck: Luck
+    """Of the run, shared by all of its engines."""
 
 
 @dataclass(frozen=True)
 class LatencyReport:
-    """Every engine of a run by name, those that failed with the reason, and the A/A control."""
+    """Every engine of a run by name, those that failed with the reason, and the A/A control.
+
+    `rounds` are those of all `openings` together.
+    """
 
     engines: dict[str, EngineLatency]
     failed: dict[str, str]
     control: float
     control_ci95: Interval
+    openings: int
     rounds: int
     blocks_per_round: int
     seconds: float
 
 
 @dataclass
-class _Runner:
-    """One engine of the run: its process and the plan of its blocks."""
+class _Session:
+    """What all openings have in common: the settings, and what is known so far."""
 
-    name: str
-    process: EngineProcess
-    first: float
-    calls: int
+    specs: Mapping[str, EngineSpec]
+    feeds: Feeds
+    settings: LatencySettings
+    progress: ProgressCallback
+    order: random.Random
+    openings: int
+    rounds: int = 0
+    """Of each opening; the first decides."""
+    done: int = 0
+    seconds: float = 0.0
+    first: dict[str, float] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+    times: dict[str, list[Floats]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def fail(self, name: str, error: DeployError) -> None:
+        """A candidate is listed with its reason and left out from here on.
+
+        Raises:
+            DeployError: it is the baseline, without which there is nothing to compare with.
+        """
+        if name in (_BASELINE, _CONTROL):
+            raise error
+        self.failed[name] = str(error)
 
 
 def measure(
@@ -100,36 +130,51 @@ def measure(
     names = [spec.name for spec in (baseline, *candidates)]
     if len(set(names)) < len(names):
         raise ValueError(f"two engines of one name cannot be told apart: {names}")
-    failed: dict[str, str] = {}
+    specs = {_BASELINE: baseline, _CONTROL: baseline}
+    specs.update({spec.name: spec for spec in candidates})
+    session = _Session(
+        specs=specs,
+        feeds=feeds,
+        settings=settings,
+        progress=progress,
+        order=random.Random(settings.seed),
+        openings=_OPENINGS_OF_FEW if len(specs) <= _FEW else _OPENINGS,
+    )
+    for _ in range(session.openings):
+        _measure_opening(session)
+    return _summarize(session)
+
+
+def _measure_opening(session: _Session) -> None:
+    """Open all that have not failed, warm them up, and run one opening's rounds."""
+    names = [name for name in session.specs if name not in session.failed]
     with contextlib.ExitStack() as stack:
-        block = _block_seconds(settings, engines=2 + len(candidates))
-        specs = (baseline, baseline, *candidates)
-        runners = []
-        labels = ("baseline", "control", *names[1:])
-        for label, process in zip(labels, open_processes(specs, stack), strict=True):
+        opened = open_processes([session.specs[name] for name in names], stack)
+        running: dict[str, EngineProcess] = {}
+        for name, process in zip(names, opened, strict=True):
             try:
-                runners.append(_start(label, process, feeds, block))
+                running[name] = _start(session, name, process)
             except DeployError as error:
-                if label in ("baseline", "control"):
-                    raise
-                failed[label] = str(error)
+                session.fail(name, error)
         started = time.perf_counter()
-        times, failed_later = _run_rounds(runners, settings, progress)
-        seconds = time.perf_counter() - started
-    return _summarize(runners, times, {**failed, **failed_later}, seconds, settings)
+        _run_rounds(session, running)
+        session.seconds += time.perf_counter() - started
 
 
-def _start(name: str, process: EngineProcess | DeployError, feeds: Feeds, block: float) -> _Runner:
+def _start(session: _Session, name: str, process: EngineProcess | DeployError) -> EngineProcess:
     """Make an engine's first call, and warm it up to a stable median."""
     if isinstance(process, DeployError):
         raise process
-    first = process.prepare(feeds)
+    block = _block_seconds(session.settings, engines=len(session.specs))
+    first = process.prepare(session.feeds)
     median = float(process.time(1)[0])
     for _ in range(_WARM_BLOCKS):
         previous, median = median, float(np.median(process.time(_calls_for(median, block))))
         if abs(median - previous) <= _STABLE * previous:
             break
-    return _Runner(name, process, first, _calls_for(median, block))
+    session.first.setdefault(name, first)
+    session.calls.setdefault(name, _calls_for(median, block))
+    return process
 
 
 def _block_seconds(settings: LatencySettings, *, engines: int) -> float:
@@ -142,87 +187,91 @@ def _calls_for(seconds_per_call: float, block: float) -> int:
     return max(_MIN_CALLS, min(_MAX_CALLS, math.ceil(block / max(seconds_per_call, 1e-7))))
 
 
-def _run_rounds(
-    runners: list[_Runner], settings: LatencySettings, progress: ProgressCallback
-) -> tuple[dict[str, list[Floats]], dict[str, str]]:
-    """Blocks of all engines in random order, round after round. Seconds by engine and block."""
-    order = random.Random(settings.seed)
-    times: dict[str, list[Floats]] = {runner.name: [] for runner in runners}
-    failed: dict[str, str] = {}
+def _run_rounds(session: _Session, running: Mapping[str, EngineProcess]) -> None:
+    """Blocks of all engines in random order, round after round.
+
+    The first opening takes as many rounds as fit its share of the time, the others as many as it.
+    """
     started = time.perf_counter()
-    done, rounds = 0, _MIN_ROUNDS
+    done, rounds = 0, session.rounds or _share(_MIN_ROUNDS, session.openings)
     while done < rounds:
-        turns = [runner for runner in runners if runner.name not in failed for _ in range(_BLOCKS)]
-        order.shuffle(turns)
-        for runner in turns:
-            if runner.name in failed:
+        turns = [name for name in running if name not in session.failed for _ in range(_BLOCKS)]
+        session.order.shuffle(turns)
+        for name in turns:
+            if name in session.failed:
                 continue
             time.sleep(_SETTLE_S)  # thread pools of the engine before spin on for a while
             try:
-                times[runner.name].append(runner.process.time(runner.calls, warmup=_WARM_CALLS))
+                block = running[name].time(session.calls[name], warmup=_WARM_CALLS)
             except DeployError as error:
-                if runner.name in ("baseline", "control"):
-                    raise
-                failed[runner.name] = str(error)
+                session.fail(name, error)
+            else:
+                session.times.setdefault(name, []).append(block)
         done += 1
-        per_round = (time.perf_counter() - started) / done
-        rounds = max(_MIN_ROUNDS, min(_MAX_ROUNDS, round(settings.seconds / per_round)))
-        progress(Progress("measure latency", done, rounds))
-    return times, failed
+        if not session.rounds:
+            per_round = (time.perf_counter() - started) / done
+            fitting = round(session.settings.seconds / session.openings / per_round)
+            least, most = (_share(n, session.openings) for n in (_MIN_ROUNDS, _MAX_ROUNDS))
+            rounds = max(least, min(most, fitting))
+        session.done += 1
+        session.progress(Progress("measure latency", session.done, rounds * session.openings))
+    session.rounds = rounds
 
 
-def _summarize(
-    runners: list[_Runner],
-    times: dict[str, list[Floats]],
-    failed: dict[str, str],
-    seconds: float,
-    settings: LatencySettings,
-) -> LatencyReport:
+def _share(rounds: int, openings: int) -> int:
+    return -(-rounds // openings)
+
+
+def _summarize(session: _Session) -> LatencyReport:
+    shape = (session.openings, session.rounds, _BLOCKS)
     arrays = {
-        name: np.array(blocks).reshape(-1, _BLOCKS, blocks[0].size)
-        for name, blocks in times.items()
-        if name not in failed
+        name: np.array(blocks).reshape(*shape, blocks[0].size)
+        for name, blocks in session.times.items()
+        if name not in session.failed
     }
-    medians = {name: np.median(array, axis=2) for name, array in arrays.items()}
-    baseline = medians["baseline"]
-    control, control_ci95 = estimate_ratio(baseline, medians["control"], seed=settings.seed)
+    medians = {name: np.median(array, axis=3) for name, array in arrays.items()}
+    seed = session.settings.seed
+    luck = estimate_luck(list(medians.values()), seed=seed)
+    baseline = medians[_BASELINE]
+    control, control_ci95 = compare_times(baseline, medians[_CONTROL], luck, seed=seed)
     engines = {}
-    for runner in runners:
-        if runner.name == "control" or runner.name in failed:
+    for name, spec in session.specs.items():
+        if name == _CONTROL or name in session.failed:
             continue
         speedup, interval = 1.0, (1.0, 1.0)
-        if runner.name != "baseline":
-            speedup, interval = estimate_ratio(baseline, medians[runner.name], seed=settings.seed)
-            interval = widen_interval(interval, control)
-        engines[runner.process.spec.name] = _summarize_engine(
-            arrays[runner.name], runner.first, (speedup, interval), settings.seed
+        if name != _BASELINE:
+            speedup, interval = compare_times(baseline, medians[name], luck, seed=seed)
+        engines[spec.name] = _summarize_engine(
+            arrays[name], session.first[name], (speedup, interval), luck, seed
         )
     return LatencyReport(
         engines=engines,
-        failed=failed,
+        failed=session.failed,
         control=control,
         control_ci95=control_ci95,
-        rounds=len(baseline),
+        openings=session.openings,
+        rounds=session.openings * session.rounds,
         blocks_per_round=_BLOCKS,
-        seconds=seconds,
+        seconds=session.seconds,
     )
 
 
-def widen_interval(interval: Interval, control: float) -> Interval:
-    """An interval of a speed-up, made wider by what the A/A control is off by.
-
-    Two processes that run the same differ by a few percent for as long as they live, by the luck of
-    their memory. Rounds and blocks of the same two processes cannot show that; the control does.
-    """
-    off = max(control, 1 / control)
-    return interval[0] / off, interval[1] * off
+def compare_times(
+    numerator: Floats, denominator: Floats, luck: Luck, *, seed: int
+) -> tuple[float, Interval]:
+    """Ratio of the block medians of two engines of a run, and its 95% interval, luck included."""
+    ratio, interval = estimate_ratio(numerator, denominator, seed=seed)
+    return ratio, widen_interval(ratio, interval, luck.margin(2))
 
 
 def _summarize_engine(
-    times: Floats, first: float, speedup: tuple[float, Interval], seed: int
+    times: Floats, first: float, speedup: tuple[float, Interval], luck: Luck, seed: int
 ) -> EngineLatency:
     enough = times.size >= _P99_SAMPLES
-    (p50, p50_ci), (p90, p90_ci), (p99, p99_ci) = estimate_quantiles(times, (50, 90, 99), seed=seed)
+    found = estimate_quantiles(times, (50, 90, 99), seed=seed)
+    (p50, p50_ci), (p90, p90_ci), (p99, p99_ci) = (
+        (value, widen_interval(value, interval, luck.margin(1))) for value, interval in found
+    )
     return EngineLatency(
         samples=int(times.size),
         first=first,
@@ -234,5 +283,6 @@ def _summarize_engine(
         p99_ci95=p99_ci if enough else None,
         speedup=speedup[0],
         speedup_ci95=speedup[1],
-        block_medians=np.median(times, axis=2),
+        block_medians=np.median(times, axis=3),
+        luck=luck,
     )

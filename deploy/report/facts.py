@@ -39,6 +39,19 @@ def is_noisy(ratio: float, ci95: tuple[float, float]) -> bool:
     return abs(ratio - 1) > NOISY_CONTROL or low <= 0 or high / low > WIDE
 
 
+def describe_openings(report: Report) -> str:
+    """How often the engines were opened anew, to follow a list; empty: once."""
+    openings = report["measurement"].get("openings", 1)
+    return f"; all were closed and opened {openings} times meanwhile" if openings > 1 else ""
+
+
+def describe_luck(report: Report) -> str:
+    """What intervals have beside the rounds; reports of earlier versions opened engines once."""
+    if report["measurement"].get("openings", 1) > 1:
+        return "what the openings of one engine differ by"
+    return "the A/A control where they are of speed-ups"
+
+
 def winner_of(report: Report) -> Candidate:
     """The candidate that ships; the baseline where nothing beat it.
 

@@ -10,6 +10,8 @@ from deploy.report.facts import (
     Report,
     accuracy_of,
     baseline_wins,
+    describe_luck,
+    describe_openings,
     sqnr_of,
     top1_of,
     winner_of,
@@ -196,7 +198,7 @@ def _measurement_facts(report: Report) -> Markup:
         (
             "Order",
             f"{measurement['rounds']} rounds; in each, {measurement['blocks_per_round']} short "
-            "blocks of every candidate in random order, after warm-up",
+            f"blocks of every candidate in random order, after warm-up{describe_openings(report)}",
         ),
         (
             "Speed-up",
@@ -205,8 +207,8 @@ def _measurement_facts(report: Report) -> Markup:
         ),
         (
             "Intervals",
-            "95%, bootstrap over rounds and blocks; those of speed-ups are widened by the A/A "
-            "control; no sample was left out",
+            f"95%, bootstrap over rounds and blocks, widened by {describe_luck(report)}; no "
+            "sample was left out",
         ),
         ("Took", format_seconds(measurement["seconds"])),
     )

@@ -39,7 +39,8 @@ def print_latency(found: Bench, console: Console) -> None:
         console.print(Text(clean(f"{name}: failed: {reason}")))
     low, high = report.control_ci95
     text = f"A/A control: baseline against itself {report.control:.3f}x (95% {low:.3f}"
-    console.print(Text(f"{text} to {high:.3f}); {report.rounds} rounds", style="dim"))
+    took = f"{report.rounds} rounds in {report.openings} openings of the engines"
+    console.print(Text(f"{text} to {high:.3f}); {took}", style="dim"))
 
 
 def print_verification(results: Sequence[Verification], console: Console) -> None:

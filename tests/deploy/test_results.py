@@ -16,6 +16,7 @@ from deploy.judging.gates import Verdict
 from deploy.judging.output_parity import OutputParity
 from deploy.judging.parity import ParityReport
 from deploy.measuring.latency import EngineLatency, LatencyReport
+from deploy.measuring.luck import Luck
 from deploy.results import (
     CandidateResult,
     candidate_json,
@@ -54,7 +55,8 @@ LATENCY = EngineLatency(
     p99_ci95=(0.0039, 0.0041),
     speedup=2.5,
     speedup_ci95=(2.4, 2.6),
-    block_medians=np.ones((10, 2)),
+    block_medians=np.ones((2, 5, 2)),
+    luck=Luck(0.0, 2, 2),
 )
 RESULT = CandidateResult(
     name="onnxruntime-int8",
@@ -193,7 +195,7 @@ def test_specs_are_plain_values() -> None:
 
 
 def test_the_control_is_a_ratio_with_its_interval() -> None:
-    report = LatencyReport({}, {}, 1.01, (0.99, 1.03), 10, 2, 20.0)
+    report = LatencyReport({}, {}, 1.01, (0.99, 1.03), 2, 10, 2, 20.0)
     assert control_json(report) == {"ratio": 1.01, "ci95": [0.99, 1.03]}
 
 

@@ -23,7 +23,7 @@ from quantize.int8.insertion import quantize_int8
 from quantize.scheme import PRESETS
 
 SETTINGS = LatencySettings(seconds=1.0, seed=3)
-EMPTY = LatencyReport({}, {}, None, None, 0, 2, 0.0)
+EMPTY = LatencyReport({}, {}, None, None, 0, 0, 2, 0.0)
 
 
 class Recorder:

@@ -19,6 +19,7 @@ from deploy.judging.gates import (
 )
 from deploy.judging.parity import ParityAccumulator, ParityReport
 from deploy.measuring.latency import EngineLatency
+from deploy.measuring.luck import Luck
 
 Array = np.ndarray[Any, Any]
 CONFIG = BuildConfig()
@@ -364,9 +365,14 @@ def test_min_sqnr_overrides_the_precisions_own() -> None:
     assert judge(scaled, "fp16", min_sqnr=25.0).passed
 
 
-def latency(seconds: float, *, spread: float = 0.005, seed: int = 0) -> EngineLatency:
+NO_LUCK = Luck(0.0, 5, 2)
+
+
+def latency(
+    seconds: float, *, spread: float = 0.005, seed: int = 0, luck: Luck = NO_LUCK
+) -> EngineLatency:
     """Times of an engine against a baseline of 10 ms."""
-    noise = np.random.default_rng(seed).uniform(1 - spread, 1 + spread, (12, 2))
+    noise = np.random.default_rng(seed).uniform(1 - spread, 1 + spread, (2, 6, 2))
     speedup, pair = 0.01 / seconds, (seconds, seconds)
     interval = (speedup * (1 - spread), speedup * (1 + spread))
     return EngineLatency(
@@ -381,6 +387,7 @@ def latency(seconds: float, *, spread: float = 0.005, seed: int = 0) -> EngineLa
         speedup=speedup,
         speedup_ci95=interval,
         block_medians=seconds * noise,
+        luck=luck,
     )
 
 
@@ -426,6 +433,15 @@ def test_a_tie_of_equal_precision_goes_to_the_faster() -> None:
         "b": ("int8", latency(0.00500, spread=0.05, seed=2)),
     }
     assert choose_winner(passed, seed=0) == "b"
+
+
+def test_what_the_luck_of_a_process_explains_is_a_tie() -> None:
+    for luck, winner in ((NO_LUCK, "int8"), (Luck(0.01**2, 5, 2), "fp32")):
+        passed = {
+            "int8": ("int8", latency(0.00490, spread=0.001, luck=luck)),
+            "fp32": ("fp32", latency(0.00500, spread=0.001, seed=1, luck=luck)),
+        }
+        assert choose_winner(passed, seed=0) == winner
 
 
 def test_no_candidate_no_winner() -> None:

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from deploy.commands.bench import Bench
 from deploy.measuring.latency import EngineLatency, LatencyReport
+from deploy.measuring.luck import Luck
 from deploy.report.tables import print_latency
 
 FAST = EngineLatency(
@@ -21,14 +22,15 @@ FAST = EngineLatency(
     p99_ci95=None,
     speedup=3.0,
     speedup_ci95=(2.9, 3.1),
-    block_medians=np.ones((2, 2)),
+    block_medians=np.ones((2, 2, 2)),
+    luck=Luck(0.0, 2, 2),
 )
 
 
 def test_microseconds_keep_three_digits_and_the_baseline_has_no_interval_over_itself() -> None:
     slow = replace(FAST, p50=0.0123, p50_ci95=(0.012, 0.0125), speedup=1.0, speedup_ci95=(1.0, 1.0))
     engines = {"onnxruntime-fp32": slow, "openvino-int8": FAST}
-    report = LatencyReport(engines, {}, 1.0, (0.99, 1.01), 10, 2, 1.0)
+    report = LatencyReport(engines, {}, 1.0, (0.99, 1.01), 2, 10, 2, 1.0)
     stream = io.StringIO()
     print_latency(Bench("onnxruntime-fp32", report, {}), Console(file=stream, width=80))
     text = stream.getvalue()
