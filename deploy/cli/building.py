@@ -39,7 +39,7 @@ from deploy.config import Observer
         help="How int8 ranges are found.  [auto]",
     ),
 )
-@measure_options
+@measure_options(builds=True)
 @section(
     "Measuring",
     option(
@@ -129,7 +129,7 @@ def inspect(model_file: Path, **flags: Any) -> None:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @trust_options
 @data_options
-@measure_options
+@measure_options()
 def finish(bundle: Path, **flags: Any) -> None:
     """Build and judge here the engines that waited for a GPU."""
     from deploy.commands.finishing import finish as finish_bundle

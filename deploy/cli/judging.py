@@ -10,6 +10,7 @@ import click
 from deploy.cli.options import (
     EPILOG,
     data_options,
+    debug_data_options,
     load_options,
     make_console,
     measure_options,
@@ -27,7 +28,7 @@ from deploy.cli.sections import SectionedCommand
     "target", metavar="[BUNDLE|MODEL.onnx]", required=False, type=click.Path(path_type=Path)
 )
 @trust_options
-@measure_options
+@measure_options()
 @server_options
 @load_options
 @substitute_options(fallback=True)
@@ -195,7 +196,7 @@ def debug() -> None:
 )
 @click.option("--builds", type=int, default=100, help="Mixes to try, at most.  [100]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON to write as well.")
-@data_options
+@debug_data_options
 @click.option("--threads", type=int, help="Threads of the engine.  [all cores]")
 def precision(
     bundle: Path, precision: str, engine: str, builds: int, output: Path | None, **flags: Any

@@ -55,7 +55,7 @@ source_options = section(
     option(
         "--image-mode",
         type=click.Choice(["rgb", "gray"]),
-        help="Of an image folder.  [gray where --input has one channel, else rgb]",
+        help="Of an image folder.  [gray where --input or the bundle has one channel, else rgb]",
     ),
 )
 data_options = shared(
@@ -78,15 +78,32 @@ data_options = shared(
         option("--min-agreement", type=float, help="Smallest top-1 agreement.  [0.98]"),
     ),
 )
-measure_options = section(
-    "Measuring",
-    option("--threads", type=int, help="Threads of every engine.  [all cores]"),
-    option(
-        "--batch", metavar="N|MIN,OPT,MAX", help="Batch size to measure at, TensorRT's range.  [1]"
+debug_data_options = shared(
+    source_options,
+    section(
+        "Gates",
+        option("--min-sqnr", type=float, help="Smallest SQNR, dB.  [20 int8, 40 fp16]"),
     ),
-    option("--measure-seconds", type=float, help="Time spent on measuring.  [20]"),
-    option("--seed", type=int, help="Of splits, orders and synthetic inputs.  [0]"),
 )
+
+
+def measure_options(*, builds: bool = False) -> Callable[..., Any]:
+    """How engines are measured; where some are built, ``--batch`` may be the range they take."""
+    batch = option("--batch", metavar="N", help="Batch size to measure at.  [1]")
+    if builds:
+        batch = option(
+            "--batch",
+            metavar="N|MIN,OPT,MAX",
+            help="Batch size to measure at, TensorRT's range.  [1]",
+        )
+    return section(
+        "Measuring",
+        option("--threads", type=int, help="Threads of every engine.  [all cores]"),
+        batch,
+        option("--measure-seconds", type=float, help="Time spent on measuring.  [20]"),
+        option("--seed", type=int, help="Of splits, orders and synthetic inputs.  [0]"),
+    )
+
 
 search_options = section(
     "Search",
