@@ -10,6 +10,7 @@ from deploy.candidates.calibration import choose_observer
 from deploy.config import BuildConfig
 from deploy.engines.base import EngineSpec
 from deploy.engines.device import CUDA
+from deploy.idle_options import describe_idle
 from deploy.judging.accuracy import Accuracy
 from deploy.judging.eager import ON_CPU, EagerBaseline
 from deploy.judging.gates import MIN_LABELLED, Verdict
@@ -129,7 +130,7 @@ def make_report(
         "search": None if findings.search is None else _search_json(findings.search),
         "winner": findings.winner,
         "verdict": describe_verdict(findings),
-        "warnings": _warnings(findings),
+        "warnings": [*_warnings(findings), *_describe_idle(findings, config)],
         "stages": [{"name": name, "seconds": seconds} for name, seconds in stages],
     }
 
@@ -257,6 +258,11 @@ def _warnings(findings: Findings) -> list[str]:
             "quiet machine.".format(*findings.latency.control_ci95)
         )
     return warnings
+
+
+def _describe_idle(findings: Findings, config: BuildConfig) -> tuple[str, ...]:
+    problem = findings.problem
+    return describe_idle(config, problem.kind, problem.static_batch)
 
 
 def _describe_chance(findings: Findings, accuracy: Accuracy) -> str:

@@ -39,7 +39,11 @@ def bench(target: Path | None, url: str | None, token: str | None, **flags: Any)
     With --url, drive a running server instead, with the golden inputs of BUNDLE or made-up ones.
     """
     from deploy.client.settings import refuse_without_url
+    from deploy.idle_options import LOCAL, refuse_idle
 
+    if url is not None:
+        refuse_idle(flags, (*LOCAL, "threads"), "is for engines here, and --url names a server")
+        refuse_idle(flags, ("measure_seconds",), "is for engines here; --seconds drives a server")
     names = ("model", "output", "rate", "concurrency", "arrivals", "seconds")
     load = {name: flags.pop(name) for name in (*names, "connections", "timeout")}
     substitution = take_substitution(flags, fallback=True)
@@ -125,12 +129,15 @@ def verify(bundle: Path, url: str | None, **flags: Any) -> None:
     from deploy.bundle.folder import read_bundle
     from deploy.client import ServedModel, refuse_without_url, verify_server
     from deploy.commands.verification import verify as verify_bundle
+    from deploy.idle_options import JUDGING, LOCAL, refuse_idle
     from deploy.report.progress import ProgressDisplay
     from deploy.report.tables import print_verification
 
+    if url is not None:
+        refuse_idle(flags, LOCAL, "is for engines here, and --url names a server")
     token, served = flags.pop("token"), {name: flags.pop(name) for name in ("model", "engine")}
     substitution = take_substitution(flags, fallback=False)
-    config = read_config(flags)
+    config = read_config(flags, judging=(*JUDGING, "min_sqnr"))
     if url is None:
         refuse_without_url(served)
     with ProgressDisplay(make_console(stderr=True)) as progress:
@@ -213,12 +220,13 @@ def precision(
     from deploy.report.progress import ProgressDisplay
 
     check_output(output)
+    config = read_config(flags, judging=())
     with ProgressDisplay(make_console(stderr=True)) as progress:
         found = debug_precision(
             read_bundle(bundle),
             precision=precision,
             engine=engine,
-            config=read_config(flags),
+            config=config,
             builds=builds,
             progress=progress,
         )

@@ -194,15 +194,23 @@ def take_substitution(flags: dict[str, Any], *, fallback: bool) -> Any:
     return Substitution(bool(rebuild), fallback if given is None else given)
 
 
-def read_config(flags: dict[str, Any]) -> Any:
-    """Flags over ``[tool.deploy]`` of the working directory over defaults."""
+def read_config(flags: dict[str, Any], *, judging: Sequence[str] | None = None) -> Any:
+    """Flags over ``[tool.deploy]`` of the working directory over defaults.
+
+    `judging`: the flags that say how data are judged; these and those of images are refused where
+    the data are none that they are for. None: nothing is refused.
+    """
     from deploy.config_reading import make_config, read_project_options
+    from deploy.idle_options import refuse_of_data
 
     directory = Path.cwd()
     where = f"{directory / 'pyproject.toml'}: [tool.deploy]"
     base = make_config(read_project_options(directory), where=where)
     given = {key: value for key, value in flags.items() if value is not None and value != ()}
-    return make_config(given, where="command line", base=base)
+    config = make_config(given, where="command line", base=base)
+    if judging is not None:
+        refuse_of_data(given, config.data, judging=judging)
+    return config
 
 
 def print_warnings(warnings: Sequence[str]) -> None:
