@@ -44,6 +44,7 @@ class Findings:
     """What the stages of a build hand to its report and its bundle.
 
     Attributes:
+        cost: at the batch that was measured.
         peaks: GMAC/s of this machine by precision.
         floor_reason: why there is no float64 noise floor; None when there is.
         search: what the search over precisions did; None where there was none.
@@ -174,7 +175,7 @@ def _model_json(findings: Findings) -> dict[str, Any]:
         "sha256": hash_file(problem.file),
         "form": problem.form,
         "parameters": sum(p.numel() for p in problem.module.parameters()),
-        "macs": findings.cost.macs,
+        "macs": findings.cost.macs // problem.latency_batch,  # of one sample
         "inputs": spec_json(problem.signature.inputs),
         "images": _images_json(problem),
         "outputs": spec_json(problem.signature.outputs),

@@ -103,7 +103,11 @@ def test_an_engine_that_waited_is_judged_measured_and_recorded(bundle_path: Path
     report = bundle.report()
     jsonschema.validate(report, json.loads(SCHEMA.read_text()))
     assert report["finish"]["baseline"] == "onnxruntime-fp32"
-    assert report["finish"]["candidates"][0]["name"] == "openvino-fp32"
+    assert report["finish"]["batch"] == 1
+    (row,) = report["finish"]["candidates"]
+    assert row["name"] == "openvino-fp32"
+    rate = report["model"]["macs"] / row["latency"]["p50_ms"] / 1e6
+    assert row["latency"]["gmacs_per_s"] == pytest.approx(rate)
     page = (path / "report.html").read_text()
     assert "Finished later" in page
     kept = found.bundle.winner == "onnxruntime-fp32"
