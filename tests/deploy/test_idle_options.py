@@ -27,6 +27,13 @@ SERVER = ("--url", "http://127.0.0.1:1")
         (("finish", "b.deploy", "--classes", "y"), "--classes is for --data"),
         (("finish", "b.deploy", "--image-crop", 9), "--image-crop is for --data"),
         (("inspect", "m.pt", "--image-mean", 0.5), "--image-mean is for --data"),
+        (("serve", "b.deploy", "--max-replicas", 2), "--max-replicas is for Ray Serve, and"),
+        (
+            ("serve", "b.deploy", "--ray", "--metrics-port", 1),
+            "--metrics-port does nothing on Ray Serve",
+        ),
+        (("serve", "b.deploy", "--ray-config", "x", "--check"), "--check is a call of its own"),
+        (("serve", "b.deploy", "--ray-config", "x", "--ray"), "--ray is a call of its own"),
         (
             ("fuse", "m.pt", "--data", "x.npz", "--image-std", 0.5),
             "--image-std prepares images of a folder, and x.npz is none",
