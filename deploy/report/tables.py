@@ -40,6 +40,8 @@ def print_latency(found: Bench, console: Console) -> None:
     low, high = report.control_ci95
     text = f"A/A control: baseline against itself {report.control:.3f}x (95% {low:.3f}"
     console.print(Text(f"{text} to {high:.3f}); {report.rounds} rounds", style="dim"))
+    if found.conditions:
+        console.print(Text(clean(found.conditions), style="dim"))
 
 
 def print_verification(results: Sequence[Verification], console: Console) -> None:
