@@ -96,8 +96,8 @@ class BuildConfig:
         recover: what is tried where int8 fails its gate: ``auto`` for all, ``none``, or some of
             ``bias``, ``rounding``, ``equalization``, ``fallback``.
         remeasure: build and measure even where nothing has changed since the bundle was built.
-        no_cache: neither use nor keep what earlier builds found out; the bundle that stands is built
-            again.
+        no_cache: neither use nor keep what earlier builds found out, nor keep the bundle that
+            stands.
         merge_always: merge branches wherever that is exact, even where it costs more.
         image_mode: channels of the images of a folder; None: gray where the model is known to take
             one channel, else rgb.

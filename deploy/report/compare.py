@@ -62,7 +62,7 @@ class Comparison:
 def compare_reports(a: Report, b: Report) -> Comparison:
     """Hold the winner of `b` against the winner of `a`.
 
-    Times are compared on the same machine (equal CPU, GPU, threads and batch), else the speed-ups
+    Times are compared in equal conditions (CPU, GPU, device, threads and batch), else the speed-ups
     over each report's own baseline. Accuracy is compared where both have labels, else SQNR.
     """
     first, second = winner_of(a), winner_of(b)
@@ -143,7 +143,7 @@ def _compare_latency(a: Candidate, b: Candidate, same: bool, noise: float) -> li
             times += "controls differ between the runs"
         ratios = "" if slower or not lost else "lower, but p50 is not: the baseline became faster"
     else:
-        times = "not judged: machine, threads or batch differ; the speed-ups are compared instead"
+        times = "not judged: the conditions differ; the speed-ups are compared instead"
         ratios = (
             "lower: the 95% intervals do not overlap (compared in place of p50)" if lost else ""
         )
