@@ -90,13 +90,12 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print(Text(clean(line), style="dim", overflow="fold"))
     console.print()
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for head, justify in (("", "left"), ("A", "right"), ("B", "right"), ("change", "right")):
-        table.add_column(head, justify="left" if justify == "left" else "right", overflow="fold")
-    table.add_column("", overflow="fold")
+    for head in ("", "A", "B", "change"):
+        table.add_column(head, justify="right" if head else "left", overflow="fold")
     for item in comparison.differences:
         style = "bold red" if item.regression else ""
-        word = "REGRESSION" if item.regression else ""
-        cells = (item.what, item.a, item.b, item.change, word)
+        change = f"{item.change}\nREGRESSION" if item.regression else item.change
+        cells = (item.what, item.a, item.b, change)
         table.add_row(*(Text("\n".join(map(clean, c.split("\n"))), style=style) for c in cells))
     console.print(table)
     console.print()
