@@ -86,7 +86,8 @@ serve_options = shared(
 
 @click.command(
     cls=SectionedCommand,
-    epilog="Options: flags, then DEPLOY_SERVE_*, then [tool.deploy.serve], then these.",
+    epilog="Flags go before DEPLOY_SERVE_*, that before [tool.deploy.serve] or --config, "
+    "that before the defaults.",
 )
 @click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path())
 @serve_options
