@@ -167,3 +167,10 @@ def test_variables_that_the_pages_name_are_read() -> None:
     fields = {f"{PREFIX}{f.name.upper()}" for f in dataclasses.fields(ServeOptions)}
     for name in set(re.findall(r"\bDEPLOY_[A-Z_]+\b", "".join(TEXTS.values()))):
         assert name in fields or f'"{name}"' in source, name
+
+
+@pytest.mark.parametrize("record", [BuildConfig, ServeOptions])
+def test_every_option_is_in_the_docstring_of_its_record(record: type[Any]) -> None:
+    told = re.findall(r"^ {8}([a-z_0-9, ]+):", record.__doc__ or "", re.MULTILINE)
+    names = {name.strip() for line in told for name in line.split(",")}
+    assert {field.name for field in dataclasses.fields(record)} == names

@@ -50,8 +50,15 @@ source_options = section(
     ),
     option("--image-resize", type=int, help="Shorter side of images, in pixels."),
     option("--image-crop", type=int, help="Side of the centre crop, in pixels."),
-    option("--image-mean", type=float, multiple=True, help="A channel's mean; repeat."),
-    option("--image-std", type=float, multiple=True, help="A channel's deviation; repeat."),
+    option(
+        "--image-mean",
+        type=float,
+        multiple=True,
+        help="A channel's mean, of pixels in 0 to 1; repeat.",
+    ),
+    option(
+        "--image-std", type=float, multiple=True, help="A channel's deviation, likewise; repeat."
+    ),
     option(
         "--image-mode",
         type=click.Choice(["rgb", "gray"]),
