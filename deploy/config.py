@@ -65,6 +65,9 @@ class BuildConfig:
         data: ``.npz``, ``.npy``, ``.pt``, a folder of images, or ``package.module:callable``.
         model: ``package.module:factory`` that makes the module a state_dict belongs to.
         trust: packages whose code the model file may run; ``("*",)`` is ``--trust-all``.
+        calibration_samples, evaluation_samples: how many of the data int8 is calibrated on, and how
+            many engines are judged on, at most.
+        seed: of the split of the data, of orders and of synthetic inputs.
         static_batch: keep the batch size of `inputs` instead of a dynamic batch axis.
         observer: how the ranges of int8 are found; ``auto``: the best for each tensor, by the error
             that it causes in the layers behind it.
@@ -92,12 +95,19 @@ class BuildConfig:
             `export.tensorrt.BuildOptions`.
         plugin: libraries with layers of your own for TensorRT, by their paths; they ship in the
             bundle, and `deploy finish` loads them as well.
+        opset: of the ONNX model.
         effort: how long the search over precisions may take.
         recover: what is tried where int8 fails its gate: ``auto`` for all, ``none``, or some of
             ``bias``, ``rounding``, ``equalization``, ``fallback``.
         remeasure: build and measure even where nothing has changed since the bundle was built.
-        no_cache: neither use nor keep what earlier builds found out.
+        no_cache: neither use nor keep what earlier builds found out, nor keep the bundle that
+            stands.
+        golden_from_data: record real samples as golden inputs; else synthetic ones.
         merge_always: merge branches wherever that is exact, even where it costs more.
+        image_resize, image_crop: pixels of the shorter side of a folder's images, and of the square
+            that is taken from their centre.
+        image_mean, image_std: what they are normalized by, in units of pixels between 0 and 1; one
+            number, or one a channel.
         image_mode: channels of the images of a folder; None: gray where the model is known to take
             one channel, else rgb.
         output: folder of the bundle; None: ``NAME.deploy`` beside the model file.

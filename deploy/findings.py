@@ -10,6 +10,7 @@ from deploy.candidates.calibration import choose_observer
 from deploy.config import BuildConfig
 from deploy.engines.base import EngineSpec
 from deploy.engines.device import CUDA
+from deploy.idle_options import describe_idle
 from deploy.judging.accuracy import Accuracy
 from deploy.judging.eager import ON_CPU, EagerBaseline
 from deploy.judging.gates import MIN_LABELLED, Verdict
@@ -43,6 +44,7 @@ class Findings:
     """What the stages of a build hand to its report and its bundle.
 
     Attributes:
+        cost: at the batch that was measured.
         peaks: GMAC/s of this machine by precision.
         floor_reason: why there is no float64 noise floor; None when there is.
         search: what the search over precisions did; None where there was none.
@@ -130,7 +132,7 @@ def make_report(
         "search": None if findings.search is None else _search_json(findings.search),
         "winner": findings.winner,
         "verdict": describe_verdict(findings),
-        "warnings": _warnings(findings),
+        "warnings": [*_warnings(findings), *_describe_idle(findings, config)],
         "stages": [{"name": name, "seconds": seconds} for name, seconds in stages],
     }
 
@@ -174,7 +176,7 @@ def _model_json(findings: Findings) -> dict[str, Any]:
         "sha256": hash_file(problem.file),
         "form": problem.form,
         "parameters": sum(p.numel() for p in problem.module.parameters()),
-        "macs": findings.cost.macs,
+        "macs": findings.cost.macs // problem.latency_batch,  # of one sample
         "inputs": spec_json(problem.signature.inputs),
         "images": _images_json(problem),
         "outputs": spec_json(problem.signature.outputs),
@@ -258,6 +260,11 @@ def _warnings(findings: Findings) -> list[str]:
             "quiet machine.".format(*findings.latency.control_ci95)
         )
     return warnings
+
+
+def _describe_idle(findings: Findings, config: BuildConfig) -> tuple[str, ...]:
+    problem = findings.problem
+    return describe_idle(config, problem.kind, problem.static_batch)
 
 
 def _describe_chance(findings: Findings, accuracy: Accuracy) -> str:

@@ -101,7 +101,8 @@ def build(
         with clock.stage("load"):
             problem = open_problem(model, config, scratch)
         key = build_key(problem, replace(config, device=device), machine)
-        if not config.remeasure and (unchanged := find_built(target, key)) is not None:
+        anew = config.remeasure or config.no_cache
+        if not anew and (unchanged := find_built(target, key)) is not None:
             return unchanged
         stage = stack.enter_context(stage_bundle(target))
         threads = _choose_threads(config)

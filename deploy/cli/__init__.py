@@ -1,7 +1,8 @@
 """The command line: parse, call one library function, print, exit code. No logic.
 
-Exit codes: 0 done and the gates hold; 1 a gate failed; 2 wrong use or bad input; 130 interrupted;
-141 nobody reads the output any more.
+Exit codes: 0 done and the gates hold; 1 a gate failed, or another `DeployError` that is no
+`InputError`; 2 wrong use or bad input; 130 interrupted; 143 ended by SIGTERM; 141 nobody reads the
+output any more.
 Heavy modules are imported inside the commands, so that --help answers at once.
 """
 

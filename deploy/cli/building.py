@@ -39,7 +39,7 @@ from deploy.config import Observer
         help="How int8 ranges are found.  [auto]",
     ),
 )
-@measure_options
+@measure_options(builds=True)
 @section(
     "Measuring",
     option(
@@ -95,7 +95,7 @@ def fuse(model_file: Path, output: Path | None, **flags: Any) -> None:
 
     target = output or model_file.with_suffix(".fused.pt2")
     check_output(target)
-    result = fuse_file(model_file, read_config(flags), target)
+    result = fuse_file(model_file, read_config(flags, judging=()), target)
     print_certificate(result.certificate.as_dict(), make_console())
     print_warnings(result.warnings)
     batch = "any batch size" if result.dynamic_batch else "the batch size of the inputs alone"
@@ -118,7 +118,7 @@ def inspect(model_file: Path, **flags: Any) -> None:
     require("torch", extra="build")
     from deploy.commands.fusing import inspect_file
 
-    inspection = inspect_file(model_file, read_config(flags))
+    inspection = inspect_file(model_file, read_config(flags, judging=()))
     print_layers(inspection.layers, make_console())
     make_console().print()
     print_certificate(inspection.certificate.as_dict(), make_console())
@@ -129,13 +129,15 @@ def inspect(model_file: Path, **flags: Any) -> None:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @trust_options
 @data_options
-@measure_options
+@measure_options()
 def finish(bundle: Path, **flags: Any) -> None:
     """Build and judge here the engines that waited for a GPU."""
     from deploy.commands.finishing import finish as finish_bundle
+    from deploy.idle_options import JUDGING
     from deploy.report.progress import ProgressDisplay
     from deploy.report.tables import print_finish
 
+    config = read_config(flags, judging=JUDGING)
     with ProgressDisplay(make_console(stderr=True)) as progress:
-        found = finish_bundle(bundle, read_config(flags), progress=progress)
+        found = finish_bundle(bundle, config, progress=progress)
     print_finish(found, make_console())

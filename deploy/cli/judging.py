@@ -10,6 +10,7 @@ import click
 from deploy.cli.options import (
     EPILOG,
     data_options,
+    debug_data_options,
     load_options,
     make_console,
     measure_options,
@@ -27,7 +28,7 @@ from deploy.cli.sections import SectionedCommand
     "target", metavar="[BUNDLE|MODEL.onnx]", required=False, type=click.Path(path_type=Path)
 )
 @trust_options
-@measure_options
+@measure_options()
 @server_options
 @load_options
 @substitute_options(fallback=True)
@@ -38,7 +39,11 @@ def bench(target: Path | None, url: str | None, token: str | None, **flags: Any)
     With --url, drive a running server instead, with the golden inputs of BUNDLE or made-up ones.
     """
     from deploy.client.settings import refuse_without_url
+    from deploy.idle_options import LOCAL, refuse_idle
 
+    if url is not None:
+        refuse_idle(flags, (*LOCAL, "threads"), "is for engines here, and --url names a server")
+        refuse_idle(flags, ("measure_seconds",), "is for engines here; --seconds drives a server")
     names = ("model", "output", "rate", "concurrency", "arrivals", "seconds")
     load = {name: flags.pop(name) for name in (*names, "connections", "timeout")}
     substitution = take_substitution(flags, fallback=True)
@@ -124,12 +129,15 @@ def verify(bundle: Path, url: str | None, **flags: Any) -> None:
     from deploy.bundle.folder import read_bundle
     from deploy.client import ServedModel, refuse_without_url, verify_server
     from deploy.commands.verification import verify as verify_bundle
+    from deploy.idle_options import JUDGING, LOCAL, refuse_idle
     from deploy.report.progress import ProgressDisplay
     from deploy.report.tables import print_verification
 
+    if url is not None:
+        refuse_idle(flags, LOCAL, "is for engines here, and --url names a server")
     token, served = flags.pop("token"), {name: flags.pop(name) for name in ("model", "engine")}
     substitution = take_substitution(flags, fallback=False)
-    config = read_config(flags)
+    config = read_config(flags, judging=(*JUDGING, "min_sqnr"))
     if url is None:
         refuse_without_url(served)
     with ProgressDisplay(make_console(stderr=True)) as progress:
@@ -195,7 +203,7 @@ def debug() -> None:
 )
 @click.option("--builds", type=int, default=100, help="Mixes to try, at most.  [100]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON to write as well.")
-@data_options
+@debug_data_options
 @click.option("--threads", type=int, help="Threads of the engine.  [all cores]")
 def precision(
     bundle: Path, precision: str, engine: str, builds: int, output: Path | None, **flags: Any
@@ -212,12 +220,13 @@ def precision(
     from deploy.report.progress import ProgressDisplay
 
     check_output(output)
+    config = read_config(flags, judging=())
     with ProgressDisplay(make_console(stderr=True)) as progress:
         found = debug_precision(
             read_bundle(bundle),
             precision=precision,
             engine=engine,
-            config=read_config(flags),
+            config=config,
             builds=builds,
             progress=progress,
         )

@@ -50,12 +50,19 @@ source_options = section(
     ),
     option("--image-resize", type=int, help="Shorter side of images, in pixels."),
     option("--image-crop", type=int, help="Side of the centre crop, in pixels."),
-    option("--image-mean", type=float, multiple=True, help="A channel's mean; repeat."),
-    option("--image-std", type=float, multiple=True, help="A channel's deviation; repeat."),
+    option(
+        "--image-mean",
+        type=float,
+        multiple=True,
+        help="A channel's mean, of pixels in 0 to 1; repeat.",
+    ),
+    option(
+        "--image-std", type=float, multiple=True, help="A channel's deviation, likewise; repeat."
+    ),
     option(
         "--image-mode",
         type=click.Choice(["rgb", "gray"]),
-        help="Of an image folder.  [gray where --input has one channel, else rgb]",
+        help="Of an image folder.  [gray where --input or the bundle has one channel, else rgb]",
     ),
 )
 data_options = shared(
@@ -78,15 +85,32 @@ data_options = shared(
         option("--min-agreement", type=float, help="Smallest top-1 agreement.  [0.98]"),
     ),
 )
-measure_options = section(
-    "Measuring",
-    option("--threads", type=int, help="Threads of every engine.  [all cores]"),
-    option(
-        "--batch", metavar="N|MIN,OPT,MAX", help="Batch size to measure at, TensorRT's range.  [1]"
+debug_data_options = shared(
+    source_options,
+    section(
+        "Gates",
+        option("--min-sqnr", type=float, help="Smallest SQNR, dB.  [20 int8, 40 fp16]"),
     ),
-    option("--measure-seconds", type=float, help="Time spent on measuring.  [20]"),
-    option("--seed", type=int, help="Of splits, orders and synthetic inputs.  [0]"),
 )
+
+
+def measure_options(*, builds: bool = False) -> Callable[..., Any]:
+    """How engines are measured; where some are built, ``--batch`` may be the range they take."""
+    batch = option("--batch", metavar="N", help="Batch size to measure at.  [1]")
+    if builds:
+        batch = option(
+            "--batch",
+            metavar="N|MIN,OPT,MAX",
+            help="Batch size to measure at, TensorRT's range.  [1]",
+        )
+    return section(
+        "Measuring",
+        option("--threads", type=int, help="Threads of every engine.  [all cores]"),
+        batch,
+        option("--measure-seconds", type=float, help="Time spent on measuring.  [20]"),
+        option("--seed", type=int, help="Of splits, orders and synthetic inputs.  [0]"),
+    )
+
 
 search_options = section(
     "Search",
@@ -177,15 +201,23 @@ def take_substitution(flags: dict[str, Any], *, fallback: bool) -> Any:
     return Substitution(bool(rebuild), fallback if given is None else given)
 
 
-def read_config(flags: dict[str, Any]) -> Any:
-    """Flags over ``[tool.deploy]`` of the working directory over defaults."""
+def read_config(flags: dict[str, Any], *, judging: Sequence[str] | None = None) -> Any:
+    """Flags over ``[tool.deploy]`` of the working directory over defaults.
+
+    `judging`: the flags that say how data are judged; these and those of images are refused where
+    the data are none that they are for. None: nothing is refused.
+    """
     from deploy.config_reading import make_config, read_project_options
+    from deploy.idle_options import refuse_of_data
 
     directory = Path.cwd()
     where = f"{directory / 'pyproject.toml'}: [tool.deploy]"
     base = make_config(read_project_options(directory), where=where)
     given = {key: value for key, value in flags.items() if value is not None and value != ()}
-    return make_config(given, where="command line", base=base)
+    config = make_config(given, where="command line", base=base)
+    if judging is not None:
+        refuse_of_data(given, config.data, judging=judging)
+    return config
 
 
 def print_warnings(warnings: Sequence[str]) -> None:

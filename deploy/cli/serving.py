@@ -86,7 +86,8 @@ serve_options = shared(
 
 @click.command(
     cls=SectionedCommand,
-    epilog="Options: flags, then DEPLOY_SERVE_*, then [tool.deploy.serve], then these.",
+    epilog="Flags go before DEPLOY_SERVE_*, that before [tool.deploy.serve] or --config, "
+    "that before the defaults.",
 )
 @click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path())
 @serve_options
@@ -111,6 +112,7 @@ def serve(
 
     for module in SERVE_MODULES:
         require(module, extra="serve")
+    _refuse_idle(flags, check=check, ray=ray, file=ray_config is not None)
     from deploy.serving.lifecycle import check as check_bundles
     from deploy.serving.lifecycle import serve as serve_bundles
     from deploy.serving.options import gather_options
@@ -118,6 +120,10 @@ def serve(
     options = gather_options(flags, os.environ, Path.cwd())
     paths = [Path(bundle) for bundle in bundles]
     if check:
+        if ray:
+            from deploy.serving.ray_config import check_options
+
+            check_options(options)
         click.echo("\n".join(check_bundles(paths, options)))
     elif ray_config is not None:
         from deploy.serving.ray_config import write_config
@@ -129,6 +135,23 @@ def serve(
         serve_on_ray(paths, options)
     else:
         serve_bundles(paths, options)
+
+
+def _refuse_idle(flags: dict[str, Any], *, check: bool, ray: bool, file: bool) -> None:
+    """Refuse flags that would do nothing beside others."""
+    from deploy.idle_options import refuse_idle
+
+    if file and (check or ray):
+        raise click.UsageError(
+            f"--ray-config writes a file and no more; --{'check' if check else 'ray'} is a call of "
+            "its own."
+        )
+    if ray or file:
+        alone = ("metrics_port", "max_connections", "receive_timeout")
+        refuse_idle(flags, alone, "does nothing on Ray Serve")
+    else:
+        names = ("min_replicas", "max_replicas", "target_requests", "replica_cpus", "replica_gpus")
+        refuse_idle(flags, names, "is for Ray Serve, and neither --ray nor --ray-config is given")
 
 
 @click.group()

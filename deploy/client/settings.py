@@ -73,6 +73,11 @@ def make_settings(flags: Mapping[str, Any], *, batch: int, seed: int) -> LoadSet
         ConfigError: a value cannot be used.
     """
     given = {name: value for name, value in flags.items() if value is not None}
+    if "arrivals" in given and "rate" not in given:
+        raise ConfigError(
+            f"--arrivals {given['arrivals']} is for --rate: callers of a closed loop wait for "
+            "their answers. Pass --rate, or leave it out."
+        )
     return LoadSettings(**given, batch=batch, seed=seed)
 
 

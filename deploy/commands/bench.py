@@ -1,5 +1,6 @@
 """Latency, interleaved, of the engines that a bundle or an ONNX file can be opened with."""
 
+import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from deploy.engines.device import needs_gpu
 from deploy.engines.process import EngineProcess
 from deploy.inputs.declared import synthetic_feeds
 from deploy.measuring.latency import LatencyReport, LatencySettings, measure
-from deploy.measuring.machine import usable_cores
+from deploy.measuring.machine import describe_machine, usable_cores
 from export.errors import BundleError, DeployError, EngineError, LoadError, TrustError
 from export.onnx.tensor_types import read_precision
 from export.optional import is_installed
@@ -30,12 +31,14 @@ class Bench:
         latency: of all engines that ran, and the reasons of those that failed.
         not_run: those that cannot be run as asked, with the reason.
         notes: on engines that were built again for this machine.
+        conditions: CPU, threads, batch and time, in words.
     """
 
     baseline: str
     latency: LatencyReport
     not_run: Mapping[str, DeployError]
     notes: tuple[str, ...] = ()
+    conditions: str = ""
 
 
 def bench_bundle(
@@ -139,5 +142,14 @@ def _measure(
                 failed[baseline.name] = str(error)
             continue
         latency = replace(report, failed={**failed, **report.failed})
-        return Bench(baseline.name, latency, not_run)
+        conditions = _describe_conditions(baseline.threads, feeds)
+        return Bench(baseline.name, latency, not_run, conditions=conditions)
     raise EngineError("; ".join(f"{name}: {error}" for name, error in not_run.items()))
+
+
+def _describe_conditions(threads: int, feeds: Feeds) -> str:
+    """What the times hold for, the batch of the inputs that were timed among it."""
+    machine, batch = describe_machine(), len(next(iter(feeds.values())))
+    devices = " and ".join(name for name in (machine.cpu, machine.gpu) if name)
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"{devices}, {threads} thread{'s' * (threads != 1)}, batch {batch}, {now}"

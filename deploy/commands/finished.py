@@ -137,13 +137,15 @@ def _updated(row: dict[str, Any], results: Mapping[str, CandidateResult]) -> dic
 
 def _finish_json(found: FinishFindings) -> dict[str, Any]:
     config, latency = found.config, found.latency
+    size = found.bundle.manifest.inputs[0].shape[0]
+    batch = size if isinstance(size, int) else config.batch
     kind: DataKind = "synthetic" if config.data is None else "unlabelled"
-    macs = found.bundle.report()["model"]["macs"]
+    macs = batch * (found.bundle.report()["model"]["macs"] or 0)
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "machine": describe_machine().as_dict(),
         "baseline": found.baseline,
-        "batch": config.batch,
+        "batch": batch,
         "threads": config.threads or usable_cores(),
         "control": None if latency is None else control_json(latency),
         "candidates": [

@@ -91,8 +91,14 @@ def finish(
         raise BundleError(f"{bundle.path} holds no float32 model to hold its engines against.")
     reasons = {name: _find_obstacle(bundle, name) for name in waiting}
     if all(reasons.values()):
-        listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        raise EngineError(f"Nothing of {bundle.path} can be finished here: {listed}.")
+        grouped: dict[str, list[str]] = {}
+        for name, reason in reasons.items():
+            grouped.setdefault(str(reason), []).append(name)
+        listed = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in grouped.items())
+        raise EngineError(
+            f"Nothing of {bundle.path} can be finished here: {listed}. Run deploy finish on the "
+            "machine that these engines are for."
+        )
     with stage_bundle(bundle.path) as stage:
         shutil.copytree(bundle.path, stage, dirs_exist_ok=True)
         work = _Work(bundle, stage, config, progress)

@@ -95,7 +95,7 @@ def verify(
 
     Args:
         bundle: its hashes were checked when it was read.
-        data: what ``--data`` takes; None: golden samples only.
+        data: what ``--data`` takes; None: that of `config`, else golden samples only.
         config: gates, image options, sample counts.
         threads: 0: every usable core.
         trust: for a bundle whose winner is the user's torch file.
@@ -107,6 +107,7 @@ def verify(
         InputError: the bundle does not fit together, or it or the data cannot be used.
     """
     config = config or BuildConfig()
+    data = config.data if data is None else data
     check_sound(bundle)
     unfit = find_unfit(bundle)
     rebuilt: dict[str, Rebuilt] = {}

@@ -22,6 +22,7 @@ def describe_census(report: Report) -> Markup | None:
     rows: list[list[object]] = []
     places: list[list[object]] = []
     sentences = []
+    missing: dict[str, list[str]] = {}  # by reason, which several share
     for candidate, _ in list_rows(report):
         stray = describe_stray(candidate)
         sentences += [] if stray is None else [element("p", stray)]
@@ -30,12 +31,13 @@ def describe_census(report: Report) -> Markup | None:
             continue
         name = element("span", candidate["name"], class_="name")
         if census["status"] != "ok":
-            sentences.append(element("p", f"{candidate['name']}: {_say_missing(census)}"))
+            missing.setdefault(_say_missing(census), []).append(candidate["name"])
             continue
         rows.extend(_rows(name, census))
         places.extend([name, *_place(item)] for item in census["remainder"])
         told = (describe_float(candidate), describe_cpu(candidate))
         sentences += [element("p", sentence) for sentence in told if sentence is not None]
+    sentences += [element("p", f"{', '.join(n)}: {why}") for why, n in missing.items()]
     if not rows and not sentences:
         return None
     folded = element(

@@ -62,7 +62,7 @@ class Comparison:
 def compare_reports(a: Report, b: Report) -> Comparison:
     """Hold the winner of `b` against the winner of `a`.
 
-    Times are compared on the same machine (equal CPU, GPU, threads and batch), else the speed-ups
+    Times are compared in equal conditions (CPU, GPU, device, threads and batch), else the speed-ups
     over each report's own baseline. Accuracy is compared where both have labels, else SQNR.
     """
     first, second = winner_of(a), winner_of(b)
@@ -90,13 +90,12 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print(Text(clean(line), style="dim", overflow="fold"))
     console.print()
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for head, justify in (("", "left"), ("A", "right"), ("B", "right"), ("change", "right")):
-        table.add_column(head, justify="left" if justify == "left" else "right", overflow="fold")
-    table.add_column("", overflow="fold")
+    for head in ("", "A", "B", "change"):
+        table.add_column(head, justify="right" if head else "left", overflow="fold")
     for item in comparison.differences:
         style = "bold red" if item.regression else ""
-        word = "REGRESSION" if item.regression else ""
-        cells = (item.what, item.a, item.b, item.change, word)
+        change = f"{item.change}\nREGRESSION" if item.regression else item.change
+        cells = (item.what, item.a, item.b, change)
         table.add_row(*(Text("\n".join(map(clean, c.split("\n"))), style=style) for c in cells))
     console.print(table)
     console.print()
@@ -143,7 +142,7 @@ def _compare_latency(a: Candidate, b: Candidate, same: bool, noise: float) -> li
             times += "controls differ between the runs"
         ratios = "" if slower or not lost else "lower, but p50 is not: the baseline became faster"
     else:
-        times = "not judged: machine, threads or batch differ; the speed-ups are compared instead"
+        times = "not judged: the conditions differ; the speed-ups are compared instead"
         ratios = (
             "lower: the 95% intervals do not overlap (compared in place of p50)" if lost else ""
         )

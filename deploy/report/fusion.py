@@ -55,7 +55,11 @@ def describe_fusion(model: dict[str, Any]) -> str:
         return "Nothing was merged: no layers stand together that are one layer exactly."
     merged = sum(item["kind"] not in _PLAIN_KINDS for item in fused)
     folded = len(fused) - merged
-    parts = [f"{merged} blocks merged"] * bool(merged) + [f"{folded} norms folded"] * bool(folded)
+    parts = [
+        f"{count} {noun}{'s' * (count != 1)} {done}"
+        for count, noun, done in ((merged, "block", "merged"), (folded, "norm", "folded"))
+        if count
+    ]
     changes = (
         _describe_change("layers", str(model["layers_before"]), str(model["layers_after"])),
         *(
@@ -120,8 +124,12 @@ def _make_table(blocks: list[dict[str, Any]], plain: list[dict[str, Any]]) -> Ta
         label.append(f"\n{clean(item['structure'])}", style="dim")
         table.add_row(label, *_cells([item]))
     if plain:
-        table.add_row(Text(f"{len(plain)} norms folded, the worst error shown"), *_cells(plain))
+        table.add_row(Text(_describe_plain(len(plain))), *_cells(plain))
     return table
+
+
+def _describe_plain(count: int) -> str:
+    return "1 norm folded" if count == 1 else f"{count} norms folded, the worst error shown"
 
 
 def name_block(paths: Sequence[str]) -> str:

@@ -245,7 +245,7 @@ def _machine_facts(report: Report) -> Markup:
         ("GPU", machine["gpu"] or "none"),
         ("Cores", machine["cores"]),
         ("Allowed cores", None if not affinity else ", ".join(str(core) for core in affinity)),
-        ("Memory", None if memory is None else f"{memory:.1f} GB"),
+        ("Memory", None if memory is None else f"{memory:.1f} GiB"),
         ("Load average", machine["load_average"]),
         ("Features", ", ".join(machine["features"])),
         ("Peak GMAC/s, measured", ", ".join(peaks)),

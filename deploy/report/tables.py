@@ -41,6 +41,8 @@ def print_latency(found: Bench, console: Console) -> None:
     text = f"A/A control: baseline against itself {report.control:.3f}x (95% {low:.3f}"
     took = f"{report.rounds} rounds in {report.openings} openings of the engines"
     console.print(Text(f"{text} to {high:.3f}); {took}", style="dim"))
+    if found.conditions:
+        console.print(Text(clean(found.conditions), style="dim"))
 
 
 def print_verification(results: Sequence[Verification], console: Console) -> None:

@@ -7,7 +7,6 @@ request before every model in it has repeated its recorded answers.
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import os
 import signal
@@ -30,6 +29,7 @@ from deploy.serving.ray_config import (
     check_options,
     describe_deployment,
     describe_http,
+    settle_threads,
 )
 from export.errors import ConfigError, EngineError
 from export.optional import require
@@ -133,9 +133,7 @@ def make_application(paths: Sequence[str], options: ServeOptions) -> Any:
     """
     check_options(options)
     serve = require("ray.serve", extra="ray")
-    if not options.threads:  # a replica owns its share of a node, not the node
-        threads = max(1, int(options.replica_cpus) // options.instances)
-        options = dataclasses.replace(options, threads=threads)
+    options = settle_threads(options)
     deployment = serve.deployment(serve.ingress()(BundleReplica)).options(
         name=DEPLOYMENT, max_constructor_retry_count=_ATTEMPTS, **describe_deployment(options)
     )

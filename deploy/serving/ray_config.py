@@ -95,6 +95,14 @@ def describe_deployment(options: ServeOptions) -> dict[str, Any]:
     }
 
 
+def settle_threads(options: ServeOptions) -> ServeOptions:
+    """`options` with the threads of an engine: a replica owns its share of a node alone."""
+    if options.threads:
+        return options
+    threads = max(1, int(options.replica_cpus) // options.instances)
+    return dataclasses.replace(options, threads=threads)
+
+
 def describe_http(options: ServeOptions) -> dict[str, Any]:
     """Options of the proxies, as Ray Serve names them."""
     return {
@@ -135,7 +143,7 @@ def write_config(path: Path, paths: Sequence[Path], options: ServeOptions) -> Pa
         "    route_prefix: /",
         f"    import_path: {IMPORT_PATH}",
         "    args:  # a change here is a new version of every replica",
-        *_lines({"bundles": bundles, **_describe_arguments(options)}, 6),
+        *_lines({"bundles": bundles, **_describe_arguments(settle_threads(options))}, 6),
         "    deployments:  # a change of numbers here does not",
         f"      - name: {DEPLOYMENT}",
         *_lines(describe_deployment(options), 8),

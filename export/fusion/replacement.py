@@ -111,13 +111,18 @@ def _pad_fake(value: Tensor, layer: Layer) -> Tensor:
 
 
 def _make_meta(region: Region, prefix: str) -> dict[str, object]:
-    """What the merged node tells of where it comes from: the innermost module of all of it."""
+    """What the merged node tells of where it comes from: the innermost module of all of it.
+
+    Where that is the model itself, which would be no name, it is the module of its first layer.
+    """
     layer = region.layers()[0]
     stack = layer.meta.get("nn_module_stack") or {}
     kept = {
         key: entry
         for key, entry in stack.items()
-        if not (path := str(entry[0]).removeprefix("L['self']").strip(".")) or _holds(path, prefix)
+        if not prefix
+        or not (path := str(entry[0]).removeprefix("L['self']").strip("."))
+        or _holds(path, prefix)
     }
     meta: dict[str, object] = {"nn_module_stack": kept}
     if "stack_trace" in layer.meta:

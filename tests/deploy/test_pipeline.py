@@ -105,9 +105,11 @@ def test_the_callers_module_is_not_changed(trained: tuple[Net, Path]) -> None:
 def test_without_data_int8_is_never_crowned(tmp_path: Path) -> None:
     bundle = deploy.build(
         Net().eval(),
-        BuildConfig(inputs=("1x3x16x16",), measure_seconds=QUICK),
+        BuildConfig(inputs=("1x3x16x16",), measure_seconds=QUICK, batch=2),
         output=tmp_path / "net.deploy",
     )
+    of_one = 16 * 16 * 9 * (3 * 24 + 24 * 24) + 24 * 4
+    assert bundle.report()["model"]["macs"] == of_one  # whatever batch was measured
     for name in ("onnxruntime-int8", "openvino-int8", "tensorrt_rtx-int8"):
         what, reason = status(bundle.report(), name)
         assert what == "rejected"

@@ -14,8 +14,10 @@ from deploy.bundle.folder import describe_reuse, read_bundle
 from deploy.bundle.manifest import MANIFEST, write_manifest
 from deploy.config import BuildConfig
 from deploy.measuring.machine import Machine, describe_machine
+from deploy.pipeline import build
 from deploy.reuse import build_key, data_key, find_built
 from deploy.source import Problem, open_problem
+from export.errors import BundleError
 
 PACKAGE = """
 from torch import nn
@@ -158,6 +160,23 @@ def test_only_a_sound_bundle_of_that_key_is_found(bundle_path: Path) -> None:
     assert find_built(bundle_path, None) is None
     assert find_built(bundle_path, "0" * 64) is None
     assert find_built(bundle_path.with_name("absent.deploy"), "0" * 64) is None
+
+
+@pytest.mark.parametrize("option", ["remeasure", "no_cache"])
+def test_what_stands_is_not_kept_where_it_is_not_wanted(
+    monkeypatch: pytest.MonkeyPatch, bundle_path: Path, option: str
+) -> None:
+    stands = read_bundle(bundle_path)
+
+    def begin(target: Path) -> Any:
+        raise BundleError("built again")
+
+    monkeypatch.setattr("deploy.pipeline.find_built", lambda target, key: stands)
+    monkeypatch.setattr("deploy.pipeline.stage_bundle", begin)
+    config = BuildConfig(inputs=("1x4",), device="cpu")
+    assert build(nn.Linear(4, 3), config, output=bundle_path) is stands
+    with pytest.raises(BundleError, match="built again"):
+        build(nn.Linear(4, 3), replace(config, **{option: True}), output=bundle_path)
 
 
 def test_what_is_found_says_of_when_its_times_are(bundle_path: Path) -> None:

@@ -49,8 +49,10 @@ def _make_paths() -> dict[str, Any]:
         "/status.json": _get("What the status page shows", _json({"type": "object"})),
         "/metrics": _get("Prometheus metrics", {"text/plain": {"schema": _TEXT}}),
         "/v2": _get("Server metadata", _json(_ref("ServerMetadata"))),
-        "/v2/health/live": _get("Whether the server runs", _json(_ref("Live"))),
-        "/v2/health/ready": _get("Whether all models are ready", _json(_ref("Ready")), 503),
+        "/v2/health/live": _get("Whether the server runs", _json(_ref("Live")), token=False),
+        "/v2/health/ready": _get(
+            "Whether all models are ready", _json(_ref("Ready")), 503, token=False
+        ),
         "/v2/repository/index": {"post": _make_index()},
     }
     for base, parameters in (
@@ -154,9 +156,13 @@ def _make_schemas() -> dict[str, Any]:
     }
 
 
-def _get(summary: str, content: dict[str, Any], *refusals: int) -> dict[str, Any]:
+def _get(
+    summary: str, content: dict[str, Any], *refusals: int, token: bool = True
+) -> dict[str, Any]:
+    """A path to read; `token`: whether it may ask for one."""
     answered = {"200": {"description": summary, "content": content}}
-    return {"get": {"summary": summary, "responses": {**answered, **_refuse(401, 405, *refusals)}}}
+    refused = _refuse(*((401,) if token else ()), 405, *refusals)
+    return {"get": {"summary": summary, "responses": {**answered, **refused}}}
 
 
 def _refuse(*statuses: int) -> dict[str, Any]:

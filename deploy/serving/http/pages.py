@@ -36,6 +36,7 @@ async function refresh() {
     document.getElementById("state").className = status.ready ? "good" : "bad";
   } catch (error) {
     document.getElementById("state").textContent = "no answer";
+    document.getElementById("state").className = "bad";
   }
 }
 setInterval(refresh, 2000);
@@ -53,8 +54,9 @@ _ROWS = {
     "refused": "Not answered",
     "batch": "Samples a run",
     "pending": "Waiting or running",
-    "guards": "NaN or infinity / beyond calibration",
+    "guards": "Values to look at",
     "shadow": "Beside the float32 model",
+    "notes": "Notes",
 }
 
 
@@ -146,8 +148,12 @@ def _show_model(model: ServedModel) -> dict[str, str]:
         "refused": ", ".join(f"{n} {reason.lower()}" for reason, n in failures.items()) or "0",
         "batch": f"{counts.rows / runs:.2f}" if runs else "-",
         "pending": f"{model.pending}",
-        "guards": f"{model.guard.nonfinite} / {model.guard.out_of_range}",
+        "guards": (
+            f"{model.guard.nonfinite} requests with NaN or infinity in outputs, "
+            f"{model.guard.out_of_range} with inputs beyond calibration"
+        ),
         "shadow": _show_shadow(model),
+        "notes": "; ".join(opened.notes if opened else ()) or "none",
     }
 
 

@@ -94,8 +94,12 @@ def open_verified(bundle: Bundle, options: ServeOptions) -> OpenedModel:
                     f"{name} does not repeat the answers recorded when it was built: {mismatch}. "
                     "This machine computes something else; build the bundle here again."
                 )
-        saturates = explain_saturation(bundle.spec(name))
-        notes = [note for note in (first.note, saturates) if note is not None]
+        told = (
+            first.note,
+            explain_saturation(bundle.spec(name)),
+            _explain_no_shadow(bundle, name, options),
+        )
+        notes = [note for note in told if note is not None]
         difference = None
         if signature.batched:
             difference = _find_batch_dependence(engines[0], golden, recorded, tolerance)
@@ -210,6 +214,14 @@ def _open_reference(
     if not options.shadow or name == FALLBACK or FALLBACK not in bundle.manifest.engines:
         return None
     return stack.enter_context(open_engine(bundle.spec(FALLBACK, threads=1)))
+
+
+def _explain_no_shadow(bundle: Bundle, name: str, options: ServeOptions) -> str | None:
+    """That shadow samples were asked for and there is nothing to compare with; else None."""
+    if not options.shadow or (name != FALLBACK and FALLBACK in bundle.manifest.engines):
+        return None
+    why = "is what is served" if name == FALLBACK else "is not in the bundle"
+    return f"no shadow samples are taken: {FALLBACK}, on which they would run, {why}"
 
 
 def _name_lack(bundle: Bundle, name: str, error: DeployError) -> DeployError:

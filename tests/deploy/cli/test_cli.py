@@ -95,6 +95,20 @@ def test_the_help_of_build_lists_options_under_what_they_are_about(cli: Cli) -> 
     assert sorted(listed) == sorted(IN_TOML)  # each once, in one section
 
 
+def test_debug_offers_no_gate_that_it_does_not_apply(cli: Cli) -> None:
+    _, out, _ = cli("debug", "precision", "--help")
+    assert "--min-sqnr" in out
+    assert not {"--max-drop", "--min-agreement", "--classes"} & {*out.split()}
+
+
+@pytest.mark.parametrize(("command", "words"), [("build", "N|MIN,OPT,MAX"), ("bench", "N  ")])
+def test_a_range_of_batches_is_offered_where_engines_are_built(
+    cli: Cli, command: str, words: str
+) -> None:
+    _, out, _ = cli(command, "--help")
+    assert f"  --batch {words}" in out
+
+
 @pytest.mark.parametrize("group", [(), ("ctl",), ("debug",)])
 def test_no_command_is_cut_off_in_the_help(cli: Cli, group: tuple[str, ...]) -> None:
     _, out, _ = cli(*group, "--help")

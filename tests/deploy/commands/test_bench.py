@@ -123,8 +123,9 @@ def test_a_static_batch_is_kept(bundle_path: Path, asked: Recorder) -> None:
     inputs = (TensorSpec("x", (2, 4), "float32"),)
     bundle = replace(bundle, manifest=replace(bundle.manifest, inputs=inputs))
     Golden({"x": draw(2)}, {}).save(bundle_path / GOLDEN)
-    bench_bundle(bundle, SETTINGS, batch=5)
+    found = bench_bundle(bundle, SETTINGS, batch=5, threads=3)
     assert asked.feeds["x"].shape == (2, 4)
+    assert ", 3 threads, batch 2, 20" in found.conditions
 
 
 def test_what_was_not_run_is_not_measured(pristine: Path, asked: Recorder) -> None:

@@ -103,7 +103,11 @@ def test_an_engine_that_waited_is_judged_measured_and_recorded(bundle_path: Path
     report = bundle.report()
     jsonschema.validate(report, json.loads(SCHEMA.read_text()))
     assert report["finish"]["baseline"] == "onnxruntime-fp32"
-    assert report["finish"]["candidates"][0]["name"] == "openvino-fp32"
+    assert report["finish"]["batch"] == 1
+    (row,) = report["finish"]["candidates"]
+    assert row["name"] == "openvino-fp32"
+    rate = report["model"]["macs"] / row["latency"]["p50_ms"] / 1e6
+    assert row["latency"]["gmacs_per_s"] == pytest.approx(rate)
     page = (path / "report.html").read_text()
     assert "Finished later" in page
     kept = found.bundle.winner == "onnxruntime-fp32"
@@ -154,9 +158,11 @@ def test_int8_without_data_is_rejected(bundle_path: Path) -> None:
 def test_what_cannot_be_finished_here_is_said_and_changes_nothing(bundle_path: Path) -> None:
     if read_gpu() is not None:
         pytest.skip("there is a GPU")
-    path = remake(bundle_path, {"tensorrt-fp16": UNBUILT})
+    other = replace(UNBUILT, precision="bf16")
+    path = remake(bundle_path, {"tensorrt-fp16": UNBUILT, "tensorrt-bf16": other})
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
-    with pytest.raises(EngineError, match="tensorrt-fp16: no NVIDIA GPU"):
+    named = "tensorrt-fp16, tensorrt-bf16: no NVIDIA GPU. Run deploy finish on the machine"
+    with pytest.raises(EngineError, match=named):
         finish(path, QUICK)
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
     assert read_bundle(path).manifest.engines["tensorrt-fp16"] == UNBUILT

@@ -131,6 +131,8 @@ def test_a_worse_engine_fails_its_gate_on_data(bundle_path: Path, data: Path) ->
 def test_the_sample_count_is_that_of_the_options(pristine: Path, data: Path) -> None:
     config = BuildConfig(evaluation_samples=310)
     result = verify(read_bundle(pristine), data=str(data), config=config)[0]
+    named = replace(config, data=str(data))
+    assert verify(read_bundle(pristine), config=named)[0] == result  # by either name
     assert result.parity is not None
     assert result.parity.accuracy is not None
     assert result.parity.accuracy.samples == 310

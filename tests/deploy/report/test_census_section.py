@@ -67,6 +67,14 @@ def test_what_was_not_run_says_why_and_a_report_of_before_has_nothing() -> None:
     assert "tensorrt_rtx-fp16: not run: no NVIDIA GPU" in text
 
 
+def test_what_several_lack_is_said_once() -> None:
+    report = labelled_report()
+    waiting = next(row for row in report["candidates"] if row["name"] == "tensorrt_rtx-fp16")
+    report["candidates"].append({**waiting, "name": "tensorrt_rtx-int8"})
+    text = _text(describe_census(report) or "")
+    assert "tensorrt_rtx-fp16, tensorrt_rtx-int8: not run: no NVIDIA GPU" in text
+
+
 def test_the_table_has_every_precision_and_the_reformats() -> None:
     text = _text(describe_census(labelled_report()) or "")
     assert "openvino-int8 int8 20 990 99.0% 5.00 66.7%" in text

@@ -154,9 +154,9 @@ def test_warns_where_the_reports_are_not_of_the_same_thing(
     assert not compare_reports(labelled_report(), labelled_report()).warnings
 
 
-def _print(comparison: Comparison) -> str:
+def _print(comparison: Comparison, width: int = 80) -> str:
     stream = io.StringIO()
-    print_comparison(comparison, Console(file=stream, width=80))
+    print_comparison(comparison, Console(file=stream, width=width))
     return stream.getvalue()
 
 
@@ -170,6 +170,16 @@ def test_prints_side_by_side_and_names_the_regression() -> None:
     assert "0.400" in text
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_figures_stay_whole_on_a_narrow_terminal() -> None:
+    b = labelled_report()
+    _winner(b)["latency"] = latency(0.4)
+    comparison = compare_reports(labelled_report(), b)
+    words = _print(comparison, width=60).split()
+    whole = [part for item in comparison.differences for part in item.a.split()]
+    assert len(whole) > 8
+    assert set(whole) <= {*words}
 
 
 def test_prints_that_there_is_none() -> None:

@@ -27,6 +27,7 @@ def test_the_file_says_the_options_and_where_the_bundles_are(
         "bundles": [str(pristine.resolve())],
         "max-batch": 16,
         "shadow": 0.25,
+        "threads": 2,  # as many as a replica has cores
         "trust": ["nets"],
     }
     (deployment,) = application["deployments"]

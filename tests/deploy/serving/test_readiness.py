@@ -35,6 +35,15 @@ def test_the_winner_is_opened_verified_and_warm(pristine: Path) -> None:
         opened.engines[0]({"x": x})
 
 
+def test_shadow_samples_without_anything_to_compare_with_are_told_of(pristine: Path) -> None:
+    for engine, notes in (("onnxruntime-int8", 0), ("onnxruntime-fp32", 1)):
+        options = replace(OPTIONS, shadow=0.5, engine=engine)
+        opened = open_verified(read_bundle(pristine), options)
+        assert len(opened.notes) == notes
+        assert all(note.endswith("is what is served") for note in opened.notes)
+        opened.close()
+
+
 def test_as_many_instances_as_asked_for(pristine: Path) -> None:
     opened = open_verified(read_bundle(pristine), ServeOptions(threads=1, instances=3))
     assert len({id(engine) for engine in opened.engines}) == 3

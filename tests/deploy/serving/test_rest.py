@@ -200,6 +200,7 @@ def test_methods_and_paths_that_there_are_not(server: Server) -> None:
 def test_every_answer_is_in_the_openapi_document(server: Server) -> None:
     document = server.ask("/openapi.json")
     assert document["openapi"] == "3.1.0"
+    assert "401" not in document["paths"]["/v2/health/live"]["get"]["responses"]
     assert not [path for path in document["paths"] if "$" in path]
     infer = document["paths"]["/v2/models/{model}/infer"]["post"]["responses"]
     assert {"200", "400", "404", "413", "415", "500", "503", "504"} <= set(infer)
@@ -222,6 +223,8 @@ def test_pages_name_the_model_and_need_nothing_from_elsewhere(server: Server) ->
 def test_the_status_as_data_has_live_figures(server: Server) -> None:
     server.infer("tiny", rows([1, 2, 3, 4]))
     model = server.ask("/status.json")["models"][0]
+    assert model["shown"]["guards"].endswith("with inputs beyond calibration")
+    assert model["shown"]["notes"] == "none"
     assert model["name"] == "tiny"
     assert model["success"] >= 1
     assert model["reported_ms"] > 0

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export import fuse
+from export.fusion.paths import read_module_path
 
 
 class WithDeadHead(nn.Module):
@@ -20,6 +21,13 @@ class WithDeadHead(nn.Module):
         x = self.second(self.first(x))
         self.aux(x)
         return self.last(x)
+
+
+def test_what_was_merged_of_the_models_own_layers_has_the_name_of_the_first() -> None:
+    torch.manual_seed(0)
+    result = fuse(WithDeadHead().eval(), torch.randn(2, 4, 5, 6))
+    (merged,) = [n for n in result.module.graph.nodes if "conv2d" in str(n.target)]
+    assert read_module_path(merged) == "first"
 
 
 @pytest.mark.parametrize("merge_always", [False, True])
