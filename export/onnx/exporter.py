@@ -60,7 +60,7 @@ def to_onnx(
         # As it was captured: attention whose mask is trained takes another kernel with gradients.
         with contain_noise(), torch.no_grad():
             exported = torch.onnx.export(
-                prepare_program(program),
+                prepare_program(program, opset=opset),
                 dynamo=True,
                 opset_version=opset,
                 input_names=_order_names(program, input_names),
