@@ -6,6 +6,7 @@ large: ten nodes or more for each direction of a layer, done again whenever a se
 """
 
 import onnx_ir as ir
+from onnxscript.optimizer import fold_constants
 
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _WEIGHTS = slice(1, 4)
@@ -19,8 +20,6 @@ _ANY_SIZE = 2**31
 
 def store_recurrent_weights(model: ir.Model) -> None:
     """Store what the weights of the recurrent layers of `model` come to, in the model itself."""
-    from onnxscript.optimizer import fold_constants
-
     wanted: set[ir.Node] = set()
     for node in model.graph.all_nodes():
         if node.op_type in _RECURRENT and node.domain == "":
