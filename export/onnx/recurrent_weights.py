@@ -6,7 +6,8 @@ large: ten nodes or more for each direction of a layer, done again whenever a se
 """
 
 import onnx_ir as ir
-from onnxscript.optimizer import fold_constants
+
+from export.optional import require
 
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _WEIGHTS = slice(1, 4)
@@ -26,7 +27,8 @@ def store_recurrent_weights(model: ir.Model) -> None:
             for value in node.inputs[_WEIGHTS]:
                 wanted |= _list_moves(value)
     if wanted:
-        fold_constants(
+        optimizer = require("onnxscript.optimizer", extra="build")
+        optimizer.fold_constants(
             model,
             input_size_limit=_ANY_SIZE,
             output_size_limit=_ANY_SIZE,
