@@ -53,6 +53,7 @@ NEED_TORCH = {
     "export/onnx/exporter.py",
     "export/onnx/cleanup.py",
     "export/onnx/preparation.py",
+    "export/onnx/recurrent_weights.py",
     "export/capture/randomness.py",
     "export/capture/remedies.py",
     "export/capture/signature.py",

@@ -17,10 +17,18 @@ from export.fusion.conv_bn import fold_conv_bn
 from export.fusion.draft import Draft
 from export.fusion.options import FusionOptions
 from export.fusion.scales import hoist_scales
+from export.fusion.sink_norms import sink_norms
+from export.fusion.split_norms import split_norms
 
 Pass = Callable[[Draft, FusionOptions], tuple[tuple[Fused, ...], tuple[Skip, ...]]]
 
-PASSES: tuple[Pass, ...] = (hoist_scales, merge_branches, fold_conv_bn)
+PASSES: tuple[Pass, ...] = (
+    hoist_scales,
+    sink_norms,
+    merge_branches,
+    split_norms,
+    fold_conv_bn,
+)
 """The rewrites, run from the first to the last."""
 
 

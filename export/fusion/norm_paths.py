@@ -32,7 +32,11 @@ _WITHOUT_EFFECT = frozenset({aten.dropout.default, aten.feature_dropout.default}
 
 def find_layer(norm: fx.Node) -> fx.Node | str | None:
     """The layer whose result only `norm` reads; a reason; or None where there is no layer."""
-    source: fx.Node = read_argument(norm, "input")
+    return trace_layer(read_argument(norm, "input"))
+
+
+def trace_layer(source: fx.Node) -> fx.Node | str | None:
+    """The same of the value that a norm reads, or that it would read."""
     shared = _is_shared(source)
     while _passes_channels_on(source) or _joins_rows(source):
         source = source.all_input_nodes[0]

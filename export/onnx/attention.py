@@ -1,8 +1,11 @@
-"""Attention over more or fewer axes than four, which the exporter does not take, written out.
+"""Attention written out where the exporter does not take it, or writes more than there is to do.
 
-    softmax(q k^T * scale + mask) v
+    softmax(q scale k^T + mask) v
 
-over the last two axes, as `torch.nn.functional.scaled_dot_product_attention` defines it.
+over the last two axes, as `torch.nn.functional.scaled_dot_product_attention` defines it. Up to
+opset 22 the exporter takes four axes alone, and transposes keys by three axes whose sizes it works
+out when the model runs, with a scale for queries and another for keys: nine operators more for each
+attention, behind which engines do not see a transposed product.
 """
 
 import math
@@ -16,30 +19,34 @@ from export.fusion.draft import Draft, read_argument
 aten = torch.ops.aten
 
 _ATTENTION = aten.scaled_dot_product_attention.default
-_EXPORTED_RANK = 4
+_NATIVE_RANK = 4
+_NATIVE_OPSET = 23
+"""From here on ONNX has an operator for attention over four axes."""
 
 
-def write_out_attention(draft: Draft) -> bool:
-    """Write out the attention of `draft` whose values have not four axes.
+def write_out_attention(draft: Draft, *, opset: int) -> bool:
+    """Write out the attention of `draft` for which `opset` has no operator.
 
     Attention that drops values, is causal, or shares keys among queries is left.
 
     Returns:
         Whether there was any.
     """
-    found = [node for node in draft.graph.nodes if _is_odd(node)]
+    found = [node for node in draft.graph.nodes if _is_plain(node) and not _is_native(node, opset)]
     for node in found:
         with draft.graph.inserting_before(node):
             draft.erase(node, _write_out(draft.graph, node))
     return bool(found)
 
 
-def _is_odd(node: fx.Node) -> bool:
-    if node.target is not _ATTENTION or node.meta["val"].ndim == _EXPORTED_RANK:
-        return False
-    return not any(
-        read_argument(node, name, False) for name in ("dropout_p", "is_causal", "enable_gqa")
-    )
+def _is_plain(node: fx.Node) -> bool:
+    """Whether nothing but a scale and a mask belongs to this attention."""
+    options = ("dropout_p", "is_causal", "enable_gqa")
+    return node.target is _ATTENTION and not any(read_argument(node, o, False) for o in options)
+
+
+def _is_native(node: fx.Node, opset: int) -> bool:
+    return opset >= _NATIVE_OPSET and node.meta["val"].ndim == _NATIVE_RANK
 
 
 def _write_out(graph: fx.Graph, node: fx.Node) -> fx.Node:
@@ -58,8 +65,8 @@ def _write_out(graph: fx.Graph, node: fx.Node) -> fx.Node:
             made.meta["val"] = target(*given)
         return made
 
+    query = call(aten.mul.Scalar, query, scale)
     scores = call(aten.matmul.default, query, call(aten.transpose.int, key, -2, -1))
-    scores = call(aten.mul.Scalar, scores, scale)
     if mask is not None:
         example: Tensor = mask.meta["val"]
         if example.dtype == torch.bool:

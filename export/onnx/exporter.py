@@ -17,6 +17,7 @@ from export.capture.signature import flatten_outputs
 from export.errors import ExportError
 from export.onnx.cleanup import AxisNames, name_axes, settle_squeezes
 from export.onnx.preparation import prepare_program
+from export.onnx.recurrent_weights import store_recurrent_weights
 from export.onnx.tokens import flatten_tokens
 
 INLINE_LIMIT = 2_000_000_000
@@ -60,7 +61,7 @@ def to_onnx(
         # As it was captured: attention whose mask is trained takes another kernel with gradients.
         with contain_noise(), torch.no_grad():
             exported = torch.onnx.export(
-                prepare_program(program),
+                prepare_program(program, opset=opset),
                 dynamo=True,
                 opset_version=opset,
                 input_names=_order_names(program, input_names),
@@ -72,6 +73,7 @@ def to_onnx(
     if exported is None:
         raise ExportError("The ONNX exporter returned nothing.")
     name_axes(exported.model.graph, axes or {})
+    store_recurrent_weights(exported.model)
     return _finish(exported.model, path, input_names, output_names)
 
 

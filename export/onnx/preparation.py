@@ -13,7 +13,7 @@ aten = torch.ops.aten
 _POOLS = frozenset({aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default})
 
 
-def prepare_program(program: ExportedProgram) -> ExportedProgram:
+def prepare_program(program: ExportedProgram, *, opset: int) -> ExportedProgram:
     """A copy of `program` with what the exporter does not do well in another form; or itself.
 
     Numbers and strings among the results become None: the exporter takes no others. A pool to one
@@ -26,7 +26,11 @@ def prepare_program(program: ExportedProgram) -> ExportedProgram:
     draft = Draft(program)
     if constants:
         draft.drop_constant_outputs()
-    done = [_pool_by_mean(draft), write_out_attention(draft), store_computed_weights(draft)]
+    done = [
+        _pool_by_mean(draft),
+        write_out_attention(draft, opset=opset),
+        store_computed_weights(draft),
+    ]
     return draft.finish() if constants or any(done) else program
 
 

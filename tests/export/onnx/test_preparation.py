@@ -35,9 +35,9 @@ class Standardized(nn.Conv2d):
         return F.conv2d(x, weight.reshape_as(self.weight), self.bias, self.stride, self.padding)
 
 
-def export(net, x, path):
+def export(net, x, path, opset=20):
     program = capture(net, {"x": x}, keyword=False, dynamic_batch=True)
-    names = {"input_names": ["x"], "output_names": ["y"]}
+    names = {"input_names": ["x"], "output_names": ["y"], "opset": opset}
     return onnx.load(to_onnx(program, path / "model.onnx", **names).path)
 
 
@@ -59,9 +59,11 @@ def make_mask(kind: str) -> Tensor | None:
 
 
 @pytest.mark.parametrize("mask", ["none", "bool", "float"])
-@pytest.mark.parametrize("shape", [(3, 2, 6, 4), (6, 8)], ids=["5 axes", "3 axes"])
-def test_attention_over_other_than_four_axes_is_exported(mask, shape, tmp_path):
-    """In windows, as Hiera and Twins have it."""
+@pytest.mark.parametrize(
+    "shape", [(3, 2, 6, 4), (2, 6, 4), (6, 8)], ids=["5 axes", "4 axes", "3 axes"]
+)
+def test_attention_is_exported_whatever_its_axes(mask, shape, tmp_path):
+    """In windows, as Hiera and Twins have it; and in heads, as most have it."""
     net = Attention(make_mask(mask), shape, scale=0.3 if mask == "none" else None).eval()
     torch.manual_seed(0)
     size = int(np.prod(shape))
@@ -71,10 +73,29 @@ def test_attention_over_other_than_four_axes_is_exported(mask, shape, tmp_path):
     assert_same(net, proto, torch.randn(1, size), torch.randn(3, size))
 
 
-def test_attention_over_four_axes_is_left_to_the_exporter():
+def test_attention_is_two_products_and_nothing_about_sizes(tmp_path):
     net = Attention(None, (2, 6, 4)).eval()
+    proto = export(net, torch.randn(2, 48), tmp_path)
+    kinds = Counter(node.op_type for node in proto.graph.node)
+    assert kinds["MatMul"] == 2
+    assert kinds["Softmax"] == kinds["Transpose"] == 1
+    assert not {"Shape", "Slice", "Concat", "Sqrt"} & kinds.keys()
+
+
+@pytest.mark.parametrize("options", [{"is_causal": True}, {"scale": 0.3}])
+def test_attention_is_one_operator_where_the_opset_has_one(options, tmp_path):
+    net = Attention(None, (2, 6, 4), **options).eval()
+    proto = export(net, torch.randn(2, 48), tmp_path, opset=23)
+    assert "Attention" in {node.op_type for node in proto.graph.node}
+    assert "Softmax" not in {node.op_type for node in proto.graph.node}
+    assert_same(net, proto, torch.randn(1, 48), torch.randn(3, 48))
+
+
+def test_causal_attention_is_left_to_the_exporter(tmp_path):
+    net = Attention(None, (2, 6, 4), is_causal=True).eval()
     program = capture(net, {"x": torch.randn(2, 48)}, keyword=False, dynamic_batch=True)
-    assert prepare_program(program) is program
+    assert prepare_program(program, opset=20) is program
+    assert_same(net, export(net, torch.randn(2, 48), tmp_path), torch.randn(3, 48))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -118,4 +139,4 @@ def test_a_weight_that_depends_on_the_data_stays_computed():
     program = capture(
         Returned().eval(), {"x": torch.randn(2, 6)}, keyword=False, dynamic_batch=True
     )
-    assert prepare_program(program) is program
+    assert prepare_program(program, opset=20) is program
