@@ -24,8 +24,9 @@ from deploy.bundle.folder import FALLBACK, Bundle
 from deploy.bundle.golden import Golden, find_mismatch
 from deploy.bundle.substitutes import explain_unfit, rebuild_runnable
 from deploy.candidates.schemes import explain_saturation
-from deploy.engines import Array, Engine, Feeds, open_engine
+from deploy.engines import Array, Engine, EngineSpec, Feeds, open_engine
 from deploy.engines.device import CUDA_GRAPHS
+from deploy.engines.integer_division import explain_trapping
 from deploy.measuring.machine import usable_cores
 from deploy.serving.batching.waiting import BatchPolicy
 from deploy.serving.models.guards import find_nonfinite
@@ -98,6 +99,7 @@ def open_verified(bundle: Bundle, options: ServeOptions) -> OpenedModel:
                     f"{name} does not repeat the answers recorded when it was built: {mismatch}. "
                     "This machine computes something else; build the bundle here again."
                 )
+        _warn_of_trapping(bundle.spec(name))
         saturates = explain_saturation(bundle.spec(name))
         notes = [note for note in (first.note, saturates) if note is not None]
         difference = None
@@ -177,6 +179,13 @@ def _open_first(bundle: Bundle, options: ServeOptions, stack: contextlib.ExitSta
         degraded = f"{names[0]} cannot be opened here ({_kind(first)}); {name} runs"
         return _First(name, engines, None if first is None else degraded, note)
     raise first or EngineError(f"{bundle.path} has no engine that runs here.")
+
+
+def _warn_of_trapping(spec: EngineSpec) -> None:
+    """Tell whoever runs the server which requests would end its process; clients are not told."""
+    trapping = explain_trapping(spec)
+    if trapping is not None:
+        _LOG.warning("%s", trapping)
 
 
 def _find_batch_dependence(
@@ -259,7 +268,9 @@ def _open_reference(
     """The float32 model for shadow samples; None where it is what is served, or not asked for."""
     if not options.shadow or name == FALLBACK or FALLBACK not in bundle.manifest.engines:
         return None
-    return stack.enter_context(open_engine(bundle.spec(FALLBACK, threads=1)))
+    spec = bundle.spec(FALLBACK, threads=1)
+    _warn_of_trapping(spec)
+    return stack.enter_context(open_engine(spec))
 
 
 def _kind(error: DeployError | None) -> str:
