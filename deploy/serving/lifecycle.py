@@ -142,7 +142,7 @@ class Lifecycle:
         shorten_turns()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+            loop.add_signal_handler(number, self._heed_signal)
         if self._listener is not None:  # a supervisor holds the other end of stdin
             loop.add_reader(sys.stdin.fileno(), self._stop_alone)
             loading = asyncio.ensure_future(self._load())
@@ -239,8 +239,17 @@ class Lifecycle:
             await listening.grpc_server.stop(self._options.stop_timeout)
         await asyncio.gather(*listening.tasks, return_exceptions=True)
 
+    def _heed_signal(self) -> None:
+        """Begin to end, or end the wait for others to turn away.
+
+        A worker leaves the latter to its supervisor. Where all processes of a service are signalled
+        at once, as by systemd and from a terminal, it gets one signal of theirs and one of its own.
+        """
+        if self._listener is None or not self.repository.draining:
+            self._stop.set()
+
     def _stop_alone(self) -> None:
-        """The supervisor is gone, whatever became of it."""
+        """The supervisor is gone, whatever became of it, or waits for nothing any more."""
         asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
         self._stop.set()
 

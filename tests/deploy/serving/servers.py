@@ -63,7 +63,7 @@ class Server:
             except ValueError:
                 self.other.append(line)
 
-    def wait_for(self, message: str, **fields: str) -> dict[str, Any]:
+    def wait_for(self, message: str, **fields: object) -> dict[str, Any]:
         """The first event whose message begins so, and that has these fields."""
         end = time.monotonic() + WAIT_S
         while time.monotonic() < end:
