@@ -29,6 +29,7 @@ from deploy.serving.logs import log_to_stderr
 from deploy.serving.metrics import ServerStatistics
 from deploy.serving.models.model import ServedModel
 from deploy.serving.models.repository import ModelRepository, make_models
+from deploy.serving.open_files import allow_open_files
 from deploy.serving.options import ServeOptions
 from deploy.serving.pauses import settle, shorten_turns
 from deploy.serving.prerequisites import check_prerequisites
@@ -76,6 +77,7 @@ def serve_here(
 ) -> None:
     """Serve in this process; with `place` under a supervisor."""
     log_to_stderr(options.log_level)
+    allow_open_files(options.max_connections)
     models = make_models(paths, options)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         code = runner.run(Lifecycle(models, options, place).run())
