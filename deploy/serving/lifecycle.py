@@ -29,6 +29,7 @@ from deploy.serving.logs import log_to_stderr
 from deploy.serving.metrics import ServerStatistics
 from deploy.serving.models.model import ServedModel
 from deploy.serving.models.repository import ModelRepository, make_models
+from deploy.serving.open_files import allow_open_files
 from deploy.serving.options import ServeOptions
 from deploy.serving.pauses import settle, shorten_turns
 from deploy.serving.prerequisites import check_prerequisites
@@ -76,6 +77,7 @@ def serve_here(
 ) -> None:
     """Serve in this process; with `place` under a supervisor."""
     log_to_stderr(options.log_level)
+    allow_open_files(options.max_connections)
     models = make_models(paths, options)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         code = runner.run(Lifecycle(models, options, place).run())
@@ -142,7 +144,7 @@ class Lifecycle:
         shorten_turns()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+            loop.add_signal_handler(number, self._heed_signal)
         if self._listener is not None:  # a supervisor holds the other end of stdin
             loop.add_reader(sys.stdin.fileno(), self._stop_alone)
             loading = asyncio.ensure_future(self._load())
@@ -239,8 +241,17 @@ class Lifecycle:
             await listening.grpc_server.stop(self._options.stop_timeout)
         await asyncio.gather(*listening.tasks, return_exceptions=True)
 
+    def _heed_signal(self) -> None:
+        """Begin to end, or end the wait for others to turn away.
+
+        A worker leaves the latter to its supervisor. Where all processes of a service are signalled
+        at once, as by systemd and from a terminal, it gets one signal of theirs and one of its own.
+        """
+        if self._listener is None or not self.repository.draining:
+            self._stop.set()
+
     def _stop_alone(self) -> None:
-        """The supervisor is gone, whatever became of it."""
+        """The supervisor is gone, whatever became of it, or waits for nothing any more."""
         asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
         self._stop.set()
 

@@ -25,6 +25,10 @@ from deploy.serving.models.guards import NonFinite
 from export.errors import ConfigError
 
 PREFIX = "DEPLOY_SERVE_"
+_SERVICE_LINK = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
+"""Variables that Kubernetes gives all containers beside a Service whose name begins with
+``deploy-serve``; one more ends in ``PORT`` and holds a URL."""
+
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -166,7 +170,7 @@ def gather_options(
     values |= {
         name.removeprefix(PREFIX).lower(): _parse(name, text)
         for name, text in environment.items()
-        if name.startswith(PREFIX)
+        if name.startswith(PREFIX) and not _is_service_link(name, text)
     }
     values |= _clean(given, "command line")
     if values.get("token") == "":  # a variable that was to be filled in, most likely
@@ -201,6 +205,8 @@ def _clean(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         name = key.replace("-", "_")
         if name not in hints:
             raise refuse_unknown(key, sorted(hint.replace("_", "-") for hint in hints), where)
+        if name in cleaned:
+            raise ConfigError(f"{where}: {key} is there twice, with '-' and with '_'. Keep one.")
         cleaned[name] = _convert(value, hints[name], f"{where}: {key}")
     return cleaned
 
@@ -217,6 +223,14 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if type(value) is not kind:
         raise ConfigError(f"{where} must be {kind.__name__}, not {value!r}.")
     return value
+
+
+def _is_service_link(name: str, text: str) -> bool:
+    """Whether a variable tells of a Service of Kubernetes and is no option."""
+    rest = name.removeprefix(PREFIX)
+    if _SERVICE_LINK.fullmatch(rest):
+        return True
+    return rest.endswith("PORT") and re.match("(tcp|udp|sctp)://", text) is not None
 
 
 def _parse(name: str, text: str) -> Any:

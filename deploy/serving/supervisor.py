@@ -76,6 +76,11 @@ class _Worker:
         self.process, self.died, self.sign = None, now, 0.0
         self.deaths += 1
 
+    def note_failure(self, now: float) -> None:
+        """It could not be started; it waits as one that dies before it takes requests."""
+        self.short_lives += 1
+        self.longest_s, self.died = _LONGEST_S, now
+
     def count_silence(self, now: float) -> float:
         """Seconds since its last sign of life, which is the time of its socket; 0 before the first.
 
@@ -176,6 +181,10 @@ class Supervisor:
         return listener
 
     def _stop(self, number: int, frame: object) -> None:
+        """A first signal ends the workers; a second one their wait for others to turn away."""
+        for worker in self._workers if self._stopping else ():
+            if worker.process is not None and worker.process.stdin is not None:
+                worker.process.stdin.close()
         self._stopping = True
 
     def _look_after(self, worker: _Worker, listener: socket.socket) -> None:
@@ -190,9 +199,14 @@ class Supervisor:
                 return
             _LOG.error("worker %d died with %d; another takes its place", worker.number, code)
             worker.note_death(now)
-        if now - worker.died >= worker.wait_s:
+        if now - worker.died < worker.wait_s:
+            return
+        worker.started = now
+        try:
             worker.process = self._start(worker, listener)
-            worker.started = now
+        except OSError as error:  # no memory for one more process, say; the others go on
+            _LOG.error("worker %d cannot be started: %s", worker.number, error)
+            worker.note_failure(now)
 
     def _start(self, worker: _Worker, listener: socket.socket) -> "subprocess.Popen[bytes]":
         options = replace(self._options, control=str(worker.socket))

@@ -16,6 +16,7 @@ from export.capture.program import condense_error, contain_noise
 from export.capture.signature import flatten_outputs
 from export.errors import ExportError
 from export.onnx.cleanup import AxisNames, name_axes, settle_squeezes
+from export.onnx.division import guard_division
 from export.onnx.preparation import prepare_program
 from export.onnx.recurrent_weights import store_recurrent_weights
 from export.onnx.tokens import flatten_tokens
@@ -223,7 +224,7 @@ def write_onnx(model: ir.Model, path: Path, *, inline_limit: int = INLINE_LIMIT)
     external = f"{path.name}.data" if size > inline_limit else None
     path.parent.mkdir(parents=True, exist_ok=True)
     ir.save(model, path, external_data=external)
-    _flatten_file(path)
+    _adapt_file(path)
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -232,9 +233,10 @@ def write_onnx(model: ir.Model, path: Path, *, inline_limit: int = INLINE_LIMIT)
         ) from error
 
 
-def _flatten_file(path: Path) -> None:
+def _adapt_file(path: Path) -> None:
+    """What is made of the file itself, since it needs no weights."""
     proto = onnx.load(path, load_external_data=False)
-    if flatten_tokens(proto):
+    if flatten_tokens(proto) + guard_division(proto):
         onnx.save_model(proto, path)  # external data stays where it is
 
 

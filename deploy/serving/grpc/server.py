@@ -66,6 +66,7 @@ def server_options(options: ServeOptions) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", int(options.workers > 1)),
         ("grpc.http2.bdp_probe", 0),  # it lets windows grow to MiB a call
         ("grpc.http2.lookahead_bytes", _WINDOW),
+        ("grpc.server_handshake_timeout_ms", receive_ms),  # until its client's settings have come
         ("grpc.keepalive_time_ms", receive_ms),
         ("grpc.keepalive_timeout_ms", receive_ms),
         ("grpc.max_connection_age_ms", min(_AGE * receive_ms, _LARGEST)),

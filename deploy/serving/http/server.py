@@ -21,7 +21,42 @@ _BACKLOG = 1024
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn's server, which leaves signals to the lifecycle."""
+    """uvicorn's server, which leaves signals to the lifecycle.
+
+    Args:
+        config: of uvicorn.
+        handshake_s: seconds that a handshake of TLS may take.
+    """
+
+    def __init__(self, config: uvicorn.Config, handshake_s: float) -> None:
+        super().__init__(config)
+        self._handshake_s = handshake_s
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen as uvicorn's does, but for the handshake, which there has a minute."""
+        await self.lifespan.startup()
+        config = self.config
+        given: dict[str, Any] = {"host": config.host, "port": config.port}
+        if sockets is not None:
+            given = {"sock": sockets[0]}
+        if config.ssl is not None:
+            given |= {"ssl": config.ssl, "ssl_handshake_timeout": self._handshake_s}
+        loop = asyncio.get_running_loop()
+        try:
+            server = await loop.create_server(self._make_protocol, backlog=_BACKLOG, **given)
+        except OSError:  # of `start_server`, which says so
+            self.should_exit = True
+            return
+        self.servers = [server]
+        self.started = True
+
+    def _make_protocol(self) -> asyncio.Protocol:
+        config, state = self.config, self.lifespan.state
+        make: Any = config.http_protocol_class
+        protocol: asyncio.Protocol = make(
+            config=config, server_state=self.server_state, app_state=state
+        )
+        return protocol
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -67,7 +102,7 @@ def make_server(
         config.load()
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"The TLS files cannot be used: {error}.") from error
-    return HttpServer(config)
+    return HttpServer(config, options.receive_timeout)
 
 
 async def start_server(server: HttpServer, listener: socket.socket | None) -> "asyncio.Task[None]":
@@ -76,18 +111,13 @@ async def start_server(server: HttpServer, listener: socket.socket | None) -> "a
     Raises:
         EngineError: its port is taken.
     """
-    task = asyncio.ensure_future(_serve_quietly(server, listener))
+    task = asyncio.ensure_future(server.serve(None if listener is None else [listener]))
     while not server.started:
         if task.done():
             where = f"{server.config.host}:{server.config.port}"
             raise EngineError(f"HTTP cannot listen on {where}. Choose another --host or --port.")
         await asyncio.sleep(_TICK_S)
     return task
-
-
-async def _serve_quietly(server: HttpServer, listener: socket.socket | None) -> None:
-    with contextlib.suppress(SystemExit):  # uvicorn's way to say that it cannot listen
-        await server.serve(None if listener is None else [listener])
 
 
 def port_of(server: HttpServer) -> int:

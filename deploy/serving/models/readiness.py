@@ -22,8 +22,9 @@ from deploy.bundle.folder import FALLBACK, Bundle
 from deploy.bundle.golden import Golden, find_mismatch
 from deploy.bundle.substitutes import explain_unfit, rebuild_runnable
 from deploy.candidates.schemes import explain_saturation
-from deploy.engines import Engine, Feeds, open_engine
+from deploy.engines import Engine, EngineSpec, Feeds, open_engine
 from deploy.engines.device import is_for_gpu, runs_on_gpu
+from deploy.engines.integer_division import explain_trapping
 from deploy.measuring.machine import usable_cores
 from deploy.serving.batching.waiting import BatchPolicy
 from deploy.serving.models.guards import find_nonfinite
@@ -94,6 +95,7 @@ def open_verified(bundle: Bundle, options: ServeOptions) -> OpenedModel:
                     f"{name} does not repeat the answers recorded when it was built: {mismatch}. "
                     "This machine computes something else; build the bundle here again."
                 )
+        _warn_of_trapping(bundle.spec(name))
         told = (
             first.note,
             explain_saturation(bundle.spec(name)),
@@ -180,6 +182,13 @@ def _open_first(bundle: Bundle, options: ServeOptions, stack: contextlib.ExitSta
     raise first or EngineError(f"{bundle.path} has no engine that runs here.")
 
 
+def _warn_of_trapping(spec: EngineSpec) -> None:
+    """Tell whoever runs the server which requests would end its process; clients are not told."""
+    trapping = explain_trapping(spec)
+    if trapping is not None:
+        _LOG.warning("%s", trapping)
+
+
 def _find_batch_dependence(
     engine: Engine, golden: Golden, recorded: Feeds, tolerance: float
 ) -> str | None:
@@ -213,7 +222,9 @@ def _open_reference(
     """The float32 model for shadow samples; None where it is what is served, or not asked for."""
     if not options.shadow or name == FALLBACK or FALLBACK not in bundle.manifest.engines:
         return None
-    return stack.enter_context(open_engine(bundle.spec(FALLBACK, threads=1)))
+    spec = bundle.spec(FALLBACK, threads=1)
+    _warn_of_trapping(spec)
+    return stack.enter_context(open_engine(spec))
 
 
 def _explain_no_shadow(bundle: Bundle, name: str, options: ServeOptions) -> str | None:

@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from deploy.bundle.folder import GOLDEN
 from deploy.bundle.golden import Golden, read_golden
@@ -68,7 +70,7 @@ class Server:
             except ValueError:
                 self.other.append(line)
 
-    def wait_for(self, message: str, **fields: str) -> dict[str, Any]:
+    def wait_for(self, message: str, **fields: object) -> dict[str, Any]:
         """The first event whose message begins so, and that has these fields."""
         end = time.monotonic() + WAIT_S
         while time.monotonic() < end:
@@ -235,6 +237,18 @@ def free_port() -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+
+
+def write_certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that signs itself, and its key."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed, and a certificate is needed")
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    command = f"""req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2 -nodes
+        -keyout {key} -out {certificate} -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"""
+    subprocess.run([openssl, *command.split()], check=True, capture_output=True)
+    return certificate, key
 
 
 def rows(*values: list[float]) -> dict[str, Any]:

@@ -2,16 +2,17 @@
 
 import asyncio
 import json
-import shutil
 import socket
+import ssl
 import stat
 import threading
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from servers import Server, rows, serving, spoil_golden, wait_until
+from servers import Server, rows, serving, spoil_golden, wait_until, write_certificate
 from tiny import Cli, answer
 
 from deploy.serving.control import Controller, send_command
@@ -150,17 +151,7 @@ def test_a_key_with_a_pass_phrase_is_refused_and_nobody_asked(
 
 
 def test_tls_and_its_files(pristine: Path, tmp_path: Path, cli: Cli) -> None:
-    import ssl
-    import subprocess
-    import urllib.request
-
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is not installed, and a certificate is needed")
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    command = f"""req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2 -nodes
-        -keyout {key} -out {certificate} -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"""
-    subprocess.run([openssl, *command.split()], check=True, capture_output=True)
+    certificate, key = write_certificate(tmp_path)
     flags = ("--tls-cert", certificate, "--tls-key", key)
     with serving(pristine, *flags) as server:
         context = ssl.create_default_context(cafile=str(certificate))

@@ -107,6 +107,30 @@ def test_wrong_variables_are_named(tmp_path: Path) -> None:
         gather(tmp_path, DEPLOY_SERVE_PROT="1")
 
 
+def test_what_kubernetes_tells_of_a_service_of_that_name_is_no_option(tmp_path: Path) -> None:
+    told = {
+        "DEPLOY_SERVE_PORT": "tcp://10.96.0.7:80",
+        "DEPLOY_SERVE_PORT_80_TCP": "tcp://10.96.0.7:80",
+        "DEPLOY_SERVE_PORT_80_TCP_ADDR": "10.96.0.7",
+        "DEPLOY_SERVE_SERVICE_HOST": "10.96.0.7",
+        "DEPLOY_SERVE_SERVICE_PORT": "80",
+        "DEPLOY_SERVE_SERVICE_PORT_HTTP": "80",
+        "DEPLOY_SERVE_GRPC_PORT": "tcp://10.96.0.8:81",
+        "DEPLOY_SERVE_GRPC_PORT_81_TCP_PROTO": "tcp",
+        "DEPLOY_SERVE_CANARY_SERVICE_HOST": "10.96.0.9",
+    }
+    assert gather(tmp_path, **told) == ServeOptions()
+    assert gather(tmp_path, **told, DEPLOY_SERVE_MAX_BATCH="4") == ServeOptions(max_batch=4)
+    with pytest.raises(ConfigError, match="DEPLOY_SERVE_PORT_80: there is no such option"):
+        gather(tmp_path, DEPLOY_SERVE_PORT_80="1")
+
+
+def test_an_option_in_two_spellings_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text("[tool.deploy.serve]\nmax-batch = 2\nmax_batch = 4\n")
+    with pytest.raises(ConfigError, match="max_batch is there twice, with '-' and with '_'"):
+        gather(tmp_path)
+
+
 def test_a_token_that_was_to_be_filled_in_is_not_taken_for_none(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"token that is given is empty.* unset DEPLOY_SERVE_TOKEN"

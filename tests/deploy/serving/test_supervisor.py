@@ -4,6 +4,7 @@ import http.client
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -116,6 +117,47 @@ def test_a_worker_that_took_requests_waits_little_however_often_it_dies(tmp_path
     worker.started = 20.0
     worker.note_death(30.0)
     assert (worker.wait_s, worker.deaths) == (0, 11)
+
+
+def test_a_worker_that_cannot_be_started_leaves_the_others_alone(
+    pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system has no memory or no number for one more process just now."""
+
+    def refuse(*args: object, **options: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    supervisor = Supervisor([pristine], ServeOptions(workers=2))
+    worker = _Worker(0, tmp_path / "0.sock")
+    with socket.socket() as listener:
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "Popen", refuse)
+            supervisor._look_after(worker, listener)
+            supervisor._look_after(worker, listener)
+        assert (worker.process, worker.wait_s, worker.deaths) == (None, 1, 0)
+        supervisor._look_after(worker, listener)
+        assert worker.process is None  # it is not time yet
+        worker.died -= 1
+        supervisor._look_after(worker, listener)
+        assert worker.process is not None
+        worker.process.kill()
+        worker.process.communicate()
+
+
+def test_a_signal_to_all_processes_at_once_leaves_the_drain_as_long(pristine: Path) -> None:
+    """As systemd and a terminal send it; a second one to the supervisor ends it after all."""
+    server = Server(pristine, "--workers", "2", "--drain", "1000")
+    pids = wait_for_workers(server, 2)
+    for pid in (*pids, server.process.pid):
+        os.kill(pid, signal.SIGTERM)
+    for pid in pids:
+        server.wait_for("draining", pid=pid)
+        os.kill(pid, signal.SIGTERM)  # there may be any number of them
+    server.take_turns()
+    for _ in range(8):  # on any of the two
+        assert server.request("GET", "/v2/health/ready")[0] == 503
+        assert server.infer("tiny", rows([1, 2, 3, 4]))[0] == 200
+    assert server.stop() == 0
 
 
 def test_silence_counts_from_the_last_sign_of_life(tmp_path: Path) -> None:
