@@ -7,14 +7,26 @@ import numpy as np
 
 from deploy.engines.base import Array, Feeds
 from deploy.inputs.dataset import Dataset
-from deploy.judging.accuracy import chance_agreement, paired_drop_interval, wilson_interval
+from deploy.judging.accuracy import (
+    chance_agreement,
+    find_threshold,
+    name_classes,
+    paired_drop_interval,
+    read_answers,
+    wilson_interval,
+)
 from deploy.judging.checking import CheckPlan, iterate_batches
 from deploy.judging.rows import Outputs
 from export.artifacts import BATCH, TensorSpec
 from export.errors import ConfigError, DataError
 
 _CHOICE_SAMPLES = 256
-_NO_CLASSES = "The data has labels, but no output is (batch, classes): accuracy is not judged."
+_NO_CLASSES = (
+    "The data has labels, but no output is (batch, classes), or one score or class number for each "
+    "sample that they fit: accuracy is not judged."
+)
+_UNLIMITED = 2**63
+"""Classes of an output of class numbers, which do not say how many there are."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,8 @@ def find_class_outputs(
 ) -> tuple[TensorSpec, ...]:
     """The outputs that the labels of `data` can be classes of, in order; none without labels.
 
-    These are (batch, classes) with as many classes as the labels ask for.
+    These are (batch, classes) with as many classes as the labels ask for; or a lone value for each
+    sample, (batch, 1) or (batch,): a score where the labels are 0 and 1, or a class number.
 
     Args:
         data: its labels are read, no sample is.
@@ -43,14 +56,16 @@ def find_class_outputs(
         DataError: a label is not a class of any of them.
     """
     leading = plan.static_batch or BATCH
-    found = tuple(spec for spec in outputs if _has_classes(spec, leading))
+    found = tuple(spec for spec in outputs if _count_classes(spec, leading) > 1)
     if named is not None:
         found = (_take_named(named, outputs, found),)
     if data.labels is None or not found:
         return ()
     largest = int(data.labels.max(initial=0))
-    fitting = tuple(spec for spec in found if _count_classes(spec) > largest)
-    check_labels(data, max(_count_classes(spec) for spec in fitting or found))
+    fitting = tuple(spec for spec in found if _count_classes(spec, leading) > largest)
+    told = [_count_classes(spec, leading) for spec in found if not _is_lone(spec)]
+    if told and not fitting:
+        check_labels(data, max(told))
     return fitting
 
 
@@ -98,13 +113,18 @@ def check_labels(dataset: Dataset, classes: int) -> None:
         )
 
 
-def _has_classes(spec: TensorSpec, leading: int | str) -> bool:
-    return len(spec.shape) == 2 and spec.shape[0] == leading and _count_classes(spec) > 1
+def _is_lone(spec: TensorSpec) -> bool:
+    return spec.shape[1:] in ((), (1,))
 
 
-def _count_classes(spec: TensorSpec) -> int:
-    size = spec.shape[1]
-    return size if isinstance(size, int) else 0
+def _count_classes(spec: TensorSpec, leading: int | str) -> int:
+    """How many classes the output tells apart; 0 where it cannot be classes."""
+    if spec.shape[:1] != (leading,) or len(spec.shape) > 2:
+        return 0
+    if not _is_lone(spec):
+        size = spec.shape[1]
+        return size if isinstance(size, int) else 0
+    return 2 if spec.dtype == "bool" or "float" in spec.dtype else _UNLIMITED
 
 
 def _take_named(
@@ -117,7 +137,8 @@ def _take_named(
         if spec.name == name:
             return spec
     raise ConfigError(
-        f"--classes {name!r}: that output is not (batch, classes), which labels need. "
+        f"--classes {name!r}: that output is not (batch, classes), or one value for each sample, "
+        "which labels need. "
         f"The outputs are: {listed}."
     )
 
@@ -133,11 +154,12 @@ def _answer(
     for feeds, some in iterate_batches(evaluation.select(spread), plan):
         outputs = run(feeds)
         for name in names:
-            answers[name].append(outputs[name].argmax(axis=1))
+            answers[name].append(read_answers(outputs[name]))
         if some is not None:
             labels.append(some)
     joined = {name: np.concatenate(parts or labels) for name, parts in answers.items()}
-    return joined, np.concatenate(labels)
+    classes = {name: name_classes(each, find_threshold(each)) for name, each in joined.items()}
+    return classes, np.concatenate(labels)
 
 
 def _compare(answers: Mapping[str, Array], labels: Array) -> ClassOutput:
