@@ -55,7 +55,8 @@ def describe_fusion(model: dict[str, Any]) -> str:
         return "Nothing was merged: no layers stand together that are one layer exactly."
     merged = sum(item["kind"] not in _PLAIN_KINDS for item in fused)
     folded = len(fused) - merged
-    parts = [f"{merged} blocks merged"] * bool(merged) + [f"{folded} norms folded"] * bool(folded)
+    counts = ((merged, "block", "merged"), (folded, "norm", "folded"))
+    parts = [f"{_count(number, what)} {done}" for number, what, done in counts if number]
     changes = (
         _describe_change("layers", str(model["layers_before"]), str(model["layers_after"])),
         *(
@@ -110,6 +111,10 @@ def warn_of_outliers(fused: Sequence[dict[str, Any]]) -> str | None:
     )
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def _make_table(blocks: list[dict[str, Any]], plain: list[dict[str, Any]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("merged", overflow="fold")
@@ -120,7 +125,9 @@ def _make_table(blocks: list[dict[str, Any]], plain: list[dict[str, Any]]) -> Ta
         label.append(f"\n{clean(item['structure'])}", style="dim")
         table.add_row(label, *_cells([item]))
     if plain:
-        table.add_row(Text(f"{len(plain)} norms folded, the worst error shown"), *_cells(plain))
+        table.add_row(
+            Text(f"{_count(len(plain), 'norm')} folded, the worst error shown"), *_cells(plain)
+        )
     return table
 
 

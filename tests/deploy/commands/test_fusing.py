@@ -88,7 +88,7 @@ def test_inspect_shows_layers_and_what_would_merge_and_writes_nothing(tmp_path: 
     assert code == 0
     assert "8x9x8" in text
     assert "5x5" in text  # the receptive field of the last
-    assert "1 blocks merged and 1 norms folded" in text
+    assert "1 block merged and 1 norm folded" in text
     assert [path.name for path in tmp_path.iterdir()] == ["m.pt"]
     inspection = inspect_file(tmp_path / "m.pt", CONFIG)
     assert [row.path for row in inspection.layers] == ["0", "1", "3", "4"]
