@@ -96,7 +96,8 @@ def read_answers(values: Array) -> Array:
             numbers.
     """
     if values.ndim == 2 and values.shape[1] > 1:
-        return values.argmax(axis=1)
+        largest: Array = values.argmax(axis=1)
+        return largest
     lone = values.reshape(len(values))
     return lone.astype(np.int64) if lone.dtype.kind in "biu" else lone.astype(np.float64)
 

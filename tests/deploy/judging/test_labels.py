@@ -1,5 +1,6 @@
 """Labels are held against the output that they fit; where none fits, that is said."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -191,7 +192,8 @@ def test_the_output_that_is_named_is_taken_whatever_fits() -> None:
 @pytest.mark.parametrize("labels", [draw_labels(), None])
 def test_a_name_that_cannot_be_is_refused_with_the_outputs(labels: Array | None) -> None:
     data = Dataset(labelled(draw_labels()).inputs, labels, "data.npz")
-    outputs = (MAPS, LOGITS)
+    bank = TensorSpec("bank", (5, 3), "float32")
+    outputs = (MAPS, LOGITS, bank)
 
     def name(text: str) -> None:
         find_class_outputs(data, outputs, PLAN, named=text)
@@ -199,8 +201,9 @@ def test_a_name_that_cannot_be_is_refused_with_the_outputs(labels: Array | None)
     listed = ("maps:batchx3x8x8:float32", "logits:batchx3:float32")
     unknown = ("--classes 'scores'", "no such output", *listed)
     refuse(lambda: name("scores"), *unknown, kind=ConfigError)
-    unfit = ("--classes 'maps'", "(batch, classes)", *listed)
-    refuse(lambda: name("maps"), *unfit, kind=ConfigError)
+    for unfit in ("bank",) if labels is None else ("bank", "maps"):
+        words = (f"--classes {unfit!r}", "(batch, classes)", *listed)
+        refuse(partial(name, unfit), *words, kind=ConfigError)
 
 
 def test_labels_must_be_classes_of_the_model() -> None:
