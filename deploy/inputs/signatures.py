@@ -78,8 +78,8 @@ def settle_call(module: nn.Module, config: BuildConfig, data: Dataset | None) ->
     """
     specs = _settle_inputs(config, data, _find_dtype(module))
     names, keyword = _name(module, specs, config)
-    given = {spec.name: spec for spec in specs}
-    ordered = specs if None in given else tuple(given[name] for name in names)
+    by_name = {spec.name: spec for spec in specs}
+    ordered = specs if None in by_name else tuple(by_name[name] for name in names)
     specs = tuple(replace(spec, name=name) for spec, name in zip(ordered, names, strict=True))
     found = settle_images(config, specs)
     images = ImageCall(found, keyword) if found else None
