@@ -14,6 +14,7 @@ from deploy.idle_options import describe_idle
 from deploy.judging.accuracy import Accuracy
 from deploy.judging.eager import ON_CPU, EagerBaseline
 from deploy.judging.gates import MIN_LABELLED, Verdict
+from deploy.judging.picks import warn_of_picks
 from deploy.measuring.latency import LatencyReport
 from deploy.measuring.machine import Machine
 from deploy.report import SCHEMA_VERSION
@@ -252,6 +253,12 @@ def _warnings(findings: Findings) -> list[str]:
     outliers = warn_of_outliers(_fusion_json(findings.exported)["fused"])
     if outliers is not None and not int8_holds(findings.results):
         warnings.append(outliers)
+    failed = [r for r in findings.results if r.verdict is not None and not r.verdict.passed]
+    picks = warn_of_picks(
+        findings.exported.onnx.path, [r.parity for r in failed if r.parity is not None]
+    )
+    if picks is not None:
+        warnings.append(picks)
     control = findings.latency.control
     if is_noisy(control, findings.latency.control_ci95):
         warnings.append(

@@ -162,7 +162,7 @@ def _accuracy_json(accuracy: Accuracy | None) -> dict[str, Any] | None:
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in asdict(accuracy).items()
-        if key != "chance"
+        if key not in ("chance", "candidate_chance", "threshold")
     }
 
 

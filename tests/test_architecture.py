@@ -58,6 +58,7 @@ NEED_TORCH = {
     "export/capture/remedies.py",
     "export/capture/signature.py",
     "export/capture/whole_scales.py",
+    "export/capture/embedding_bags.py",
 }
 """What only `deploy build` imports; nothing else may import torch at its top."""
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import onnxruntime
@@ -55,7 +56,7 @@ def open_session(spec: EngineSpec, options: onnxruntime.SessionOptions) -> Any:
         from deploy.engines.onnxruntime_cuda import choose_providers, explain_unloaded
 
         providers = choose_providers(spec)
-    with map_ort_errors(f"cannot open {spec.path}"):
+    with map_ort_errors(f"cannot open {Path(spec.path).name}", path=spec.path):
         session = onnxruntime.InferenceSession(
             spec.path, options, providers=providers, enable_fallback=False
         )
@@ -65,12 +66,16 @@ def open_session(spec: EngineSpec, options: onnxruntime.SessionOptions) -> Any:
 
 
 @contextlib.contextmanager
-def map_ort_errors(doing: str) -> Iterator[None]:
-    """Turn what ONNX Runtime raises into ours; `doing` says what it could not do."""
+def map_ort_errors(doing: str, *, path: str = "") -> Iterator[None]:
+    """Turn what ONNX Runtime raises into ours; `doing` says what it could not do.
+
+    A `path` that it names becomes its last part: the folder of a build is gone when it is read.
+    """
     try:
         yield
     except (*ORT_ERRORS, RuntimeError) as error:  # what its binding to Python throws is the latter
-        raise EngineError(f"ONNX Runtime {doing}: {error}") from error
+        said = str(error).replace(path, Path(path).name) if path else str(error)
+        raise EngineError(f"ONNX Runtime {doing}: {said}") from error
 
 
 def make_options(spec: EngineSpec) -> onnxruntime.SessionOptions:

@@ -3,11 +3,13 @@
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deploy.engines.base import Array, BackendEngine, EngineSpec, Feeds
+from deploy.engines.openvino_messages import condense_message
 from export.artifacts import BATCH, SizeRange, TensorSpec
 from export.errors import EngineError
 from export.optional import require
@@ -69,7 +71,8 @@ class OpenVinoEngine(BackendEngine):
         try:
             self._model = self._core.read_model(spec.path)
         except RuntimeError as error:
-            raise EngineError(f"OpenVINO cannot open {spec.path}: {error}") from error
+            why = condense_message(str(error).replace(spec.path, Path(spec.path).name))
+            raise EngineError(f"OpenVINO cannot open {Path(spec.path).name}: {why}") from error
         found = [_spec(port) for port in self._model.inputs]
         self.inputs = take_ranges(found, spec.inputs)
         self._names = [port.name for port in self.inputs]

@@ -1,7 +1,7 @@
 """Calibration and evaluation data: what ``--data`` takes, how it is split and checked.
 
-- ``.npz`` or ``.pt``: arrays ``x`` and optionally ``y``, a class for each row; or arrays named as
-  the model's inputs. A ``.pt`` may also hold one tensor or ``(x, y)``.
+- ``.npz`` or ``.pt``: arrays ``x`` and optionally ``y``, a class for each row, or for each place of
+  a map; or arrays named as the model's inputs. A ``.pt`` may also hold one tensor or ``(x, y)``.
 - ``.npy``: one array, read from disk as it is needed.
 - A folder of images: one subfolder a class, in the order of their names; or images alone.
 - ``package.module:callable``: yields batches, each an array, ``(x, y)`` or a dict of arrays.
@@ -186,13 +186,14 @@ def check_data(dataset: Dataset, specs: Sequence[TensorSpec]) -> None:
 
 
 def _check_label_values(dataset: Dataset, labels: Array) -> None:
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+    if labels.ndim == 2 or labels.dtype.kind not in "iu":
         shape = ", ".join(["N", *map(str, labels.shape[1:])])
         raise DataError(
             f"{dataset.source}: {LABELS} is {labels.dtype} of shape [{shape}]; it must hold one "
-            f"integer class for each sample. {_convert_labels(labels)}"
+            "integer class for each sample, or for each place of a map. "
+            f"{_convert_labels(labels)}"
         )
-    if (labels < 0).any():
+    if labels.ndim == 1 and (labels < 0).any():
         first = int(np.argmax(labels < 0))
         row = int(dataset.row_numbers([first])[0])
         raise DataError(
@@ -209,7 +210,7 @@ def _convert_labels(labels: Array) -> str:
         return f"Save {LABELS}[:, 0].astype(int), or leave {LABELS} out."
     if labels.ndim == 2:
         return f"Of one-hot rows save {LABELS}.argmax(axis=1), or leave {LABELS} out."
-    return f"Leave {LABELS} out, and SQNR judges in place of accuracy."
+    return f"Save {LABELS}.astype(int), or leave {LABELS} out, and SQNR judges in its place."
 
 
 def _is_apart(key: str, names: Sequence[str]) -> bool:

@@ -229,6 +229,12 @@ def _check_numbers(dtype: np.dtype[Any], where: str) -> None:
             f"{where} holds Python objects, which are not loaded: they can run code. "
             "Save plain arrays of numbers, all samples of one shape."
         )
+    if dtype.kind in "US":
+        raise DataError(
+            f"{where} holds text. Save numbers: of labels the class numbers of training, such as "
+            "numpy.unique(names, return_inverse=True)[1] where classes count in the order of their "
+            "names; of inputs what the model's forward takes."
+        )
     if dtype.kind not in "fiub" and not is_float(dtype):
         raise DataError(f"{where} is {dtype}; it must hold real numbers or booleans.")
 

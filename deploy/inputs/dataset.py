@@ -70,7 +70,8 @@ class Dataset:
 
     Attributes:
         inputs: rows of every input, of all samples of the source.
-        labels: [len(self)], a class for each sample of the selection; None: unlabelled.
+        labels: [len(self)], a class for each sample of the selection, or [len(self), ...] for each
+            place of its map; None: unlabelled.
         source: what the user passed, for messages.
         named: the keys of `inputs` are the user's; False: a lone array that goes by position.
         rows: the selected row numbers in the source; None: all.

@@ -51,7 +51,7 @@ class SettledCall:
     """A call of the model that was seen to work.
 
     Attributes:
-        given_batch: the leading size of the inputs as given.
+        given_batch: the leading size of the inputs as given, or the only one that is taken.
         static: engines take this batch size only.
         high: upper bounds for synthetic integers, by input.
         module: what was called: the user's, or an `ImageModel` around it.
@@ -78,7 +78,9 @@ def settle_call(module: nn.Module, config: BuildConfig, data: Dataset | None) ->
     """
     specs = _settle_inputs(config, data, _find_dtype(module))
     names, keyword = _name(module, specs, config)
-    specs = tuple(replace(spec, name=name) for spec, name in zip(specs, names, strict=True))
+    by_name = {spec.name: spec for spec in specs}
+    ordered = specs if None in by_name else tuple(by_name[name] for name in names)
+    specs = tuple(replace(spec, name=name) for spec, name in zip(ordered, names, strict=True))
     found = settle_images(config, specs)
     images = ImageCall(found, keyword) if found else None
     if images is not None:
@@ -98,7 +100,9 @@ def settle_call(module: nn.Module, config: BuildConfig, data: Dataset | None) ->
     empty = [spec.name for spec in signature.outputs if 0 in spec.shape]
     if empty:
         warnings = (*warnings, EMPTY_WARNING.format(", ".join(empty)))
-    return SettledCall(signature, specs[0].shape[0], static, high, warnings, module, images)
+    leading = signature.inputs[0].shape[0]
+    given = leading if static and isinstance(leading, int) else specs[0].shape[0]
+    return SettledCall(signature, given, static, high, warnings, module, images)
 
 
 def describe_static(
@@ -201,6 +205,9 @@ def _settle_batch(call: Call, config: BuildConfig) -> tuple[CallSignature, bool,
     given = call.specs[0].shape[0]
     if config.static_batch:
         return call.describe_at(given, dynamic=False), True, ()
+    fixed = _find_fixed_batch(call.module)
+    if fixed is not None and given in (1, fixed):
+        return call.describe_at(fixed, dynamic=False), True, (STATIC_WARNING.format(fixed),)
     try:
         signature = _describe_dynamic(call)
         return signature, False, _warn_of_squeezed(call, signature)
@@ -235,6 +242,17 @@ def _describe_dynamic(call: Call) -> CallSignature:
         for spec, wider in zip(first.outputs, other.outputs, strict=True)
     )
     return replace(first, outputs=outputs)
+
+
+def _find_fixed_batch(module: nn.Module) -> int | None:
+    """The one batch that a program of torch.export was exported for; None where it takes others."""
+    if not isinstance(module, torch.fx.GraphModule):
+        return None
+    values = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
+    sizes = [v.shape[0] for v in values if isinstance(v, torch.Tensor) and v.ndim]
+    if not all(isinstance(size, int) for size in sizes) or len(set(sizes)) != 1:
+        return None
+    return int(sizes[0])
 
 
 def _warn_of_squeezed(call: Call, signature: CallSignature) -> tuple[str, ...]:

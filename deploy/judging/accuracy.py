@@ -1,4 +1,8 @@
-"""Top-1 accuracy of two models on the same labelled samples, with intervals, and against chance."""
+"""Accuracy of two models on the same labelled samples, with intervals, and against chance.
+
+The class of a row is that of its largest score; of a lone score the side of a threshold on which it
+lies; of a lone integer or boolean its value.
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -10,11 +14,14 @@ from deploy.engines.base import Array
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 accuracy of both on the same labelled samples, with paired 95% interval of the drop.
+    """Accuracy of both on the same labelled samples, with paired 95% interval of the drop.
 
     Attributes:
         chance: what the reference would come to if its answers had nothing to do with the labels;
             see `chance_agreement`.
+        candidate_chance: the same of the candidate.
+        threshold: the lone score above which a row is of class 1; None where classes are told
+            otherwise.
     """
 
     samples: int
@@ -25,33 +32,46 @@ class Accuracy:
     reference_ci95: tuple[float, float]
     candidate_ci95: tuple[float, float]
     chance: float
+    candidate_chance: float = 0.0
+    threshold: float | None = None
 
     @property
     def above_chance(self) -> bool:
         """Whether the reference knows the labels at all; if not, they judge nothing."""
         return self.reference_ci95[0] > self.chance
 
+    @property
+    def forgotten(self) -> bool:
+        """Whether the candidate knows nothing of the labels any more, beyond doubt.
+
+        Where one class is rare an engine that never answers it loses few points.
+        """
+        return self.candidate_ci95[0] <= self.candidate_chance and self.drop_ci95[0] > 0
+
 
 @dataclass
 class AccuracyAccumulator:
-    """Classes that both answered, and the labels, over batches."""
+    """Classes or lone scores that both answered, and the labels, over batches."""
 
     reference: list[Array] = field(default_factory=list)
     candidate: list[Array] = field(default_factory=list)
     labels: list[Array] = field(default_factory=list)
 
     def update(self, reference: Array, candidate: Array, labels: Array) -> None:
-        """Add one batch: outputs of both, (rows, classes), and class indices, (rows,)."""
-        self.reference.append(reference.argmax(axis=1))
-        self.candidate.append(candidate.argmax(axis=1))
+        """Add one batch: outputs of both, as `read_answers` takes them, and labels, (rows,)."""
+        self.reference.append(read_answers(reference))
+        self.candidate.append(read_answers(candidate))
         self.labels.append(labels)
 
     def result(self) -> Accuracy | None:
         """The accuracy on all that was added; None without labels."""
         if not self.labels:
             return None
-        labels, answers = np.concatenate(self.labels), np.concatenate(self.reference)
-        ours, theirs = answers == labels, np.concatenate(self.candidate) == labels
+        labels, scores = np.concatenate(self.labels), np.concatenate(self.reference)
+        threshold = find_threshold(scores)
+        answers = name_classes(scores, threshold)
+        others = name_classes(np.concatenate(self.candidate), threshold)
+        ours, theirs = answers == labels, others == labels
         samples = len(ours)
         lost, gained = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
         return Accuracy(
@@ -63,7 +83,39 @@ class AccuracyAccumulator:
             reference_ci95=wilson_interval(int(ours.sum()), samples),
             candidate_ci95=wilson_interval(int(theirs.sum()), samples),
             chance=chance_agreement(answers, labels),
+            candidate_chance=chance_agreement(others, labels),
+            threshold=threshold,
         )
+
+
+def read_answers(values: Array) -> Array:
+    """Of every row its class as an integer, or its lone score as a float.
+
+    Args:
+        values: (rows, classes), or (rows, 1) or (rows,), of which integers and booleans are class
+            numbers.
+    """
+    if values.ndim == 2 and values.shape[1] > 1:
+        largest: Array = values.argmax(axis=1)
+        return largest
+    lone = values.reshape(len(values))
+    return lone.astype(np.int64) if lone.dtype.kind in "biu" else lone.astype(np.float64)
+
+
+def find_threshold(scores: Array) -> float | None:
+    """Above which a lone score is class 1: 0.5 of probabilities, 0 of what leaves 0 to 1.
+
+    None of classes. Logits that all lie between 0 and 1 would all say class 1, of samples that are
+    of both.
+    """
+    if scores.dtype.kind != "f":
+        return None
+    return 0.5 if bool(((scores >= 0) & (scores <= 1)).all()) else 0.0
+
+
+def name_classes(answers: Array, threshold: float | None) -> Array:
+    """What `read_answers` gave as classes."""
+    return answers if threshold is None else (answers > threshold).astype(np.int64)
 
 
 def chance_agreement(answers: Array, labels: Array) -> float:

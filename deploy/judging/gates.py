@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from deploy.config import BuildConfig
+from deploy.judging.accuracy import Accuracy
 from deploy.judging.output_parity import OutputParity
 from deploy.judging.parity import ParityReport
 from deploy.judging.shares import explain_few, holds_share
@@ -74,11 +75,11 @@ def judge_parity(
             reference is not eager but a float32 engine that was itself within the gate.
 
     Float32 is held to the noise of eager itself. Fewer bits are held to the accuracy where there
-    are at least 300 labels which eager itself knows beyond chance, and outputs that have no labels
-    to the SQNR; else all to the SQNR and, on real data, to the top-1 agreement. An output that
-    holds the SQNR but has lost a tenth of its channels to others of larger scale fails; integers
-    but for colour images have no SQNR and are held to the share of equal ones. int8 and int4,
-    weights alone as well, are never passed on synthetic inputs.
+    are at least 300 labels which eager itself knows beyond chance, and to knowing them itself; lone
+    scores and outputs that have no labels to the SQNR; else all to the SQNR and, on real data, to
+    the top-1 agreement. An output that holds the SQNR but has lost a tenth of its channels to
+    others of larger scale fails; integers but for colour images have no SQNR and are held to the
+    share of equal ones. int8 and int4, weights alone as well, are never passed on synthetic inputs.
     """
     if report.samples == 0:
         return Verdict(False, "samples to judge by", "no sample was compared")
@@ -100,9 +101,21 @@ def judge_parity(
         return Verdict(False, "calibration data", NO_CALIBRATION_DATA)
     accuracy = report.judged_accuracy
     if accuracy is not None and accuracy.samples >= MIN_LABELLED:
-        gate = f"accuracy drop at most {config.max_drop:.2%} on {accuracy.samples} samples"
-        if accuracy.drop <= config.max_drop:
-            return _judge_unlabelled_outputs(report, precision, config, gate)
+        verdict = _judge_accuracy(accuracy, config)
+        if not verdict.passed:
+            return verdict
+        return _judge_unlabelled_outputs(report, precision, config, verdict.gate)
+    verdict = _judge_without_labels(report, precision, kind=kind, config=config)
+    if report.accuracy is not None and accuracy is None:
+        return replace(verdict, gate=f"{verdict.gate} ({LABELS_JUDGE_NOTHING})")
+    return verdict
+
+
+def _judge_accuracy(accuracy: Accuracy, config: BuildConfig) -> Verdict:
+    gate = f"accuracy drop at most {config.max_drop:.2%} on {accuracy.samples} samples"
+    if accuracy.threshold is not None:
+        gate += f", class 1 above {accuracy.threshold:g}"
+    if accuracy.drop > config.max_drop:
         low, high = accuracy.drop_ci95
         return Verdict(
             False,
@@ -110,10 +123,15 @@ def judge_parity(
             f"accuracy drops by {accuracy.drop:.2%} (95% interval {low:.2%} to {high:.2%}), "
             f"more than {config.max_drop:.2%}",
         )
-    verdict = _judge_without_labels(report, precision, kind=kind, config=config)
-    if report.accuracy is not None and accuracy is None:
-        return replace(verdict, gate=f"{verdict.gate} ({LABELS_JUDGE_NOTHING})")
-    return verdict
+    if accuracy.forgotten:
+        return Verdict(
+            False,
+            f"{gate}, and above chance as eager's is",
+            f"its accuracy, {accuracy.candidate:.2%}, is what its answers would come to by chance "
+            f"({accuracy.candidate_chance:.2%}), and eager's {accuracy.reference:.2%} is above "
+            "that: classes that are rare are lost",
+        )
+    return Verdict(True, gate)
 
 
 def _judge_sizes(report: ParityReport) -> Verdict:
@@ -208,12 +226,17 @@ def _judge_sqnr(outputs: tuple[OutputParity, ...], least: float) -> Verdict:
 def _judge_unlabelled_outputs(
     report: ParityReport, precision: str, config: BuildConfig, gate: str
 ) -> Verdict:
-    """The accuracy holds by `gate`; labels say nothing of the other outputs."""
-    others = tuple(output for output in report.outputs if output.name != report.classes_of)
+    """The accuracy holds by `gate`; labels say nothing of the other outputs.
+
+    Nor all of a lone score, which is a probability or ranks samples: it has an SQNR besides.
+    """
+    scored = report.accuracy is not None and report.accuracy.threshold is not None
+    others = tuple(o for o in report.outputs if scored or o.name != report.classes_of)
     if not others:
         return Verdict(True, gate)
     verdict = _judge_outputs(others, precision, config)
-    return replace(verdict, gate=f"{gate}; other outputs: {verdict.gate}")
+    which = "all outputs" if scored else "other outputs"
+    return replace(verdict, gate=f"{gate}; {which}: {verdict.gate}")
 
 
 def _judge_without_labels(

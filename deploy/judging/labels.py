@@ -7,14 +7,27 @@ import numpy as np
 
 from deploy.engines.base import Array, Feeds
 from deploy.inputs.dataset import Dataset
-from deploy.judging.accuracy import chance_agreement, paired_drop_interval, wilson_interval
+from deploy.judging.accuracy import (
+    chance_agreement,
+    find_threshold,
+    name_classes,
+    paired_drop_interval,
+    read_answers,
+    wilson_interval,
+)
 from deploy.judging.checking import CheckPlan, iterate_batches
+from deploy.judging.place_accuracy import VOID, read_places
 from deploy.judging.rows import Outputs
 from export.artifacts import BATCH, TensorSpec
 from export.errors import ConfigError, DataError
 
 _CHOICE_SAMPLES = 256
-_NO_CLASSES = "The data has labels, but no output is (batch, classes): accuracy is not judged."
+_NO_CLASSES = (
+    "The data has labels, but no output is (batch, classes), or one score or class number for each "
+    "sample, or, where places are labelled, (batch, classes, places): accuracy is not judged."
+)
+_UNLIMITED = 2**63
+"""Classes of an output of class numbers, which do not say how many there are."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +43,9 @@ def find_class_outputs(
 ) -> tuple[TensorSpec, ...]:
     """The outputs that the labels of `data` can be classes of, in order; none without labels.
 
-    These are (batch, classes) with as many classes as the labels ask for.
+    These are (batch, classes) with as many classes as the labels ask for; or a lone value for each
+    sample, (batch, 1) or (batch,): a score where the labels are 0 and 1, or a class number. Labels
+    of every place of a sample, (batch, height, width), ask for (batch, classes, height, width).
 
     Args:
         data: its labels are read, no sample is.
@@ -43,14 +58,18 @@ def find_class_outputs(
         DataError: a label is not a class of any of them.
     """
     leading = plan.static_batch or BATCH
-    found = tuple(spec for spec in outputs if _has_classes(spec, leading))
+    places = None if data.labels is None else data.labels.shape[1:]
+    found = tuple(s for s in outputs if _fits(s, places) and _count_classes(s, leading) > 1)
     if named is not None:
         found = (_take_named(named, outputs, found),)
     if data.labels is None or not found:
         return ()
-    largest = int(data.labels.max(initial=0))
-    fitting = tuple(spec for spec in found if _count_classes(spec) > largest)
-    check_labels(data, max(_count_classes(spec) for spec in fitting or found))
+    void = VOID if places else ()
+    largest = int(data.labels.max(initial=0, where=~np.isin(data.labels, void)))
+    fitting = tuple(spec for spec in found if _count_classes(spec, leading) > largest)
+    told = [_count_classes(spec, leading) for spec in found if not _is_lone(spec)]
+    if told and not fitting:
+        check_labels(data, max(told))
     return fitting
 
 
@@ -88,23 +107,43 @@ def check_labels(dataset: Dataset, classes: int) -> None:
     labels = dataset.labels
     if labels is None:
         return
-    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
-    if wrong.size:
-        row = int(dataset.row_numbers(wrong[:1])[0])
+    wrong = np.argwhere(
+        ((labels < 0) | (labels >= classes)) & ~np.isin(labels, VOID if labels.ndim > 1 else ())
+    )
+    if len(wrong):
+        row = int(dataset.row_numbers(wrong[:1, 0])[0])
+        void = f" Places of no class are {', '.join(map(str, VOID))}." if labels.ndim > 1 else ""
         raise DataError(
-            f"{dataset.source}: label {labels[wrong[0]]} in row {row} is not in 0..{classes - 1}: "
-            f"the model has {classes} classes ({wrong.size} of {len(labels)} labels are out of "
-            "range). Number the classes as in training."
+            f"{dataset.source}: label {labels[tuple(wrong[0])]} in row {row} is not in "
+            f"0..{classes - 1}: the model has {classes} classes ({len(wrong)} of {labels.size} "
+            f"labels are out of range). Number the classes as in training.{void}"
         )
 
 
-def _has_classes(spec: TensorSpec, leading: int | str) -> bool:
-    return len(spec.shape) == 2 and spec.shape[0] == leading and _count_classes(spec) > 1
+def _is_lone(spec: TensorSpec) -> bool:
+    return spec.shape[1:] in ((), (1,))
 
 
-def _count_classes(spec: TensorSpec) -> int:
-    size = spec.shape[1]
-    return size if isinstance(size, int) else 0
+def _fits(spec: TensorSpec, places: tuple[int, ...] | None) -> bool:
+    """Whether the output has classes of samples, (), or of these places; None: not known which."""
+    sizes = spec.shape[2:]
+    return places is None or (
+        len(sizes) == len(places)
+        and all(
+            isinstance(size, str) or size == place
+            for size, place in zip(sizes, places, strict=True)
+        )
+    )
+
+
+def _count_classes(spec: TensorSpec, leading: int | str) -> int:
+    """How many classes the output tells apart; 0 where it cannot be classes."""
+    if spec.shape[:1] != (leading,):
+        return 0
+    if not _is_lone(spec):
+        size = spec.shape[1]
+        return size if isinstance(size, int) else 0
+    return 2 if spec.dtype == "bool" or "float" in spec.dtype else _UNLIMITED
 
 
 def _take_named(
@@ -117,7 +156,8 @@ def _take_named(
         if spec.name == name:
             return spec
     raise ConfigError(
-        f"--classes {name!r}: that output is not (batch, classes), which labels need. "
+        f"--classes {name!r}: that output is not (batch, classes), or one value for each sample, "
+        "which labels need. "
         f"The outputs are: {listed}."
     )
 
@@ -132,12 +172,18 @@ def _answer(
     labels = [np.zeros(0, np.int64)]
     for feeds, some in iterate_batches(evaluation.select(spread), plan):
         outputs = run(feeds)
+        flat = some
         for name in names:
-            answers[name].append(outputs[name].argmax(axis=1))
-        if some is not None:
-            labels.append(some)
+            if some is None or some.ndim == 1:
+                answers[name].append(read_answers(outputs[name]))
+            else:
+                found, flat = read_places(outputs[name], some)
+                answers[name].append(found)
+        if flat is not None:
+            labels.append(flat)
     joined = {name: np.concatenate(parts or labels) for name, parts in answers.items()}
-    return joined, np.concatenate(labels)
+    classes = {name: name_classes(each, find_threshold(each)) for name, each in joined.items()}
+    return classes, np.concatenate(labels)
 
 
 def _compare(answers: Mapping[str, Array], labels: Array) -> ClassOutput:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from deploy.engines.base import Array
 from deploy.judging.accuracy import Accuracy, AccuracyAccumulator
 from deploy.judging.output_parity import OutputAccumulator, OutputParity
+from deploy.judging.place_accuracy import PlaceAccumulator
 
 _FEWEST_INTEGERS = 64
 """Values of an integer output from which a share of them says anything beside other outputs."""
@@ -75,7 +76,7 @@ class ParityAccumulator:
     classes_of: str | None = None
     axes: Mapping[str, int | None] = field(default_factory=dict)
     outputs: dict[str, OutputAccumulator] = field(default_factory=dict)
-    accuracy: AccuracyAccumulator = field(default_factory=AccuracyAccumulator)
+    accuracy: AccuracyAccumulator | PlaceAccumulator = field(default_factory=AccuracyAccumulator)
     consistency_db: float | None = None
     batch_dependent: bool = False
     samples: int = 0
@@ -96,7 +97,8 @@ class ParityAccumulator:
         floor: tuple[dict[str, Array], dict[str, Array]] | None = None,
         labels: Array | None = None,
     ) -> None:
-        """Add one batch of `rows` samples; `labels` are class indices, shape (rows,).
+        """Add one batch of `rows` samples; `labels` are class indices, (rows,), or (rows, ...) of
+        places.
 
         Raises:
             ValueError: an output is missing or has another shape.
@@ -110,6 +112,8 @@ class ParityAccumulator:
         self.samples += rows
         self.batches.add(rows)
         if labels is not None and self.classes_of is not None:
+            if labels.ndim > 1 and isinstance(self.accuracy, AccuracyAccumulator):
+                self.accuracy = PlaceAccumulator()
             self.accuracy.update(reference[self.classes_of], candidate[self.classes_of], labels)
 
     def check_consistency(

@@ -55,11 +55,8 @@ def describe_fusion(model: dict[str, Any]) -> str:
         return "Nothing was merged: no layers stand together that are one layer exactly."
     merged = sum(item["kind"] not in _PLAIN_KINDS for item in fused)
     folded = len(fused) - merged
-    parts = [
-        f"{count} {noun}{'s' * (count != 1)} {done}"
-        for count, noun, done in ((merged, "block", "merged"), (folded, "norm", "folded"))
-        if count
-    ]
+    counts = ((merged, "block", "merged"), (folded, "norm", "folded"))
+    parts = [f"{_count(number, what)} {done}" for number, what, done in counts if number]
     changes = (
         _describe_change("layers", str(model["layers_before"]), str(model["layers_after"])),
         *(
@@ -112,6 +109,10 @@ def warn_of_outliers(fused: Sequence[dict[str, Any]]) -> str | None:
         f"{weights['sqnr_db_before']:.1f} dB before, {weights['sqnr_db_after']:.1f} dB merged. "
         "Look at the accuracy of int8 before you ship it."
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _make_table(blocks: list[dict[str, Any]], plain: list[dict[str, Any]]) -> Table:

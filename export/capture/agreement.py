@@ -56,6 +56,8 @@ class Expectation:
         tolerances: largest relative error by name, as `measure_error` measures it.
         samples: the same of each sample by itself, where `amplification` measured it; of one that
             proves nothing the largest number, so that it must be finite alone.
+        spans: ranges by name over other samples, where those of one batch alone tell little: one
+            probability is a single number, whose own range is none.
     """
 
     extent: Extent
@@ -63,6 +65,15 @@ class Expectation:
     outputs: Mapping[str, Array]
     tolerances: Mapping[str, float]
     samples: Mapping[str, Array] = field(default_factory=dict)
+    spans: Mapping[str, float] = field(default_factory=dict)
+
+    def measure_spans(self) -> dict[str, float]:
+        """The range of each output of finite floats; 0 of others."""
+        found = {}
+        for name, values in self.outputs.items():
+            plain = values.dtype.kind == "f" and values.size and bool(np.isfinite(values).all())
+            found[name] = float(np.ptp(values)) if plain else 0.0
+        return found
 
 
 def measure_tolerances(
@@ -141,7 +152,8 @@ def _measure_by_tolerance(
     reference = expected.outputs[name]
     if name in expected.samples:
         return measure_sample_errors(reference, found), expected.samples[name].tolist()
-    return [measure_error(reference, found)], [expected.tolerances[name]]
+    span = expected.spans.get(name, 0.0)
+    return [measure_error(reference, found, span)], [expected.tolerances[name]]
 
 
 def measure_sample_errors(reference: Array, found: Array) -> list[float]:
@@ -154,11 +166,12 @@ def measure_sample_errors(reference: Array, found: Array) -> list[float]:
     return errors
 
 
-def measure_error(reference: Array, found: Array) -> float:
+def measure_error(reference: Array, found: Array, span: float = 0.0) -> float:
     """Largest difference over the range of `reference`; for integers, the share that differs.
 
     The range counts at least as 1% of the largest value, so that near-constant outputs are not
-    asked for more digits than float32 has. Infinite if NaN or Inf stand in different places.
+    asked for more digits than float32 has, and as `span`, that of other samples. Infinite if NaN or
+    Inf stand in different places.
     """
     if reference.size == 0:
         return 0.0
@@ -174,7 +187,7 @@ def measure_error(reference: Array, found: Array) -> float:
     if reference.size == 0:
         return 0.0
     largest = float(np.abs(reference).max())
-    scale = max(float(reference.max() - reference.min()), 0.01 * largest)
+    scale = max(float(reference.max() - reference.min()), 0.01 * largest, span)
     difference = float(np.abs(found - reference).max())
     return difference / scale if scale else difference
 

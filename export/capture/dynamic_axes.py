@@ -75,8 +75,14 @@ def _make_dim(name: str, sizes: SizeRange) -> object:
     return sizes.step * steps
 
 
-def explain_axes(text: str, named: Mapping[str, NamedAxis]) -> RefusedAxesError | None:
-    """What torch.export's message `text` says of the axes `named`; None where that is nothing."""
+def explain_axes(
+    text: str, named: Mapping[str, NamedAxis], recurrent: Sequence[str] = ()
+) -> RefusedAxesError | None:
+    """What torch.export's message `text` says of the axes `named`; None where that is nothing.
+
+    `recurrent` are the paths of recurrent networks, which torch.export runs for one number of
+    steps: the likeliest reason for an axis that has one size, and one that its message lacks.
+    """
     found = {name: _explain_axis(name, text) for name in named}
     reasons = {name: reason for name, reason in found.items() if reason is not None}
     if not reasons:
@@ -85,8 +91,18 @@ def explain_axes(text: str, named: Mapping[str, NamedAxis]) -> RefusedAxesError 
     multiples = {name: step for name in named if (step := _find_multiple(name, text))}
     return RefusedAxesError(
         f"The model cannot take sizes from a range here: {listed}. Give such an axis one size in "
-        "--input, or change the model so that any size goes through it.",
+        f"--input, or change the model so that any size goes through it.{_blame(recurrent, text)}",
         multiples,
+    )
+
+
+def _blame(recurrent: Sequence[str], text: str) -> str:
+    """That recurrent networks fix how many steps they take, where one size is what is asked for."""
+    if not recurrent or not re.search(r"== \d|constant", text):
+        return ""
+    return (
+        f" torch.export runs recurrent networks ({', '.join(recurrent)}) for one number of steps: "
+        "the axis that they run along has one size."
     )
 
 

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from export.fusion.cost import count_macs, count_parameters, is_layer
+from export.fusion.constants import Constants
+from export.fusion.cost import count_macs, count_parameters, is_layer, is_recurrent
 from export.fusion.draft import Draft, read_argument
 from export.fusion.evaluation import hint
+from export.fusion.mutation import Mutations
 from export.fusion.norms import NORMS
 from export.fusion.operators import describe_layer
 from export.fusion.paths import find_path
@@ -44,13 +46,14 @@ _EVERYTHING = frozenset(
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer or norm.
+    """One layer or norm; a recurrent network of several layers is one.
 
     Attributes:
         path: the user's module.
         operator: in a word, such as ``conv3x3 depthwise``.
         output: shape for one sample.
-        parameters: stored numbers that it reads.
+        parameters: stored numbers that it reads, or that what it reads is computed from, as with
+            weight norm.
         macs: for one sample.
         receptive_field: positions an axis; None where it sees everything.
     """
@@ -75,10 +78,17 @@ def list_layers(program: ExportedProgram) -> tuple[LayerRow, ...]:
     """Every layer and norm of `program`, in the order of the graph."""
     draft = Draft(program)
     fields = _trace_fields(draft)
+    constants = Constants(draft, Mutations(draft.graph))
     rows = []
     for node in draft.graph.nodes:
-        if not is_layer(node) and node.target not in NORMS:
+        if not is_layer(node) and not is_recurrent(node) and node.target not in NORMS:
             continue
+        computed = {
+            step
+            for source in node.all_input_nodes
+            if source in constants
+            for step in constants.computed(source)
+        }
         value = node.meta["val"]
         shape = (value if isinstance(value, Tensor) else value[0]).shape
         rows.append(
@@ -86,7 +96,7 @@ def list_layers(program: ExportedProgram) -> tuple[LayerRow, ...]:
                 path=find_path(draft, node),
                 operator=_describe(node),
                 output=tuple(hint(size) for size in shape[1:]),
-                parameters=count_parameters(draft, [node]),
+                parameters=count_parameters(draft, {node, *computed}),
                 macs=count_macs(node),
                 receptive_field=fields[node].extent if node in fields else None,
             )

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from export.artifacts import TensorSpec
 from export.capture.dynamic_axes import explain_axes, make_dims
+from export.capture.embedding_bags import EqualBags
 from export.capture.idle_autocast import skip_idle_autocast
 from export.capture.image_model import find_user_module
 from export.capture.whole_scales import WholeScales
@@ -86,14 +87,17 @@ def capture(
         masks = _replaced(torch.nn.modules.transformer, "_detect_is_causal_mask", _say_of_mask)
         unknown = _leave_out_unknown(module, strict)
         idle = contextlib.nullcontext() if strict else skip_idle_autocast()
-        still = (contain_noise(), torch.no_grad(), _plain_attention(), masks, unknown, whole, idle)
+        bags = contextlib.nullcontext() if strict else EqualBags()
+        plain = (_plain_attention(), masks, unknown, whole, idle, bags)
+        still = (contain_noise(), torch.no_grad(), *plain)
         with contextlib.ExitStack() as stack:
             for context in still:
                 stack.enter_context(context)
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=strict)
     except Exception as error:  # the user's own code runs here: whatever it raises is the finding
         place = find_module_path(module, error.__traceback__)
-        explained = explain_axes(str(error), ranges)
+        recurrent = [n for n, part in module.named_modules() if isinstance(part, nn.RNNBase)]
+        explained = explain_axes(str(error), ranges, recurrent)
         if explained is not None:
             raise explained from error
         raise ExportError(

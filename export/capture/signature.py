@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from export.artifacts import BATCH, TensorSpec
@@ -79,14 +79,16 @@ class CallSignature:
 
 
 def name_inputs(module: nn.Module, names: Sequence[str | None]) -> tuple[tuple[str, ...], bool]:
-    """Final input names, and whether they are passed by keyword.
+    """Final input names, in the order of the call, and whether they are passed by keyword.
 
     Names that the user gave must be parameters of ``forward``; unnamed inputs take the names of its
-    first parameters, or ``input_0``, ``input_1`` ... where those cannot be known.
+    first parameters, or ``input_0``, ``input_1`` ... where those cannot be known. A program of
+    torch.export takes its inputs as it was exported with them: by name, or in order alone.
 
     Raises:
         ConfigError: a given name is no parameter of ``forward`` or is given twice; more inputs than
-            parameters.
+            parameters; fewer than an exported program takes in order, or one that takes some in
+            order and some by name.
     """
     parameters, takes_any_positional, takes_any_keyword = _forward_parameters(module)
     by_name = parameters + _keyword_only_parameters(module)
@@ -103,6 +105,13 @@ def name_inputs(module: nn.Module, names: Sequence[str | None]) -> tuple[tuple[s
                 f"It takes: {', '.join(by_name) or 'nothing'}. Rename the input"
                 f"{_WRAP if len(by_name) == 1 and len(names) > 1 else '.'}"
             )
+        if _takes_in_order(module, by_name):
+            if missing := [name for name in parameters if name not in given]:
+                raise ConfigError(
+                    f"The exported program takes {', '.join(parameters)}, and {missing[0]!r} is "
+                    "not among the inputs. Give one of each of these names."
+                )
+            return parameters, False
         return tuple(given), True
     if given:
         raise ConfigError("Name either every input or none: --input ids:1x128:int64 for each.")
@@ -227,6 +236,24 @@ def _forward_parameters(module: nn.Module) -> tuple[tuple[str, ...], bool, bool]
         any(p.kind is p.VAR_POSITIONAL for p in parameters),
         any(p.kind is p.VAR_KEYWORD for p in parameters),
     )
+
+
+def _takes_in_order(module: nn.Module, parameters: Sequence[str]) -> bool:
+    """Whether an exported program refuses its inputs by name, since it was not exported so.
+
+    Raises:
+        ConfigError: it takes some in order and some by name.
+    """
+    structure = getattr(module, "_in_spec", None) if isinstance(module, fx.GraphModule) else None
+    if structure is None or structure.type is not tuple or structure.num_children != 2:
+        return False
+    in_order, by_name = structure.child(0).num_children, structure.child(1).num_children
+    if in_order and by_name:
+        raise ConfigError(
+            f"The program was exported with {in_order} inputs in order and {by_name} by name "
+            f"({', '.join(parameters)}). Export it with all of them in args, or all in kwargs."
+        )
+    return bool(in_order)
 
 
 def _keyword_only_parameters(module: nn.Module) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from export.fusion.norms import NORMS
 aten = torch.ops.aten
 
 _POOLS = frozenset({aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default})
+_RECURRENT = frozenset({aten.gru.input, aten.lstm.input, aten.rnn_tanh.input, aten.rnn_relu.input})
 _ELEMENTWISE = frozenset({"add", "sub", "rsub", "mul", "div", "neg"})
 _KERNELS = {
     **dict.fromkeys((aten.linear.default, aten.convolution.default), "weight"),
@@ -39,6 +40,11 @@ def is_layer(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target in _KERNELS
 
 
+def is_recurrent(node: fx.Node) -> bool:
+    """Whether the node is a whole LSTM, GRU or plain recurrent network, all of its layers."""
+    return node.op == "call_function" and node.target in _RECURRENT
+
+
 def name_weight(node: fx.Node) -> str | None:
     """The argument that holds the weight of a layer; None for any other node."""
     return _KERNELS.get(node.target) if node.op == "call_function" else None
@@ -48,6 +54,8 @@ def count_macs(node: fx.Node) -> int:
     """MACs of one operator for one sample; what only moves data costs none."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return 0
+    if is_recurrent(node):
+        return _count_recurrent(node)
     elements = count_elements(node)
     name = _KERNELS.get(node.target)
     if name is not None:
@@ -64,6 +72,15 @@ def count_macs(node: fx.Node) -> int:
         return int(elements * math.prod(kernel * rank if len(kernel) == 1 else kernel))
     plain = str(node.target._schema.name).rpartition("::")[2].rstrip("_")
     return elements if node.target in NORMS or plain in _ELEMENTWISE else 0
+
+
+def _count_recurrent(node: fx.Node) -> int:
+    """Each step multiplies with every matrix of every layer and direction once."""
+    value = read_argument(node, "input").meta["val"]
+    first = bool(read_argument(node, "batch_first")) and value.ndim > 2
+    weights = [weight.meta["val"] for weight in read_argument(node, "params")]
+    products = sum(int(weight.numel()) for weight in weights if weight.ndim == 2)
+    return hint(value.shape[int(first)]) * products
 
 
 def count_elements(node: fx.Node) -> int:

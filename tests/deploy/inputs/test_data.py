@@ -144,7 +144,7 @@ class TestChecks:
             (np.array([0.0, 1.0, 2.0]), ("float64", "integer")),
             (np.array([[0], [1], [2]]), ("[N, 1]", "integer", "y[:, 0].astype(int)")),
             (np.eye(3), ("[N, 3]", "y.argmax(axis=1)")),
-            (np.zeros((3, 2, 2), np.int64), ("[N, 2, 2]", "Leave y out")),
+            (np.zeros((3, 2, 2)), ("[N, 2, 2]", "place of a map", "leave y out")),
             (np.array([True, False, True]), ("bool", "integer")),
         ],
     )

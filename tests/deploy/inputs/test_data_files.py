@@ -44,6 +44,14 @@ class TestArrays:
         assert dataset.labels is None
 
 
+def test_labels_that_are_names_are_refused_with_what_makes_numbers_of_them(tmp_path: Path) -> None:
+    names = np.array(["skip", "click", "skip", "buy"])
+    path = save_npz(tmp_path / "d.npz", x=floats(4, 2), y=names)
+    refuse(lambda: open_plain(path), "y holds text", "class numbers", "return_inverse=True")
+    numbers = np.unique(names, return_inverse=True)[1]  # what is advised
+    np.testing.assert_array_equal(numbers, [2, 1, 2, 0])
+
+
 class TestTensors:
     @pytest.mark.parametrize("zipped", [True, False])
     def test_tensor_pair_and_dict(self, tmp_path: Path, zipped: bool) -> None:
@@ -140,7 +148,7 @@ class TestSourcesRefused:
             ({"x": np.zeros((4, 2)), "y": np.arange(3)}, ("x 4", "y 3")),
             ({"ids": np.zeros((4, 2)), "mask": np.zeros((5, 2))}, ("ids 4", "mask 5")),
             ({"x": np.zeros((4, 2), complex)}, ("complex128",)),
-            ({"x": np.array(["a", "b"])}, ("<U1",)),
+            ({"x": np.array(["a", "b"])}, ("x holds text",)),
         ],
     )
     def test_arrays_that_cannot_be_samples(

@@ -96,6 +96,25 @@ def test_a_static_signature_has_the_sizes_that_the_model_returns() -> None:
     assert [spec.shape for spec in static.outputs] == [(8, 3), (3, 4), (4, 4)]
 
 
+@pytest.mark.parametrize("batch", [2, 5])
+@pytest.mark.parametrize("given", ["1x3", "{}x3"])
+def test_a_program_exported_for_one_batch_is_built_for_that_one(batch: int, given: str) -> None:
+    example = torch.randn(batch, 3)
+    module = torch.export.export(nn.Linear(3, 4), (example,)).module()
+    call = settle_call(module, BuildConfig(inputs=(given.format(batch),)), None)
+    assert (call.static, call.given_batch) == (True, batch)
+    assert [spec.shape for spec in call.signature.outputs] == [(batch, 4)]
+    assert f"batches of exactly {batch}" in call.warnings[0]
+
+
+def test_a_program_exported_for_any_batch_takes_any() -> None:
+    shapes = ({0: torch.export.Dim("b", min=1, max=64)},)
+    program = torch.export.export(nn.Linear(3, 4), (torch.randn(2, 3),), dynamic_shapes=shapes)
+    call = settle_call(program.module(), BuildConfig(inputs=("1x3",)), None)
+    assert (call.static, call.warnings) == (False, ())
+    assert [spec.shape for spec in call.signature.outputs] == [("batch", 4)]
+
+
 def test_an_output_without_values_is_said_to_be_compared_by_nothing() -> None:
     found = settle(Returning(lambda x: (x[x > 100], x)), "1x3").warnings
     assert [text.split(" is empty")[0] for text in found] == ["Output output_0"]

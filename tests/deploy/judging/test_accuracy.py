@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -135,3 +136,80 @@ def test_paired_interval_covers_the_true_drop_in_95_of_100(
         low, high = paired_drop_interval(int(a), int(b), samples)
         covered += low <= lost - gained <= high
     assert covered / 4000 == pytest.approx(0.95, abs=0.02)
+
+
+def judge_scores(reference: Array, candidate: Array, labels: Array) -> Accuracy:
+    accumulator = AccuracyAccumulator()
+    for part in np.array_split(np.arange(len(labels)), 4):
+        accumulator.update(reference[part], candidate[part], labels[part])
+    result = accumulator.result()
+    assert result is not None
+    return result
+
+
+@pytest.mark.parametrize("shape", [(800,), (800, 1)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_a_lone_logit_and_its_probability_have_the_accuracy_that_scikit_learn_finds(
+    shape: tuple[int, ...], dtype: type
+) -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal((800, 3))
+    labels = (x @ [1.0, -2.0, 0.5] + rng.standard_normal(800) > 0.3).astype(np.int64)
+    model = LogisticRegression().fit(x, labels)
+    logits = model.decision_function(x).astype(dtype).reshape(shape)
+    shares = model.predict_proba(x)[:, 1].astype(dtype).reshape(shape)
+    for scores, threshold in ((logits, 0.0), (shares, 0.5)):
+        found = judge_scores(scores, scores, labels)
+        assert found.threshold == threshold
+        assert found.reference == pytest.approx(model.score(x, labels), abs=0.0026)
+        assert found.above_chance
+
+
+def test_a_candidate_is_held_to_the_threshold_of_the_reference() -> None:
+    labels = np.arange(600) % 2
+    shares = np.where(labels == 1, 0.9, 0.1)
+    moved = shares + 0.2  # leaves 0 to 1, and is no logit for that
+    found = judge_scores(shares, moved, labels)
+    assert (found.threshold, found.drop) == (0.5, 0.0)
+    assert judge_scores(shares, shares - 0.5, labels).candidate == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("shape", [(600,), (600, 1)])
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.bool_])
+def test_a_lone_integer_or_boolean_is_the_class_itself(shape: tuple[int, ...], dtype: type) -> None:
+    labels = np.random.default_rng(2).integers(0, 2 if dtype is np.bool_ else 9, 600)
+    wrong = labels.copy()
+    wrong[:60] = 1 - np.minimum(wrong[:60], 1)
+    found = judge_scores(
+        labels.astype(dtype).reshape(shape), wrong.astype(dtype).reshape(shape), labels
+    )
+    assert found.reference == 1.0
+    assert found.candidate == pytest.approx((wrong == labels).mean())
+    assert found.threshold is None
+
+
+def test_a_candidate_that_never_answers_a_rare_class_has_forgotten_the_labels() -> None:
+    labels = np.zeros(1000, np.int64)
+    labels[::100] = 1
+    caught = np.where((labels == 1) & (np.arange(1000) % 500 != 0), 3.0, -3.0)
+    silent = np.full(1000, -3.0)
+    found = judge_scores(caught, silent, labels)
+    assert found.drop == pytest.approx(0.008)  # within one point
+    assert found.above_chance
+    assert found.forgotten
+    assert not judge_scores(caught, caught, labels).forgotten
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.5])
+def test_an_engine_of_the_same_skill_has_forgotten_nothing(share: float) -> None:
+    rng = np.random.default_rng(4)
+    forgotten = 0
+    for _ in range(200):
+        labels = (rng.random(1000) < share).astype(np.int64)
+        logits = 3.0 * labels - 1.5 + rng.standard_normal(1000)
+        forgotten += judge_scores(
+            logits, logits + 0.1 * rng.standard_normal(1000), labels
+        ).forgotten
+    assert forgotten == 0

@@ -243,6 +243,40 @@ def test_accuracy_is_what_counts_where_there_are_labels_whatever_the_sqnr() -> N
     assert judge(parity, "int8", "labelled").passed
 
 
+def scored(reference: Array, candidate: Array, labels: Array) -> ParityReport:
+    """Of an output that is one score for each sample."""
+    accumulator = ParityAccumulator(("score",), classes_of="score")
+    accumulator.update({"score": reference}, {"score": candidate}, rows=len(labels), labels=labels)
+    return accumulator.result()
+
+
+def test_a_lone_score_is_held_to_the_accuracy_and_to_the_sqnr() -> None:
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 2, 1000)
+    logits = np.where(labels == 1, 0.3, -0.3) + 20 * (rng.random(1000) < 0.02)
+    flipped = np.where(np.arange(1000) < 15, -0.3 * np.sign(logits), logits)  # 38 dB
+    verdict = judge(scored(logits, flipped, labels), "int8")
+    assert not verdict.passed
+    assert "accuracy drop at most 1.00% on 1000 samples, class 1 above 0" in verdict.gate
+    assert "drops by 1.50%" in str(verdict.reason) or "drops by 1.4" in str(verdict.reason)
+    noisy = judge(scored(logits, logits * rng.uniform(0.5, 2.0, 1000), labels), "int8")
+    assert not noisy.passed
+    assert "SQNR" in str(noisy.reason)
+    assert judge(scored(logits, logits * 1.01, labels), "int8").passed
+
+
+def test_an_engine_that_never_answers_the_rare_class_is_rejected_within_the_drop() -> None:
+    labels = np.zeros(1000, np.int64)
+    labels[::120] = 1
+    rare = np.stack([np.zeros(1000), np.where(labels == 1, 4.0, -4.0)], axis=1)
+    accumulator = ParityAccumulator(("logits",), classes_of="logits")
+    silent = np.minimum(rare, 0) - [0.0, 1.0]
+    accumulator.update({"logits": rare}, {"logits": silent}, rows=1000, labels=labels)
+    verdict = judge(accumulator.result(), "int8")
+    assert not verdict.passed
+    assert "rare are lost" in str(verdict.reason)
+
+
 def test_labels_that_the_reference_knows_no_better_than_chance_do_not_certify_zeros() -> None:
     values = logits(1000, seed=7)
     labels = np.arange(1000) % 10

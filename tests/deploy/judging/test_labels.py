@@ -1,5 +1,6 @@
 """Labels are held against the output that they fit; where none fits, that is said."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,50 @@ def test_only_batch_by_classes_can_hold_classes(shape: tuple[int | str, ...]) ->
     assert "no output is (batch, classes)" in warning
 
 
+@pytest.mark.parametrize("shape", [(BATCH,), (BATCH, 1)])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "bool"])
+def test_a_lone_score_can_hold_labels_of_two_classes(
+    shape: tuple[int | str, ...], dtype: str
+) -> None:
+    score = TensorSpec("score", shape, dtype)
+    assert find_class_outputs(labelled(draw_labels() % 2), (MAPS, score), PLAN) == (score,)
+    assert find_class_outputs(labelled(draw_labels()), (MAPS, score), PLAN) == ()
+
+
+def test_a_lone_integer_is_a_class_number_however_many_there_are() -> None:
+    number = TensorSpec("number", (BATCH,), "int64")
+    assert find_class_outputs(labelled(draw_labels() + 500), (number,), PLAN) == (number,)
+
+
+def test_labels_of_more_classes_than_the_logits_have_are_refused_beside_a_lone_score_too() -> None:
+    data = labelled(np.array([0, 1, 2, 7]))
+    score = TensorSpec("score", (BATCH,), "float32")
+    refuse(lambda: find_class_outputs(data, (score, LOGITS), PLAN), "label 7", "row 3", "0..2")
+
+
+@pytest.mark.parametrize("squash", [True, False])
+def test_of_scores_and_flags_the_one_that_the_labels_fit_is_chosen(squash: bool) -> None:
+    labels = draw_labels() % 2
+    rng = np.random.default_rng(5)
+    logits = (4 * labels - 2 + rng.standard_normal(len(labels))).astype(np.float32)
+    scores = 1 / (1 + np.exp(-logits)) if squash else logits
+    other = rng.random(len(labels)).astype(np.float32)
+    specs = (
+        TensorSpec("other", (BATCH,), "float32"),
+        TensorSpec("flag", (BATCH,), "bool"),
+        TensorSpec("score", (BATCH, 1), "float32"),
+    )
+
+    def run(feeds: Feeds) -> dict[str, Array]:
+        rows = feeds["x"][:, 0].astype(np.int64)
+        return {"other": other[rows], "flag": other[rows] > 0.5, "score": scores[rows, None]}
+
+    data = labelled(labels)
+    found = find_class_outputs(data, specs, PLAN)
+    assert found == specs
+    assert choose_class_output(found, run, data, PLAN) == ClassOutput("score")
+
+
 def test_a_static_batch_is_a_batch_too() -> None:
     labels = draw_labels(50)
     data, plan = labelled(labels), CheckPlan(static_batch=8)
@@ -147,7 +192,8 @@ def test_the_output_that_is_named_is_taken_whatever_fits() -> None:
 @pytest.mark.parametrize("labels", [draw_labels(), None])
 def test_a_name_that_cannot_be_is_refused_with_the_outputs(labels: Array | None) -> None:
     data = Dataset(labelled(draw_labels()).inputs, labels, "data.npz")
-    outputs = (MAPS, LOGITS)
+    bank = TensorSpec("bank", (5, 3), "float32")
+    outputs = (MAPS, LOGITS, bank)
 
     def name(text: str) -> None:
         find_class_outputs(data, outputs, PLAN, named=text)
@@ -155,8 +201,9 @@ def test_a_name_that_cannot_be_is_refused_with_the_outputs(labels: Array | None)
     listed = ("maps:batchx3x8x8:float32", "logits:batchx3:float32")
     unknown = ("--classes 'scores'", "no such output", *listed)
     refuse(lambda: name("scores"), *unknown, kind=ConfigError)
-    unfit = ("--classes 'maps'", "(batch, classes)", *listed)
-    refuse(lambda: name("maps"), *unfit, kind=ConfigError)
+    for unfit in ("bank",) if labels is None else ("bank", "maps"):
+        words = (f"--classes {unfit!r}", "(batch, classes)", *listed)
+        refuse(partial(name, unfit), *words, kind=ConfigError)
 
 
 def test_labels_must_be_classes_of_the_model() -> None:

@@ -139,3 +139,12 @@ def test_a_coarse_buffer_does_not_loosen_the_check_of_float32_weights() -> None:
     module = nn.Linear(4, 3)
     module.register_buffer("scale", torch.ones(1, dtype=torch.bfloat16))
     assert float_dtypes(module) == {torch.float32}
+
+
+def test_one_number_is_measured_by_the_range_of_other_samples() -> None:
+    lone, found = np.array([3e-6]), np.array([3.06e-6])
+    assert measure_error(lone, found) == pytest.approx(2.0)  # over 1% of itself
+    assert measure_error(lone, found, 0.75) == pytest.approx(8e-8)
+    assert measure_error(lone, np.array([0.75]), 0.75) == pytest.approx(1.0, abs=1e-5)
+    wide = np.array([0.0, 3.0])
+    assert measure_error(wide, wide + 0.3, 0.75) == pytest.approx(0.1)

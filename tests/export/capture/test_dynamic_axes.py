@@ -66,6 +66,35 @@ def test_an_axis_that_cannot_be_dynamic_is_named_with_the_reason(
     assert "Give such an axis one size in --input" in str(caught.value)
 
 
+class Heard(nn.Module):
+    """A recurrent network over what a convolution with a stride leaves of the steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.memory = nn.Conv1d(4, 6, 3, stride=2), nn.GRU(6, 5, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        steps: torch.Tensor = self.memory(self.conv(x).transpose(1, 2))[0]
+        return steps
+
+
+def test_a_recurrent_network_that_fixes_its_steps_is_named() -> None:
+    spec = TensorSpec("x", ("batch", 4, "steps"), "float32", {"steps": SIZES})
+    with pytest.raises(ExportError, match=r"runs recurrent networks \(memory\) for one number"):
+        run(Heard(), spec)
+
+
+def test_an_axis_that_no_recurrent_network_fixes_blames_none() -> None:
+    class Bystander(Halver):
+        def __init__(self) -> None:
+            super().__init__()
+            self.memory = nn.GRU(3, 3)
+
+    with pytest.raises(ExportError) as caught:
+        run(Bystander())
+    assert "recurrent" not in str(caught.value)
+
+
 def test_axes_of_one_name_are_one_dimension() -> None:
     square = TensorSpec("x", ("batch", 3, "side", "side"), "float32", {"side": SIZES})
     module = run(Product(), square).module()

@@ -64,3 +64,37 @@ def test_layers_carry_the_users_paths_and_add_up() -> None:
     assert rows[-1].path == "fc"
     assert rows[-1].receptive_field is None  # it follows a global pool
     assert sum(row.operator == "batch norm" for row in rows) == 9
+
+
+class Recurrent(nn.Module):
+    """The network alone, and the first of what it returns."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)[0]
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.GRU, 3), (nn.LSTM, 4), (nn.RNN, 1)])
+def test_recurrent_networks_are_layers_with_the_macs_of_every_step(
+    kind: type[nn.Module], gates: int
+) -> None:
+    network = kind(6, 5, num_layers=2, bidirectional=True, batch_first=True)
+    (row,) = inspect(Recurrent(network), torch.randn(2, 9, 6))
+    assert row.path == "network"
+    assert row.parameters == sum(p.numel() for p in network.parameters())
+    first, second = (gates * 5 * (width + 5) for width in (6, 10))
+    assert row.macs == 9 * 2 * (first + second)
+    assert row.output == (9, 10)
+
+
+@pytest.mark.parametrize("old", [True, False])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_a_normed_weight_counts_with_what_it_is_computed_from(old: bool) -> None:
+    norm = nn.utils.weight_norm if old else nn.utils.parametrizations.weight_norm
+    layer = norm(nn.Conv1d(4, 6, 3))
+    (row,) = inspect(nn.Sequential(layer), torch.randn(2, 4, 12))
+    assert row.parameters == sum(p.numel() for p in layer.parameters())
+    assert row.macs == 10 * 6 * 4 * 3

@@ -62,6 +62,21 @@ def test_ordinary_net_holds_on_the_first_rung(tmp_path, capfd):
     assert_repeats(signature, exported, net, {"x": torch.randn(5, 3, 32, 32)})
 
 
+class Probability(nn.Module):
+    """One probability a sample."""
+
+    def forward(self, x):
+        return torch.sigmoid(x.sum(-1))
+
+
+@pytest.mark.parametrize("logit", [-8.0, -12.0, -15.0])
+def test_a_lone_probability_near_zero_does_not_cost_the_dynamic_batch(tmp_path, logit):
+    x = torch.tensor([[logit, 0.013, -0.17], [1.3, -0.4, 0.21]])
+    signature, exported = climb(Probability().eval(), {"x": x}, tmp_path)
+    assert (exported.rung, exported.dynamic_batch) == ("dynamo", True)
+    assert_repeats(signature, exported, Probability(), {"x": x.repeat(3, 1)})
+
+
 class DataDependent(nn.Module):
     def __init__(self):
         super().__init__()

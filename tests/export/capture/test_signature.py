@@ -4,6 +4,7 @@ import functools
 from collections import OrderedDict, defaultdict, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -311,6 +312,50 @@ def test_torchscript_is_named_and_called_like_its_module(make: str) -> None:
         signature = describe_call(module, feeds, keyword=keyword, dynamic_batch=True)
         found = signature.call(module, feeds)["output"]
         torch.testing.assert_close(found, feeds["image"] * feeds["scale"])
+
+
+class Divides(nn.Module):
+    def forward(self, over: Tensor, under: Tensor) -> Tensor:
+        return over / under
+
+
+def exported(tmp_path: Path, args: tuple[Tensor, ...], **kwargs: Tensor) -> nn.Module:
+    """What becomes of a program that was written to a file and read again."""
+    path = tmp_path / "model.pt2"
+    torch.export.save(torch.export.export(Divides(), args, kwargs), path)
+    return torch.export.load(path).module()
+
+
+@pytest.mark.parametrize("order", [("over", "under"), ("under", "over")])
+def test_a_program_exported_in_order_is_called_in_order_whatever_the_names_come_in(
+    order: tuple[str, str], tmp_path: Path
+) -> None:
+    feeds = {"over": torch.rand(2, 3), "under": torch.rand(2, 3) + 1}
+    module = exported(tmp_path, tuple(feeds.values()))
+    names, keyword = name_inputs(module, order)
+    assert (names, keyword) == (("over", "under"), False)
+    signature = describe_call(
+        module, {name: feeds[name] for name in names}, keyword=keyword, dynamic_batch=False
+    )
+    found = signature.call(module, feeds)["output"]
+    torch.testing.assert_close(found, feeds["over"] / feeds["under"])
+    with pytest.raises(ConfigError, match="takes over, under, and 'under' is not among"):
+        name_inputs(module, ["over"])
+
+
+def test_a_program_exported_by_name_is_called_by_name(tmp_path: Path) -> None:
+    feeds = {"over": torch.rand(2, 3), "under": torch.rand(2, 3) + 1}
+    module = exported(tmp_path, (), **feeds)
+    assert name_inputs(module, ["under", "over"]) == (("under", "over"), True)
+    signature = describe_call(module, feeds, keyword=True, dynamic_batch=False)
+    found = signature.call(module, feeds)["output"]
+    torch.testing.assert_close(found, feeds["over"] / feeds["under"])
+
+
+def test_a_program_exported_both_ways_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    module = exported(tmp_path, (torch.rand(2, 3),), under=torch.rand(2, 3))
+    with pytest.raises(ConfigError, match=r"1 inputs in order and 1 by name .*all in kwargs"):
+        name_inputs(module, ["over", "under"])
 
 
 def test_a_forward_that_hides_its_parameters_is_called_in_order() -> None:

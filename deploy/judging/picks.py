@@ -1,0 +1,57 @@
+"""Outputs whose rows are picked by rank, where an error of values changes places of whole rows."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx
+
+from deploy.judging.parity import ParityReport
+from export.onnx.graph import is_standard, node_label
+
+_PICKERS = ("TopK", "NonMaxSuppression")
+
+
+def find_picked(path: Path) -> dict[str, str]:
+    """By output of the ONNX model at `path` the operator that picks its rows, and where it stands.
+
+    An output that depends on several has the last of them; one that depends on none is not there.
+    """
+    model = onnx.load(path, load_external_data=False)
+    picked: dict[str, str] = {}
+    for node in model.graph.node:
+        found = next((picked[name] for name in reversed(node.input) if name in picked), None)
+        if node.op_type in _PICKERS and is_standard(node):
+            found = f"{node.op_type} at {node_label(node)}"
+        if found is not None:
+            picked |= dict.fromkeys(filter(None, node.output), found)
+    return {value.name: picked[value.name] for value in model.graph.output if value.name in picked}
+
+
+def warn_of_picks(path: Path, rejected: Sequence[ParityReport]) -> str | None:
+    """What to do where the worst output of a rejected candidate is picked by rank; else None.
+
+    Args:
+        path: the ONNX model.
+        rejected: how far the candidates that failed their gate are from the reference.
+    """
+    if not rejected:
+        return None
+    picked = find_picked(path)
+    if not any(_find_worst(report) in picked for report in rejected):
+        return None
+    return _describe(picked)
+
+
+def _find_worst(report: ParityReport) -> str:
+    return min(report.outputs, key=lambda output: output.nearness_db).name
+
+
+def _describe(picked: Mapping[str, str]) -> str:
+    names = ", ".join(picked)
+    wheres = ", ".join(dict.fromkeys(picked.values()))
+    return (
+        f"The rows of {names} are picked by rank ({wheres}): where two scores change places by "
+        "rounding, whole rows do, and nearly as good an answer looks like another one. Return the "
+        "scores and what is picked from, which are compared value by value, and pick from them "
+        "after the engine."
+    )

@@ -1,0 +1,146 @@
+"""Labels of places: shares against scikit-learn, intervals against simulation, and the choice."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploy.config import BuildConfig
+from deploy.inputs.data import ArrayRows, Dataset
+from deploy.judging.accuracy import Accuracy
+from deploy.judging.checking import CheckPlan
+from deploy.judging.gates import judge_parity
+from deploy.judging.labels import ClassOutput, choose_class_output, find_class_outputs
+from deploy.judging.parity import ParityAccumulator, ParityReport
+from export.artifacts import BATCH, TensorSpec
+from export.errors import ConfigError
+from tests.samples import refuse
+
+Array = np.ndarray[Any, Any]
+
+MAPS = TensorSpec("maps", (BATCH, 3, 8, 8), "float32")
+ANY_SIZE = TensorSpec("maps", (BATCH, 3, "h", "w"), "float32")
+LOGITS = TensorSpec("logits", (BATCH, 3), "float32")
+PLAN = CheckPlan()
+
+
+def draw(samples: int, *, right: float, seed: int = 0) -> tuple[Array, Array]:
+    """Scores and labels of which a share is right, in some samples more and in some less."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, (samples, 8, 8))
+    share = np.clip(right + 0.1 * rng.standard_normal((samples, 1, 1)), 0, 1)
+    known = rng.random(labels.shape) < share
+    answers = np.where(known, labels, (labels + rng.integers(1, 3, labels.shape)) % 3)
+    return np.moveaxis(np.eye(3)[answers], -1, 1), labels
+
+
+def compare(reference: Array, candidate: Array, labels: Array) -> ParityReport:
+    accumulator = ParityAccumulator(("maps",), classes_of="maps")
+    for part in np.array_split(np.arange(len(labels)), 3):
+        accumulator.update(
+            {"maps": reference[part]},
+            {"maps": candidate[part]},
+            rows=len(part),
+            labels=labels[part],
+        )
+    return accumulator.result()
+
+
+def measure(reference: Array, candidate: Array, labels: Array) -> Accuracy:
+    found = compare(reference, candidate, labels).accuracy
+    assert found is not None
+    return found
+
+
+def test_accuracy_is_the_share_of_right_places_and_chance_that_of_cohens_kappa() -> None:
+    from sklearn.metrics import accuracy_score, cohen_kappa_score
+
+    scores, labels = draw(40, right=0.8)
+    answers = scores.argmax(axis=1).ravel()
+    found = measure(scores, scores, labels)
+    expected = accuracy_score(labels.ravel(), answers)
+    kappa = cohen_kappa_score(answers, labels.ravel())
+    assert (found.reference, found.drop, found.samples) == (pytest.approx(expected), 0.0, 40)
+    assert (found.reference - found.chance) / (1 - found.chance) == pytest.approx(kappa)
+    assert found.above_chance
+
+
+@pytest.mark.parametrize("void", [255, -1, -100])
+def test_places_of_no_class_are_left_out_and_samples_of_nothing_else(void: int) -> None:
+    scores, labels = draw(30, right=0.9)
+    masked = labels.copy()
+    masked[:, :3] = void
+    masked[7] = void
+    wrong = scores.copy()
+    wrong[:, :, :3] = np.roll(wrong[:, :, :3], 1, axis=1)  # only where nothing is labelled
+    found = measure(scores, wrong, masked)
+    assert (found.samples, found.drop) == (29, 0.0)
+    kept = np.delete(scores.argmax(axis=1) == labels, 7, axis=0)[:, 3:]
+    assert found.reference == pytest.approx(kept.mean())
+
+
+def test_the_interval_covers_the_true_share_as_often_as_it_says() -> None:
+    covered = 0
+    for seed in range(200):
+        found = measure(*(draw(50, right=0.7, seed=seed)[index] for index in (0, 0, 1)))
+        low, high = found.reference_ci95
+        covered += low <= 0.7 <= high
+    assert 180 <= covered <= 199
+
+
+def test_an_engine_that_errs_at_places_is_rejected_whatever_its_sqnr() -> None:
+    scores, labels = draw(320, right=0.9)
+    close = scores.copy()
+    edge = np.zeros(labels.shape, bool)
+    edge[:, :, :1] = True  # an eighth of the places, decided by little
+    close = np.where(edge[:, None], 0.5 + 0.01 * scores, scores)
+    flipped = np.where(edge[:, None], 0.5 + 0.01 * np.roll(scores, 1, axis=1), scores)
+    report = compare(close, flipped, labels)
+    assert report.sqnr_db > 30
+    verdict = judge_parity(report, "int8", kind="labelled", config=BuildConfig())
+    assert not verdict.passed
+    assert "accuracy drops by 1" in str(verdict.reason)
+    same = compare(close, close * 1.2, labels)
+    assert judge_parity(same, "int8", kind="labelled", config=BuildConfig()).passed
+
+
+def labelled(labels: Array) -> Dataset:
+    rows = np.arange(len(labels), dtype=np.float32)[:, None]
+    return Dataset({"x": ArrayRows(rows, rows.dtype)}, labels, "data.npz")
+
+
+@pytest.mark.parametrize("maps", [MAPS, ANY_SIZE])
+def test_labels_of_places_are_held_against_the_output_of_such_places(maps: TensorSpec) -> None:
+    _, labels = draw(20, right=1.0)
+    labels[3, 0, 0] = 255
+    assert find_class_outputs(labelled(labels), (LOGITS, maps), PLAN) == (maps,)
+    assert find_class_outputs(labelled(labels[:, :5]), (LOGITS, MAPS), PLAN) == ()
+    assert find_class_outputs(labelled(labels[:, 0, 1]), (LOGITS, maps), PLAN) == (LOGITS,)
+    labels[5, 2, 2] = 9
+    refuse(
+        lambda: find_class_outputs(labelled(labels), (maps,), PLAN),
+        *("label 9", "row 5", "0..2", "255, -1, -100"),
+    )
+
+
+def test_of_two_maps_the_one_that_the_labels_fit_is_chosen() -> None:
+    scores, labels = draw(60, right=0.9)
+    labels[:, 0] = 255
+    other, _ = draw(60, right=0.9, seed=8)
+    aux = TensorSpec("aux", MAPS.shape, "float32")
+
+    def run(feeds: dict[str, Array]) -> dict[str, Array]:
+        rows = feeds["x"][:, 0].astype(np.int64)
+        return {"maps": scores[rows], "aux": other[rows]}
+
+    data = labelled(labels)
+    found = find_class_outputs(data, (aux, MAPS), PLAN)
+    assert found == (aux, MAPS)
+    assert choose_class_output(found, run, data, PLAN) == ClassOutput("maps")
+
+
+def test_a_map_can_be_named_where_the_data_has_no_labels() -> None:
+    data = Dataset(labelled(np.zeros(4, int)).inputs, None, "data.npz")
+    assert find_class_outputs(data, (LOGITS, MAPS), PLAN, named="maps") == ()
+    with pytest.raises(ConfigError, match="no such output"):
+        find_class_outputs(data, (LOGITS, MAPS), PLAN, named="nothing")
