@@ -12,7 +12,8 @@ from deploy.engines.base import EngineSpec
 from deploy.engines.device import CUDA
 from deploy.judging.accuracy import Accuracy
 from deploy.judging.eager import ON_CPU, EagerBaseline
-from deploy.judging.gates import MIN_LABELLED, Verdict
+from deploy.judging.gates import EXACT, MIN_LABELLED, Verdict, least_sqnr
+from deploy.judging.worst_samples import warn_of_poor
 from deploy.measuring.latency import LatencyReport
 from deploy.measuring.machine import Machine
 from deploy.report import SCHEMA_VERSION
@@ -129,7 +130,7 @@ def make_report(
         "search": None if findings.search is None else _search_json(findings.search),
         "winner": findings.winner,
         "verdict": describe_verdict(findings),
-        "warnings": _warnings(findings),
+        "warnings": _warnings(findings, config),
         "stages": [{"name": name, "seconds": seconds} for name, seconds in stages],
     }
 
@@ -209,7 +210,7 @@ def _fusion_json(exported: Exported) -> dict[str, Any]:
     }
 
 
-def _warnings(findings: Findings) -> list[str]:
+def _warnings(findings: Findings, config: BuildConfig) -> list[str]:
     warnings = list(findings.problem.warnings)
     if findings.eager.warning is not None:
         warnings.append(findings.eager.warning)
@@ -244,7 +245,8 @@ def _warnings(findings: Findings) -> list[str]:
     if winner is not None:
         row = _row(findings, winner)
         left = (describe_float(row), describe_cpu(row))
-        warnings.extend(sentence for sentence in left if sentence is not None)
+        poor = _describe_poor(winner, config)
+        warnings.extend(sentence for sentence in (*left, poor) if sentence is not None)
     warnings.extend(finding.words for finding in findings.audit)
     outliers = warn_of_outliers(_fusion_json(findings.exported)["fused"])
     if outliers is not None and not int8_holds(findings.results):
@@ -257,6 +259,13 @@ def _warnings(findings: Findings) -> list[str]:
             "quiet machine.".format(*findings.latency.control_ci95)
         )
     return warnings
+
+
+def _describe_poor(winner: CandidateResult, config: BuildConfig) -> str | None:
+    if winner.parity is None or winner.precision in EXACT:
+        return None
+    samples = ((output.name, output.worst_samples) for output in winner.parity.outputs)
+    return warn_of_poor(winner.name, samples, least_sqnr(winner.precision, config))
 
 
 def _describe_chance(findings: Findings, accuracy: Accuracy) -> str:

@@ -8,6 +8,7 @@ from deploy.config import BuildConfig
 from deploy.judging.output_parity import OutputParity
 from deploy.judging.parity import ParityReport
 from deploy.judging.shares import explain_few, holds_share
+from deploy.judging.worst_samples import explain_ruined
 from deploy.measuring.bootstrap import estimate_ratio
 from deploy.measuring.latency import EngineLatency
 from export.ranges import describe_sizes
@@ -77,9 +78,10 @@ def judge_parity(
     Float32 is held to the noise of eager itself. Fewer bits are held to the accuracy where there
     are at least 300 labels which eager itself knows beyond chance, and outputs that have no labels
     to the SQNR; else all to the SQNR and, on real data, to the top-1 agreement. An output that
-    holds the SQNR but has lost a tenth of its channels to others of larger scale fails; integers
-    but for colour images have no SQNR and are held to the share of equal ones. int8 and int4,
-    weights alone as well, are never passed on synthetic inputs.
+    holds the SQNR but has lost a tenth of its channels to others of larger scale fails, and so does
+    one with a ruined sample (see `deploy.judging.worst_samples`); integers but for colour images
+    have no SQNR and are held to the share of equal ones. int8 and int4, weights alone as well, are
+    never passed on synthetic inputs.
     """
     if report.samples == 0:
         return Verdict(False, "samples to judge by", "no sample was compared")
@@ -159,7 +161,8 @@ def _judge_exact(report: ParityReport, recorded: Mapping[str, float] | None) -> 
     return Verdict(True, gate)
 
 
-def _least_sqnr(precision: str, config: BuildConfig) -> float:
+def least_sqnr(precision: str, config: BuildConfig) -> float:
+    """The SQNR in dB that outputs in fewer bits must have; a key of `MIN_SQNR_DB`."""
     return MIN_SQNR_DB[precision] if config.min_sqnr is None else config.min_sqnr
 
 
@@ -171,7 +174,7 @@ def _judge_outputs(
     verdict = _judge_integers(tuple(o for o in outputs if not o.is_amount), config)
     if not floats or not verdict.passed:
         return verdict
-    of_floats = _judge_sqnr(floats, _least_sqnr(precision, config))
+    of_floats = _judge_sqnr(floats, least_sqnr(precision, config))
     if not of_floats.passed or len(floats) == len(outputs):
         return of_floats
     return Verdict(True, f"{of_floats.gate}; {verdict.gate}")
@@ -203,6 +206,9 @@ def _judge_sqnr(outputs: tuple[OutputParity, ...], least: float) -> Verdict:
                 "error is as large as what they hold. They are small beside the others; return "
                 "them as an output of their own",
             )
+        ruined = explain_ruined(output.name, output.worst_samples, least)
+        if ruined is not None:
+            return Verdict(False, f"{gate} and no sample ruined", ruined)
     return Verdict(True, gate)
 
 
