@@ -17,7 +17,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from export.cpu import saturates_int8
 from export.errors import EngineError
-from export.onnx.files import PROTOBUF_LIMIT, copy_model, read_model, stored_bytes, write_model
+from export.onnx.files import copy_model, read_model, serialize_model, write_model
 
 ORT_ERRORS = (
     ort_state.EPFail,
@@ -114,7 +114,8 @@ def _open_session(
 ) -> onnxruntime.InferenceSession:
     providers = ["CPUExecutionProvider"]
     try:
-        if stored_bytes(proto) > PROTOBUF_LIMIT:
+        content = serialize_model(proto)
+        if content is None:
             with tempfile.TemporaryDirectory() as scratch:
                 path = Path(scratch) / "model.onnx"
                 write_model(proto, path)
@@ -123,7 +124,6 @@ def _open_session(
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", str(folder.resolve())
             )
-        content = proto.SerializeToString()
         return onnxruntime.InferenceSession(content, options, providers=providers)
     except ORT_ERRORS as error:
         raise EngineError(f"ONNX Runtime cannot open the model: {error}") from error
