@@ -13,8 +13,9 @@ from deploy.engines.device import CUDA
 from deploy.idle_options import describe_idle
 from deploy.judging.accuracy import Accuracy
 from deploy.judging.eager import ON_CPU, EagerBaseline
-from deploy.judging.gates import MIN_LABELLED, Verdict
+from deploy.judging.gates import EXACT, MIN_LABELLED, Verdict, least_sqnr
 from deploy.judging.picks import warn_of_picks
+from deploy.judging.worst_samples import warn_of_poor
 from deploy.measuring.latency import LatencyReport
 from deploy.measuring.machine import Machine
 from deploy.report import SCHEMA_VERSION
@@ -133,7 +134,7 @@ def make_report(
         "search": None if findings.search is None else _search_json(findings.search),
         "winner": findings.winner,
         "verdict": describe_verdict(findings),
-        "warnings": [*_warnings(findings), *_describe_idle(findings, config)],
+        "warnings": [*_warnings(findings, config), *_describe_idle(findings, config)],
         "stages": [{"name": name, "seconds": seconds} for name, seconds in stages],
     }
 
@@ -213,7 +214,7 @@ def _fusion_json(exported: Exported) -> dict[str, Any]:
     }
 
 
-def _warnings(findings: Findings) -> list[str]:
+def _warnings(findings: Findings, config: BuildConfig) -> list[str]:
     warnings = list(findings.problem.warnings)
     if findings.eager.warning is not None:
         warnings.append(findings.eager.warning)
@@ -248,7 +249,8 @@ def _warnings(findings: Findings) -> list[str]:
     if winner is not None:
         row = _row(findings, winner)
         left = (describe_float(row), describe_cpu(row))
-        warnings.extend(sentence for sentence in left if sentence is not None)
+        poor = _describe_poor(winner, config)
+        warnings.extend(sentence for sentence in (*left, poor) if sentence is not None)
     warnings.extend(finding.words for finding in findings.audit)
     outliers = warn_of_outliers(_fusion_json(findings.exported)["fused"])
     if outliers is not None and not int8_holds(findings.results):
@@ -272,6 +274,13 @@ def _warnings(findings: Findings) -> list[str]:
 def _describe_idle(findings: Findings, config: BuildConfig) -> tuple[str, ...]:
     problem = findings.problem
     return describe_idle(config, problem.kind, problem.static_batch)
+
+
+def _describe_poor(winner: CandidateResult, config: BuildConfig) -> str | None:
+    if winner.parity is None or winner.precision in EXACT:
+        return None
+    samples = ((output.name, output.worst_samples) for output in winner.parity.outputs)
+    return warn_of_poor(winner.name, samples, least_sqnr(winner.precision, config))
 
 
 def _describe_chance(findings: Findings, accuracy: Accuracy) -> str:

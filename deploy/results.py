@@ -153,7 +153,18 @@ def _output_json(output: OutputParity) -> dict[str, Any]:
     for key in ("finite", "error_eager", "integer", "lost_channels", "compared", "pixels"):
         del values[key]
     decibels = decibels_json(output.sqnr_db)
-    return {**{key: _finite(value) for key, value in values.items()}, "sqnr_db": decibels}
+    return {
+        **{key: _finite(value) for key, value in values.items()},
+        "sqnr_db": decibels,
+        "worst_samples": [
+            {
+                "sample": each.sample,
+                "sqnr_db": decibels_json(each.sqnr_db),
+                "times_median": _finite(each.times_median),
+            }
+            for each in output.worst_samples
+        ],
+    }
 
 
 def _accuracy_json(accuracy: Accuracy | None) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from quantize.calibration.ranges import Ranges
 from quantize.observers.statistic import ChannelStatistic
 
 _BATCH = 8
-_FORMAT = 3
+_FORMAT = 4
 """Of what is kept of ranges; another one is not found."""
 
 

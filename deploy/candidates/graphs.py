@@ -1,7 +1,7 @@
 """The ONNX graphs that engines open or are built from, each made once for all that ask for it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.candidates.schemes import choose_levels, choose_scheme
@@ -41,6 +41,7 @@ class GraphSources:
     scratch: Path
     samples: tuple[Feeds, ...] = ()
     corrections: Callable[[str], Adjustments | None] = correct_nothing
+    _losses: dict[str, Losses] = field(default_factory=dict)
 
     def calibrated(self) -> Ranges:
         if isinstance(self.ranges, DeployError):
@@ -59,7 +60,11 @@ class GraphSources:
 
     def losses(self, half: str) -> Losses | None:
         """What single nodes lose in a 16-bit float; None where nothing was given to tell it by."""
-        return measure_rounding(self.model, self.samples, half=half) if self.samples else None
+        if not self.samples:
+            return None
+        if half not in self._losses:  # two graphs ask for those of fp16
+            self._losses[half] = measure_rounding(self.model, self.samples, half=half)
+        return self._losses[half]
 
 
 def _int8_for(target: str) -> Callable[[GraphSources], OnnxModel]:

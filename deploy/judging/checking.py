@@ -110,7 +110,7 @@ def compare_candidates(
             results[name] = str(candidate)
             continue
         axes = sample_axes(reference.outputs, plan)
-        parity = ParityAccumulator(tuple(axes), plan.classes_of, axes)
+        parity = ParityAccumulator(tuple(axes), plan.classes_of, axes, data.rows)
         running[name] = Comparison(candidate, parity)
     done = 0
     progress(Progress("check parity", 0, len(data)))

@@ -9,6 +9,7 @@ from deploy.judging.accuracy import Accuracy
 from deploy.judging.output_parity import OutputParity
 from deploy.judging.parity import ParityReport
 from deploy.judging.shares import explain_few, holds_share
+from deploy.judging.worst_samples import explain_ruined
 from deploy.measuring.latency import EngineLatency, compare_times
 from export.ranges import describe_sizes
 
@@ -78,7 +79,8 @@ def judge_parity(
     are at least 300 labels which eager itself knows beyond chance, and to knowing them itself; lone
     scores and outputs that have no labels to the SQNR; else all to the SQNR and, on real data, to
     the top-1 agreement. An output that holds the SQNR but has lost a tenth of its channels to
-    others of larger scale fails; integers but for colour images have no SQNR and are held to the
+    others of larger scale fails, and so does one with a ruined sample (see
+    `deploy.judging.worst_samples`); integers but for colour images have no SQNR and are held to the
     share of equal ones. int8 and int4, weights alone as well, are never passed on synthetic inputs.
     """
     if report.samples == 0:
@@ -176,7 +178,8 @@ def _judge_exact(report: ParityReport, recorded: Mapping[str, float] | None) -> 
     return Verdict(True, gate)
 
 
-def _least_sqnr(precision: str, config: BuildConfig) -> float:
+def least_sqnr(precision: str, config: BuildConfig) -> float:
+    """The SQNR in dB that outputs in fewer bits must have; a key of `MIN_SQNR_DB`."""
     return MIN_SQNR_DB[precision] if config.min_sqnr is None else config.min_sqnr
 
 
@@ -188,7 +191,7 @@ def _judge_outputs(
     verdict = _judge_integers(tuple(o for o in outputs if not o.is_amount), config)
     if not floats or not verdict.passed:
         return verdict
-    of_floats = _judge_sqnr(floats, _least_sqnr(precision, config))
+    of_floats = _judge_sqnr(floats, least_sqnr(precision, config))
     if not of_floats.passed or len(floats) == len(outputs):
         return of_floats
     return Verdict(True, f"{of_floats.gate}; {verdict.gate}")
@@ -220,6 +223,9 @@ def _judge_sqnr(outputs: tuple[OutputParity, ...], least: float) -> Verdict:
                 "error is as large as what they hold. They are small beside the others; return "
                 "them as an output of their own",
             )
+        ruined = explain_ruined(output.name, output.worst_samples, least)
+        if ruined is not None:
+            return Verdict(False, f"{gate} and no sample ruined", ruined)
     return Verdict(True, gate)
 
 

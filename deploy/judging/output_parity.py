@@ -8,6 +8,7 @@ import numpy as np
 
 from deploy.engines.base import Array
 from deploy.judging.channels import ChannelPowers, LostChannels
+from deploy.judging.worst_samples import SampleParity, SamplePowers
 from export.masks import open_masks
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -40,6 +41,8 @@ class OutputParity:
         lost_channels: see there; None of integers, and where there are no channels.
         compared: how many rows, of integers values, `top1_agreement` is a share of.
         pixels: integers that are colour images, see `hold_colours`, whose values are amounts.
+        worst_samples: the samples that fare worst; empty of integers that are no amounts, without
+            an axis of samples, and where outputs are identical.
     """
 
     name: str
@@ -57,6 +60,7 @@ class OutputParity:
     lost_channels: LostChannels | None = None
     compared: int = 0
     pixels: bool = False
+    worst_samples: tuple[SampleParity, ...] = ()
 
     @property
     def is_amount(self) -> bool:
@@ -108,6 +112,7 @@ class OutputAccumulator:
     colours: bool = False
     differing: _Differing = field(default_factory=_Differing)
     channels: ChannelPowers = field(default_factory=ChannelPowers)
+    samples: SamplePowers = field(default_factory=SamplePowers)
 
     def update(
         self, reference: Array, candidate: Array, floor: tuple[Array, Array] | None = None
@@ -134,6 +139,8 @@ class OutputAccumulator:
         shared = np.isfinite(ours) & np.isfinite(theirs)
         self.rows += ours.shape[0] if ours.ndim else 1
         self._add_differences(ours[shared], theirs[shared])
+        if self.axis is not None and ours.ndim > self.axis:
+            self.samples.update(ours, theirs)
         self.colours = hold_colours(reference)
         if self.integer:
             self._count_differing(reference, candidate, floor)
@@ -203,6 +210,7 @@ class OutputAccumulator:
         norm = math.sqrt(self.signal * self.power)
         error_eager, error64, noise64 = self._errors()
         agreement = None if self.same_top1 is None else self.same_top1 / max(self.rows, 1)
+        pixels = self.colours and span >= _PIXEL_SPAN
         return OutputParity(
             name=self.name,
             max_abs=self.max_abs,
@@ -218,7 +226,8 @@ class OutputAccumulator:
             integer=self.integer,
             lost_channels=None if self.integer else self.channels.result(),
             compared=self.count if self.integer else self.rows,
-            pixels=self.colours and span >= _PIXEL_SPAN,
+            pixels=pixels,
+            worst_samples=() if self.integer and not pixels else self.samples.result(),
         )
 
     def _errors(self) -> tuple[float, float, float]:

@@ -13,6 +13,7 @@ from deploy.engines.base import Array
 from deploy.judging.accuracy import Accuracy, AccuracyAccumulator
 from deploy.judging.output_parity import OutputAccumulator, OutputParity
 from deploy.judging.place_accuracy import PlaceAccumulator
+from deploy.judging.worst_samples import SamplePowers
 
 _FEWEST_INTEGERS = 64
 """Values of an integer output from which a share of them says anything beside other outputs."""
@@ -70,11 +71,13 @@ class ParityAccumulator:
     """Sums over batches for all outputs of one candidate, and its hits against labels.
 
     `axes` has the axis of the samples by output, None where there is none; by default the first.
+    `numbers` has the row in the data of every sample, in order; None: they are counted.
     """
 
     names: tuple[str, ...]
     classes_of: str | None = None
     axes: Mapping[str, int | None] = field(default_factory=dict)
+    numbers: Array | None = None
     outputs: dict[str, OutputAccumulator] = field(default_factory=dict)
     accuracy: AccuracyAccumulator | PlaceAccumulator = field(default_factory=AccuracyAccumulator)
     consistency_db: float | None = None
@@ -85,7 +88,10 @@ class ParityAccumulator:
 
     def __post_init__(self) -> None:
         self.outputs = {
-            name: OutputAccumulator(name, self.axes.get(name, 0)) for name in self.names
+            name: OutputAccumulator(
+                name, self.axes.get(name, 0), samples=SamplePowers(self.numbers)
+            )
+            for name in self.names
         }
 
     def update(

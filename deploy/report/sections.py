@@ -25,6 +25,7 @@ _PARITY_HEADS = (
     "Of range",
     "Cosine",
     "SQNR",
+    "Worst sample",
     "Top-1 same",
     "To float64",
     "Eager to float64",
@@ -187,16 +188,24 @@ def describe_stages(report: Report) -> Markup:
     return facts(*((s["name"], f"{format_number(s['seconds'], 2)} s") for s in report["stages"]))
 
 
-def _parity_row(output: dict[str, float | None]) -> list[object]:
+def _parity_row(output: dict[str, Any]) -> list[object]:
     return [
         output["name"],
         *(format_number(output[key], 2) for key in ("max_abs", "mean_abs", "relative_to_range")),
         UNKNOWN if output["cosine"] is None else f"{output['cosine']:.6f}",
         format_decibel(output_sqnr(output)),
+        _worst_sample(output.get("worst_samples")),
         format_percent(output["top1_agreement"]),
         format_number(output["error_float64"], 2),
         format_number(output["noise_float64"], 2),
     ]
+
+
+def _worst_sample(samples: list[dict[str, Any]] | None) -> str:
+    """Its SQNR and its row in the data."""
+    return (
+        f"{format_decibel(samples[0]['sqnr_db'])} ({samples[0]['sample']})" if samples else UNKNOWN
+    )
 
 
 def _fused_row(item: dict[str, Any]) -> list[object]:

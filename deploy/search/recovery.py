@@ -15,7 +15,7 @@ from deploy.judging.gates import Verdict
 from deploy.judging.parity import ParityReport
 from deploy.search.rungs import Rung
 from export.artifacts import OnnxModel
-from export.errors import DeployError
+from export.errors import DeployError, QuantizeError
 from export.progress import Progress, ProgressCallback, ignore_progress
 from quantize.calibration.calibrate import Ranges
 from quantize.recover.equalization import equalize
@@ -158,10 +158,17 @@ def _missed(step: str, reason: str) -> Rung:
 
 
 def _improve(quantizer: Quantizer, step: Step, tools: Tools) -> Quantizer:
-    """The same with one more means of recovery."""
+    """The same with one more means of recovery.
+
+    Raises:
+        QuantizeError: there is nothing to equalize; see `recover` too.
+    """
     if step == "equalization":
-        equal = equalize(quantizer.model, tools.folder / "equalized.onnx").model
-        quantizer = replace(quantizer, model=equal, ranges=tools.calibrate(equal))
+        equal = equalize(quantizer.model, tools.folder / "equalized.onnx")
+        if not equal.equalized:  # calibrated and rounded anew, it would be what it was
+            raise QuantizeError("no layer has channels that could be equalized with the next one's")
+        model = equal.model
+        quantizer = replace(quantizer, model=model, ranges=tools.calibrate(model))
         step = "rounding" if "rounding" in tools.steps else "bias"
         if step not in tools.steps:
             return replace(quantizer, adjustments=None)

@@ -17,7 +17,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from export.cpu import saturates_int8
 from export.errors import EngineError
-from export.onnx.files import PROTOBUF_LIMIT, copy_model, read_model, stored_bytes, write_model
+from export.onnx.files import copy_model, read_model, serialize_model, write_model
 
 ORT_ERRORS = (
     ort_state.EPFail,
@@ -60,7 +60,8 @@ class ExposedModel:
         inputs = {value.name for value in proto.graph.input}
         self._fetched = [name for name in dict.fromkeys(tensors) if name not in inputs]
         self._echoed = [name for name in dict.fromkeys(tensors) if name in inputs]
-        _expose(proto, self._fetched)
+        changed = _expose(proto, self._fetched)
+        same_file = isinstance(model, Path) and not changed  # and nothing to serialize
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -68,7 +69,7 @@ class ExposedModel:
         if saturates_int8():  # then Q/DQ are computed as they stand, in float
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         folder = model.parent if isinstance(model, Path) else folder
-        self._session: Any = _open_session(proto, options, folder)
+        self._session: Any = _open_session(model if same_file else proto, options, folder)
 
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The exposed tensors for `feeds` (one array for every graph input), by name.
@@ -95,7 +96,8 @@ class ExposedModel:
         self._session = None
 
 
-def _expose(proto: onnx.ModelProto, names: Sequence[str]) -> None:
+def _expose(proto: onnx.ModelProto, names: Sequence[str]) -> bool:
+    """Whether any of them was no output before."""
     produced = {name for node in proto.graph.node for name in node.output if name}
     unknown = [name for name in names if name not in produced]
     if unknown:
@@ -104,26 +106,28 @@ def _expose(proto: onnx.ModelProto, names: Sequence[str]) -> None:
             "float_tensors(model) lists those it has."
         )
     declared = {value.name for value in proto.graph.output}
-    proto.graph.output.extend(
-        onnx.ValueInfoProto(name=name) for name in names if name not in declared
-    )
+    added = [onnx.ValueInfoProto(name=name) for name in names if name not in declared]
+    proto.graph.output.extend(added)
+    return bool(added)
 
 
 def _open_session(
-    proto: onnx.ModelProto, options: onnxruntime.SessionOptions, folder: Path | None
+    model: onnx.ModelProto | Path, options: onnxruntime.SessionOptions, folder: Path | None
 ) -> onnxruntime.InferenceSession:
     providers = ["CPUExecutionProvider"]
     try:
-        if stored_bytes(proto) > PROTOBUF_LIMIT:
+        if isinstance(model, Path):
+            return onnxruntime.InferenceSession(model, options, providers=providers)
+        content = serialize_model(model)
+        if content is None:
             with tempfile.TemporaryDirectory() as scratch:
                 path = Path(scratch) / "model.onnx"
-                write_model(proto, path)
+                write_model(model, path)
                 return onnxruntime.InferenceSession(path, options, providers=providers)
         if folder is not None:
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", str(folder.resolve())
             )
-        content = proto.SerializeToString()
         return onnxruntime.InferenceSession(content, options, providers=providers)
     except ORT_ERRORS as error:
         raise EngineError(f"ONNX Runtime cannot open the model: {error}") from error

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
 
 from export.errors import LoadError
@@ -58,8 +58,9 @@ def write_model(model: onnx.ModelProto, path: Path, *, limit: int = PROTOBUF_LIM
     path.parent.mkdir(parents=True, exist_ok=True)
     data = path.with_name(path.name + ".data")
     data.unlink(missing_ok=True)  # onnx appends to external data that is already there
-    if stored_bytes(model) <= limit:
-        onnx.save_model(model, path)
+    content = serialize_model(model, limit=limit)
+    if content is not None:
+        path.write_bytes(content)
         return
     copy = copy_model(model)  # saving external data empties the tensors of what it is given
     onnx.save_model(
@@ -67,14 +68,25 @@ def write_model(model: onnx.ModelProto, path: Path, *, limit: int = PROTOBUF_LIM
     )
 
 
-def stored_bytes(model: onnx.ModelProto) -> int:
-    """Bytes of the serialized message. `ByteSize` itself fails above the limit: weights first."""
-    tensors = list(model.graph.initializer)
-    tensors += [
+def serialize_model(model: onnx.ModelProto, *, limit: int = PROTOBUF_LIMIT) -> bytes | None:
+    """The message of `model`; None where it is larger than `limit` bytes.
+
+    To ask for its size alone would serialize it as well.
+    """
+    if sum(len(tensor.raw_data) for tensor in list_weights(model)) > limit:
+        return None
+    try:
+        content: bytes = model.SerializeToString()
+    except EncodeError:  # what is not a weight makes it larger than a message can be
+        return None
+    return content if len(content) <= limit else None
+
+
+def list_weights(model: onnx.ModelProto) -> list[TensorProto]:
+    """The constants of the main graph: initializers, and tensors that are attributes of nodes."""
+    return list(model.graph.initializer) + [
         item.t for node in model.graph.node for item in node.attribute if item.HasField("t")
     ]
-    weights = sum(len(tensor.raw_data) for tensor in tensors)
-    return weights if weights > PROTOBUF_LIMIT else model.ByteSize()
 
 
 def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:

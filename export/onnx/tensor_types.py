@@ -5,11 +5,13 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
-from export.onnx.files import PROTOBUF_LIMIT, read_model, stored_bytes
+from export.onnx.files import list_weights, read_model
 
 _FLOAT_TYPES = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE})
 _FOUR_BITS = frozenset({TensorProto.INT4, TensorProto.UINT4})
 _INTEGER_OPERATORS = frozenset({"ConvInteger", "MatMulInteger", "QGemm"})
+_FEW_BYTES = 2**16
+"""Of weights that shape inference may as well serialize."""
 
 
 def float_tensors(model: onnx.ModelProto | Path) -> tuple[str, ...]:
@@ -99,15 +101,16 @@ def _infer_values(model: onnx.ModelProto) -> tuple[onnx.ValueInfoProto, ...]:
 
 
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """What shape inference can serialize: `model` where it fits one message.
+    """What shape inference can serialize, and fast: `model` where its weights are few.
 
-    Above that a copy in which large weights have only type and shape.
+    Else a copy in which large weights have only type and shape.
     """
-    if stored_bytes(model) <= PROTOBUF_LIMIT:
+    if sum(len(tensor.raw_data) for tensor in list_weights(model)) <= _FEW_BYTES:
         return model
     light = onnx.ModelProto()
     light.opset_import.extend(model.opset_import)
     light.ir_version = model.ir_version
+    light.functions.extend(model.functions)
     graph = light.graph
     graph.node.extend(model.graph.node)
     graph.input.extend(model.graph.input)

@@ -2,9 +2,10 @@
 
 Every range is tried on a few samples: the tensor is rounded to the codes that the range gives, and
 each layer that reads it is run on that, all else in float. What counts is the squared error at the
-outputs of these layers, relative to the outputs, summed over the layers. An operator that is not
-such a layer, as the sum of a residual block, passes the error on: there the error of the tensor
-itself counts, once. So it does where no layer reads a tensor.
+outputs of these layers, relative to the outputs, summed over the layers, and scaled by how far the
+few samples stand for all that were seen (`seen_errors.py`). An operator that is not such a layer,
+as the sum of a residual block, passes the error on: there the error of the tensor itself counts,
+once. So it does where no layer reads a tensor.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from export.onnx.files import read_model
 from export.onnx.graph import GraphIndex
 from export.progress import Progress, ProgressCallback, ignore_progress
 from quantize.calibration.rehearsal import Cost, Reading, Rehearsal
+from quantize.calibration.seen_errors import scale_to_seen
 from quantize.observers import OBSERVERS
 from quantize.observers.statistic import Span, TensorStatistic
 from quantize.placement.layers import linear_layers
@@ -26,6 +28,9 @@ from quantize.scheme import PRESETS, QuantScheme
 
 GROUP_TENSORS = 40
 """Tried in one graph; more would make it slow to open."""
+_SAFE = "minmax"
+_STANDARD_ERRORS = 3.0
+"""By which a sum must be better to be so beyond doubt."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Choice:
     """What was chosen for one tensor, and on which evidence.
 
     Attributes:
-        observer: the best.
+        observer: the best, see `find_best`.
         span: its range.
         errors: observer → relative squared error, summed over those who read the tensor.
     """
@@ -59,7 +64,7 @@ def choose_observers(
     threads: int = 0,
     progress: ProgressCallback = ignore_progress,
 ) -> Choices:
-    """The best observer of every tensor; of several as good, the first in `OBSERVERS`.
+    """The best observer of every tensor, see `find_best`; of several as good, the first.
 
     Args:
         model: the float model; its file is not changed.
@@ -95,8 +100,10 @@ def choose_observers(
                 done = position * len(held) + number + 1
                 progress(Progress("choose observers", done, len(groups) * len(held)))
     return Choices(
-        free=_decide(cost for cost in costs if cost.reading.scheme.unsigned_activations),
-        symmetric=_decide(cost for cost in costs if not cost.reading.scheme.unsigned_activations),
+        free=_decide((c for c in costs if c.reading.scheme.unsigned_activations), statistics),
+        symmetric=_decide(
+            (c for c in costs if not c.reading.scheme.unsigned_activations), statistics
+        ),
     )
 
 
@@ -136,17 +143,41 @@ def find_readings(
     ]
 
 
-def _decide(costs: Iterable[Cost]) -> dict[str, Choice]:
-    errors: dict[str, dict[str, float]] = {}
+def _decide(costs: Iterable[Cost], statistics: Mapping[str, TensorStatistic]) -> dict[str, Choice]:
+    errors: dict[str, dict[str, np.ndarray]] = {}
     spans: dict[str, Mapping[str, Span]] = {}
     for cost in costs:
         name = cost.reading.tensor
-        sums = errors.setdefault(name, dict.fromkeys(cost.noise, 0.0))
+        sums = errors.setdefault(name, {key: np.zeros(len(cost.noise[key])) for key in cost.noise})
         spans[name] = cost.spans
+        factors = scale_to_seen(cost, statistics[name])
         for observer, noise in cost.noise.items():
-            sums[observer] += noise / max(cost.power, np.finfo(np.float64).tiny)
-    best = {name: min(sums, key=sums.__getitem__) for name, sums in errors.items()}
-    return {name: Choice(key, spans[name][key], errors[name]) for name, key in best.items()}
+            relative = np.array(noise) / max(cost.power, np.finfo(np.float64).tiny)
+            sums[observer] += factors[observer] * relative
+    choices = {}
+    for name, found in errors.items():
+        best = find_best(found)
+        totals = {key: float(noise.sum()) for key, noise in found.items()}
+        choices[name] = Choice(best, spans[name][best], totals)
+    return choices
+
+
+def find_best(errors: Mapping[str, np.ndarray]) -> str:
+    """The observer of the least error that is less than min-max's beyond doubt, else min-max.
+
+    What few samples gain by a closer range, one sample that it clips can lose; min-max risks least.
+
+    Args:
+        errors: of every observer, of every held batch; a single batch tells no doubt.
+    """
+    (count,) = {len(found) for found in errors.values()}
+
+    def bound_gain(observer: str) -> float:
+        gain = errors[observer] - errors[_SAFE]
+        doubt = gain.std(ddof=1) * np.sqrt(count) if count > 1 else 0.0
+        return float(gain.sum() + _STANDARD_ERRORS * doubt)
+
+    return min(errors, key=bound_gain)
 
 
 def _readers(

@@ -49,7 +49,7 @@ class Reading:
 
 
 class Cost:
-    """Squared errors of one reading, summed over batches.
+    """Squared errors of one reading.
 
     Args:
         reading: where.
@@ -57,19 +57,41 @@ class Cost:
 
     Attributes:
         power: sum of squares of the float result.
-        noise: name of a range → sum of squares of the error that it causes.
+        noise: name of a range → of every batch, the sum of squares of the error that it causes.
+        rounding: codes → sum of squares of the error of the tensor that is rounded.
+        values: how many values of that were rounded.
     """
 
     def __init__(self, reading: Reading, spans: Mapping[str, Span]) -> None:
         self.reading, self.spans = reading, spans
         self.power = 0.0
-        self.noise = dict.fromkeys(spans, 0.0)
+        self.values = 0
+        self.noise: dict[str, list[float]] = {name: [] for name in spans}
         self.codes: dict[Codes, list[str]] = defaultdict(list)
         """Codes → the ranges that give them."""
         for name, span in spans.items():
             scale, zero_point = activation_parameters(*span, reading.scheme, reading.use)
             unsigned = has_unsigned_codes(span[0], reading.scheme, reading.use)
             self.codes[scale, zero_point, unsigned].append(name)
+        self.rounding = dict.fromkeys(self.codes, 0.0)
+
+
+@dataclass(frozen=True)
+class _Meters:
+    """The tensors that hold what is measured of one cost.
+
+    `power` and `size` are of the result and of the tensor that is rounded; `noise` and `rounding`
+    of the errors of these, by codes.
+    """
+
+    power: str
+    size: str
+    noise: Mapping[Codes, str]
+    rounding: Mapping[Codes, str]
+
+    def names(self) -> tuple[str, ...]:
+        """All of them."""
+        return (self.power, self.size, *self.noise.values(), *self.rounding.values())
 
 
 class Rehearsal:
@@ -88,9 +110,11 @@ class Rehearsal:
 
     def __init__(self, path: Path, costs: Sequence[Cost], *, threads: int = 0) -> None:
         added = Instruments(read_model(path, weights=False), "rehearsal")
-        self._costs = [(cost, *_measure(added, cost)) for cost in costs]
-        names = [name for _, power, noise in self._costs for name in (power, *noise.values())]
-        self._model = ExposedModel(added.finish(), names, threads=threads, folder=path.parent)
+        self._costs = [(cost, _measure(added, cost)) for cost in costs]
+        names = dict.fromkeys(name for _, meters in self._costs for name in meters.names())
+        self._model = ExposedModel(
+            added.finish(), tuple(names), threads=threads, folder=path.parent
+        )
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> None:
         """Add what one batch costs.
@@ -99,11 +123,13 @@ class Rehearsal:
             EngineError: a feed is missing, unknown, or of the wrong type or shape.
         """
         values = {name: float(value) for name, value in self._model(feeds).items()}
-        for cost, power, noise in self._costs:
-            cost.power += values[power]
-            for codes, name in noise.items():
-                for span in cost.codes[codes]:
-                    cost.noise[span] += values[name]
+        for cost, meters in self._costs:
+            cost.power += values[meters.power]
+            cost.values += int(values[meters.size])
+            for codes, spans in cost.codes.items():
+                cost.rounding[codes] += values[meters.rounding[codes]]
+                for span in spans:
+                    cost.noise[span].append(values[meters.noise[codes]])
 
     def __enter__(self) -> "Rehearsal":
         return self
@@ -112,19 +138,25 @@ class Rehearsal:
         self._model.__exit__(*error)
 
 
-def _measure(added: Instruments, cost: Cost) -> tuple[str, dict[Codes, str]]:
-    """The tensors that hold the power of the result, and the noise by codes."""
+def _measure(added: Instruments, cost: Cost) -> _Meters:
     reading = cost.reading
-    power = added.add("ReduceSumSquare", reading.result, keepdims=0)
-    noise = {}
-    for scale, zero_point, unsigned in cost.codes:
+    noise, rounding = {}, {}
+    for codes in cost.codes:
+        scale, zero_point, unsigned = codes
         parameters = (
             added.constant(np.asarray(scale, np.float32)),
             added.constant(np.asarray(zero_point, np.uint8 if unsigned else np.int8)),
         )
-        codes = added.add("QuantizeLinear", reading.source, *parameters)
-        rounded = added.add("DequantizeLinear", codes, *parameters)
-        made = rounded if reading.layer is None else added.repeat(reading.layer, rounded)
-        error = added.add("Sub", made, reading.result)
-        noise[scale, zero_point, unsigned] = added.add("ReduceSumSquare", error, keepdims=0)
-    return power, noise
+        quantized = added.add("QuantizeLinear", reading.source, *parameters)
+        rounded = added.add("DequantizeLinear", quantized, *parameters)
+        rounding[codes] = noise[codes] = _sum_squares(added, rounded, reading.source)
+        if reading.layer is not None:
+            made = added.repeat(reading.layer, rounded)
+            noise[codes] = _sum_squares(added, made, reading.result)
+    power = added.add("ReduceSumSquare", reading.result, keepdims=0)
+    return _Meters(power, added.add("Size", reading.source), noise, rounding)
+
+
+def _sum_squares(added: Instruments, ours: str, theirs: str) -> str:
+    """Of the difference."""
+    return added.add("ReduceSumSquare", added.add("Sub", ours, theirs), keepdims=0)

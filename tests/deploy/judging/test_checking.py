@@ -517,3 +517,22 @@ def test_a_coarse_engine_may_be_as_coarse_at_other_sizes_and_no_worse() -> None:
         assert isinstance(report, ParityReport)
         verdict = judge_parity(report, "int8", kind="unlabelled", config=config)
         assert verdict.passed == holds, verdict
+
+
+def test_a_ruined_sample_is_named_by_its_row_in_the_data() -> None:
+    """Not by its place among those drawn for evaluation."""
+    drawn = np.arange(49, -1, -2)
+    reference = NumpyReference()
+    others = reference({"x": SAMPLES[drawn]})["y"]
+
+    def run(feeds: Feeds) -> dict[str, Array]:
+        ruined = (feeds["x"] == SAMPLES[37]).all(axis=(1, 2, 3))
+        right = reference(feeds)["y"] * np.float32(1.0001)
+        return {"y": np.where(ruined[:, None], others[:1], right)}
+
+    found = compare_candidates(reference, {"it": run}, dataset().select(drawn), CheckPlan())["it"]
+    assert isinstance(found, ParityReport)
+    assert found.outputs[0].worst_samples[0].sample == 37
+    assert not judge_parity(
+        found, "int8", kind="unlabelled", config=BuildConfig(min_sqnr=10.0, min_agreement=0.0)
+    ).passed

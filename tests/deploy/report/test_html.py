@@ -106,6 +106,15 @@ def test_shows_the_key_figures() -> None:
     assert "nothing was faster and passed" in Page(render_html(torch_report())).text
 
 
+def test_the_worst_sample_is_shown_with_its_row_in_the_data() -> None:
+    report = labelled_report()
+    output = next(c for c in report["candidates"] if c["precision"] == "int8")["parity"]["outputs"][
+        0
+    ]
+    output["worst_samples"] = [{"sample": 812, "sqnr_db": 9.63, "times_median": 71.0}]
+    assert "9.6 dB (812)" in Page(render_html(report)).text
+
+
 def test_the_scale_is_logarithmic_only_where_the_times_lie_far_apart() -> None:
     assert "log scale" in render_html(torch_report())
     report = no_data_report()

@@ -144,3 +144,29 @@ def test_what_is_corrected_already_is_not_corrected_again(
     climbed = run_ladder(replace(quantizer, adjustments=Adjustments()), tmp_path, 150.0)
     assert steps(climbed) == ["plain", "rounding", "equalization", "fallback"]
     assert climbed.rungs[0].words.endswith("corrected biases")
+
+
+def test_nothing_is_calibrated_anew_where_no_channels_can_be_equalized(tmp_path: Path) -> None:
+    """SiLU is not homogeneous."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 4, 3)).eval()
+    program = fuse(net, torch.zeros(2, 3, 16, 16)).program
+    path = tmp_path / "model.onnx"
+    model = to_onnx(program, path, input_names=["x"], output_names=["y"], opset=20)
+    ranges = calibrate(model, [{"x": IMAGES[:32]}], observer="minmax")
+    quantizer = Quantizer(model, ranges, choose_scheme("onnxruntime"))
+    calibrated: list[OnnxModel] = []
+    tools = Tools(
+        judge=make_judge(model, 150.0),
+        batches=lambda: iter([{"x": IMAGES[:32]}]),
+        calibrate=lambda model: calibrated.append(model) or ranges,  # type: ignore[func-returns-value]
+        orders=lambda quantizer: (quantizer.blocks(10),),
+        folder=tmp_path,
+        steps=("rounding", "equalization"),
+    )
+    plain = tools.judge(quantizer.write(tmp_path / "plain.onnx").path, "int8")
+    climbed = climb(quantizer, plain, tools)
+    assert steps(climbed) == ["plain", "rounding", "equalization"]
+    assert "no layer has channels" in str(climbed.rungs[2].reason)
+    assert calibrated == []
+    assert climbed.best is not None
+    assert climbed.best.file.name == "rounding.onnx"

@@ -7,7 +7,7 @@ import pytest
 from onnx import numpy_helper
 from onnx_nets import affine_relu
 
-from export.errors import EngineError
+from export.errors import EngineError, LoadError
 from export.onnx.execute import ExposedModel
 from export.onnx.files import write_model
 from export.onnx.tensor_types import float_tensors
@@ -42,6 +42,21 @@ def test_leaves_the_callers_model_and_file_as_they_are(tmp_path: Path) -> None:
         assert float_tensors(source) == ("x", "h", "a", "y")
     assert model.SerializeToString() == before
     assert (tmp_path / "m.onnx").read_bytes() == content
+
+
+@pytest.mark.parametrize("limit", [10, 2**20])
+def test_a_file_is_opened_as_it_is_where_its_outputs_are_all_that_is_asked(
+    tmp_path: Path, limit: int
+) -> None:
+    path, model = tmp_path / "m.onnx", affine_relu()
+    write_model(model, path, limit=limit)  # with external data, and without
+    with ExposedModel(model, ["y", "x"]) as ours, ExposedModel(path, ["y", "x"]) as theirs:
+        expected, found = ours(_feed()), theirs(_feed())
+    assert {*found} == {"x", "y"}
+    np.testing.assert_array_equal(found["y"], expected["y"])
+    path.write_bytes(b"no model")
+    with pytest.raises((EngineError, LoadError)):
+        ExposedModel(path, ["y"])
 
 
 @pytest.mark.parametrize("name", ["nowhere", "w", "two_"])

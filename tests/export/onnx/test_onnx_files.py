@@ -11,7 +11,13 @@ from onnx_nets import affine_relu
 from export import model_cost
 from export.errors import LoadError
 from export.onnx.execute import ExposedModel
-from export.onnx.files import external_files, read_model, read_opset, write_model
+from export.onnx.files import (
+    external_files,
+    read_model,
+    read_opset,
+    serialize_model,
+    write_model,
+)
 from export.onnx.tensor_types import float_tensors
 
 
@@ -86,3 +92,13 @@ def test_the_opset_is_that_of_onnx_under_both_names(domain: str, tmp_path: Path)
     model.opset_import.append(helper.make_opsetid(domain, 17))
     onnx.save(model, tmp_path / "m.onnx")
     assert read_opset(tmp_path / "m.onnx") == 17
+
+
+def test_a_message_is_the_file_up_to_the_limit_and_none_above(tmp_path: Path) -> None:
+    model = affine_relu()
+    size = len(model.SerializeToString())
+    assert serialize_model(model, limit=size) == model.SerializeToString()
+    assert serialize_model(model, limit=size - 1) is None
+    assert serialize_model(model, limit=10) is None  # its weights alone are more
+    write_model(model, tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx").read_bytes() == serialize_model(model)

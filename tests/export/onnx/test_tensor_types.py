@@ -26,7 +26,7 @@ def test_without_its_weights_a_model_is_typed_the_same(monkeypatch: pytest.Monke
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(wide, "w"))
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 3000
     before, types = model.SerializeToString(), element_types(model)
-    monkeypatch.setattr(tensor_types, "PROTOBUF_LIMIT", 10_000)
+    monkeypatch.setattr(tensor_types, "_FEW_BYTES", 10_000)
     light = tensor_types.without_weights(model)
     assert light.ByteSize() < 10_000 < model.ByteSize()
     assert element_types(model) == types
