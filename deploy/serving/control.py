@@ -48,6 +48,11 @@ class Controller:
         self._statistics = statistics
         self._changing = asyncio.Lock()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a bundle is being loaded or unloaded."""
+        return self._changing.locked()
+
     async def start(self, path: Path) -> asyncio.AbstractServer:
         """Listen at `path`.
 

@@ -169,7 +169,7 @@ class Lifecycle:
         _LOG.info("stopped")
         if not returned:
             return 1
-        return None if opened else 0
+        return None if opened and not listening.controller.busy else 0
 
     async def _listen(self) -> "_Listening":
         """Open every port and socket.
@@ -204,7 +204,7 @@ class Lifecycle:
             raise
         ports = {"http_port": port_of(main), "grpc_port": grpc_port}
         _LOG.info("listening on %s", options.host, extra=ports)
-        return _Listening(servers, tasks, grpc_server, control)
+        return _Listening(servers, tasks, grpc_server, controller, control)
 
     async def _wait_for(self, loading: "asyncio.Task[None]") -> None:
         """Return when the models are loaded, or at a signal."""
@@ -281,6 +281,7 @@ class _Listening:
     servers: list[HttpServer]
     tasks: "list[asyncio.Task[None]]"
     grpc_server: Any
+    controller: Controller
     control: asyncio.AbstractServer | None
 
 

@@ -179,6 +179,7 @@ def test_a_replica_is_added_under_load_and_loses_nothing(
 
 
 def test_the_load_alone_adds_a_replica(cluster: Cluster, pristine: Path, tmp_path: Path) -> None:
+    put(cluster, pristine, tmp_path)  # else two that are there would stay, being within the bounds
     put(cluster, pristine, tmp_path, Scale(most=2, target=0.2))
     with Load(cluster.port) as load:
         added = cluster.wait_for(lambda: len(cluster.replicas()) == 2)

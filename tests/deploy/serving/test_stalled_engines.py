@@ -1,10 +1,12 @@
 """Engines that do not return or cannot be opened: the server says so, lives, and ends in time."""
 
 import asyncio
+import json
 import signal
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,11 +152,12 @@ def test_whatever_keeps_an_engine_from_opening_is_said(
 
 
 STUCK = """
-import threading, time
+import os, threading, time
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 run = OnnxRuntimeEngine._run
 def stick(self, feeds):
-    if threading.current_thread().name.startswith({names!r}):
+    if threading.current_thread().name.startswith({names!r}) and os.path.exists({switch!r}):
+        open({stuck!r}, "w").close()
         time.sleep(1000)
     return run(self, feeds)
 OnnxRuntimeEngine._run = stick
@@ -162,15 +165,20 @@ from deploy.cli import main
 main()
 """
 
+OPENING = ("asyncio", "uvloop")
+"""Names of the threads that open engines, of either event loop."""
 
-def start_stuck(bundle: Path, folder: Path, *names: str) -> Server:
-    script = folder / "stuck.py"
-    script.write_text(STUCK.format(names=names))
+
+def start_stuck(bundle: Path, folder: Path, *names: str, flags: Sequence[object] = ()) -> Server:
+    """A server whose engines stick in threads of these names while ``switch`` is in `folder`."""
+    script, switch, stuck = (folder / name for name in ("stuck.py", "switch", "stuck"))
+    script.write_text(STUCK.format(names=names, switch=str(switch), stuck=str(stuck)))
     limits = ("--timeout", "0.2", "--stop-timeout", "1", "--max-batch", "1")
-    return Server(bundle, *limits, script=script)
+    return Server(bundle, *limits, *flags, script=script)
 
 
 def test_a_server_whose_engine_does_not_return_ends_in_time(pristine: Path, tmp_path: Path) -> None:
+    (tmp_path / "switch").touch()
     server = start_stuck(pristine, tmp_path, "engine-").wait_until_ready()
     assert server.infer("tiny", rows([1, 2, 3, 4]))[0] == 504
     assert server.request("GET", "/v2/health/ready")[0] == 503
@@ -183,9 +191,27 @@ def test_a_server_whose_engine_does_not_return_ends_in_time(pristine: Path, tmp_
 
 
 def test_a_signal_while_an_engine_is_opened_ends_the_server(pristine: Path, tmp_path: Path) -> None:
-    server = start_stuck(pristine, tmp_path, "asyncio", "Thread", "ThreadPool")
+    (tmp_path / "switch").touch()
+    server = start_stuck(pristine, tmp_path, *OPENING)
+    asyncio.run(wait_until((tmp_path / "stuck").exists))
     assert server.request("GET", "/v2/health/ready")[0] == 503
     begun = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
     assert server.stop() == 0
     assert time.monotonic() - begun < 8
+
+
+def test_a_signal_while_another_bundle_is_loaded_ends_the_server(
+    pristine: Path, tmp_path: Path
+) -> None:
+    """It would otherwise wait for minutes for the thread that opens the engine."""
+    control = tmp_path / "ctl.sock"
+    server = start_stuck(pristine, tmp_path, *OPENING, flags=("--control", control))
+    server.wait_until_ready()
+    (tmp_path / "switch").touch()
+    with socket.socket(socket.AF_UNIX) as asker:
+        asker.connect(str(control))
+        asker.sendall(json.dumps({"command": "load", "path": str(pristine)}).encode() + b"\n")
+        asyncio.run(wait_until((tmp_path / "stuck").exists))
+        assert server.infer("tiny", rows([1, 2, 3, 4]))[0] == 200
+        assert server.stop() == 0
