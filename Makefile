@@ -27,7 +27,7 @@ demo: setup
 	cd $(DEMO) && $(BIN)/deploy build model.pt
 
 test: setup
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not slow and not gpu" -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not slow and not gpu" -n 3 --dist loadfile --no-loadscope-reorder --durations=12
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -151,7 +151,7 @@ def compare(unmerged: EngineSpec, merged: EngineSpec, x: np.ndarray) -> dict[str
             for which, block in order.sample(blocks, len(blocks)):
                 block_times = processes[which].time(calls[which], warmup=1)
                 times[which, turn, block] = np.median(block_times)
-    ratio, (low, high) = estimate_ratio(times[0], times[1], seed=SEED)
+    ratio, (low, high) = estimate_ratio(times[:1], times[1:2], seed=SEED)
     return {
         "unmerged_ms": round(float(np.median(times[0])) * 1e3, 3),
         "merged_ms": round(float(np.median(times[1])) * 1e3, 3),

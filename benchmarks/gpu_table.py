@@ -78,7 +78,7 @@ def summarize(
         }
         for label, times in (("compute", compute), ("wall", wall)):
             if BASELINE in times:
-                ratio, interval = estimate_ratio(times[BASELINE], times[name], seed=seed)
+                ratio, interval = estimate_ratio(times[BASELINE][None], times[name][None], seed=seed)
                 entry[f"{label}_speedup"], entry[f"{label}_speedup_ci95"] = ratio, list(interval)
         found[name] = entry
     return found

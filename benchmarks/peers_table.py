@@ -28,8 +28,8 @@ def summarize(times: dict[str, np.ndarray]) -> dict[str, Any]:
     """Medians in ms, and ours against eager and against the best peer."""
     medians = {name: float(np.median(blocks)) for name, blocks in times.items()}
     best = min((name for name in medians if name != OURS), key=medians.__getitem__)
-    ratio, interval = estimate_ratio(times[OURS], times[best], seed=SEED)
-    speedup, bounds = estimate_ratio(times["eager"], times[OURS], seed=SEED)
+    ratio, interval = estimate_ratio(times[OURS][None], times[best][None], seed=SEED)
+    speedup, bounds = estimate_ratio(times["eager"][None], times[OURS][None], seed=SEED)
     return {
         "p50_ms": {name: round(value * 1e3, 3) for name, value in medians.items()},
         "best_peer": best,

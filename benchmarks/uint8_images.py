@@ -186,7 +186,7 @@ def compare(sides: list[tuple[str, str, str]], seconds: float) -> dict[str, Any]
     finally:
         for child in children:
             child.close()
-    ratio, (low, high) = estimate_ratio(times[0], times[1], seed=SEED)
+    ratio, (low, high) = estimate_ratio(times[:1], times[1:2], seed=SEED)
     return {
         "floats_ms": round(float(np.median(times[0])) * 1e3, 3),
         "images_ms": round(float(np.median(times[1])) * 1e3, 3),

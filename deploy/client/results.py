@@ -178,7 +178,7 @@ def summarize_latency(latencies: Floats, *, seed: int) -> ServerLatency:
     calls = len(latencies) // (_ROUNDS * _BLOCKS)
     intervals: tuple[Interval | None, ...] = (None, None, None)
     if calls >= 10:
-        blocks = latencies[: calls * _ROUNDS * _BLOCKS].reshape(_ROUNDS, _BLOCKS, calls)
+        blocks = latencies[: calls * _ROUNDS * _BLOCKS].reshape(1, _ROUNDS, _BLOCKS, calls)
         intervals = tuple(ci for _, ci in estimate_quantiles(blocks, (50, 90, 99), seed=seed))
     enough = len(latencies) >= _P99_SAMPLES
     return ServerLatency(
