@@ -149,7 +149,8 @@ def _measure(
 
 def _describe_conditions(threads: int, feeds: Feeds) -> str:
     """What the times hold for, the batch of the inputs that were timed among it."""
-    machine, batch = describe_machine(), len(next(iter(feeds.values())))
+    machine = describe_machine()
+    batch = next((len(array) for array in feeds.values() if array.ndim), 1)
     devices = " and ".join(name for name in (machine.cpu, machine.gpu) if name)
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     return f"{devices}, {threads} thread{'s' * (threads != 1)}, batch {batch}, {now}"

@@ -65,10 +65,12 @@ def find_class_outputs(
     if data.labels is None or not found:
         return ()
     void = VOID if places else ()
-    largest = int(data.labels.max(initial=0, where=~np.isin(data.labels, void)))
+    told_apart = ~np.isin(data.labels, void)
+    largest = int(data.labels.max(initial=0, where=told_apart))
+    negative = int(data.labels.min(initial=0, where=told_apart)) < 0
     fitting = tuple(spec for spec in found if _count_classes(spec, leading) > largest)
     told = [_count_classes(spec, leading) for spec in found if not _is_lone(spec)]
-    if told and not fitting:
+    if told and (negative or not fitting):
         check_labels(data, max(told))
     return fitting
 
@@ -84,13 +86,23 @@ def choose_class_output(
     Args:
         found: by `find_class_outputs`.
         run: eager, or what stands for it.
-        evaluation: labelled samples; up to 256 are run where there are several outputs.
+        evaluation: labelled samples; up to 256 are run where there are several outputs, and one
+            where the signature does not tell how many places an output has.
         plan: says whether the batch is static.
     """
-    if evaluation.labels is None or len(found) == 1:
+    if evaluation.labels is None:
         return ClassOutput(found[0].name if found else None)
+    places = evaluation.labels.shape[1:]
+    if places and any(isinstance(size, str) for spec in found for size in spec.shape[2:]):
+        sizes = _read_sizes(found, run, evaluation, plan)
+        fitting = tuple(spec for spec in found if sizes[spec.name] == places)
+        if not fitting:
+            return ClassOutput(None, (_describe_sizes(sizes, places),))
+        found = fitting
     if not found:
         return ClassOutput(None, (_NO_CLASSES,))
+    if len(found) == 1:
+        return ClassOutput(found[0].name)
     names = [spec.name for spec in found]
     answers, labels = _answer(names, run, evaluation, plan)
     if not len(labels):
@@ -159,6 +171,29 @@ def _take_named(
         f"--classes {name!r}: that output is not (batch, classes), or one value for each sample, "
         "which labels need. "
         f"The outputs are: {listed}."
+    )
+
+
+def _read_sizes(
+    found: tuple[TensorSpec, ...],
+    run: Callable[[Feeds], Outputs],
+    evaluation: Dataset,
+    plan: CheckPlan,
+) -> dict[str, tuple[int, ...]]:
+    """By output how many places it has for the samples of the data."""
+    outputs = run(evaluation.batch(np.arange(plan.static_batch or 1) % len(evaluation)))
+    return {spec.name: outputs[spec.name].shape[2:] for spec in found}
+
+
+def _describe_sizes(sizes: Mapping[str, tuple[int, ...]], places: tuple[int, ...]) -> str:
+    def count(axes: tuple[int, ...]) -> str:
+        return "x".join(map(str, axes))
+
+    listed = ", ".join(f"{name} {count(axes)}" for name, axes in sizes.items())
+    return (
+        f"The data has {count(places)} labels for each sample, and no output has as many places "
+        f"({listed}): accuracy is not judged. Save labels of the size of the output, or return the "
+        "output in theirs."
     )
 
 

@@ -1,5 +1,6 @@
 """Outputs whose rows are picked by rank, where an error of values changes places of whole rows."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -34,10 +35,11 @@ def warn_of_picks(path: Path, rejected: Sequence[ParityReport]) -> str | None:
         path: the ONNX model.
         rejected: how far the candidates that failed their gate are from the reference.
     """
-    if not rejected:
+    differing = [report for report in rejected if report.sqnr_db < math.inf]
+    if not differing:
         return None
     picked = find_picked(path)
-    if not any(_find_worst(report) in picked for report in rejected):
+    if not any(_find_worst(report) in picked for report in differing):
         return None
     return _describe(picked)
 

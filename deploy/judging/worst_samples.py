@@ -4,7 +4,8 @@ One SQNR over all samples says nothing of a few: at 20 dB, one answer in a hundr
 but error. A sample's own SQNR alone says too much where its answer is small, such as a map of
 objects without any: int8 errs there by as much as elsewhere. So an answer is ruined where its error
 is as large as itself and far larger than that of the median sample; errors of honest rounding are
-all of one size, give or take a normal distribution's tails.
+all of one size, give or take a normal distribution's tails. A lone number has no size but among the
+others: a probability near 0 that doubles is no ruin, so its answer counts as the mean one at least.
 """
 
 from collections.abc import Iterable
@@ -32,7 +33,8 @@ class SampleParity:
 
     Attributes:
         sample: its row in the data.
-        sqnr_db: 10 log10 of the power of its answer over that of its error.
+        sqnr_db: 10 log10 of the power of its answer over that of its error; where answers are
+            single numbers, of the mean power of all of them at least.
         times_median: the power of its error over that of the median sample with an error.
     """
 
@@ -52,6 +54,7 @@ class SamplePowers:
     numbers: np.ndarray[Any, Any] | None = None
     _signal: list[Floats] = field(default_factory=list)
     _error: list[Floats] = field(default_factory=list)
+    _lone: bool = True
 
     def update(self, ours: Floats, theirs: Floats) -> None:
         """Add one batch of equal shapes, samples first; what is not finite on both sides is 0."""
@@ -61,6 +64,7 @@ class SamplePowers:
         for powers, values in ((self._signal, signal), (self._error, error)):
             flat = values.reshape(len(values), -1)
             powers.append(np.einsum("nk,nk->n", flat, flat))
+            self._lone = self._lone and flat.shape[1] == 1
 
     def result(self) -> tuple[SampleParity, ...]:
         """The worst of all that were added, the worst first; those without an error are left out.
@@ -70,6 +74,8 @@ class SamplePowers:
         if not self._error:
             return ()
         signal, error = np.concatenate(self._signal), np.concatenate(self._error)
+        if self._lone:
+            signal = np.maximum(signal, signal.mean())
         rows = np.flatnonzero(error)
         if not rows.size:
             return ()

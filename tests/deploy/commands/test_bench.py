@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 from tiny import draw
 
 import deploy.commands.bench
@@ -175,6 +177,21 @@ def test_an_onnx_file_is_called_by_the_precision_of_its_graph(
         for file, precision in ((half, "fp16"), (int8, "int8"), (mixed, "int8")):
             assert bench_onnx(file.path, SETTINGS).baseline == f"onnxruntime-{precision}"
             assert [spec.name for spec in asked.others] == [f"openvino-{precision}"]
+
+
+def test_an_input_without_any_axis_may_come_first(tmp_path: Path, asked: Recorder) -> None:
+    """As the sampling rate of a model of speech does."""
+    rate, wave, out = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("rate", ()), ("wave", ("batch", 4)), ("out", ("batch", 4)))
+    )
+    node = helper.make_node("Mul", ["wave", "rate"], ["out"])
+    graph = helper.make_graph([node], "scaled", [rate, wave], [out])
+    path = tmp_path / "scaled.onnx"
+    opset = helper.make_opsetid("", 17)
+    onnx.save(helper.make_model(graph, ir_version=9, opset_imports=[opset]), path)
+    assert ", batch 3, 20" in bench_onnx(path, SETTINGS, batch=3, threads=1).conditions
+    assert list(asked.feeds) == ["rate", "wave"]
 
 
 def test_an_onnx_file_that_is_missing_or_none_is_said(tmp_path: Path) -> None:

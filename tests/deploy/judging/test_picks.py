@@ -65,3 +65,12 @@ def test_an_output_that_fails_since_rows_change_places_is_named_with_what_to_do(
 def test_nothing_is_said_where_another_output_is_the_worst_or_none_failed(detector: Path) -> None:
     assert warn_of_picks(detector, [judge(boxes=0.9, picked=0.1)]) is None
     assert warn_of_picks(detector, []) is None
+
+
+def test_nothing_is_said_of_an_engine_that_failed_another_gate_with_equal_answers(
+    detector: Path,
+) -> None:
+    rows = {"picked": np.random.default_rng(0).standard_normal((8, 2, 4))}
+    accumulator = ParityAccumulator(("picked",))
+    accumulator.update(rows, rows, rows=8)
+    assert warn_of_picks(detector, [accumulator.result()]) is None

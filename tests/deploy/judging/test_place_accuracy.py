@@ -123,6 +123,15 @@ def test_labels_of_places_are_held_against_the_output_of_such_places(maps: Tenso
     )
 
 
+def test_a_class_that_became_negative_in_a_narrow_type_is_refused() -> None:
+    _, labels = draw(20, right=1.0)
+    narrow = labels.astype(np.int8)
+    narrow[5, 2, 2] = -56  # 200
+    refuse(lambda: find_class_outputs(labelled(narrow), (MAPS,), PLAN), "label -56", "row 5")
+    narrow[5, 2, 2] = -100
+    assert find_class_outputs(labelled(narrow), (MAPS,), PLAN) == (MAPS,)
+
+
 def test_of_two_maps_the_one_that_the_labels_fit_is_chosen() -> None:
     scores, labels = draw(60, right=0.9)
     labels[:, 0] = 255
@@ -137,6 +146,25 @@ def test_of_two_maps_the_one_that_the_labels_fit_is_chosen() -> None:
     found = find_class_outputs(data, (aux, MAPS), PLAN)
     assert found == (aux, MAPS)
     assert choose_class_output(found, run, data, PLAN) == ClassOutput("maps")
+
+
+def test_maps_of_any_size_hold_labels_only_where_they_come_in_that_size() -> None:
+    """SegFormer's logits have a quarter of the height and width of its input."""
+    scores, labels = draw(20, right=0.9)
+    small = TensorSpec("small", (BATCH, 3, "h/4", "w/4"), "float32")
+
+    def run(feeds: dict[str, Array]) -> dict[str, Array]:
+        rows = feeds["x"][:, 0].astype(np.int64)
+        return {"maps": scores[rows], "small": scores[rows][..., ::4, ::4]}
+
+    data = labelled(labels)
+    found = find_class_outputs(data, (small, ANY_SIZE), PLAN)
+    assert choose_class_output(found, run, data, PLAN) == ClassOutput("maps")
+    chosen = choose_class_output((small,), run, data, PLAN)
+    assert chosen.name is None
+    assert "8x8 labels" in chosen.warnings[0]
+    assert "small 2x2" in chosen.warnings[0]
+    assert choose_class_output((small,), run, data, CheckPlan(static_batch=32)).name is None
 
 
 def test_a_map_can_be_named_where_the_data_has_no_labels() -> None:

@@ -109,6 +109,28 @@ def test_empty_scenes_may_err_as_much_as_full_ones() -> None:
     assert not judge(compare(ours, theirs)).passed
 
 
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+@pytest.mark.parametrize("bias", [0.0, -4.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_probability_near_zero_may_double_but_not_turn(
+    shape: tuple[int, ...], bias: float, seed: int
+) -> None:
+    """A sigmoid leaves errors of the logits where it is steep, so that they are not of one size."""
+
+    def squash(logits: Array) -> Array:
+        return (1 / (1 + np.exp(-logits))).reshape(shape)
+
+    logits = 6 * np.random.default_rng(seed + 50).standard_normal(ROWS) + bias
+    ours, theirs = squash(logits), squash(rounded(logits, 25.0, seed))
+    assert judge(compare(ours, theirs)).passed
+    row = int(np.argmin(logits))
+    turned = squash(rounded(logits, 40.0, seed))
+    turned[row] = 1 - turned[row]
+    verdict = judge(compare(ours, turned))
+    assert not verdict.passed
+    assert f"ruined in sample {row} of the data" in str(verdict.reason)
+
+
 def test_labels_that_hold_decide_and_the_ruined_sample_is_named_all_the_same() -> None:
     ours = answers()[..., 0]
     theirs = rounded(ours, 60.0)
