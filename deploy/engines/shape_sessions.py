@@ -53,15 +53,18 @@ class ShapeSessions:
         self._idle = [first]
         self._kept: dict[Shapes, Any] = {}
         self._shared: Any = None
+        self._closed = False
         self._lock = threading.Lock()
 
     def take(self, shapes: Shapes) -> Any:
         """A session to run `shapes` in.
 
         Raises:
-            EngineError: there is none, and none can be opened.
+            EngineError: there is none, and none can be opened; or all were let go.
         """
         with self._lock:
+            if self._closed:
+                raise EngineError("The engine is closed; call it inside its with block.")
             if shapes in self._kept:
                 return self._kept[shapes]
             if self._idle:
@@ -80,7 +83,7 @@ class ShapeSessions:
     def give_back(self, shapes: Shapes, session: Any, *, answered: bool) -> None:
         """After a call: keep `session` for `shapes` that it answered, if none was kept yet."""
         with self._lock:
-            if session is self._shared or self._kept.get(shapes) is session:
+            if self._closed or session is self._shared or self._kept.get(shapes) is session:
                 return
             if answered and shapes not in self._kept:
                 self._kept[shapes] = session
@@ -88,8 +91,9 @@ class ShapeSessions:
                 self._idle.append(session)
 
     def clear(self) -> None:
-        """Let all sessions go."""
+        """Let all sessions go, those of calls under way at their end; none is opened any more."""
         with self._lock:
+            self._closed = True
             self._idle.clear()
             self._kept.clear()
             self._shared = None

@@ -48,12 +48,17 @@ def split_norms(draft: Draft, options: FusionOptions) -> tuple[tuple[Fused, ...]
 
 
 def _list_parts(draft: Draft, joined: fx.Node) -> list[fx.Node]:
-    """What is concatenated along the channels for one reader alone; else nothing."""
+    """What is concatenated along the channels for one reader alone; else nothing.
+
+    Nothing either where parts have other dtypes than the whole: norms of them would round, or fail.
+    """
     if joined.target not in _CONCATENATIONS or len(joined.users) != 1:
         return []
     parts = read_argument(joined, "tensors")
     rank = joined.meta["val"].ndim
     if int(read_argument(joined, "dim")) % rank != 1 or len({*parts}) != len(parts):
+        return []
+    if any(part.meta["val"].dtype != joined.meta["val"].dtype for part in parts):
         return []
     sizes = [part.meta["val"].shape[1] for part in parts if part.meta["val"].ndim == rank]
     known = len(sizes) == len(parts) and all(isinstance(size, int) for size in sizes)

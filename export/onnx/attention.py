@@ -2,7 +2,8 @@
 
     softmax(q scale k^T + mask) v
 
-over the last two axes, as `torch.nn.functional.scaled_dot_product_attention` defines it. Up to
+over the last two axes, as `torch.nn.functional.scaled_dot_product_attention` defines it; a query
+from which the mask hides all keys gets zeros, where the softmax would have NaN. Up to
 opset 22 the exporter takes four axes alone, and transposes keys by three axes whose sizes it works
 out when the model runs, with a scale for queries and another for keys: nine operators more for each
 attention, behind which engines do not see a transposed product.
@@ -14,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from export.fusion.constants import Constants
 from export.fusion.draft import Draft, read_argument
+from export.fusion.mutation import Mutations
 
 aten = torch.ops.aten
 
@@ -33,9 +36,11 @@ def write_out_attention(draft: Draft, *, opset: int) -> bool:
         Whether there was any.
     """
     found = [node for node in draft.graph.nodes if _is_plain(node) and not _is_native(node, opset)]
-    for node in found:
+    constants = Constants(draft, Mutations(draft.graph))
+    blind = [_may_hide_all(constants, read_argument(node, "attn_mask")) for node in found]
+    for node, may_hide_all in zip(found, blind, strict=True):
         with draft.graph.inserting_before(node):
-            draft.erase(node, _write_out(draft.graph, node))
+            draft.erase(node, _write_out(draft.graph, node, may_hide_all=may_hide_all))
     return bool(found)
 
 
@@ -46,10 +51,38 @@ def _is_plain(node: fx.Node) -> bool:
 
 
 def _is_native(node: fx.Node, opset: int) -> bool:
-    return opset >= _NATIVE_OPSET and node.meta["val"].ndim == _NATIVE_RANK
+    """Whether ONNX has an operator for it that ONNX Runtime runs.
+
+    That takes only scales above zero, as many heads of keys as of queries, and masks with a row for
+    each query.
+    """
+    if opset < _NATIVE_OPSET or node.meta["val"].ndim != _NATIVE_RANK:
+        return False
+    query, key, value, mask = (
+        read_argument(node, name) for name in ("query", "key", "value", "attn_mask")
+    )
+    scale = read_argument(node, "scale")
+    heads = [item.meta["val"].shape[1] for item in (query, key, value)]
+    spread = mask is not None and any(_is_one(size) for size in mask.meta["val"].shape[-2:])
+    return (scale is None or scale > 0) and len({*map(str, heads)}) == 1 and not spread
 
 
-def _write_out(graph: fx.Graph, node: fx.Node) -> fx.Node:
+def _is_one(size: int | torch.SymInt) -> bool:
+    return isinstance(size, int) and size == 1
+
+
+def _may_hide_all(constants: Constants, mask: fx.Node | None) -> bool:
+    """Whether there may be a query that sees no key, which a constant mask shows."""
+    if mask is None:
+        return False
+    value = constants.find(mask, torch.device("cpu"))
+    if value is None:
+        return True
+    hidden = value == (0 if mask.meta["val"].dtype == torch.bool else -math.inf)
+    return bool(hidden.all(-1).any())
+
+
+def _write_out(graph: fx.Graph, node: fx.Node, *, may_hide_all: bool) -> fx.Node:
     query, key, value, mask = (
         read_argument(node, name) for name in ("query", "key", "value", "attn_mask")
     )
@@ -74,4 +107,12 @@ def _write_out(graph: fx.Graph, node: fx.Node) -> fx.Node:
             scores = call(aten.masked_fill.Scalar, scores, hidden, -math.inf)
         else:
             scores = call(aten.add.Tensor, scores, mask)
-    return call(aten.matmul.default, call(aten.softmax.int, scores, -1), value)
+    answer = call(aten.matmul.default, call(aten.softmax.int, scores, -1), value)
+    if mask is None or not may_hide_all:
+        return answer
+    # Behind the products, since engines fuse them with the softmax between.
+    if mask.meta["val"].dtype == torch.bool:
+        blind = call(aten.logical_not.default, call(aten.any.dim, mask, -1, True))
+    else:
+        blind = call(aten.eq.Scalar, call(aten.amax.default, mask, [-1], True), -math.inf)
+    return call(aten.masked_fill.Scalar, answer, blind, 0.0)

@@ -25,6 +25,9 @@ _UNSIGNED = frozenset(
 _SMALL = frozenset({TensorProto.BOOL, TensorProto.UINT8, TensorProto.UINT16})
 _NARROW = _SMALL | {TensorProto.INT8, TensorProto.INT16}
 """Types whose values, cast to int32 or int64, are never the least one."""
+_WRAPPING = frozenset({TensorProto.INT8, TensorProto.INT16})
+"""Types in which natural numbers of others may be negative, as 255 is -1."""
+_LARGEST_SIZE = 2**31 - 1
 _MOVES = frozenset({"Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity"}) | {
     "Reshape",
     "Slice",
@@ -182,7 +185,7 @@ class IntegerFacts:
     def _judge(self, name: str, node: NodeProto | None) -> Kind:
         values = self.constant(name)
         if values is not None:
-            return Kind.SIZE if values.dtype.kind in "iub" and (values >= 0).all() else Kind.ANY
+            return _judge_values(values)
         if node is None or not is_standard(node):
             return Kind.ANY
         return self._judge_operator(node, [self._known(given) for given in node.input])
@@ -216,13 +219,22 @@ class IntegerFacts:
 
     def _judge_cast(self, node: NodeProto, kind: Kind) -> Kind:
         source = self.type_of(node.input[0])
+        target = next(item.i for item in node.attribute if item.name == "to")
+        if target in _WRAPPING:
+            return Kind.ANY
         if source in _SMALL:
             return max(kind, Kind.NATURAL)
         if source not in _SIGNED:
             return Kind.ANY
-        target = next(item.i for item in node.attribute if item.name == "to")
         widens = target == TensorProto.INT64
         return kind if kind == Kind.SIZE or widens else Kind.ANY
+
+
+def _judge_values(values: Array) -> Kind:
+    """A constant is a size where int32 has room for it."""
+    if values.dtype.kind not in "iub" or not (values >= 0).all():
+        return Kind.ANY
+    return Kind.SIZE if (values <= _LARGEST_SIZE).all() else Kind.NATURAL
 
 
 def list_facts(model: onnx.ModelProto) -> list[IntegerFacts]:

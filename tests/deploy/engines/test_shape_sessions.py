@@ -90,6 +90,18 @@ def test_of_calls_at_once_with_new_shapes_one_keeps_its_session_and_none_is_lost
     assert opener.opened == 2
 
 
+def test_after_the_end_nothing_is_kept_or_opened() -> None:
+    opener = Opener()
+    sessions = ShapeSessions("first", opener, room=4)
+    under_way = sessions.take(shapes(1))
+    sessions.clear()
+    sessions.give_back(shapes(1), under_way, answered=True)
+    for batch in (1, 2):
+        with pytest.raises(EngineError, match="closed"):
+            sessions.take(shapes(batch))
+    assert opener.opened == 0
+
+
 def test_threads_never_share_shapes_of_two_sessions() -> None:
     sessions = ShapeSessions("first", Opener(), room=MAX_SESSIONS)
     for batch in range(1, 9):

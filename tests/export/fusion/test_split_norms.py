@@ -110,6 +110,14 @@ LEFT = {
         lambda m, x: m.norm(torch.cat([x.tanh(), m.small(x.relu()), x.sigmoid()], 1)),
         10,
     ),
+    "a part of truths": (
+        lambda m, x: m.norm(torch.cat([x > 0, m.large(x.sigmoid())], 1)).relu(),
+        8,
+    ),
+    "a part of fewer digits": (
+        lambda m, x: m.norm(torch.cat([(x > 0).half(), m.large(x.sigmoid())], 1)).relu(),
+        8,
+    ),
     "rows below each other": (
         lambda m, x: m.norm(torch.cat([m.small(x.relu()), m.small(x.tanh())], 2)),
         4,

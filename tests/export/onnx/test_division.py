@@ -199,6 +199,25 @@ def test_what_cannot_trap_is_left_as_it_is(
             {"k": np.array([-1]), "one": np.array([1])},
             id="asks-for-another-tensor",
         ),
+        pytest.param(
+            [
+                _node("Cast", "f", "u", to=TensorProto.UINT8),
+                _node("Cast", "u", "i", to=TensorProto.INT8),
+                _node("Cast", "i", "j", to=TensorProto.INT64),
+                _node("Div", "a j", "c"),
+            ],
+            {},
+            id="natural-number-that-wraps",
+        ),
+        pytest.param(
+            [
+                _node("Cast", "k", "i", to=TensorProto.INT32),
+                _node("Cast", "i", "j", to=TensorProto.INT64),
+                _node("Div", "a j", "c"),
+            ],
+            {"k": np.array([2**32 - 1])},
+            id="constant-that-wraps",
+        ),
     ],
 )
 def test_what_may_trap_is_found_and_is_not_after_the_rewrite(

@@ -1,6 +1,7 @@
 """Graphs that the exporter would refuse, or write with weights that are computed."""
 
 import copy
+import math
 from collections import Counter
 
 import numpy as np
@@ -73,6 +74,46 @@ def test_attention_is_exported_whatever_its_axes(mask, shape, tmp_path):
     assert_same(net, proto, torch.randn(1, size), torch.randn(3, size))
 
 
+def _hide_all(x: Tensor, kind: str) -> Tensor:
+    """A mask of keys, all hidden where a sample begins with -9; or one that is a constant."""
+    rows = torch.arange(6)
+    if kind == "constant":
+        return rows[:, None] > rows[None, :]
+    hidden = x[:, None, None, :6] < -3
+    if kind == "bool":
+        return ~hidden
+    return torch.zeros_like(hidden, dtype=x.dtype).masked_fill(hidden, -math.inf)
+
+
+class Masked(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = x.reshape(-1, 2, 6, 4)
+        return F.scaled_dot_product_attention(q, q * 0.5, q.cos(), _hide_all(x, self.kind))
+
+
+@pytest.mark.parametrize("opset", [20, 23])
+@pytest.mark.parametrize("kind", ["bool", "float", "constant"])
+def test_a_query_that_sees_no_key_gets_zeros_as_torch_has_it(kind, opset, tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(3, 48)
+    x[1, :6] = -9.0
+    net = Masked(kind).eval()
+    exact = net(x.double())
+    assert (exact[:, :, 0] if kind == "constant" else exact[1]).eq(0).all()
+    assert_same(net, export(net, x, tmp_path, opset), x, x[:2])
+
+
+def test_a_constant_mask_that_hides_no_row_costs_no_operator(tmp_path):
+    net = Attention(make_mask("bool"), (2, 6, 4)).eval()
+    proto = export(net, torch.randn(2, 48), tmp_path)
+    kinds = Counter(node.op_type for node in proto.graph.node)
+    assert kinds["Where"] == 1
+
+
 def test_attention_is_two_products_and_nothing_about_sizes(tmp_path):
     net = Attention(None, (2, 6, 4)).eval()
     proto = export(net, torch.randn(2, 48), tmp_path)
@@ -88,6 +129,13 @@ def test_attention_is_one_operator_where_the_opset_has_one(options, tmp_path):
     proto = export(net, torch.randn(2, 48), tmp_path, opset=23)
     assert "Attention" in {node.op_type for node in proto.graph.node}
     assert "Softmax" not in {node.op_type for node in proto.graph.node}
+    assert_same(net, proto, torch.randn(1, 48), torch.randn(3, 48))
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.3])
+def test_scales_that_the_operator_refuses_are_written_out(scale, tmp_path):
+    net = Attention(None, (2, 6, 4), scale=scale).eval()
+    proto = export(net, torch.randn(2, 48), tmp_path, opset=23)
     assert_same(net, proto, torch.randn(1, 48), torch.randn(3, 48))
 
 
