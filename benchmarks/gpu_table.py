@@ -78,7 +78,8 @@ def summarize(
         }
         for label, times in (("compute", compute), ("wall", wall)):
             if BASELINE in times:
-                ratio, interval = estimate_ratio(times[BASELINE][None], times[name][None], seed=seed)
+                pair = times[BASELINE][None], times[name][None]
+                ratio, interval = estimate_ratio(*pair, seed=seed)
                 entry[f"{label}_speedup"], entry[f"{label}_speedup_ci95"] = ratio, list(interval)
         found[name] = entry
     return found
