@@ -110,5 +110,5 @@ class ShapeSessions:
             except EngineError:
                 if not self._kept:
                     raise
-                return next(iter(self._kept.values()))
+                self._shared = next(iter(self._kept.values()))  # nor is it tried at every call
         return self._shared

@@ -16,9 +16,10 @@ class Opener:
     """Opens numbered sessions, up to `room` of them."""
 
     def __init__(self, room: int = 99) -> None:
-        self.opened, self.room = 0, room
+        self.opened, self.tried, self.room = 0, 0, room
 
     def __call__(self) -> str:
+        self.tried += 1
         if self.opened >= self.room:
             raise EngineError("out of memory")
         self.opened += 1
@@ -54,10 +55,15 @@ def test_more_shapes_than_room_share_one_and_leave_the_others_alone() -> None:
 
 @pytest.mark.parametrize("room", [0, 1])
 def test_without_memory_for_another_the_shapes_share_what_there_is(room: int) -> None:
-    sessions = ShapeSessions("first", Opener(room), room=8)
+    opener = Opener(room)
+    sessions = ShapeSessions("first", opener, room=8)
     used = [call(sessions, batch) for batch in (1, 2, 3, 2, 1)]
     assert set(used) <= {"first", "session 1"}
     assert used[0] == used[-1] == "first"
+    tried = opener.tried
+    for batch in range(4, 20):
+        call(sessions, batch)
+    assert opener.tried == tried  # each attempt takes as long as one that succeeds
 
 
 def test_with_no_memory_and_nothing_kept_the_error_is_raised() -> None:

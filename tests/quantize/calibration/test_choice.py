@@ -91,8 +91,9 @@ def test_choice_is_the_least_error_at_the_layers_outputs(
     ranges = calibrate(model, [{"x": values}], observer=AUTO)
     chosen = (ranges.chosen if unsigned else ranges.chosen_symmetric)["x"]
     expected = _layer_errors(net, values, unsigned)
-    assert expected[chosen] <= expected["minmax"]
-    assert chosen == "minmax" or expected[chosen] <= min(expected.values()) * 1.05
+    doubt = 1.05 if chosen == "minmax" else 1.001  # min-max stays unless it is surely worse
+    assert expected[chosen] <= min(expected.values()) * doubt
+    assert kind != "outlier" or chosen != "minmax"
     scheme = PRESETS["onnxruntime" if unsigned else "tensorrt"]
     seen = TensorStatistic()
     seen.update(summarize(values))
