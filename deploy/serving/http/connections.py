@@ -20,7 +20,7 @@ from deploy.serving.http.direct import DirectRequest, DirectWay
 from deploy.serving.http.endings import ConnectionLimits, EndingProtocol
 from deploy.serving.http.heads import HeadMemory
 from deploy.serving.http.infer_endpoint import CONNECTION
-from deploy.serving.http.intake import Intake
+from deploy.serving.http.intake import WORTH_IT, Intake
 from deploy.serving.http.upgrades import feed_parser
 from deploy.serving.metrics import ServerStatistics
 
@@ -143,17 +143,21 @@ class LimitedProtocol(EndingProtocol):
             self._refuse(status, "the head is too long")
             return
         if alone and self._directly == 1 and isinstance(self.cycle, DirectRequest):
-            self._remember(self.cycle, data)
+            self._heads.keep(data, self.cycle.head)
         # blank lines come before a request and do not begin one
         waits = self._coming or (self._is_idle() and self._idle_since is None)
         if waits and not self._held_back and not self.transport.is_closing():
             self._expect_request()
 
     def _repeat(self, data: bytes) -> bool:
-        """Take a request whose head came before; False: nothing is done, for it is another one."""
+        """Take a request whose head came before; False: nothing is done, for it is another one.
+
+        Its body is whole, or so long that an intake reads the rest of it: the parser of this
+        connection, which does not see the head, would take the rest for the next request.
+        """
         if self.direct is None:
             return False
-        recalled = self._heads.recall(data)
+        recalled = self._heads.recall(data, WORTH_IT if self.scheme == "http" else 0)
         if recalled is None:
             return False
         head, size = recalled
@@ -164,13 +168,12 @@ class LimitedProtocol(EndingProtocol):
         self._stop_waiting()
         self._unset_keepalive_if_required()
         self.cycle = cast("Any", request)
-        request.run()
+        if size + head.length == len(data):
+            request.run()
+        else:
+            self._coming = self._within = True
+            self._expect_request()
         return True
-
-    def _remember(self, request: DirectRequest, data: bytes) -> None:
-        """Keep the head of `request`, the only one that began in this read, if it ended there."""
-        if not self._coming:
-            self._heads.keep(data, request.head)
 
     def _is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete

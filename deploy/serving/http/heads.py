@@ -14,6 +14,7 @@ import httptools
 from deploy.serving.http.inference import Caller, Target
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)[ \t]*(?=\r\n)", re.IGNORECASE)
+_END = b"\r\n\r\n"
 _DIGITS = 18
 """Of a length, at most."""
 
@@ -49,11 +50,12 @@ class HeadMemory:
         self._before = self._after = b""
         self._vain = -_FIRST
 
-    def recall(self, data: bytes) -> tuple[Head, int] | None:
+    def recall(self, data: bytes, least: int = 0) -> tuple[Head, int] | None:
         """The head that `data` begins with and its bytes; None: it is another one.
 
         Args:
-            data: of one read; it must be a whole request and nothing else.
+            data: of one read; it must be a whole request and nothing else, or the beginning of one.
+            least: bytes of the body that may be still to come, if so many or more are; 0: none may.
         """
         head, before = self._head, self._before
         if head is None or not data.startswith(before):
@@ -65,7 +67,8 @@ class HeadMemory:
             return None
         size = end + len(self._after)
         length = int(digits)
-        if size + length != len(data):
+        missing = size + length - len(data)
+        if missing and not 0 < least <= missing:
             return None
         self._vain = 0
         if length != head.length:
@@ -77,14 +80,15 @@ class HeadMemory:
         """Remember the head of a request.
 
         Args:
-            data: a read which began and ended with the request.
+            data: a read which began with the request, and had all of its head and nothing else
+                behind its body.
             head: of it, as the parser found it.
         """
         if self._vain >= _VAIN:
             return
         self._vain += 1
         self._head = None
-        text = data[: len(data) - head.length]
+        text = data[: data.find(_END) + len(_END)]
         lengths = list(_LENGTH.finditer(text))
         if self._vain <= 0 or len(lengths) != 1 or not _is_whole(text):
             return
@@ -95,8 +99,9 @@ class HeadMemory:
 def _is_whole(text: bytes) -> bool:
     """Whether the parser finds that `text` is a head to its last byte.
 
-    Blank lines behind the request may have come with it, and would be taken for its end. A wish for
-    another protocol was passed over; the parser stops at it, behind the head.
+    A blank line before the request is one that the parser passes over, and other ends of lines end
+    a head as well. A wish for another protocol was passed over; the parser stops at it, behind the
+    head.
     """
     probe = _Probe()
     parser = httptools.HttpRequestParser(probe)

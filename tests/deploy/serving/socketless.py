@@ -14,6 +14,7 @@ from uvicorn.server import ServerState
 
 from deploy.serving.http.connections import ConnectionLimits, LimitedProtocol, limit_connections
 from deploy.serving.http.heads import HeadMemory
+from deploy.serving.http.intake import Intake
 from deploy.serving.http.rest import RestApplication
 from deploy.serving.metrics import ServerStatistics
 from deploy.serving.models.repository import ModelRepository, make_models
@@ -30,6 +31,7 @@ class Wire(asyncio.Transport):
         super().__init__()
         self.written = b""
         self.closed = False
+        self.protocol: Any = None
 
     def write(self, data: Any) -> None:
         self.written += bytes(data)
@@ -56,7 +58,19 @@ class Wire(asyncio.Transport):
         pass
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        pass
+        self.protocol = protocol
+
+    def bring(self, data: bytes) -> None:
+        """Hand one read of the socket to whoever reads, in pieces where the buffer is smaller."""
+        while data and not self.closed:
+            if not isinstance(self.protocol, Intake):
+                self.protocol.data_received(data)
+                return
+            buffer = self.protocol.get_buffer(len(data))
+            size = min(len(buffer), len(data))
+            buffer[:size] = data[:size]
+            self.protocol.buffer_updated(size)
+            data = data[size:]
 
 
 @dataclass
@@ -72,6 +86,7 @@ class Service:
         make: Any = self.config.http_protocol_class
         protocol = make(config=self.config, server_state=ServerState(), app_state={})
         wire = Wire()
+        wire.protocol = protocol
         protocol.connection_made(wire)
         return protocol, wire
 
@@ -89,7 +104,7 @@ class Service:
         for data in reads:
             if wire.closed:
                 break
-            protocol.data_received(data)
+            wire.bring(data)
             await self._settle(wire)
         closed = wire.closed
         protocol.connection_lost(None)

@@ -1,6 +1,8 @@
 """A head that came before is known again, and nothing else is taken for it."""
 
+import itertools
 import json
+import operator
 import re
 import socket
 import time
@@ -17,6 +19,7 @@ from socketless import Service
 from deploy.serving.http.connections import LimitedProtocol
 from deploy.serving.http.heads import Head, HeadMemory
 from deploy.serving.http.inference import Caller
+from deploy.serving.http.intake import WORTH_IT
 
 PATH = "/v2/models/echo/infer"
 LINES = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\nAccept: */*\r\n\r\n"
@@ -88,6 +91,17 @@ def test_what_is_not_the_same_is_left_to_the_parser(data: bytes) -> None:
     assert keep(GOOD, 5).recall(data) is None
 
 
+@pytest.mark.parametrize("there", [0, 1, 4], ids=str)
+def test_a_head_is_known_again_before_its_body_where_that_may_be(there: int) -> None:
+    begun = GOOD[: len(GOOD) - 5 + there]
+    memory = keep(begun, 5)
+    assert memory.recall(begun, 5 - there) is not None
+    assert memory.recall(begun, 1) is not None
+    assert memory.recall(begun) is memory.recall(begun, 6 - there) is None
+    assert memory.recall(GOOD, 6) is not None
+    assert memory.recall(GOOD + b"1", 1) is None
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -104,7 +118,7 @@ def test_a_head_whose_end_or_length_is_in_doubt_is_not_kept(data: bytes) -> None
 class Forgetful(HeadMemory):
     """Knows no head again."""
 
-    def recall(self, data: bytes) -> None:
+    def recall(self, data: bytes, least: int = 0) -> None:
         return None
 
 
@@ -113,8 +127,17 @@ def ask(value: float, identity: str = "") -> bytes:
     return json.dumps({"id": identity, "inputs": [entry]}).encode()
 
 
+def spread(body: bytes, spaces: int) -> bytes:
+    """The same JSON in a body so large that an intake reads it."""
+    return body[:-1] + b" " * spaces + b"}"
+
+
+ASKED = st.builds(
+    ask, st.sampled_from([0.5, 2.25, 1e30]), st.sampled_from(["", "a", "\r\n", "bcd"])
+)
 BODIES = st.one_of(
-    st.builds(ask, st.sampled_from([0.5, 2.25, 1e30]), st.sampled_from(["", "a", "\r\n", "bcd"])),
+    ASKED,
+    st.builds(spread, ASKED, st.sampled_from([WORTH_IT - 100, WORTH_IT, WORTH_IT + 3, 200_000])),
     st.sampled_from([b"{", b"", b"\r\n\r\n", b"\r\n", GOOD]),
 )
 HEADS = st.sampled_from(
@@ -143,7 +166,10 @@ def streams(draw: st.DrawFn) -> list[bytes]:
     if draw(st.booleans()):
         return requests
     data = b"".join(requests)
-    cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=6)))
+    starts = [0, *itertools.accumulate(map(len, requests))]
+    near = st.builds(operator.add, st.sampled_from(starts), st.integers(-20, 300))
+    places = st.one_of(st.integers(0, len(data)), near.filter(lambda cut: 0 <= cut <= len(data)))
+    cuts = sorted(draw(st.lists(places, max_size=12)))
     return [data[i:j] for i, j in zip([0, *cuts], [*cuts, len(data)], strict=True) if i < j]
 
 
@@ -178,6 +204,27 @@ def test_the_same_head_is_parsed_twice_and_no_more(
     assert len(parsed) == 2
     answers = [json.loads(part) for part in re.findall(rb"\{.*\}", data)]
     assert [answer["outputs"][0]["data"][1] for answer in answers] == pytest.approx(values)
+
+
+def test_a_large_body_comes_behind_a_known_head(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[LimitedProtocol] = []
+    begin = LimitedProtocol.on_message_begin
+
+    def count(self: LimitedProtocol) -> None:
+        parsed.append(self)
+        begin(self)
+
+    monkeypatch.setattr(LimitedProtocol, "on_message_begin", count)
+    values = [0.25, 12.5, 1e20, 3.0, 4.0]
+    requests = [render(spread(ask(value), 100_000)) for value in values]
+    reads = [request[i : i + 20_000] for request in requests for i in range(0, 120_000, 20_000)]
+    data, _ = service.answer([*reads, render(ask(5.0))], HeadMemory())
+    assert len(parsed) == 2
+    answers = [json.loads(part) for part in re.findall(rb"\{.*\}", data)]
+    told = [answer["outputs"][0]["data"][1] for answer in answers]
+    assert told == pytest.approx([*values, 5.0])
 
 
 def test_a_body_that_looks_like_a_request_is_a_body(service: Service) -> None:
