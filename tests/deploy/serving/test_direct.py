@@ -251,13 +251,19 @@ def test_a_body_that_comes_byte_by_byte(echo: Server) -> None:
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
+@pytest.mark.parametrize("known", [False, True], ids=["new head", "known head"])
 @pytest.mark.parametrize("sent", [0, 1, 70_000])
-def test_a_body_that_never_ends_is_given_up_and_let_go(echo: Server, sent: int) -> None:
+def test_a_body_that_never_ends_is_given_up_and_let_go(
+    echo: Server, sent: int, known: bool
+) -> None:
     before = counts(echo)["deploy_connections_timed_out_total"]
     whole = render(b" " * 100_000)
     end = whole.index(b"\r\n\r\n") + 4 + sent
-    begun = time.monotonic()
     with socket.create_connection(("127.0.0.1", echo.port), SILENCE_S) as connection:
+        for _ in range(2 * known):
+            connection.sendall(whole)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
+        begun = time.monotonic()
         connection.sendall(whole[:end])
         assert connection.recv(100) == b""
     assert time.monotonic() - begun > 1.9
@@ -266,10 +272,18 @@ def test_a_body_that_never_ends_is_given_up_and_let_go(echo: Server, sent: int) 
     assert after["deploy_inflight_bytes"] == 0
 
 
-def test_a_connection_that_ends_within_a_body_leaves_nothing_held(echo: Server) -> None:
+@pytest.mark.parametrize("known", [False, True], ids=["new head", "known head"])
+def test_a_connection_that_ends_within_a_body_leaves_nothing_held(
+    echo: Server, known: bool
+) -> None:
     whole = render(b" " * 100_000)
     with socket.create_connection(("127.0.0.1", echo.port), SILENCE_S) as connection:
-        connection.sendall(whole[:-1000])
+        for _ in range(2 * known):
+            connection.sendall(whole)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
+        connection.sendall(whole[:1000])
+        wait_until(lambda: counts(echo)["deploy_inflight_bytes"] > 0)
+        connection.sendall(whole[1000:-1000])
         wait_until(lambda: counts(echo)["deploy_inflight_bytes"] > 0)
     wait_until(lambda: counts(echo)["deploy_inflight_bytes"] == 0)
 
