@@ -64,7 +64,7 @@ def test_what_json_cannot_hold_is_said(value: float) -> None:
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 1000), (3, 7, 1001), (1, 16384)], ids=str)
 def test_finite_is_told_from_what_is_not(dtype: type, shape: tuple[int, ...]) -> None:
-    largest = np.full(shape, float(ml_dtypes.finfo(dtype).max)).astype(dtype)
+    largest: Array = np.full(shape, float(ml_dtypes.finfo(dtype).max)).astype(dtype)
     assert is_finite(largest)  # though its sum is not
     for value in (np.nan, np.inf, -np.inf):
         for place in ((0,) * len(shape), tuple(size - 1 for size in shape)):
