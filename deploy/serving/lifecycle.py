@@ -20,6 +20,7 @@ from typing import Any
 
 import uvloop
 
+from deploy.serving.certificates import Certificate
 from deploy.serving.control import Controller
 from deploy.serving.grpc.server import start_grpc
 from deploy.serving.grpc.service import GrpcService
@@ -33,6 +34,7 @@ from deploy.serving.open_files import allow_open_files
 from deploy.serving.options import ServeOptions
 from deploy.serving.pauses import settle, shorten_turns
 from deploy.serving.prerequisites import check_prerequisites
+from deploy.serving.process_age import process_age_s
 from deploy.serving.supervisor import Supervisor
 from deploy.serving.tracing.spans import open_sender
 from deploy.serving.tracing.traced import TracedApplication
@@ -184,6 +186,7 @@ class Lifecycle:
             self.statistics.spans = self._sender.counts
             # which has no direct way around it, as nothing is noted there
             application = TracedApplication(application, self.repository, self._sender)
+        certificate = Certificate(options.tls_cert, options.tls_key) if options.tls_cert else None
         main = make_server(application, options.port, options, self.statistics)
         servers = [main]
         tasks = [await start_server(main, self._listener)]
@@ -194,7 +197,7 @@ class Lifecycle:
         grpc_server, grpc_port = None, 0
         if options.grpc_port:
             service = GrpcService(self.repository, options, self.statistics, self._sender)
-            grpc_server, grpc_port = await start_grpc(service, options)
+            grpc_server, grpc_port = await start_grpc(service, options, certificate)
         controller = Controller(self.repository, options, self.statistics)
         try:
             control = await controller.start(Path(options.control)) if options.control else None
@@ -204,7 +207,11 @@ class Lifecycle:
             raise
         ports = {"http_port": port_of(main), "grpc_port": grpc_port}
         _LOG.info("listening on %s", options.host, extra=ports)
-        return _Listening(servers, tasks, grpc_server, controller, control)
+        watching = None
+        if certificate is not None:
+            contexts = [server.config.ssl for server in servers if server.config.ssl is not None]
+            watching = asyncio.ensure_future(certificate.watch(contexts))
+        return _Listening(servers, tasks, grpc_server, controller, control, watching)
 
     async def _wait_for(self, loading: "asyncio.Task[None]") -> None:
         """Return when the models are loaded, or at a signal."""
@@ -232,6 +239,8 @@ class Lifecycle:
 
     async def _close(self, listening: "_Listening") -> None:
         """Accept nothing more, and answer what was accepted."""
+        if listening.watching is not None:
+            listening.watching.cancel()
         if listening.control is not None:
             listening.control.close()
             Path(self._options.control).unlink(missing_ok=True)
@@ -261,7 +270,7 @@ class Lifecycle:
                 await model.load()
         settle()
         if self.repository.ready:
-            self.statistics.ready_after_s = round(_process_age_s(), 3)
+            self.statistics.ready_after_s = round(process_age_s(), 3)
             _LOG.info("ready", extra={"seconds": self.statistics.ready_after_s})
         else:
             _LOG.error("not ready, and will not be: see above; live until it is stopped")
@@ -276,23 +285,15 @@ class Lifecycle:
 
 @dataclass(frozen=True)
 class _Listening:
-    """All that takes requests: HTTP servers with the tasks they run in, gRPC, `deploy ctl`."""
+    """All that takes requests: HTTP servers with the tasks they run in, gRPC, `deploy ctl`.
+
+    Attributes:
+        watching: over the files of TLS.
+    """
 
     servers: list[HttpServer]
     tasks: "list[asyncio.Task[None]]"
     grpc_server: Any
     controller: Controller
     control: asyncio.AbstractServer | None
-
-
-def _process_age_s() -> float:
-    """Seconds since this process was started, where the system says; else since this import."""
-    try:
-        fields = Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-        began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - began
-    except (OSError, ValueError, AttributeError):
-        return time.monotonic() - _IMPORTED
-
-
-_IMPORTED = time.monotonic()
+    watching: "asyncio.Task[None] | None"

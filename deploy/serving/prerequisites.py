@@ -1,9 +1,9 @@
 """What options need of each other and of this machine, looked at before anything is opened."""
 
 import os
-import ssl
 from pathlib import Path
 
+from deploy.serving.certificates import Certificate
 from deploy.serving.options import ServeOptions
 from deploy.serving.tracing.spans import open_sender
 from export.errors import ConfigError
@@ -20,7 +20,7 @@ def check_prerequisites(options: ServeOptions) -> None:
     if options.workers > 1:
         _check_workers(options)
     if options.tls_cert:
-        _check_tls(options)
+        Certificate(options.tls_cert, options.tls_key)
     folder = Path(options.control).absolute().parent
     if options.control and not folder.is_dir():
         raise ConfigError(f"--control {options.control}: there is no folder {folder}. Make it.")
@@ -33,20 +33,3 @@ def _check_workers(options: ServeOptions) -> None:
         raise ConfigError("--control needs one worker: versions are swapped within a process.")
     if options.metrics_port:
         raise ConfigError("--metrics-port needs one worker; metrics of all are at --port.")
-
-
-def _check_tls(options: ServeOptions) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        if b"ENCRYPTED" in Path(options.tls_key).read_bytes():  # OpenSSL would ask the terminal
-            raise ConfigError(
-                f"--tls-key {options.tls_key} has a pass phrase, and nobody is there to give it. "
-                "Write the key without: openssl pkey -in KEY -out NEW."
-            )
-        context.load_cert_chain(options.tls_cert, options.tls_key, password="")
-    except (OSError, ssl.SSLError) as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(
-            f"--tls-cert {options.tls_cert}, --tls-key {options.tls_key} cannot be used: {reason}. "
-            "Both must be PEM files that belong together; the key has no password."
-        ) from error

@@ -1,13 +1,13 @@
 """The server of gRPC: what it is told, where it listens."""
 
-from pathlib import Path
 from typing import Any
 
 import grpc
 
+from deploy.serving.certificates import Certificate
 from deploy.serving.grpc.service import GrpcService
 from deploy.serving.options import ServeOptions
-from export.errors import ConfigError, EngineError
+from export.errors import EngineError
 
 _WINDOW = 64 * 2**10
 _LARGEST = 2**31 - 1
@@ -17,11 +17,17 @@ _AGE = 20
 """Times the receive timeout after which a connection is ended, between two calls if it can be."""
 
 
-async def start_grpc(service: GrpcService, options: ServeOptions) -> tuple[Any, int]:
+async def start_grpc(
+    service: GrpcService, options: ServeOptions, certificate: Certificate | None = None
+) -> tuple[Any, int]:
     """A grpc.aio server that listens, and its port.
 
+    Args:
+        service: what it offers.
+        options: of the server.
+        certificate: for TLS; None: there is none.
+
     Raises:
-        ConfigError: a TLS file cannot be read.
         EngineError: the port is taken.
     """
     server = grpc.aio.server(
@@ -32,8 +38,8 @@ async def start_grpc(service: GrpcService, options: ServeOptions) -> tuple[Any, 
     host = f"[{options.host}]" if ":" in options.host else options.host  # an address of IPv6
     address = f"{host}:{options.grpc_port}"
     try:
-        if options.tls_cert:
-            port = server.add_secure_port(address, _credentials(options))
+        if certificate is not None:
+            port = server.add_secure_port(address, certificate.credentials())
         else:
             port = server.add_insecure_port(address)
     except RuntimeError as error:
@@ -42,14 +48,6 @@ async def start_grpc(service: GrpcService, options: ServeOptions) -> tuple[Any, 
         ) from error
     await server.start()
     return server, port
-
-
-def _credentials(options: ServeOptions) -> Any:
-    try:
-        key, certificate = (Path(f).read_bytes() for f in (options.tls_key, options.tls_cert))
-    except OSError as error:
-        raise ConfigError(f"A TLS file cannot be read: {error}.") from error
-    return grpc.ssl_server_credentials([(key, certificate)])
 
 
 def server_options(options: ServeOptions) -> list[tuple[str, int]]:

@@ -34,12 +34,12 @@ HEADER_LENGTH = "inference-header-content-length"
 _NUMBERS: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
 """By kind of dtype, what its values are in JSON."""
 
-_LOOKED_AT = 2**20
+_LOOKED_AT = 2**18
 """Bytes of JSON from which its parts are counted before it is read, as many at a time."""
 
-_MOST = {b",": 2**22, b"[{:": 2**20}
+_MOST = {b",": 2**22, b"[": 2**20, b"{:": 2**15}
 """How often these may be there. Three bytes of JSON may become a hundred of memory and hold the
-event loop meanwhile; a large tensor should come raw."""
+event loop meanwhile, keys of objects longest; a large tensor should come raw."""
 
 
 class _RawTensors:

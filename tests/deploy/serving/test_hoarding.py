@@ -154,6 +154,14 @@ def test_json_of_many_small_parts_stops_nobody(echo: Server, part: bytes) -> Non
     assert resident_mib(echo) - before < 300
 
 
+def test_an_object_of_countless_keys_is_not_read(echo: Server) -> None:
+    """A million would hold the event loop for most of a second."""
+    keys = ",".join(f'"{number:x}":0' for number in range(100_000)).encode()
+    status, answered = echo.infer("echo", b"{" + keys + b"}")
+    assert status == 400
+    assert "too many parts" in answered["error"]
+
+
 def test_a_large_tensor_as_json_is_still_read(echo: Server) -> None:
     numbers = ",".join(["0.123456789"] * 1_000_000).encode()
     head = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1000,1000],"data":['
