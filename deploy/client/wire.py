@@ -112,7 +112,8 @@ class Server:
         """`name`, or the one model that the server has.
 
         Raises:
-            ServerError: it has several, or does not say which; or it cannot be reached.
+            ConfigError: it has several, or does not say which, so the name must be given.
+            ServerError: it has none, or cannot be reached.
         """
         if name is not None:
             return name
@@ -120,18 +121,20 @@ class Server:
             index, _ = self._call("POST", "v2/repository/index", b"{}", {})
             models = sorted({str(entry["name"]) for entry in json.loads(index)})
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ServerError(
+            raise ConfigError(
                 f"{self.url}: its index of models cannot be read. Name one: --model NAME."
             ) from error
         except ServerError as error:
             if error.status not in _NO_INDEX:
                 raise
-            raise ServerError(
-                f"{self.url} does not list its models. Name one: --model NAME.", error.status
+            raise ConfigError(
+                f"{self.url} does not list its models. Name one: --model NAME."
             ) from error
-        if len(models) != 1:
-            known = ", ".join(models) or "none"
-            raise ServerError(f"{self.url} has the models: {known}. Name one: --model NAME.")
+        if not models:
+            raise ServerError(f"{self.url} has no model. Look at its log: deploy serve names them.")
+        if len(models) > 1:
+            known = ", ".join(models)
+            raise ConfigError(f"{self.url} has the models: {known}. Name one: --model NAME.")
         return models[0]
 
     def metadata(self, model: str) -> dict[str, Any]:

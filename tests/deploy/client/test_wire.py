@@ -11,7 +11,7 @@ from planted_server import run_planted
 
 from deploy.client.wire import Address, Server, open_server, parse_url
 from export.artifacts import TensorSpec
-from export.errors import ConfigError, ServerError
+from export.errors import ConfigError, DeployError, ServerError
 
 
 def double(feeds: dict[str, Any]) -> dict[str, Any]:
@@ -62,19 +62,21 @@ def test_a_model_is_found_described_and_run(binary: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "index", "words"),
+    ("names", "index", "words", "code"),
     [
-        (("a", "b"), True, "has the models: a, b. Name one: --model NAME"),
-        ((), True, "has the models: none"),
-        (("a",), False, "does not list its models. Name one: --model NAME"),
+        (("a", "b"), True, "has the models: a, b. Name one: --model NAME", 2),
+        ((), True, "has no model", 1),
+        (("a",), False, "does not list its models. Name one: --model NAME", 2),
     ],
 )
 def test_which_model_is_asked_where_it_is_not_plain(
-    names: tuple[str, ...], index: bool, words: str
+    names: tuple[str, ...], index: bool, words: str, code: int
 ) -> None:
     served = Served(double, names=names, index=index)
-    with serve(served) as url, open_server(url) as server, pytest.raises(ServerError, match=words):
-        server.find_model(None)
+    with serve(served) as url, open_server(url) as server:
+        with pytest.raises(DeployError, match=words) as refused:
+            server.find_model(None)
+    assert refused.value.exit_code == code
 
 
 def test_an_error_of_the_server_is_told_with_its_status() -> None:
