@@ -1,7 +1,7 @@
 """Multiply-accumulates and parameters of an ONNX model, per layer and in all. Needs no torch.
 
-One MAC is one multiplication with its addition. Counted are Conv, ConvTranspose, Gemm and MatMul;
-what the rest costs is not arithmetic but memory.
+One MAC is one multiplication with its addition. Counted are Conv, ConvTranspose, Gemm, MatMul and
+the products of LSTM, GRU and RNN; what the rest costs is not arithmetic but memory.
 """
 
 import ast
@@ -17,6 +17,7 @@ from export.onnx.tensor_types import without_weights
 
 _THROUGH = frozenset({"DequantizeLinear", "QuantizeLinear", "Cast", "Transpose", "Identity"})
 _NOT_WEIGHTS = frozenset({onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING})
+_RECURRENT = ("LSTM", "GRU", "RNN")
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 Shapes = dict[str, tuple[int, ...]]
@@ -104,7 +105,8 @@ def _count_layer(
         macs = _COUNTERS[node.op_type](node, shapes)
     except KeyError:
         macs = 0
-    stored = {_find_source(name, producers) for name in node.input[:3]}
+    weights = node.input[1:4] if node.op_type in _RECURRENT else node.input[:3]
+    stored = {_find_source(name, producers) for name in weights}
     parameters = sum(sizes.get(name, 0) for name in stored)
     return LayerCost(read_path(node), node.op_type, macs, parameters, name_node(node))
 
@@ -128,7 +130,14 @@ def _count_matmul(node: onnx.NodeProto, shapes: Shapes) -> int:
     return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
 
 
+def _count_recurrent(node: onnx.NodeProto, shapes: Shapes) -> int:
+    """Each step of each sample multiplies the input, and the state, by all weights."""
+    steps = math.prod(shapes[node.input[0]][:2])
+    return steps * sum(math.prod(shapes[name]) for name in node.input[1:3])
+
+
 _COUNTERS = {
+    **dict.fromkeys(_RECURRENT, _count_recurrent),
     "Conv": _count_conv,
     "ConvTranspose": _count_conv_transpose,
     "Gemm": _count_gemm,

@@ -73,9 +73,12 @@ def test_which_model_is_asked_where_it_is_not_plain(
     names: tuple[str, ...], index: bool, words: str, code: int
 ) -> None:
     served = Served(double, names=names, index=index)
-    with serve(served) as url, open_server(url) as server:
-        with pytest.raises(DeployError, match=words) as refused:
-            server.find_model(None)
+    with (
+        serve(served) as url,
+        open_server(url) as server,
+        pytest.raises(DeployError, match=words) as refused,
+    ):
+        server.find_model(None)
     assert refused.value.exit_code == code
 
 

@@ -19,7 +19,25 @@ def export(net, x, path):
     return to_onnx(program, path / "model.onnx", input_names=["x"], output_names=["y"])
 
 
+class Sequence(nn.Module):
+    """The outputs of a recurrent network at every step."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)[0]
+
+
+def recurrent(kind, **options):
+    return Sequence(kind(4, 6, batch_first=True, **options))
+
+
 CASES = {
+    "lstm": (recurrent(nn.LSTM), (5, 4), 5 * 4 * 6 * (4 + 6)),
+    "gru both ways": (recurrent(nn.GRU, bidirectional=True), (5, 4), 2 * 5 * 3 * 6 * (4 + 6)),
+    "two rnns": (recurrent(nn.RNN, num_layers=2), (5, 4), 5 * 6 * (4 + 6 + 6 + 6)),
     "conv": (nn.Conv2d(4, 6, 3, padding=1), (4, 8, 9), 6 * 8 * 9 * 4 * 9),
     "strided": (nn.Conv2d(4, 6, 3, stride=2), (4, 9, 9), 6 * 4 * 4 * 4 * 9),
     "grouped": (nn.Conv2d(4, 6, 3, groups=2), (4, 8, 9), 6 * 6 * 7 * 2 * 9),
@@ -39,8 +57,11 @@ def test_layer_costs_its_closed_form_at_any_batch(tmp_path, name):
     for batch in (1, 3):
         cost = model_cost(model, batch=batch)
         assert cost.macs == batch * macs
-        assert cost.parameters == parameters
-        assert cost.parameter_bytes == 4 * parameters
+        state = cost.layers[0].op in ("LSTM", "GRU")  # begins with a zero, which is stored as well
+        stored = parameters + state
+        assert not state or cost.layers[0].parameters == parameters
+        assert cost.parameters == stored
+        assert cost.parameter_bytes == 4 * stored
 
 
 def test_product_of_two_activations_has_no_parameters(tmp_path):
