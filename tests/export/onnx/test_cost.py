@@ -37,7 +37,6 @@ def recurrent(kind, **options):
 CASES = {
     "lstm": (recurrent(nn.LSTM), (5, 4), 5 * 4 * 6 * (4 + 6)),
     "gru both ways": (recurrent(nn.GRU, bidirectional=True), (5, 4), 2 * 5 * 3 * 6 * (4 + 6)),
-    "two rnns": (recurrent(nn.RNN, num_layers=2), (5, 4), 5 * 6 * (4 + 6 + 6 + 6)),
     "conv": (nn.Conv2d(4, 6, 3, padding=1), (4, 8, 9), 6 * 8 * 9 * 4 * 9),
     "strided": (nn.Conv2d(4, 6, 3, stride=2), (4, 9, 9), 6 * 4 * 4 * 4 * 9),
     "grouped": (nn.Conv2d(4, 6, 3, groups=2), (4, 8, 9), 6 * 6 * 7 * 2 * 9),
