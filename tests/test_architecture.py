@@ -55,6 +55,7 @@ NEED_TORCH = {
     "export/onnx/preparation.py",
     "export/onnx/recurrent_weights.py",
     "export/capture/randomness.py",
+    "export/capture/replaced_calls.py",
     "export/capture/remedies.py",
     "export/capture/signature.py",
     "export/capture/whole_scales.py",

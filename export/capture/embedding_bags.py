@@ -1,20 +1,16 @@
 """Bags of equal size as embeddings and a reduction, while a model is captured."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
-_NAMES = (
-    *("input", "weight", "offsets", "max_norm", "norm_type", "scale_grad_by_freq", "mode"),
-    *("sparse", "per_sample_weights", "include_last_offset", "padding_idx"),
-)
+from export.capture.replaced_calls import ReplacedCalls
 
 
-class EqualBags(TorchFunctionMode):
+class EqualBags(ReplacedCalls):
     """Has ``embedding_bag(ids, weight)`` of ids ``[bags, size]`` looked up and reduced in the open.
 
     torch makes one long row of the ids and where each bag begins. The exporter writes that as a
@@ -25,20 +21,15 @@ class EqualBags(TorchFunctionMode):
     What is said of where bags begin, and weights that are renormalized in place, stay as they are.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """What torch calls in place of every function of its own."""
-        given = dict(kwargs or {})
-        if func is functional.embedding_bag and len(args) <= len(_NAMES):
-            named = {**dict(zip(_NAMES, args, strict=False)), **given}
-            if _is_equal(named):
-                return _reduce(named)
-        return func(*args, **given)
+    function = functional.embedding_bag
+    names = (
+        *("input", "weight", "offsets", "max_norm", "norm_type", "scale_grad_by_freq", "mode"),
+        *("sparse", "per_sample_weights", "include_last_offset", "padding_idx"),
+    )
+
+    def answer(self, given: dict[str, Any]) -> Any:
+        """The bags, each reduced to one vector."""
+        return _reduce(given) if _is_equal(given) else functional.embedding_bag(**given)
 
 
 def _is_equal(given: Mapping[str, Any]) -> bool:

@@ -1,16 +1,14 @@
 """Upsampling by a whole factor as upsampling to a size, while a model is captured."""
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
-_NAMES = ("input", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor")
+from export.capture.replaced_calls import ReplacedCalls
 
 
-class WholeScales(TorchFunctionMode):
+class WholeScales(ReplacedCalls):
     """Has ``interpolate(x, scale_factor=2)`` called with ``size=2 * x.shape`` instead.
 
     torch.export computes the size as ``trunc(2.0 * float(size))``, of which it does not know that
@@ -19,18 +17,12 @@ class WholeScales(TorchFunctionMode):
     a whole factor is the ratio of the sizes.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """What torch calls in place of every function of its own."""
-        given = dict(kwargs or {})
-        if func is functional.interpolate and len(args) <= len(_NAMES):
-            args, given = (), _name_size({**dict(zip(_NAMES, args, strict=False)), **given})
-        return func(*args, **given)
+    function = functional.interpolate
+    names = ("input", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor")
+
+    def answer(self, given: dict[str, Any]) -> Any:
+        """The image in its new size."""
+        return functional.interpolate(**_name_size(given))
 
 
 def _name_size(given: dict[str, Any]) -> dict[str, Any]:

@@ -180,6 +180,20 @@ def test_whatever_comes_is_answered_as_without_a_memory(
     assert remembered == plain
 
 
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[LimitedProtocol]:
+    """A connection for each head that a parser read."""
+    found: list[LimitedProtocol] = []
+    begin = LimitedProtocol.on_message_begin
+
+    def count(self: LimitedProtocol) -> None:
+        found.append(self)
+        begin(self)
+
+    monkeypatch.setattr(LimitedProtocol, "on_message_begin", count)
+    return found
+
+
 def unnumbered(data: bytes, closed: bool) -> tuple[list[bytes], bool]:
     """Without the numbers that requests have by their order over all connections."""
     lines = data.split(b"\r\n")
@@ -187,16 +201,8 @@ def unnumbered(data: bytes, closed: bool) -> tuple[list[bytes], bool]:
 
 
 def test_the_same_head_is_parsed_twice_and_no_more(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: Service, parsed: list[LimitedProtocol]
 ) -> None:
-    parsed: list[LimitedProtocol] = []
-    begin = LimitedProtocol.on_message_begin
-
-    def count(self: LimitedProtocol) -> None:
-        parsed.append(self)
-        begin(self)
-
-    monkeypatch.setattr(LimitedProtocol, "on_message_begin", count)
     values = [0.25, 12.5, 1e20, 3.0, 4.0]
     data, _ = service.answer([render(ask(value)) for value in values], HeadMemory())
     assert len(parsed) == 2
@@ -205,16 +211,8 @@ def test_the_same_head_is_parsed_twice_and_no_more(
 
 
 def test_a_large_body_comes_behind_a_known_head(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: Service, parsed: list[LimitedProtocol]
 ) -> None:
-    parsed: list[LimitedProtocol] = []
-    begin = LimitedProtocol.on_message_begin
-
-    def count(self: LimitedProtocol) -> None:
-        parsed.append(self)
-        begin(self)
-
-    monkeypatch.setattr(LimitedProtocol, "on_message_begin", count)
     values = [0.25, 12.5, 1e20, 3.0, 4.0]
     requests = [render(spread(ask(value), 100_000)) for value in values]
     reads = [request[i : i + 20_000] for request in requests for i in range(0, 120_000, 20_000)]
