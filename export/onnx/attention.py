@@ -110,9 +110,11 @@ def _write_out(graph: fx.Graph, node: fx.Node, *, may_hide_all: bool) -> fx.Node
     answer = call(aten.matmul.default, call(aten.softmax.int, scores, -1), value)
     if mask is None or not may_hide_all:
         return answer
-    # Behind the products, since engines fuse them with the softmax between.
+    # Behind the products, since engines fuse them with the softmax between. The largest value of a
+    # mask would say as much, but where all are minus infinity OpenVINO finds a finite number.
     if mask.meta["val"].dtype == torch.bool:
-        blind = call(aten.logical_not.default, call(aten.any.dim, mask, -1, True))
+        hidden = call(aten.logical_not.default, mask)
     else:
-        blind = call(aten.eq.Scalar, call(aten.amax.default, mask, [-1], True), -math.inf)
+        hidden = call(aten.eq.Scalar, mask, -math.inf)
+    blind = call(aten.all.dim, hidden, -1, True)
     return call(aten.masked_fill.Scalar, answer, blind, 0.0)
