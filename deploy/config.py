@@ -71,8 +71,10 @@ class BuildConfig:
         static_batch: keep the batch size of `inputs` instead of a dynamic batch axis.
         observer: how the ranges of int8 are found; ``auto``: the best for each tensor, by the error
             that it causes in the layers behind it.
-        classes: the output whose classes the labels are; None: the one that they fit best.
-        max_drop: largest loss of accuracy, as a fraction, where there are labels.
+        classes: the output whose classes the labels are, ``NAME`` or, with the axis on which they
+            lie, ``NAME:AXIS``; None: the one that they fit best.
+        max_drop: largest loss of accuracy, as a fraction, where there are labels; and of the mean
+            F1 of their classes, where a sample has many.
         min_sqnr: smallest output SQNR in dB without labels; None: by precision.
         min_agreement: smallest share of equal top-1 answers on unlabelled data.
         threads: intra-op threads of every engine; 0: one for each usable core.

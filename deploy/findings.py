@@ -11,9 +11,11 @@ from deploy.config import BuildConfig
 from deploy.engines.base import EngineSpec
 from deploy.engines.device import CUDA
 from deploy.idle_options import describe_idle
-from deploy.judging.accuracy import Accuracy
+from deploy.judging.class_scores import ClassScores
 from deploy.judging.eager import ON_CPU, EagerBaseline
-from deploy.judging.gates import EXACT, MIN_LABELLED, Verdict, least_sqnr
+from deploy.judging.gates import EXACT, Verdict, least_sqnr
+from deploy.judging.label_notes import describe_reading, warn_of_labels
+from deploy.judging.parity import ParityReport
 from deploy.judging.picks import warn_of_picks
 from deploy.judging.worst_samples import warn_of_poor
 from deploy.measuring.latency import LatencyReport
@@ -117,6 +119,8 @@ def make_report(
             "evaluation_samples": len(problem.evaluation),
             "observer": choose_observer(problem, config),
             "classes_of": problem.classes_of,
+            "classes_axis": problem.label_form.axis,
+            "labels": describe_reading(_list_parities(findings)),
         },
         "gates": gates_json(config.max_drop, config.min_sqnr),
         "measurement": {
@@ -156,7 +160,7 @@ def describe_verdict(findings: Findings) -> str:
     if accuracy is not None:
         return (
             f"{speed} ({interval}), with an accuracy of {accuracy.candidate:.2%} against "
-            f"{accuracy.reference:.2%} on {accuracy.samples} samples."
+            f"{accuracy.reference:.2%}{_describe_f1(accuracy.f1)} on {accuracy.samples} samples."
         )
     sqnr = winner.parity.sqnr_db
     outputs = f"an output SQNR of {sqnr:.1f} dB" if math.isfinite(sqnr) else "identical outputs"
@@ -164,6 +168,10 @@ def describe_verdict(findings: Findings) -> str:
         outputs += f" (an error of {format_error(sqnr)})"
     where = "synthetic inputs" if findings.problem.kind == "synthetic" else "the evaluation data"
     return f"{speed} ({interval}), with {outputs} on {where}."
+
+
+def _describe_f1(f1: ClassScores | None) -> str:
+    return "" if f1 is None else f" and an F1 of {f1.candidate:.2%} against {f1.reference:.2%}"
 
 
 def _row(findings: Findings, result: CandidateResult) -> dict[str, Any]:
@@ -214,26 +222,27 @@ def _fusion_json(exported: Exported) -> dict[str, Any]:
     }
 
 
+def _list_parities(findings: Findings) -> list[ParityReport]:
+    return [result.parity for result in findings.results if result.parity is not None]
+
+
 def _warnings(findings: Findings, config: BuildConfig) -> list[str]:
     warnings = list(findings.problem.warnings)
     if findings.eager.warning is not None:
         warnings.append(findings.eager.warning)
-    kind, evaluation = findings.problem.kind, len(findings.problem.evaluation)
-    checked = [result.parity for result in findings.results if result.parity is not None]
+    kind, held = findings.problem.kind, findings.problem.classes_of
+    checked = _list_parities(findings)
     accuracy = next((parity.accuracy for parity in checked), None)
     if kind == "synthetic":
         warnings.append(
             "No --data was given: float engines were judged on synthetic inputs, and int8 is not "
             "judged at all. Pass --data with samples of what the model will see."
         )
-    elif accuracy is not None and not accuracy.above_chance:
-        warnings.append(_describe_chance(findings, accuracy))
-    elif findings.problem.classes_of is not None and evaluation < MIN_LABELLED:
-        warnings.append(
-            f"{evaluation} labelled samples are too few to judge accuracy by ({MIN_LABELLED} are "
-            "needed); "
-            "SQNR and top-1 agreement were judged instead."
-        )
+    elif held is not None and checked:
+        outputs = findings.problem.signature.outputs
+        others = [spec.name for spec in outputs if spec.name != held]
+        labels = warn_of_labels(accuracy, held, others)
+        warnings += [labels] if labels is not None else []
     pairs = any(spec.shape.count(BATCH) > 1 for spec in findings.problem.signature.outputs)
     if pairs or any(parity.batch_dependent for parity in checked):
         warnings.append(
@@ -281,15 +290,3 @@ def _describe_poor(winner: CandidateResult, config: BuildConfig) -> str | None:
         return None
     samples = ((output.name, output.worst_samples) for output in winner.parity.outputs)
     return warn_of_poor(winner.name, samples, least_sqnr(winner.precision, config))
-
-
-def _describe_chance(findings: Findings, accuracy: Accuracy) -> str:
-    held, outputs = findings.problem.classes_of, findings.problem.signature.outputs
-    others = ", ".join(spec.name for spec in outputs if spec.name != held)
-    another = f", or name another output with --classes ({others})" if others else ""
-    return (
-        f"Eager's own accuracy is {accuracy.reference:.2%} on {accuracy.samples} samples, not "
-        f"above chance ({accuracy.chance:.2%}): the labels judge nothing, and SQNR and top-1 "
-        f"agreement were judged instead. They were held against {held!r}. Number the classes as "
-        f"in training{another}."
-    )

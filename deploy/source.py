@@ -1,6 +1,6 @@
 """What a build is given, settled: the module, its call, its inputs, its data."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,9 @@ from deploy.inputs.signatures import (
 )
 from deploy.judging.checking import CheckPlan, run_reference
 from deploy.judging.gates import DataKind
-from deploy.judging.labels import ClassOutput, choose_class_output, find_class_outputs
+from deploy.judging.label_choice import ClassOutput, choose_class_output
+from deploy.judging.labels import find_readings
+from deploy.judging.layouts import LabelForm
 from deploy.judging.reference import run_eager
 from deploy.judging.rows import Outputs
 from deploy.loading.model_files import load_model, prepare_module
@@ -49,6 +51,7 @@ class Problem:
         given_batch: the leading size of the inputs as given.
         static_batch: the only batch size of every engine; None: dynamic.
         classes_of: the output that labels are held against; None without labels.
+        label_form: how that is read beside labels of places.
         high: upper bounds for synthetic integers, by input.
         images: which inputs take uint8 images; `module` is then an `ImageModel` around the user's.
     """
@@ -73,6 +76,7 @@ class Problem:
     seed: int
     warnings: tuple[str, ...]
     images: ImageCall | None = None
+    label_form: LabelForm = field(default_factory=LabelForm)
 
     def trace_feeds(self) -> dict[str, torch.Tensor]:
         """Example inputs for capture: a batch of 2, or the static one."""
@@ -86,7 +90,9 @@ class Problem:
     def check_plan(self) -> CheckPlan:
         """How candidates are compared with eager."""
         inputs = self.signature.inputs
-        return CheckPlan(self.static_batch, self.classes_of, inputs=inputs)
+        return CheckPlan(
+            self.static_batch, self.classes_of, inputs=inputs, label_form=self.label_form
+        )
 
     def latency_feeds(self) -> Feeds:
         """What every engine is timed on: evaluation samples, repeated to fill the batch."""
@@ -169,6 +175,7 @@ def open_problem(model: Path | str | nn.Module, config: BuildConfig, scratch: Pa
         seed=config.seed,
         warnings=(*loaded_warnings, *call.warnings, *classes.warnings),
         images=call.images,
+        label_form=classes.form,
     )
 
 
@@ -236,7 +243,7 @@ def _choose_classes(
     """The output that the labels are held against; the name that was given is checked always."""
     plan = CheckPlan(call.given_batch if call.static else None)
     source = evaluation if data is None else data
-    found = find_class_outputs(source, call.signature.outputs, plan, named=named)
+    found = find_readings(source, call.signature.outputs, plan, named=named)
 
     def run(feeds: Feeds) -> Outputs:
         return run_eager(module, call.signature, feeds)

@@ -71,7 +71,9 @@ data_options = shared(
         "Data",
         option("--evaluation-samples", type=int, help="Samples to judge on.  [1000]"),
         option(
-            "--classes", metavar="OUTPUT", help="Output that labels are classes of.  [the best fit]"
+            "--classes",
+            metavar="OUTPUT[:AXIS]",
+            help="Output, and its axis, that labels are classes of.  [the best fit]",
         ),
     ),
     section(

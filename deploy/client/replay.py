@@ -173,4 +173,5 @@ def _judge(
         plan = replace(plan, largest_batch=check.plan.largest_batch)
         found = compare_candidates(reference, {engine: check.remote}, dataset, plan, progress)
     kind: DataKind = "unlabelled" if plan.classes_of is None else "labelled"
-    return judge_engine(replayed, found[engine], bundle, kind, config)
+    judged = judge_engine(replayed, found[engine], bundle, kind, config)
+    return replace(judged, warnings=plan.warnings)

@@ -17,7 +17,8 @@ from deploy.engines.process import EngineProcess
 from deploy.inputs.data import CALLABLE_SAMPLES, Dataset, check_data, open_data
 from deploy.judging.checking import CheckPlan, check_candidates
 from deploy.judging.gates import DataKind, Verdict, judge_parity
-from deploy.judging.labels import choose_class_output, find_class_outputs
+from deploy.judging.label_choice import choose_class_output
+from deploy.judging.labels import find_readings
 from deploy.judging.parity import ParityReport
 from deploy.judging.rows import Outputs
 from export.artifacts import TensorSpec
@@ -44,6 +45,7 @@ class Verification:
         verdict: of the parity gate on that data.
         note: that it was built again for this machine, where it was, or what this CPU does to its
             int8.
+        warnings: of the labels of that data.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Verification:
     parity: ParityReport | None = None
     verdict: Verdict | None = None
     note: str | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -147,7 +150,10 @@ def verify(
         reports = check_candidates(reference, here, dataset, plan, progress)
     kind: DataKind = "unlabelled" if plan.classes_of is None else "labelled"
     return tuple(
-        judge_engine(result, reports[result.name], bundle, kind, config)
+        replace(
+            judge_engine(result, reports[result.name], bundle, kind, config),
+            warnings=plan.warnings,
+        )
         if result.name in here
         else result
         for result in replayed
@@ -243,9 +249,17 @@ def plan_check(
     """How engines are compared; the labels are held against the output that the build chose."""
     batch = bundle.manifest.inputs[0].shape[0]
     plan = CheckPlan(batch if isinstance(batch, int) else None)
-    named = config.classes or bundle.report()["data"]["classes_of"]
-    found = find_class_outputs(evaluation, reference.outputs, plan, named=named)
-    return replace(plan, classes_of=choose_class_output(found, reference, evaluation, plan).name)
+    named = config.classes or _named_in_build(bundle)
+    found = find_readings(evaluation, reference.outputs, plan, named=named)
+    chosen = choose_class_output(found, reference, evaluation, plan)
+    return replace(plan, classes_of=chosen.name, label_form=chosen.form, warnings=chosen.warnings)
+
+
+def _named_in_build(bundle: Bundle) -> str | None:
+    """The output, and the axis of its classes, that the build held labels against."""
+    data = bundle.report()["data"]
+    name, axis = data["classes_of"], data.get("classes_axis")
+    return name if name is None or axis is None else f"{name}:{axis}"
 
 
 def judge_engine(

@@ -1,7 +1,8 @@
 """Calibration and evaluation data: what ``--data`` takes, how it is split and checked.
 
 - ``.npz`` or ``.pt``: arrays ``x`` and optionally ``y``, a class for each row, or for each place of
-  a map; or arrays named as the model's inputs. A ``.pt`` may also hold one tensor or ``(x, y)``.
+  a map or a text, or 0 and 1 for several questions; or arrays named as the model's inputs. A
+  ``.pt`` may also hold one tensor or ``(x, y)``.
 - ``.npy``: one array, read from disk as it is needed.
 - A folder of images: one subfolder a class, in the order of their names; or images alone.
 - ``package.module:callable``: yields batches, each an array, ``(x, y)`` or a dict of arrays.
@@ -25,6 +26,7 @@ from deploy.engines.base import Array
 from deploy.inputs.data_files import LABELS, check_arrays, read_arrays
 from deploy.inputs.data_images import open_images
 from deploy.inputs.dataset import ArrayRows, Dataset, describe_inputs, is_float
+from deploy.inputs.label_values import check_label_values, settle_labels
 from export.artifacts import TensorSpec
 from export.errors import DataError
 from quantize.audit.inputs import FEW_SAMPLES
@@ -179,38 +181,9 @@ def check_data(dataset: Dataset, specs: Sequence[TensorSpec]) -> None:
                     f"{bound.source}: input {name!r}, read as {values.dtype}, holds {what} in row "
                     f"{row}. Mend the row or take it out."
                 )
-    if bound.labels is not None:
-        _check_label_values(bound, bound.labels)
+    check_label_values(bound)
     if bound.calibration is not None:
         check_data(bound.calibration, specs)
-
-
-def _check_label_values(dataset: Dataset, labels: Array) -> None:
-    if labels.ndim == 2 or labels.dtype.kind not in "iu":
-        shape = ", ".join(["N", *map(str, labels.shape[1:])])
-        raise DataError(
-            f"{dataset.source}: {LABELS} is {labels.dtype} of shape [{shape}]; it must hold one "
-            "integer class for each sample, or for each place of a map. "
-            f"{_convert_labels(labels)}"
-        )
-    if labels.ndim == 1 and (labels < 0).any():
-        first = int(np.argmax(labels < 0))
-        row = int(dataset.row_numbers([first])[0])
-        raise DataError(
-            f"{dataset.source}: label {labels[first]} in row {row} is negative. "
-            "Classes count from 0; take unlabelled rows out."
-        )
-
-
-def _convert_labels(labels: Array) -> str:
-    """How labels of another form become classes, where they can."""
-    if labels.ndim == 1:
-        return f"Save {LABELS}.astype(int), or leave {LABELS} out."
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        return f"Save {LABELS}[:, 0].astype(int), or leave {LABELS} out."
-    if labels.ndim == 2:
-        return f"Of one-hot rows save {LABELS}.argmax(axis=1), or leave {LABELS} out."
-    return f"Save {LABELS}.astype(int), or leave {LABELS} out, and SQNR judges in its place."
 
 
 def _is_apart(key: str, names: Sequence[str]) -> bool:
@@ -224,6 +197,7 @@ def _group_arrays(arrays: Mapping[str, Array], source: str, names: Sequence[str]
     if not inputs:
         raise DataError(f"{source}: there is no array of inputs. Save one as x.")
     check_arrays(arrays, source)
+    labels = labels if labels is None else settle_labels(labels)
     rows = {key: ArrayRows(value, _read_dtype(value.dtype)) for key, value in inputs.items()}
     named = not (len(rows) == 1 and next(iter(rows)) in _UNNAMED)
     dataset = _name_lone(Dataset(rows, labels, source, named=named), names)

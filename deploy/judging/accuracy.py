@@ -6,10 +6,12 @@ lies; of a lone integer or boolean its value.
 
 import math
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 from deploy.engines.base import Array
+from deploy.judging.class_scores import ClassScores
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,9 @@ class Accuracy:
         candidate_chance: the same of the candidate.
         threshold: the lone score above which a row is of class 1; None where classes are told
             otherwise.
+        ranks: whether it is of a lone score a sample or a question, which ranks samples as well.
+        f1: of the classes, where a sample has many labels.
+        read_as: how labels and output were read, in words, where a sample has many labels.
     """
 
     samples: int
@@ -34,6 +39,9 @@ class Accuracy:
     chance: float
     candidate_chance: float = 0.0
     threshold: float | None = None
+    ranks: bool = False
+    f1: ClassScores | None = None
+    read_as: str | None = None
 
     @property
     def above_chance(self) -> bool:
@@ -47,6 +55,16 @@ class Accuracy:
         Where one class is rare an engine that never answers it loses few points.
         """
         return self.candidate_ci95[0] <= self.candidate_chance and self.drop_ci95[0] > 0
+
+
+class LabelAccumulator(Protocol):
+    """What both answered and what is right, over batches, in sums or numbers by sample."""
+
+    def update(self, reference: Array, candidate: Array, labels: Array) -> None:
+        """Add one batch: outputs of both and labels, samples first."""
+
+    def result(self) -> Accuracy | None:
+        """The accuracy on all that was added; None where nothing has a label."""
 
 
 @dataclass
@@ -85,6 +103,7 @@ class AccuracyAccumulator:
             chance=chance_agreement(answers, labels),
             candidate_chance=chance_agreement(others, labels),
             threshold=threshold,
+            ranks=threshold is not None,
         )
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from deploy.engines.base import Array, EngineSpec, Feeds
 from deploy.engines.process import open_processes
 from deploy.inputs.data import Dataset
+from deploy.judging.layouts import LabelForm
 from deploy.judging.parity import ParityAccumulator, ParityReport
 from deploy.judging.pieces import Run, largest_batch, run_in_pieces
 from deploy.judging.rows import Outputs, join_rows, run_alone, take_rows
@@ -33,8 +34,10 @@ class CheckPlan:
 
     Attributes:
         static_batch: the only batch size that the engines take; None: any.
-        classes_of: the output whose argmax is held against labels; None: none.
+        classes_of: the output that is held against labels; None: none.
+        label_form: how that is read beside labels of places.
         largest_batch: what a server takes at once; None: as much as is sensible.
+        warnings: what is to be said of the labels.
         inputs: with the ranges of their dynamic axes, at whose ends candidates are tried as well;
             without: none.
     """
@@ -43,6 +46,8 @@ class CheckPlan:
     classes_of: str | None = None
     largest_batch: int | None = None
     inputs: tuple[TensorSpec, ...] = ()
+    label_form: LabelForm = field(default_factory=LabelForm)
+    warnings: tuple[str, ...] = ()
 
 
 class Reference(Protocol):
@@ -110,7 +115,7 @@ def compare_candidates(
             results[name] = str(candidate)
             continue
         axes = sample_axes(reference.outputs, plan)
-        parity = ParityAccumulator(tuple(axes), plan.classes_of, axes, data.rows)
+        parity = ParityAccumulator(tuple(axes), plan.classes_of, axes, data.rows, plan.label_form)
         running[name] = Comparison(candidate, parity)
     done = 0
     progress(Progress("check parity", 0, len(data)))

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from deploy.config import BuildConfig
-from deploy.judging.accuracy import Accuracy
+from deploy.judging.accuracy_gate import hold_accuracy
+from deploy.judging.label_notes import LABELS_JUDGE_NOTHING, MIN_LABELLED
 from deploy.judging.output_parity import OutputParity
 from deploy.judging.parity import ParityReport
 from deploy.judging.shares import explain_few, holds_share
@@ -26,14 +27,12 @@ MIN_SQNR_DB: Mapping[str, float] = {
 NOISE_FACTOR = 10.0
 """A float32 engine may lose this many times what eager itself loses against float64."""
 NOISE_FLOOR = 1e-6
-MIN_LABELLED = 300
 MIN_CONSISTENCY_DB = 20.0
 SIZE_LOSS_DB = 10.0
 """How much farther from the reference an engine may be at other sizes of its dynamic axes."""
 SIZE_ENOUGH_DB = 60.0
 """What is as near as this anywhere differs by rounding alone."""
 NO_CALIBRATION_DATA = "no calibration data; pass --data with samples of what the model will see"
-LABELS_JUDGE_NOTHING = "the labels judge nothing: eager's own accuracy is not above chance"
 EXACT = ("fp32",)
 MAX_LOST_CHANNELS = 0.1
 """Share of an output's channels that may be nothing but error; those of a rare class are small."""
@@ -76,12 +75,13 @@ def judge_parity(
             reference is not eager but a float32 engine that was itself within the gate.
 
     Float32 is held to the noise of eager itself. Fewer bits are held to the accuracy where there
-    are at least 300 labels which eager itself knows beyond chance, and to knowing them itself; lone
-    scores and outputs that have no labels to the SQNR; else all to the SQNR and, on real data, to
-    the top-1 agreement. An output that holds the SQNR but has lost a tenth of its channels to
-    others of larger scale fails, and so does one with a ruined sample (see
-    `deploy.judging.worst_samples`); integers but for colour images have no SQNR and are held to the
-    share of equal ones. int8 and int4, weights alone as well, are never passed on synthetic inputs.
+    are at least 300 labels which eager itself knows beyond chance, and to knowing them itself (see
+    `deploy.judging.accuracy_gate`); lone scores and outputs that have no labels to the SQNR; else
+    all to the SQNR and, on real data, to the top-1 agreement. An output that holds the SQNR but has
+    lost a tenth of its channels to others of larger scale fails, and so does one with a ruined
+    sample (see `deploy.judging.worst_samples`); integers but for colour images have no SQNR and are
+    held to the share of equal ones. int8 and int4, weights alone as well, are never passed on
+    synthetic inputs.
     """
     if report.samples == 0:
         return Verdict(False, "samples to judge by", "no sample was compared")
@@ -103,37 +103,14 @@ def judge_parity(
         return Verdict(False, "calibration data", NO_CALIBRATION_DATA)
     accuracy = report.judged_accuracy
     if accuracy is not None and accuracy.samples >= MIN_LABELLED:
-        verdict = _judge_accuracy(accuracy, config)
-        if not verdict.passed:
-            return verdict
-        return _judge_unlabelled_outputs(report, precision, config, verdict.gate)
+        gate, reason = hold_accuracy(accuracy, config.max_drop)
+        if reason is not None:
+            return Verdict(False, gate, reason)
+        return _judge_unlabelled_outputs(report, precision, config, gate)
     verdict = _judge_without_labels(report, precision, kind=kind, config=config)
     if report.accuracy is not None and accuracy is None:
         return replace(verdict, gate=f"{verdict.gate} ({LABELS_JUDGE_NOTHING})")
     return verdict
-
-
-def _judge_accuracy(accuracy: Accuracy, config: BuildConfig) -> Verdict:
-    gate = f"accuracy drop at most {config.max_drop:.2%} on {accuracy.samples} samples"
-    if accuracy.threshold is not None:
-        gate += f", class 1 above {accuracy.threshold:g}"
-    if accuracy.drop > config.max_drop:
-        low, high = accuracy.drop_ci95
-        return Verdict(
-            False,
-            gate,
-            f"accuracy drops by {accuracy.drop:.2%} (95% interval {low:.2%} to {high:.2%}), "
-            f"more than {config.max_drop:.2%}",
-        )
-    if accuracy.forgotten:
-        return Verdict(
-            False,
-            f"{gate}, and above chance as eager's is",
-            f"its accuracy, {accuracy.candidate:.2%}, is what its answers would come to by chance "
-            f"({accuracy.candidate_chance:.2%}), and eager's {accuracy.reference:.2%} is above "
-            "that: classes that are rare are lost",
-        )
-    return Verdict(True, gate)
 
 
 def _judge_sizes(report: ParityReport) -> Verdict:
@@ -236,7 +213,7 @@ def _judge_unlabelled_outputs(
 
     Nor all of a lone score, which is a probability or ranks samples: it has an SQNR besides.
     """
-    scored = report.accuracy is not None and report.accuracy.threshold is not None
+    scored = report.accuracy is not None and report.accuracy.ranks
     others = tuple(o for o in report.outputs if scored or o.name != report.classes_of)
     if not others:
         return Verdict(True, gate)
@@ -251,7 +228,8 @@ def _judge_without_labels(
     verdict = _judge_outputs(report.outputs, precision, config)
     classes_of = report.classes_of if report.judged_accuracy is not None else None
     judged = [o for o in report.outputs if o.name == classes_of or len(report.outputs) == 1]
-    judged = [output for output in judged if not output.integer]
+    many = report.accuracy is not None and report.accuracy.read_as is not None
+    judged = [output for output in judged if not output.integer and not many]
     agreement = judged[0].top1_agreement if judged else None
     if not verdict.passed or kind == "synthetic" or agreement is None:
         return verdict

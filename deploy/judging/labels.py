@@ -1,113 +1,90 @@
-"""Which output the labels are classes of, by what eager itself makes of them."""
+"""Which outputs the labels can be held against, and how those are read, by shapes and values."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from deploy.engines.base import Array, Feeds
+from deploy.engines.base import Array
 from deploy.inputs.dataset import Dataset
-from deploy.judging.accuracy import (
-    chance_agreement,
-    find_threshold,
-    name_classes,
-    paired_drop_interval,
-    read_answers,
-    wilson_interval,
-)
-from deploy.judging.checking import CheckPlan, iterate_batches
-from deploy.judging.place_accuracy import VOID, read_places
-from deploy.judging.rows import Outputs
+from deploy.inputs.label_values import VOID
+from deploy.judging.checking import CheckPlan
+from deploy.judging.layouts import LabelForm, list_axes
+from deploy.judging.place_accuracy import MOST_CLASSES
 from export.artifacts import BATCH, TensorSpec
 from export.errors import ConfigError, DataError
 
-_CHOICE_SAMPLES = 256
-_NO_CLASSES = (
-    "The data has labels, but no output is (batch, classes), or one score or class number for each "
-    "sample, or, where places are labelled, (batch, classes, places): accuracy is not judged."
-)
 _UNLIMITED = 2**63
 """Classes of an output of class numbers, which do not say how many there are."""
 
 
 @dataclass(frozen=True)
-class ClassOutput:
-    """The output that labels are held against; `name` is None where there is none."""
+class Reading:
+    """An output, read in one way beside labels.
 
-    name: str | None
-    warnings: tuple[str, ...] = ()
+    Attributes:
+        spec: the output.
+        form: how it is read.
+        classes: how many it tells apart.
+        lone: whether it has one value for each label; else scores of classes.
+    """
+
+    spec: TensorSpec
+    form: LabelForm
+    classes: int
+    lone: bool
+
+    @property
+    def words(self) -> str:
+        """As ``--classes`` names it."""
+        axis = self.form.axis
+        return self.spec.name if axis is None else f"{self.spec.name}:{axis}"
 
 
-def find_class_outputs(
+def find_readings(
     data: Dataset, outputs: Sequence[TensorSpec], plan: CheckPlan, *, named: str | None = None
-) -> tuple[TensorSpec, ...]:
-    """The outputs that the labels of `data` can be classes of, in order; none without labels.
+) -> tuple[Reading, ...]:
+    """The outputs that the labels of `data` can be of, in order; none without labels.
 
-    These are (batch, classes) with as many classes as the labels ask for; or a lone value for each
-    sample, (batch, 1) or (batch,): a score where the labels are 0 and 1, or a class number. Labels
-    of every place of a sample, (batch, height, width), ask for (batch, classes, height, width).
+    With one label a sample these are (batch, classes) with as many classes as the labels ask for;
+    or a lone value for each sample, (batch, 1) or (batch,): a score where the labels are 0 and 1,
+    or a class number. Labels of places, (batch, ...), ask for the same with these places behind the
+    classes or before them. (batch, size) and labels of the same shape that are 0 and 1 are
+    questions, each by itself.
 
     Args:
         data: its labels are read, no sample is.
         outputs: of the model.
         plan: says whether the batch is static.
-        named: the output that the user names; it alone is taken.
+        named: the output that the user names; it alone is taken. ``NAME:AXIS`` says on which axis
+            its classes lie.
 
     Raises:
         ConfigError: `named` is no output, or none with classes; the message lists the outputs.
-        DataError: a label is not a class of any of them.
+        DataError: a label is not a class of any of them, or labels of places fit no output.
     """
     leading = plan.static_batch or BATCH
     places = None if data.labels is None else data.labels.shape[1:]
-    found = tuple(s for s in outputs if _fits(s, places) and _count_classes(s, leading) > 1)
+    readings = [r for spec in outputs for r in _list_readings(spec, places, leading)]
     if named is not None:
-        found = (_take_named(named, outputs, found),)
-    if data.labels is None or not found:
+        readings = _take_named(named, outputs, readings)
+    if data.labels is None:
+        return ()
+    if not readings:
+        if places and outputs:
+            raise DataError(_describe_misfit(data, outputs))
         return ()
     void = VOID if places else ()
     told_apart = ~np.isin(data.labels, void)
     largest = int(data.labels.max(initial=0, where=told_apart))
     negative = int(data.labels.min(initial=0, where=told_apart)) < 0
-    fitting = tuple(spec for spec in found if _count_classes(spec, leading) > largest)
-    told = [_count_classes(spec, leading) for spec in found if not _is_lone(spec)]
+    fitting = tuple(r for r in readings if r.classes > largest)
+    told = [r.classes for r in readings if not r.lone or places]
     if told and (negative or not fitting):
         check_labels(data, max(told))
+    if places:
+        _check_values(data, data.labels, fitting)
     return fitting
-
-
-def choose_class_output(
-    found: tuple[TensorSpec, ...],
-    run: Callable[[Feeds], Outputs],
-    evaluation: Dataset,
-    plan: CheckPlan,
-) -> ClassOutput:
-    """Of the outputs `found`, the one that the labels fit best, by running the model where needed.
-
-    Args:
-        found: by `find_class_outputs`.
-        run: eager, or what stands for it.
-        evaluation: labelled samples; up to 256 are run where there are several outputs, and one
-            where the signature does not tell how many places an output has.
-        plan: says whether the batch is static.
-    """
-    if evaluation.labels is None:
-        return ClassOutput(found[0].name if found else None)
-    places = evaluation.labels.shape[1:]
-    if places and any(isinstance(size, str) for spec in found for size in spec.shape[2:]):
-        sizes = _read_sizes(found, run, evaluation, plan)
-        fitting = tuple(spec for spec in found if sizes[spec.name] == places)
-        if not fitting:
-            return ClassOutput(None, (_describe_sizes(sizes, places),))
-        found = fitting
-    if not found:
-        return ClassOutput(None, (_NO_CLASSES,))
-    if len(found) == 1:
-        return ClassOutput(found[0].name)
-    names = [spec.name for spec in found]
-    answers, labels = _answer(names, run, evaluation, plan)
-    if not len(labels):
-        return ClassOutput(names[0])
-    return _compare(answers, labels)
 
 
 def check_labels(dataset: Dataset, classes: int) -> None:
@@ -132,129 +109,100 @@ def check_labels(dataset: Dataset, classes: int) -> None:
         )
 
 
-def _is_lone(spec: TensorSpec) -> bool:
-    return spec.shape[1:] in ((), (1,))
+def is_judged(labels: Array) -> Array:
+    """Where labels of places may be classes; labels of samples all are."""
+    return np.ones(labels.shape, bool) if labels.ndim == 1 else ~np.isin(labels, VOID)
 
 
-def _fits(spec: TensorSpec, places: tuple[int, ...] | None) -> bool:
-    """Whether the output has classes of samples, (), or of these places; None: not known which."""
-    sizes = spec.shape[2:]
-    return places is None or (
-        len(sizes) == len(places)
-        and all(
-            isinstance(size, str) or size == place
-            for size, place in zip(sizes, places, strict=True)
-        )
-    )
+def join_sizes(sizes: Sequence[int | str]) -> str:
+    """``8x8``."""
+    return "x".join(map(str, sizes))
 
 
-def _count_classes(spec: TensorSpec, leading: int | str) -> int:
-    """How many classes the output tells apart; 0 where it cannot be classes."""
+def _list_readings(
+    spec: TensorSpec, places: tuple[int, ...] | None, leading: int | str
+) -> list[Reading]:
+    """How an output can be read beside labels of `places`; None: without labels, in some way."""
     if spec.shape[:1] != (leading,):
-        return 0
-    if not _is_lone(spec):
-        size = spec.shape[1]
+        return []
+    if places is None:
+        return [Reading(spec, LabelForm(), 2, lone=True)]
+    readings = []
+    for axis in list_axes(spec.shape, places):
+        size = 1 if axis is None else spec.shape[axis]
+        classes = _count_classes(spec, size, places)
+        columns = axis is None and classes == 2 and spec.shape[1:] == places and len(places) == 1
+        form = LabelForm(axis if places and size != 1 else None, columns)
+        readings += [Reading(spec, form, classes, size == 1)] if classes > 1 else []
+    return readings
+
+
+def _count_classes(spec: TensorSpec, size: int | str, places: tuple[int, ...]) -> int:
+    """How many classes an axis of `size` tells apart; 0 where it cannot be one of classes."""
+    if size != 1:
         return size if isinstance(size, int) else 0
-    return 2 if spec.dtype == "bool" or "float" in spec.dtype else _UNLIMITED
+    if spec.dtype == "bool" or "float" in spec.dtype:
+        return 2
+    return MOST_CLASSES if places else _UNLIMITED
 
 
 def _take_named(
-    name: str, outputs: Sequence[TensorSpec], found: tuple[TensorSpec, ...]
-) -> TensorSpec:
+    named: str, outputs: Sequence[TensorSpec], readings: Sequence[Reading]
+) -> list[Reading]:
+    names = [spec.name for spec in outputs]
+    name, _, axis = (named, "", "") if named in names else named.rpartition(":")
     listed = ", ".join(map(str, outputs))
-    if name not in [spec.name for spec in outputs]:
-        raise ConfigError(f"--classes {name!r}: the model has no such output. It has: {listed}.")
-    for spec in found:
-        if spec.name == name:
-            return spec
+    if name not in names:
+        raise ConfigError(f"--classes {named!r}: the model has no such output. It has: {listed}.")
+    found = [reading for reading in readings if reading.spec.name == name]
+    rank = len(outputs[names.index(name)].shape)
+    if found and axis:
+        at = int(axis) if axis.removeprefix("-").isdecimal() else rank
+        kept = [r for r in found if r.form.axis is None or r.form.axis == at % rank]
+        if not -rank <= at < rank or not kept:
+            ways = " or ".join(reading.words for reading in found)
+            raise ConfigError(
+                f"--classes {named!r}: beside these labels the classes of {name} cannot lie on "
+                f"that axis. Name {ways}. The outputs are: {listed}."
+            )
+        found = kept
+    if found:
+        return found
     raise ConfigError(
-        f"--classes {name!r}: that output is not (batch, classes), or one value for each sample, "
-        "which labels need. "
+        f"--classes {named!r}: that output is not (batch, classes), or one value for each sample, "
+        "or the same at every place that has a label, which labels need. "
         f"The outputs are: {listed}."
     )
 
 
-def _read_sizes(
-    found: tuple[TensorSpec, ...],
-    run: Callable[[Feeds], Outputs],
-    evaluation: Dataset,
-    plan: CheckPlan,
-) -> dict[str, tuple[int, ...]]:
-    """By output how many places it has for the samples of the data."""
-    outputs = run(evaluation.batch(np.arange(plan.static_batch or 1) % len(evaluation)))
-    return {spec.name: outputs[spec.name].shape[2:] for spec in found}
-
-
-def _describe_sizes(sizes: Mapping[str, tuple[int, ...]], places: tuple[int, ...]) -> str:
-    def count(axes: tuple[int, ...]) -> str:
-        return "x".join(map(str, axes))
-
-    listed = ", ".join(f"{name} {count(axes)}" for name, axes in sizes.items())
+def _describe_misfit(data: Dataset, outputs: Sequence[TensorSpec]) -> str:
+    assert data.labels is not None
     return (
-        f"The data has {count(places)} labels for each sample, and no output has as many places "
-        f"({listed}): accuracy is not judged. Save labels of the size of the output, or return the "
-        "output in theirs."
+        f"{data.source}: the labels are {join_sizes(('N', *data.labels.shape[1:]))}, and no output "
+        f"has classes, or one value, for each of them: {', '.join(map(str, outputs))}. Save labels "
+        "of the size of an output, return the output in theirs, or leave the labels out, and the "
+        "SQNR judges."
     )
 
 
-def _answer(
-    names: list[str], run: Callable[[Feeds], Outputs], evaluation: Dataset, plan: CheckPlan
-) -> tuple[dict[str, Array], Array]:
-    """By output the classes that are answered, and the labels, of samples from all over."""
-    count = min(len(evaluation), max(_CHOICE_SAMPLES, plan.static_batch or 0))
-    spread = np.linspace(0, len(evaluation) - 1, count).round().astype(np.int64)
-    answers: dict[str, list[Array]] = {name: [] for name in names}
-    labels = [np.zeros(0, np.int64)]
-    for feeds, some in iterate_batches(evaluation.select(spread), plan):
-        outputs = run(feeds)
-        flat = some
-        for name in names:
-            if some is None or some.ndim == 1:
-                answers[name].append(read_answers(outputs[name]))
-            else:
-                found, flat = read_places(outputs[name], some)
-                answers[name].append(found)
-        if flat is not None:
-            labels.append(flat)
-    joined = {name: np.concatenate(parts or labels) for name, parts in answers.items()}
-    classes = {name: name_classes(each, find_threshold(each)) for name, each in joined.items()}
-    return classes, np.concatenate(labels)
+def _check_values(data: Dataset, labels: Array, fitting: Sequence[Reading]) -> None:
+    """Labels of two classes that look like something else.
 
-
-def _compare(answers: Mapping[str, Array], labels: Array) -> ClassOutput:
-    """The first output that none is clearly better than; None where all are at chance."""
-    hits = {name: classes == labels for name, classes in answers.items()}
-    rates = ", ".join(f"{name} {right.mean():.2%}" for name, right in hits.items())
-    above = [
-        name
-        for name, right in hits.items()
-        if wilson_interval(int(right.sum()), len(labels))[0]
-        > chance_agreement(answers[name], labels)
-    ]
-    if not above:
-        return ClassOutput(
-            None,
-            (
-                f"The labels fit no output better than chance would ({rates} of {len(labels)} "
-                "samples): accuracy is not judged. Number the classes as in training, or name the "
-                "output with --classes.",
-            ),
+    Raises:
+        DataError: they hold 0 and 255 and no 1; or they are rows of one 1 each.
+    """
+    if not fitting or any(reading.classes != 2 for reading in fitting):
+        return
+    no, yes, last = ((labels == value).any() for value in (0, 1, VOID[0]))
+    if no and last and not yes:
+        raise DataError(
+            f"{data.source}: the labels hold 0 and 255 and no 1, and 255 stands for places of no "
+            "class. Where it is class 1, as in masks that were saved as images, save "
+            "(y == 255).astype(int)."
         )
-    best = max(above, key=lambda name: int(hits[name].sum()))
-    alike = [name for name in above if name == best or not _is_better(hits[best], hits[name])]
-    first = alike[0]
-    if all(np.array_equal(answers[first], answers[name]) for name in alike):
-        return ClassOutput(first)
-    return ClassOutput(
-        first,
-        (
-            f"The labels fit the outputs {', '.join(alike)} alike ({rates} of {len(labels)} "
-            f"samples) and were held against {first}. Name the right one with --classes.",
-        ),
-    )
-
-
-def _is_better(ours: Array, theirs: Array) -> bool:
-    """Whether hits are more than others on the same samples, beyond doubt."""
-    lost, gained = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    return paired_drop_interval(lost, gained, len(ours))[0] > 0
+    questions = labels.ndim == 2 and fitting[0].form.columns and len(labels) > 1
+    if questions and (labels >= 0).all() and (labels.sum(axis=1) == 1).all():
+        raise DataError(
+            f"{data.source}: every row of the labels holds a single 1, so that they are classes "
+            "and no questions that are answered each by itself. Save y.argmax(axis=1)."
+        )

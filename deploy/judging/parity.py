@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from deploy.engines.base import Array
-from deploy.judging.accuracy import Accuracy, AccuracyAccumulator
+from deploy.judging.accuracy import Accuracy, AccuracyAccumulator, LabelAccumulator
+from deploy.judging.layouts import LabelForm
 from deploy.judging.output_parity import OutputAccumulator, OutputParity
 from deploy.judging.place_accuracy import PlaceAccumulator
 from deploy.judging.worst_samples import SamplePowers
@@ -72,14 +73,16 @@ class ParityAccumulator:
 
     `axes` has the axis of the samples by output, None where there is none; by default the first.
     `numbers` has the row in the data of every sample, in order; None: they are counted.
+    `label_form` says how the output `classes_of` is read beside its labels.
     """
 
     names: tuple[str, ...]
     classes_of: str | None = None
     axes: Mapping[str, int | None] = field(default_factory=dict)
     numbers: Array | None = None
+    label_form: LabelForm = field(default_factory=LabelForm)
     outputs: dict[str, OutputAccumulator] = field(default_factory=dict)
-    accuracy: AccuracyAccumulator | PlaceAccumulator = field(default_factory=AccuracyAccumulator)
+    accuracy: LabelAccumulator | None = None
     consistency_db: float | None = None
     batch_dependent: bool = False
     samples: int = 0
@@ -104,7 +107,7 @@ class ParityAccumulator:
         labels: Array | None = None,
     ) -> None:
         """Add one batch of `rows` samples; `labels` are class indices, (rows,), or (rows, ...) of
-        places.
+        places or questions.
 
         Raises:
             ValueError: an output is missing or has another shape.
@@ -118,9 +121,13 @@ class ParityAccumulator:
         self.samples += rows
         self.batches.add(rows)
         if labels is not None and self.classes_of is not None:
-            if labels.ndim > 1 and isinstance(self.accuracy, AccuracyAccumulator):
-                self.accuracy = PlaceAccumulator()
-            self.accuracy.update(reference[self.classes_of], candidate[self.classes_of], labels)
+            ours, theirs = reference[self.classes_of], candidate[self.classes_of]
+            if self.accuracy is None:
+                several = labels.ndim > 1
+                self.accuracy = (
+                    PlaceAccumulator(self.label_form) if several else AccuracyAccumulator()
+                )
+            self.accuracy.update(ours, theirs, labels)
 
     def check_consistency(
         self, single: dict[str, Array], batched: dict[str, Array], *, rows: int
@@ -166,7 +173,7 @@ class ParityAccumulator:
         """The report of all that was added."""
         return ParityReport(
             outputs=tuple(accumulator.result() for accumulator in self.outputs.values()),
-            accuracy=self.accuracy.result(),
+            accuracy=None if self.accuracy is None else self.accuracy.result(),
             samples=self.samples,
             batches_checked=tuple(sorted(self.batches)),
             consistency_db=self.consistency_db,

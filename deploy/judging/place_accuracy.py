@@ -1,58 +1,78 @@
-"""Accuracy where every place of a sample has a label: segmentation.
+"""Accuracy where a sample has many labels: of its pixels, its tokens, its yes-or-no questions.
 
-A sample counts with the share of its places that are right, since neighbouring places err together:
-intervals are of the mean over samples, not over places.
+A sample counts with the share of its labels that are hit, since neighbouring places err together:
+intervals are of the mean over samples, not over places. Beside it stands the F1 of the classes,
+which sees those that are rare.
 """
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from deploy.engines.base import Array
+from deploy.inputs.label_values import VOID
 from deploy.judging.accuracy import Accuracy
+from deploy.judging.class_scores import ClassCounts, ClassScores
+from deploy.judging.layouts import LabelForm, arrange, find_axis
 
-VOID = (255, -1, -100)
-"""Labels of places that belong to no class, where classes do not go up to them."""
+MOST_CLASSES = 2**20
+"""Classes that an output of class numbers may have where places are labelled."""
+_THRESHOLDS = (0.0, 0.5)
+
+
+def _nothing() -> Array:
+    return np.zeros(0, np.int64)
 
 
 @dataclass
-class PlaceAccumulator:
-    """Shares of right places of both by sample, and how often each class was answered, in sums."""
+class PlaceTally:
+    """Classes that both answered at places, beside the labels, in sums over batches.
 
+    `questions` is 0 where classes are told apart by their number. Else all are 0 or 1, and what
+    counts to F1 is where they are 1: 1: anywhere; more: in each column by itself.
+    """
+
+    questions: int = 0
     reference: list[Array] = field(default_factory=list)
     candidate: list[Array] = field(default_factory=list)
-    answered: list[Array] = field(default_factory=list)
-    other_answered: list[Array] = field(default_factory=list)
-    labelled: list[Array] = field(default_factory=list)
+    answered: Array = field(default_factory=_nothing)
+    other_answered: Array = field(default_factory=_nothing)
+    labelled: Array = field(default_factory=_nothing)
+    classes: ClassCounts = field(default_factory=ClassCounts)
 
-    def update(self, reference: Array, candidate: Array, labels: Array) -> None:
-        """Add one batch: outputs of both, (rows, classes, ...), and labels, (rows, ...).
-
-        Places whose label is no class are left out, and samples that have no others.
-        """
-        classes = reference.shape[1]
-        ours, theirs = reference.argmax(axis=1), candidate.argmax(axis=1)
-        kept = (labels >= 0) & (labels < classes)
-        axes = tuple(range(1, labels.ndim))
-        places = kept.sum(axis=axes)
+    def update(self, ours: Array, theirs: Array, labels: Array) -> None:
+        """Add one batch, all (rows, places): answers of both and labels, below 0 where none is."""
+        kept = labels >= 0
+        places = kept.sum(axis=1)
         told = places > 0
         for shares, answers in ((self.reference, ours), (self.candidate, theirs)):
-            right = ((answers == labels) & kept).sum(axis=axes)
-            shares.append(right[told] / places[told])
-        for counts, values in (
-            (self.answered, ours),
-            (self.other_answered, theirs),
-            (self.labelled, labels),
-        ):
-            counts.append(np.bincount(values[kept].astype(np.int64), minlength=classes))
+            shares.append(((answers == labels) & kept).sum(axis=1)[told] / places[told])
+        first = 2 * np.arange(labels.shape[1]) if self.questions > 1 else 0
+        self.answered = _add(self.answered, (ours + first)[kept])
+        self.other_answered = _add(self.other_answered, (theirs + first)[kept])
+        self.labelled = _add(self.labelled, (labels + first)[kept])
+        if self.questions == 1:
+            yes = [(values[told] == 1) & kept[told] for values in (labels, ours, theirs)]
+            hits = [yes[0], yes[1], yes[0] & yes[1], yes[2], yes[0] & yes[2]]
+            self.classes.add_counts(np.stack([each.sum(axis=1) for each in hits]))
+            return
+        ids = [np.where(kept, values, -1)[told] for values in (labels, ours, theirs)]
+        classes = self.questions or 1 + max(int(values.max(initial=0)) for values in ids)
+        if self.questions:
+            ids = [np.where(values == 1, np.arange(classes), -1) for values in ids]
+        self.classes.update(ids[0], ids[1], ids[2], classes)
 
     def result(self) -> Accuracy | None:
         """The accuracy on all that was added; None where no place has a label."""
         ours, theirs = np.concatenate(self.reference), np.concatenate(self.candidate)
         if not len(ours):
             return None
-        labelled = _shares(self.labelled)
+        asked: Array = self.labelled.sum()
+        if self.questions > 1:
+            padded = np.pad(self.labelled, (0, 2 * self.questions - len(self.labelled)))
+            asked = padded.reshape(-1, 2).sum(axis=1)
         return Accuracy(
             samples=len(ours),
             reference=float(ours.mean()),
@@ -61,20 +81,156 @@ class PlaceAccumulator:
             drop_ci95=_mean_interval(ours - theirs, -1.0),
             reference_ci95=_mean_interval(ours, 0.0),
             candidate_ci95=_mean_interval(theirs, 0.0),
-            chance=float(_shares(self.answered) @ labelled),
-            candidate_chance=float(_shares(self.other_answered) @ labelled),
+            chance=self._chance(self.answered),
+            candidate_chance=self._chance(self.other_answered),
+            f1=self._score_classes(asked),
         )
 
+    def _score_classes(self, asked: Array) -> ClassScores | None:
+        found = self.classes.result(asked)
+        if found is None or self.questions != 1:
+            return found
+        return replace(found, lost=tuple(number + 1 for number in found.lost))  # class 1 is all
 
-def read_places(values: Array, labels: Array) -> tuple[Array, Array]:
-    """What is answered at every place that has a label, and that label, each in one row."""
-    kept = (labels >= 0) & (labels < values.shape[1])
-    return values.argmax(axis=1)[kept], labels[kept]
+    def _chance(self, answered: Array) -> float:
+        """See `chance_agreement`; of questions, of each by itself and then of all."""
+        total = int(self.labelled.sum())
+        width = 2 if self.questions > 1 else max(len(answered), len(self.labelled))
+        theirs, ours = (
+            np.pad(each, (0, -len(each) % width)).reshape(-1, width)
+            for each in (answered, self.labelled)
+        )
+        asked = np.maximum(ours.sum(axis=1), 1)
+        return float(((theirs * ours).sum(axis=1) / asked).sum() / total)
 
 
-def _shares(counts: list[Array]) -> Array:
-    total: Array = np.sum(counts, axis=0)
-    return total / max(int(total.sum()), 1)
+@dataclass
+class PlaceAccumulator:
+    """Answers of both at labelled places, over batches.
+
+    A lone score is counted at each threshold, since which it is takes all of the reference's: 0.5
+    where they lie from 0 to 1, as probabilities do, else 0.
+    """
+
+    form: LabelForm = field(default_factory=LabelForm)
+    tally: PlaceTally | None = None
+    by_threshold: dict[float, PlaceTally] = field(default_factory=dict)
+    low: float = math.inf
+    high: float = -math.inf
+    words: str = ""
+
+    def update(self, reference: Array, candidate: Array, labels: Array) -> None:
+        """Add one batch: outputs of both, and labels, (rows, ...), beside which they fit.
+
+        Places whose label is no class are left out, and samples that have no others.
+        """
+        places = labels.shape[1:]
+        axis = find_axis(reference.shape, places, self.form)
+        ours, theirs = (answer_places(v, places, axis) for v in (reference, candidate))
+        flat = keep_labels(labels, _count_classes(reference, axis)).reshape(ours.shape)
+        if not self.words:
+            self._open(reference, places, axis)
+        if self.tally is not None:
+            self.tally.update(ours, theirs, flat)
+            return
+        self.low, self.high = min(self.low, float(ours.min())), max(self.high, float(ours.max()))
+        if not self._are_shares():
+            self.by_threshold.pop(0.5, None)
+        for threshold, tally in self.by_threshold.items():
+            first, second = ((each > threshold).astype(np.int64) for each in (ours, theirs))
+            tally.update(first, second, flat)
+
+    def _are_shares(self) -> bool:
+        """Whether the reference's scores may be probabilities, of all that were added."""
+        return self.low >= 0 and self.high <= 1
+
+    def _open(self, values: Array, places: Sequence[int], axis: int | None) -> None:
+        self.words = _describe(values, places, axis, self.form)
+        binary = _count_classes(values, axis) == 2 and _is_lone(values, axis)
+        questions = math.prod(places) if self.form.columns else int(binary)
+        if binary and values.dtype.kind != "b":
+            self.by_threshold = {each: PlaceTally(questions) for each in _THRESHOLDS}
+        else:
+            self.tally = PlaceTally(questions)
+
+    def result(self) -> Accuracy | None:
+        """The accuracy on all that was added; None where no place has a label."""
+        tally, threshold, words = self.tally, None, self.words
+        if tally is None and self.by_threshold:
+            threshold = 0.5 if self._are_shares() else 0.0
+            tally = self.by_threshold[threshold]
+            why = "lie from 0 to 1" if threshold else "leave 0 to 1, as logits do"
+            words += f"; 1 is what lies above {threshold:g}, since the reference's scores {why}"
+        found = None if tally is None else tally.result()
+        if found is None:
+            return None
+        *some, last = VOID
+        words += f"; labels of {', '.join(map(str, some))} and {last} are not judged"
+        return replace(found, threshold=threshold, ranks=self.form.columns, read_as=words)
+
+
+def answer_places(values: Array, places: Sequence[int], axis: int | None) -> Array:
+    """What is answered at every label: (rows, places) of classes, or of lone scores as floats.
+
+    Args:
+        values: an output, samples first.
+        places: axes of the labels of one sample.
+        axis: of the classes; see `find_axis`.
+    """
+    arranged = arrange(values, places, axis)
+    if arranged.ndim == 3:
+        largest: Array = arranged.argmax(axis=1)
+        return largest
+    if arranged.dtype.kind not in "biu":
+        return arranged.astype(np.float64)
+    numbers: Array = arranged.astype(np.int64)
+    return np.where((numbers < 0) | (numbers >= MOST_CLASSES), -1, numbers)
+
+
+def keep_labels(labels: Array, classes: int) -> Array:
+    """The labels as integers; -1 where one is no class.
+
+    Args:
+        labels: as they were given.
+        classes: how many the output tells apart; where it does not say, 255 is none of them.
+    """
+    wide: Array = labels.astype(np.int64)
+    kept = (wide >= 0) & (wide < classes)
+    if classes == MOST_CLASSES:
+        kept &= wide != VOID[0]
+    return np.where(kept, wide, -1)
+
+
+def _is_lone(values: Array, axis: int | None) -> bool:
+    return axis is None or values.shape[axis] == 1
+
+
+def _count_classes(values: Array, axis: int | None) -> int:
+    """How many the output tells apart; `MOST_CLASSES` where it is class numbers."""
+    if axis is not None and values.shape[axis] > 1:
+        return int(values.shape[axis])
+    return MOST_CLASSES if values.dtype.kind in "iu" else 2
+
+
+def _describe(values: Array, places: Sequence[int], axis: int | None, form: LabelForm) -> str:
+    """How labels and output were read, in words."""
+    count = "x".join(map(str, places))
+    if form.columns:
+        return f"the {count} labels of a sample are 0 or 1, each a question of its own"
+    each = f"each of the {count} labels of a sample is"
+    if not _is_lone(values, axis):
+        classes = _count_classes(values, axis)
+        return f"{each} one of {classes} classes, whose scores lie on axis {axis}"
+    if values.dtype.kind in "iu":
+        return f"{each} a class number, as the output's values are"
+    return f"{each} 0 or 1, for one value of the output"
+
+
+def _add(total: Array, values: Array) -> Array:
+    """Sums of how often each class occurs; values below 0 are none."""
+    counts = np.bincount(values[values >= 0], minlength=len(total))
+    counts[: len(total)] += total
+    return counts
 
 
 def _mean_interval(values: Array, least: float, z: float = 1.96) -> tuple[float, float]:

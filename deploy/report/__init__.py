@@ -8,7 +8,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deploy.report.compare import Comparison, Difference, compare_reports, print_comparison
+    from deploy.report.compare import Comparison, compare_reports, print_comparison
+    from deploy.report.difference import Difference
     from deploy.report.html import render_html
     from deploy.report.reading import SCHEMA_VERSION, load_schema, read_report
     from deploy.report.terminal import print_report
@@ -26,7 +27,8 @@ __all__ = [
 ]
 
 _MODULES = {
-    "compare": ("Comparison", "Difference", "compare_reports", "print_comparison"),
+    "compare": ("Comparison", "compare_reports", "print_comparison"),
+    "difference": ("Difference",),
     "html": ("render_html",),
     "reading": ("SCHEMA_VERSION", "load_schema", "read_report"),
     "terminal": ("print_report",),

@@ -5,7 +5,6 @@ a time only beyond what eager and the A/A controls differ between the two runs.
 """
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -13,34 +12,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deploy.report.facts import Accuracy, Candidate, Report, accuracy_of, sqnr_of, winner_of
+from deploy.report.compare_accuracy import compare_accuracy
+from deploy.report.difference import Difference, with_interval
+from deploy.report.facts import Candidate, Report, accuracy_of, sqnr_of, winner_of
 from deploy.report.wording import (
     UNKNOWN,
     clean,
     format_bytes,
     format_conditions,
     format_decibel,
-    format_interval,
     format_number,
-    format_percent,
-    format_points,
     format_ratio,
 )
 
 _SQNR_LOSS_DB = 3.0
 _ROUNDING_DB = 100.0
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One line of a comparison; `change` is B against A, `note` why it counts or does not."""
-
-    what: str
-    a: str
-    b: str
-    change: str
-    regression: bool
-    note: str
 
 
 @dataclass(frozen=True)
@@ -71,7 +57,7 @@ def compare_reports(a: Report, b: Report) -> Comparison:
     differences = [
         Difference("winner", first["name"], second["name"], changed, regression=False, note=""),
         *_compare_latency(first, second, same, _noise_between(a, b)),
-        *_compare_accuracy(a, b),
+        *compare_accuracy(a, b),
         _compare_sqnr(a, b),
         _compare_size(first, second),
     ]
@@ -149,53 +135,19 @@ def _compare_latency(a: Candidate, b: Candidate, same: bool, noise: float) -> li
     return [
         Difference(
             "p50 ms",
-            _with_interval(first["p50_ms"], first["p50_ci95"], format_number),
-            _with_interval(second["p50_ms"], second["p50_ci95"], format_number),
+            with_interval(first["p50_ms"], first["p50_ci95"], format_number),
+            with_interval(second["p50_ms"], second["p50_ci95"], format_number),
             _relative(first["p50_ms"], second["p50_ms"]),
             regression=same and slower,
             note=times,
         ),
         Difference(
             "speed-up",
-            _with_interval(first["speedup"], first["speedup_ci95"], format_ratio, "x"),
-            _with_interval(second["speedup"], second["speedup_ci95"], format_ratio, "x"),
+            with_interval(first["speedup"], first["speedup_ci95"], format_ratio, "x"),
+            with_interval(second["speedup"], second["speedup_ci95"], format_ratio, "x"),
             _relative(first["speedup"], second["speedup"]),
             regression=not same and lost,
             note=ratios,
-        ),
-    ]
-
-
-def _compare_accuracy(a: Report, b: Report) -> list[Difference]:
-    first, second = accuracy_of(a, winner_of(a)), accuracy_of(b, winner_of(b))
-    if first is None and second is None:
-        return []
-    lower = dropped = False
-    if first is not None and second is not None:
-        lower = second.ci95[1] < first.ci95[0]
-        dropped = second.drop_ci95[0] > first.drop_ci95[1]
-    gone = second is None
-    note = "lower: the 95% intervals do not overlap" if lower else ""
-    if gone:
-        note = "B was not judged on labelled data, as A was: build it with the same --data"
-    return [
-        Difference(
-            "accuracy",
-            _show_accuracy(first),
-            _show_accuracy(second),
-            _points(first, second, "value"),
-            regression=lower or gone,
-            note=note,
-        ),
-        Difference(
-            "drop, points",
-            _show_drop(first),
-            _show_drop(second),
-            _points(first, second, "drop"),
-            regression=dropped,
-            note="larger against its own reference: the paired 95% intervals do not overlap"
-            if dropped
-            else "",
         ),
     ]
 
@@ -253,31 +205,6 @@ def _conditions_of(report: Report) -> tuple[object, ...]:
     device = measurement.get("device", "cpu")
     sizes = measurement["threads"], measurement["batch"]
     return machine["cpu"], machine["gpu"], device, *sizes
-
-
-def _with_interval(
-    value: float, ci95: Sequence[float], form: Callable[[float | None], str], unit: str = ""
-) -> str:
-    return f"{form(value)}{unit}\n{format_interval(ci95, form)}"
-
-
-def _show_accuracy(accuracy: Accuracy | None) -> str:
-    if accuracy is None:
-        return UNKNOWN
-    return _with_interval(accuracy.value, accuracy.ci95, format_percent)
-
-
-def _show_drop(accuracy: Accuracy | None) -> str:
-    if accuracy is None:
-        return UNKNOWN
-    interval = format_interval(accuracy.drop_ci95, format_points, between=" to ")
-    return f"{format_points(accuracy.drop)}\n{interval}"
-
-
-def _points(a: Accuracy | None, b: Accuracy | None, field: str) -> str:
-    if a is None or b is None:
-        return UNKNOWN
-    return f"{round(100 * (getattr(b, field) - getattr(a, field)), 2) + 0.0:+.2f}"
 
 
 def _relative(a: float, b: float) -> str:

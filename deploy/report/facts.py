@@ -20,7 +20,8 @@ _ORDER = ("baseline", "winner", "ok", "rejected", "failed", "not run")
 class Accuracy:
     """Accuracy of one engine on the labelled samples, as a fraction, with its 95% interval.
 
-    `drop` is what it loses against the reference, paired sample by sample.
+    `drop` is what it loses against the reference, paired sample by sample. `f1` is that table of
+    the report, of both; None where a sample has one label.
     """
 
     value: float
@@ -28,6 +29,7 @@ class Accuracy:
     drop: float
     drop_ci95: tuple[float, float]
     samples: int
+    f1: dict[str, Any] | None = None
 
 
 def is_noisy(ratio: float, ci95: tuple[float, float]) -> bool:
@@ -102,12 +104,14 @@ def accuracy_of(report: Report, candidate: Candidate) -> Accuracy | None:
             found["drop"],
             _pair(found["drop_ci95"]),
             found["samples"],
+            found.get("f1"),
         )
     for row in (report["baseline"], *report["candidates"]):
         found = _accuracy_table(row)
         if found is not None:
             ci95 = _pair(found["reference_ci95"])
-            return Accuracy(found["reference"], ci95, 0.0, (0.0, 0.0), found["samples"])
+            samples, f1 = found["samples"], found.get("f1")
+            return Accuracy(found["reference"], ci95, 0.0, (0.0, 0.0), samples, f1)
     return None
 
 

@@ -228,6 +228,7 @@ def _gate_facts(report: Report) -> Markup:
         ("Data", "synthetic: no --data was given" if synthetic else data["source"]),
         ("Labels", "yes" if data["kind"] == "labelled" else "no"),
         ("Labels held against", data["classes_of"]),
+        ("Labels read as", data.get("labels")),
         ("Samples", None if synthetic else samples),
         ("Observer", None if synthetic else data["observer"]),
         ("Accuracy drop", None if drop is None else f"at most {format_points(drop)} points"),

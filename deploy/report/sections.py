@@ -32,6 +32,8 @@ _PARITY_HEADS = (
 )
 
 
+_DROP_HEADS = ("Drop in points", "95% of the drop")
+
 _FUSED_HEADS = (
     "Layers",
     "Structure",
@@ -101,7 +103,10 @@ def describe_latency(report: Report) -> Markup:
 
 def describe_accuracy(report: Report) -> Markup | None:
     """The task's accuracy of both, and the paired drop; None without labels."""
-    heads = ("Candidate", "Accuracy", "95%", "Drop in points", "95% of the drop", "Samples")
+    heads: tuple[str, ...] = ("Candidate", "Accuracy", "95%", *_DROP_HEADS, "Samples")
+    found = accuracy_of(report, report["baseline"])
+    by_class = found is not None and found.f1 is not None
+    heads += ("F1", *_DROP_HEADS, "Classes") if by_class else ()
     rows: list[list[object]] = []
     for candidate, _ in list_rows(report):
         accuracy = accuracy_of(report, candidate)
@@ -118,9 +123,21 @@ def describe_accuracy(report: Report) -> Markup | None:
                 if paired
                 else UNKNOWN,
                 f"{accuracy.samples:,}",
+                *(_class_cells(accuracy.f1, paired=paired) if by_class else ()),
             ]
         )
     return table(heads, rows) if rows else None
+
+
+def _class_cells(f1: dict[str, Any] | None, *, paired: bool) -> tuple[str, ...]:
+    """The mean F1 of the classes, its drop, and how many classes these are."""
+    if f1 is None:
+        return (UNKNOWN,) * 4
+    drop = (UNKNOWN, UNKNOWN)
+    if paired:
+        interval = format_interval(f1["drop_ci95"], format_points, between=" to ")
+        drop = (format_points(f1["drop"]), interval)
+    return format_percent(f1["candidate" if paired else "reference"]), *drop, f"{f1['classes']:,}"
 
 
 def describe_sizes_checked(parity: dict[str, Any]) -> str:

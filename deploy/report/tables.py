@@ -13,7 +13,7 @@ from deploy.commands.bench import Bench
 from deploy.commands.doctor import Diagnosis
 from deploy.commands.finished import Finish
 from deploy.commands.verification import Verification
-from deploy.judging.gates import LABELS_JUDGE_NOTHING
+from deploy.judging.label_notes import LABELS_JUDGE_NOTHING, describe_reading
 from deploy.measuring.latency import EngineLatency
 from deploy.report.wording import (
     UNKNOWN,
@@ -71,6 +71,11 @@ def print_verification(results: Sequence[Verification], console: Console) -> Non
         console.print(Text(clean(f"{', '.join(names)}: {reason}")))
     if any(result.verdict and LABELS_JUDGE_NOTHING in result.verdict.gate for result in results):
         console.print(Text(f"Warning: {LABELS_JUDGE_NOTHING}.", style="yellow"))
+    for warning in dict.fromkeys(each for result in results for each in result.warnings):
+        console.print(Text(clean(f"Warning: {warning}"), style="yellow"))
+    labels = describe_reading(result.parity for result in results if result.parity)
+    if labels:
+        console.print(Text(clean(f"Labels: {labels}"), style="dim"))
     console.print(Text(clean(_verification_sentence(results))))
 
 

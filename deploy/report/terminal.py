@@ -44,6 +44,8 @@ def print_report(report: Report, console: Console) -> None:
     winner = winner_of(report)
     _print(console, f"{report['model']['name']}: {report['verdict']}", "bold")
     _print(console, format_conditions(report), "dim")
+    if report["data"].get("labels"):
+        _print(console, f"Labels: {report['data']['labels']}", "dim")
     finished = finish_sentence(report)
     if finished is not None:
         _print(console, finished, "")

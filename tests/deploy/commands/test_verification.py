@@ -1,5 +1,6 @@
 """Recorded answers are repeated or the difference is named; other data is judged by the gates."""
 
+import io
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from rich.console import Console
 from tiny import Lean, answer, draw
 
 from deploy.bundle.folder import GOLDEN, Bundle, read_bundle
@@ -17,6 +19,7 @@ from deploy.bundle.golden import Golden, read_golden
 from deploy.bundle.manifest import BundledEngine, _make_manifest
 from deploy.commands.verification import verify
 from deploy.config import BuildConfig
+from deploy.report.tables import print_verification
 from export.errors import BundleError, ConfigError, DataError
 
 pytestmark = pytest.mark.long
@@ -187,6 +190,20 @@ def test_labels_that_the_float_model_does_not_know_judge_nothing(
     assert verdict.passed
     assert "SQNR" in verdict.gate
     assert "the labels judge nothing" in verdict.gate
+
+
+def test_labels_of_nothing_alone_are_said_to_judge_nothing(
+    bundle_path: Path, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "data.npz", x=draw(40, seed=9), y=np.full((40, 3), -1))
+    results = verify(read_bundle(bundle_path), data=str(tmp_path / "data.npz"))
+    for result in results:
+        assert result.parity is not None
+        assert result.parity.accuracy is None
+        assert "stand for nothing: accuracy is not judged" in result.warnings[0]
+    stream = io.StringIO()
+    print_verification(results, Console(file=stream, width=200))
+    assert stream.getvalue().count("stand for nothing") == 1
 
 
 def test_the_output_of_the_labels_can_be_named_and_must_be_there(

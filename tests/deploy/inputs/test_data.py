@@ -142,10 +142,8 @@ class TestChecks:
         [
             (np.array([0, 1, -1]), ("label -1", "row 2", "negative")),
             (np.array([0.0, 1.0, 2.0]), ("float64", "integer")),
-            (np.array([[0], [1], [2]]), ("[N, 1]", "integer", "y[:, 0].astype(int)")),
-            (np.eye(3), ("[N, 3]", "y.argmax(axis=1)")),
-            (np.zeros((3, 2, 2)), ("[N, 2, 2]", "place of a map", "leave y out")),
-            (np.array([True, False, True]), ("bool", "integer")),
+            (np.array([[0.5], [1], [2]]), ("[N, 1]", "integer", "y.astype(int)", "regression")),
+            (np.full((3, 2, 2), 0.5), ("[N, 2, 2]", "place of a map", "leave y out")),
         ],
     )
     def test_labels_that_are_no_classes(

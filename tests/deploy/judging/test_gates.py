@@ -10,13 +10,13 @@ from wrong_answers import WRONG, logits, wrong
 
 from deploy.config import BuildConfig
 from deploy.judging.gates import (
-    MIN_LABELLED,
     DataKind,
     Verdict,
     choose_winner,
     judge_parity,
     judge_speed,
 )
+from deploy.judging.label_notes import MIN_LABELLED
 from deploy.judging.parity import ParityAccumulator, ParityReport
 from deploy.measuring.latency import EngineLatency
 from deploy.measuring.luck import Luck

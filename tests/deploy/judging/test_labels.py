@@ -9,7 +9,8 @@ import pytest
 from deploy.engines.base import Feeds
 from deploy.inputs.data import ArrayRows, Dataset
 from deploy.judging.checking import CheckPlan
-from deploy.judging.labels import ClassOutput, check_labels, choose_class_output, find_class_outputs
+from deploy.judging.label_choice import ClassOutput, choose_class_output
+from deploy.judging.labels import check_labels, find_readings
 from export.artifacts import BATCH, TensorSpec
 from export.errors import ConfigError
 from tests.samples import refuse
@@ -27,6 +28,10 @@ def labelled(labels: Array) -> Dataset:
     """Samples whose only value is their row number."""
     rows = np.arange(len(labels), dtype=np.float32)[:, None]
     return Dataset({"x": ArrayRows(rows, rows.dtype)}, labels, "data.npz")
+
+
+def outputs_of(*args: Any, **options: Any) -> tuple[TensorSpec, ...]:
+    return tuple(reading.spec for reading in find_readings(*args, **options))
 
 
 def draw_labels(samples: int = 600) -> Array:
@@ -53,7 +58,7 @@ class Eager:
 
 def choose(labels: Array, outputs: tuple[TensorSpec, ...], **right: float) -> ClassOutput:
     data = labelled(labels)
-    found = find_class_outputs(data, outputs, PLAN)
+    found = find_readings(data, outputs, PLAN)
     return choose_class_output(found, Eager(labels, **right), data, PLAN)
 
 
@@ -95,7 +100,7 @@ def test_where_no_output_is_above_chance_none_is_chosen_and_that_is_said() -> No
 def test_samples_are_taken_from_all_over_and_no_more_than_needed() -> None:
     labels = np.sort(draw_labels(3000))  # as a folder of images is: class by class
     data, eager = labelled(labels), Eager(labels, logits=0.9)
-    found = find_class_outputs(data, (EMBEDDING, LOGITS), PLAN)
+    found = find_readings(data, (EMBEDDING, LOGITS), PLAN)
     assert choose_class_output(found, eager, data, PLAN) == ClassOutput("logits")
     assert eager.samples == 256
 
@@ -103,7 +108,7 @@ def test_samples_are_taken_from_all_over_and_no_more_than_needed() -> None:
 def test_one_candidate_is_taken_without_running_anything() -> None:
     data = labelled(draw_labels())
     eager = Eager(draw_labels())
-    found = find_class_outputs(data, (MAPS, LOGITS), PLAN)
+    found = find_readings(data, (MAPS, LOGITS), PLAN)
     assert choose_class_output(found, eager, data, PLAN) == ClassOutput("logits")
     assert eager.samples == 0
 
@@ -111,14 +116,14 @@ def test_one_candidate_is_taken_without_running_anything() -> None:
 def test_an_output_of_too_few_classes_is_no_candidate_unless_all_are() -> None:
     data = labelled(np.array([0, 1, 2, 1]))
     narrow = TensorSpec("narrow", (BATCH, 2), "float32")
-    assert find_class_outputs(data, (narrow, LOGITS), PLAN) == (LOGITS,)
-    refuse(lambda: find_class_outputs(data, (narrow,), PLAN), "label 2", "row 2", "0..1")
+    assert outputs_of(data, (narrow, LOGITS), PLAN) == (LOGITS,)
+    refuse(lambda: find_readings(data, (narrow,), PLAN), "label 2", "row 2", "0..1")
 
 
 @pytest.mark.parametrize("shape", [(BATCH, 3, 8), (BATCH,), (BATCH, 1), (5, 3), (3, BATCH)])
 def test_only_batch_by_classes_can_hold_classes(shape: tuple[int | str, ...]) -> None:
     data = labelled(draw_labels())
-    assert find_class_outputs(data, (TensorSpec("y", shape, "float32"),), PLAN) == ()
+    assert outputs_of(data, (TensorSpec("y", shape, "float32"),), PLAN) == ()
     (warning,) = choose_class_output((), Eager(draw_labels()), data, PLAN).warnings
     assert "no output is (batch, classes)" in warning
 
@@ -129,19 +134,19 @@ def test_a_lone_score_can_hold_labels_of_two_classes(
     shape: tuple[int | str, ...], dtype: str
 ) -> None:
     score = TensorSpec("score", shape, dtype)
-    assert find_class_outputs(labelled(draw_labels() % 2), (MAPS, score), PLAN) == (score,)
-    assert find_class_outputs(labelled(draw_labels()), (MAPS, score), PLAN) == ()
+    assert outputs_of(labelled(draw_labels() % 2), (MAPS, score), PLAN) == (score,)
+    assert outputs_of(labelled(draw_labels()), (MAPS, score), PLAN) == ()
 
 
 def test_a_lone_integer_is_a_class_number_however_many_there_are() -> None:
     number = TensorSpec("number", (BATCH,), "int64")
-    assert find_class_outputs(labelled(draw_labels() + 500), (number,), PLAN) == (number,)
+    assert outputs_of(labelled(draw_labels() + 500), (number,), PLAN) == (number,)
 
 
 def test_labels_of_more_classes_than_the_logits_have_are_refused_beside_a_lone_score_too() -> None:
     data = labelled(np.array([0, 1, 2, 7]))
     score = TensorSpec("score", (BATCH,), "float32")
-    refuse(lambda: find_class_outputs(data, (score, LOGITS), PLAN), "label 7", "row 3", "0..2")
+    refuse(lambda: find_readings(data, (score, LOGITS), PLAN), "label 7", "row 3", "0..2")
 
 
 @pytest.mark.parametrize("squash", [True, False])
@@ -162,8 +167,8 @@ def test_of_scores_and_flags_the_one_that_the_labels_fit_is_chosen(squash: bool)
         return {"other": other[rows], "flag": other[rows] > 0.5, "score": scores[rows, None]}
 
     data = labelled(labels)
-    found = find_class_outputs(data, specs, PLAN)
-    assert found == specs
+    found = find_readings(data, specs, PLAN)
+    assert tuple(reading.spec for reading in found) == specs
     assert choose_class_output(found, run, data, PLAN) == ClassOutput("score")
 
 
@@ -171,8 +176,8 @@ def test_a_static_batch_is_a_batch_too() -> None:
     labels = draw_labels(50)
     data, plan = labelled(labels), CheckPlan(static_batch=8)
     fixed = tuple(TensorSpec(s.name, (8, *s.shape[1:]), s.dtype) for s in (EMBEDDING, LOGITS))
-    found = find_class_outputs(data, fixed, plan)
-    assert found == fixed
+    found = find_readings(data, fixed, plan)
+    assert tuple(reading.spec for reading in found) == fixed
     eager = Eager(labels, logits=0.95)
     assert choose_class_output(found, eager, data, plan) == ClassOutput("logits")
     assert eager.samples == 48
@@ -180,13 +185,13 @@ def test_a_static_batch_is_a_batch_too() -> None:
 
 def test_without_labels_nothing_is_chosen_and_nothing_warned_of() -> None:
     data = Dataset(labelled(draw_labels()).inputs, None, "data.npz")
-    assert find_class_outputs(data, (EMBEDDING, LOGITS), PLAN) == ()
+    assert outputs_of(data, (EMBEDDING, LOGITS), PLAN) == ()
     assert choose_class_output((), Eager(draw_labels()), data, PLAN) == ClassOutput(None)
 
 
 def test_the_output_that_is_named_is_taken_whatever_fits() -> None:
     data = labelled(draw_labels())
-    assert find_class_outputs(data, (LOGITS, AUX), PLAN, named="aux") == (AUX,)
+    assert outputs_of(data, (LOGITS, AUX), PLAN, named="aux") == (AUX,)
 
 
 @pytest.mark.parametrize("labels", [draw_labels(), None])
@@ -196,7 +201,7 @@ def test_a_name_that_cannot_be_is_refused_with_the_outputs(labels: Array | None)
     outputs = (MAPS, LOGITS, bank)
 
     def name(text: str) -> None:
-        find_class_outputs(data, outputs, PLAN, named=text)
+        find_readings(data, outputs, PLAN, named=text)
 
     listed = ("maps:batchx3x8x8:float32", "logits:batchx3:float32")
     unknown = ("--classes 'scores'", "no such output", *listed)

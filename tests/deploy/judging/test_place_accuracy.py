@@ -1,5 +1,6 @@
 """Labels of places: shares against scikit-learn, intervals against simulation, and the choice."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from deploy.inputs.data import ArrayRows, Dataset
 from deploy.judging.accuracy import Accuracy
 from deploy.judging.checking import CheckPlan
 from deploy.judging.gates import judge_parity
-from deploy.judging.labels import ClassOutput, choose_class_output, find_class_outputs
+from deploy.judging.label_choice import ClassOutput, choose_class_output
+from deploy.judging.labels import find_readings
+from deploy.judging.layouts import LabelForm
 from deploy.judging.parity import ParityAccumulator, ParityReport
 from export.artifacts import BATCH, TensorSpec
 from export.errors import ConfigError
@@ -22,6 +25,7 @@ MAPS = TensorSpec("maps", (BATCH, 3, 8, 8), "float32")
 ANY_SIZE = TensorSpec("maps", (BATCH, 3, "h", "w"), "float32")
 LOGITS = TensorSpec("logits", (BATCH, 3), "float32")
 PLAN = CheckPlan()
+ON_AXIS_1 = LabelForm(axis=1)
 
 
 def draw(samples: int, *, right: float, seed: int = 0) -> tuple[Array, Array]:
@@ -104,6 +108,10 @@ def test_an_engine_that_errs_at_places_is_rejected_whatever_its_sqnr() -> None:
     assert judge_parity(same, "int8", kind="labelled", config=BuildConfig()).passed
 
 
+def outputs_of(*args: Any, **options: Any) -> tuple[TensorSpec, ...]:
+    return tuple(reading.spec for reading in find_readings(*args, **options))
+
+
 def labelled(labels: Array) -> Dataset:
     rows = np.arange(len(labels), dtype=np.float32)[:, None]
     return Dataset({"x": ArrayRows(rows, rows.dtype)}, labels, "data.npz")
@@ -113,12 +121,15 @@ def labelled(labels: Array) -> Dataset:
 def test_labels_of_places_are_held_against_the_output_of_such_places(maps: TensorSpec) -> None:
     _, labels = draw(20, right=1.0)
     labels[3, 0, 0] = 255
-    assert find_class_outputs(labelled(labels), (LOGITS, maps), PLAN) == (maps,)
-    assert find_class_outputs(labelled(labels[:, :5]), (LOGITS, MAPS), PLAN) == ()
-    assert find_class_outputs(labelled(labels[:, 0, 1]), (LOGITS, maps), PLAN) == (LOGITS,)
+    assert outputs_of(labelled(labels), (LOGITS, maps), PLAN) == (maps,)
+    refuse(
+        lambda: find_readings(labelled(labels[:, :5]), (LOGITS, MAPS), PLAN),
+        *("labels are Nx5x8", "maps:batchx3x8x8", "leave the labels out"),
+    )
+    assert outputs_of(labelled(labels[:, 0, 1]), (LOGITS, maps), PLAN) == (LOGITS,)
     labels[5, 2, 2] = 9
     refuse(
-        lambda: find_class_outputs(labelled(labels), (maps,), PLAN),
+        lambda: find_readings(labelled(labels), (maps,), PLAN),
         *("label 9", "row 5", "0..2", "255, -1, -100"),
     )
 
@@ -127,9 +138,9 @@ def test_a_class_that_became_negative_in_a_narrow_type_is_refused() -> None:
     _, labels = draw(20, right=1.0)
     narrow = labels.astype(np.int8)
     narrow[5, 2, 2] = -56  # 200
-    refuse(lambda: find_class_outputs(labelled(narrow), (MAPS,), PLAN), "label -56", "row 5")
+    refuse(lambda: find_readings(labelled(narrow), (MAPS,), PLAN), "label -56", "row 5")
     narrow[5, 2, 2] = -100
-    assert find_class_outputs(labelled(narrow), (MAPS,), PLAN) == (MAPS,)
+    assert outputs_of(labelled(narrow), (MAPS,), PLAN) == (MAPS,)
 
 
 def test_of_two_maps_the_one_that_the_labels_fit_is_chosen() -> None:
@@ -143,9 +154,9 @@ def test_of_two_maps_the_one_that_the_labels_fit_is_chosen() -> None:
         return {"maps": scores[rows], "aux": other[rows]}
 
     data = labelled(labels)
-    found = find_class_outputs(data, (aux, MAPS), PLAN)
-    assert found == (aux, MAPS)
-    assert choose_class_output(found, run, data, PLAN) == ClassOutput("maps")
+    found = find_readings(data, (aux, MAPS), PLAN)
+    assert tuple(reading.spec for reading in found) == (aux, MAPS)
+    assert choose_class_output(found, run, data, PLAN) == ClassOutput("maps", form=ON_AXIS_1)
 
 
 def test_maps_of_any_size_hold_labels_only_where_they_come_in_that_size() -> None:
@@ -158,17 +169,18 @@ def test_maps_of_any_size_hold_labels_only_where_they_come_in_that_size() -> Non
         return {"maps": scores[rows], "small": scores[rows][..., ::4, ::4]}
 
     data = labelled(labels)
-    found = find_class_outputs(data, (small, ANY_SIZE), PLAN)
-    assert choose_class_output(found, run, data, PLAN) == ClassOutput("maps")
-    chosen = choose_class_output((small,), run, data, PLAN)
-    assert chosen.name is None
-    assert "8x8 labels" in chosen.warnings[0]
-    assert "small 2x2" in chosen.warnings[0]
-    assert choose_class_output((small,), run, data, CheckPlan(static_batch=32)).name is None
+    found = find_readings(data, (small, ANY_SIZE), PLAN)
+    assert choose_class_output(found, run, data, PLAN) == ClassOutput("maps", form=ON_AXIS_1)
+    alone = find_readings(data, (small,), PLAN)
+    for plan in (PLAN, CheckPlan(static_batch=32)):
+        refuse(
+            partial(choose_class_output, alone, run, data, plan),
+            *("8x8 labels", "small 3x2x2", "leave the labels out"),
+        )
 
 
 def test_a_map_can_be_named_where_the_data_has_no_labels() -> None:
     data = Dataset(labelled(np.zeros(4, int)).inputs, None, "data.npz")
-    assert find_class_outputs(data, (LOGITS, MAPS), PLAN, named="maps") == ()
+    assert outputs_of(data, (LOGITS, MAPS), PLAN, named="maps") == ()
     with pytest.raises(ConfigError, match="no such output"):
-        find_class_outputs(data, (LOGITS, MAPS), PLAN, named="nothing")
+        find_readings(data, (LOGITS, MAPS), PLAN, named="nothing")

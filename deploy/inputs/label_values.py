@@ -1,0 +1,56 @@
+"""Labels as they are saved: what becomes classes without a doubt, and what is refused."""
+
+import numpy as np
+
+from deploy.engines.base import Array
+from deploy.inputs.data_files import LABELS
+from deploy.inputs.dataset import Dataset
+from export.errors import DataError
+
+VOID = (255, -1, -100)
+"""Labels of places that belong to no class, where classes do not go up to them."""
+
+
+def settle_labels(labels: Array) -> Array:
+    """The labels as integers, one axis for those of samples; what is in doubt stays as it is.
+
+    Booleans are 0 and 1. So are floats that are nothing else (losses of yes and no take such
+    targets), and where a sample has several labels also those that stand for nothing. [N, 1] is
+    [N].
+    """
+    lone = labels.ndim == 2 and labels.shape[1] == 1
+    settled = labels[:, 0] if lone else labels
+    if settled.dtype.kind == "b":
+        return settled.astype(np.uint8)
+    if settled.dtype.kind == "f":
+        taken = (0, 1) if settled.ndim == 1 else (0, 1, *VOID)
+        if np.isin(settled, taken).all() and (settled == 1).any():
+            return settled.astype(np.int16)
+        return labels
+    return settled
+
+
+def check_label_values(dataset: Dataset) -> None:
+    """Hold the values of the labels against what classes can be.
+
+    Raises:
+        DataError: a label is no integer; or one of a sample is negative.
+    """
+    labels = dataset.labels
+    if labels is None:
+        return
+    if labels.dtype.kind not in "iu":
+        shape = ", ".join(["N", *map(str, labels.shape[1:])])
+        raise DataError(
+            f"{dataset.source}: {LABELS} is {labels.dtype} of shape [{shape}]; it must hold one "
+            "integer class for each sample, or for each place of a map or a text, or 0 and 1 for "
+            f"several questions. Of classes save {LABELS}.astype(int). Targets of another kind, as "
+            f"in regression, are not judged: leave {LABELS} out, and the SQNR judges."
+        )
+    if labels.ndim == 1 and (labels < 0).any():
+        first = int(np.argmax(labels < 0))
+        row = int(dataset.row_numbers([first])[0])
+        raise DataError(
+            f"{dataset.source}: label {labels[first]} in row {row} is negative. "
+            "Classes count from 0; take unlabelled rows out."
+        )

@@ -1,0 +1,88 @@
+"""The accuracy of two reports side by side: a difference counts only beyond both intervals."""
+
+from typing import Any
+
+from deploy.report.difference import Difference, with_interval
+from deploy.report.facts import Accuracy, Report, accuracy_of, winner_of
+from deploy.report.wording import UNKNOWN, format_interval, format_percent, format_points
+
+
+def compare_accuracy(a: Report, b: Report) -> list[Difference]:
+    """The accuracy of the winners, what they lose, and the F1 of their classes; [] without any."""
+    first, second = accuracy_of(a, winner_of(a)), accuracy_of(b, winner_of(b))
+    if first is None and second is None:
+        return []
+    lower = dropped = False
+    if first is not None and second is not None:
+        lower = second.ci95[1] < first.ci95[0]
+        dropped = second.drop_ci95[0] > first.drop_ci95[1]
+    gone = second is None
+    note = "lower: the 95% intervals do not overlap" if lower else ""
+    if gone:
+        note = "B was not judged on labelled data, as A was: build it with the same --data"
+    return [
+        Difference(
+            "accuracy",
+            _show_accuracy(first),
+            _show_accuracy(second),
+            _points(first, second, "value"),
+            regression=lower or gone,
+            note=note,
+        ),
+        Difference(
+            "drop, points",
+            _show_drop(first),
+            _show_drop(second),
+            _points(first, second, "drop"),
+            regression=dropped,
+            note="larger against its own reference: the paired 95% intervals do not overlap"
+            if dropped
+            else "",
+        ),
+        *_compare_f1(first, second),
+    ]
+
+
+def _compare_f1(a: Accuracy | None, b: Accuracy | None) -> list[Difference]:
+    """Where both reports have it: samples of many labels."""
+    first, second = (None if each is None else each.f1 for each in (a, b))
+    if first is None or second is None:
+        return []
+    dropped = second["drop_ci95"][0] > first["drop_ci95"][1]
+    change = round(100 * (second["candidate"] - first["candidate"]), 2) + 0.0
+    return [
+        Difference(
+            "F1, and its drop",
+            _show_f1(first),
+            _show_f1(second),
+            f"{change:+.2f}",
+            regression=dropped,
+            note="larger drop than in A: the paired 95% intervals do not overlap"
+            if dropped
+            else "",
+        )
+    ]
+
+
+def _show_f1(f1: dict[str, Any]) -> str:
+    interval = format_interval(f1["drop_ci95"], format_points, between=" to ")
+    return f"{format_percent(f1['candidate'])}\n{interval}"
+
+
+def _show_accuracy(accuracy: Accuracy | None) -> str:
+    if accuracy is None:
+        return UNKNOWN
+    return with_interval(accuracy.value, accuracy.ci95, format_percent)
+
+
+def _show_drop(accuracy: Accuracy | None) -> str:
+    if accuracy is None:
+        return UNKNOWN
+    interval = format_interval(accuracy.drop_ci95, format_points, between=" to ")
+    return f"{format_points(accuracy.drop)}\n{interval}"
+
+
+def _points(a: Accuracy | None, b: Accuracy | None, field: str) -> str:
+    if a is None or b is None:
+        return UNKNOWN
+    return f"{round(100 * (getattr(b, field) - getattr(a, field)), 2) + 0.0:+.2f}"

@@ -1,0 +1,40 @@
+"""Which saved labels become classes, and which are refused."""
+
+import numpy as np
+import pytest
+
+from deploy.inputs.data import ArrayRows, Dataset
+from deploy.inputs.label_values import check_label_values, settle_labels
+from tests.samples import refuse
+
+
+def test_booleans_and_floats_of_0_and_1_are_classes() -> None:
+    for labels in (np.array([True, False]), np.array([1.0, 0.0], np.float32)):
+        found = settle_labels(labels)
+        assert found.dtype.kind in "iu"
+        assert found.tolist() == [1, 0]
+    masks = np.array([[[1.0, 0.0], [255.0, -100.0]]])
+    assert settle_labels(masks).tolist() == [[[1, 0], [255, -100]]]
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        np.array([0.0, 2.0, 1.0]),
+        np.array([0.5, 1.0]),
+        np.array([-1.0, 1.0]),
+        np.array([[0.0, 0.3], [1.0, 0.0]]),
+        np.zeros((3, 2)),
+    ],
+)
+def test_floats_that_may_be_targets_stay_and_are_refused(targets: np.ndarray) -> None:
+    assert settle_labels(targets) is targets
+    rows = np.zeros((len(targets), 1), np.float32)
+    data = Dataset({"x": ArrayRows(rows, rows.dtype)}, targets, "data.npz")
+    refuse(lambda: check_label_values(data), "data.npz", "float64", "regression", "leave y out")
+
+
+def test_a_column_of_classes_is_one_class_a_sample() -> None:
+    assert settle_labels(np.array([[3], [1]])).tolist() == [3, 1]
+    assert settle_labels(np.array([[1.0], [0.0]])).tolist() == [1, 0]
+    assert settle_labels(np.array([[[3]], [[1]]])).shape == (2, 1, 1)
