@@ -101,3 +101,31 @@ def _one_registry() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(copy_registry))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _known_operators() -> Iterator[None]:
+    """Operators that torch composes of others, looked up again only where there are more of them.
+
+    Every export looks all of them up by name, several times for each library of operators.
+    """
+    from torch import _C
+
+    try:
+        from torch._export import utils
+
+        look_up = utils._materialize_cpp_cia_ops
+    except (ImportError, AttributeError):  # no public name either
+        yield
+        return
+    known: list[str] = []
+
+    def look_up_new() -> None:
+        found = _C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")
+        if found != known:
+            look_up()
+            known[:] = found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "_materialize_cpp_cia_ops", look_up_new)
+        yield
