@@ -26,8 +26,9 @@ demo: setup
 	cd $(DEMO) && $(BIN)/python train.py
 	cd $(DEMO) && $(BIN)/deploy build model.pt
 
+# Many processes read the same files: what one has compiled is kept for the others.
 test: setup
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not slow and not gpu" -n 3 --dist loadfile --no-loadscope-reorder --durations=12
+	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not slow and not gpu" -n 3 --dist loadfile --no-loadscope-reorder --durations=12
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

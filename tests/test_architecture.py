@@ -1,6 +1,7 @@
 """Who may import whom, and that docs/design.md names every module."""
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,13 +77,18 @@ def _core() -> list[str]:
 
 def _imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
     """Names of the packages that a file imports; with `top_level` only when it is imported."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = _parse(path)
     nodes = list(_top_level(tree)) if top_level else list(ast.walk(tree))
     for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
+
+
+@functools.cache
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def _top_level(tree: ast.Module) -> Iterator[ast.stmt]:

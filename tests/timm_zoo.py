@@ -6,9 +6,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-NETWORKS = ("repvgg_a0", "mobileone_s1", "fastvit_t8", "repvit_m0_9", "repghostnet_050")
-"""One network of every family that timm re-parameterizes with branches."""
-
 SIZE = 64
 
 

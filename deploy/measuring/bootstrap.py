@@ -37,8 +37,9 @@ def estimate_ratio(numerator: Floats, denominator: Floats, *, seed: int) -> tupl
     each = np.arange(openings)[:, None, None]
     chosen = rng.integers(rounds, size=(_RATIO_RESAMPLES, openings, rounds, 1))
     size = (_RATIO_RESAMPLES, openings, rounds, blocks)
-    upper = numerator[each, chosen, rng.integers(blocks, size=size)]
-    lower = denominator[each, chosen, rng.integers(blocks, size=size)]
+    first = (each * rounds + chosen) * blocks  # of the blocks of each round that was chosen
+    upper = numerator.take(first + rng.integers(blocks, size=size))
+    lower = denominator.take(first + rng.integers(blocks, size=size))
     resampled = _central_ratio(upper, lower)
     low, high = np.percentile(resampled, _LEVELS)
     return float(_central_ratio(numerator, denominator)), (float(low), float(high))
@@ -46,7 +47,7 @@ def estimate_ratio(numerator: Floats, denominator: Floats, *, seed: int) -> tupl
 
 def _central_ratio(numerator: Floats, denominator: Floats) -> Any:
     """Over shape (..., openings, rounds, blocks): a median over rounds, a mean over openings."""
-    ratios = numerator.mean(axis=-1) / denominator.mean(axis=-1)
+    ratios = np.einsum("...b->...", numerator) / np.einsum("...b->...", denominator)
     return np.exp(np.log(np.median(ratios, axis=-1)).mean(axis=-1))
 
 
@@ -61,16 +62,34 @@ def estimate_quantiles(
         seed: of the resampling.
     """
     rng = np.random.default_rng(seed)
-    openings, rounds, blocks, _ = times.shape
+    openings, rounds, blocks, calls = times.shape
     each = np.arange(openings)[:, None, None]
+    order = np.argsort(times, axis=None)
+    ordered, owners = times.ravel()[order], order // calls  # the block that each time is of
     resampled = np.empty((_QUANTILE_RESAMPLES, len(quantiles)))
     for index in range(_QUANTILE_RESAMPLES):
-        chosen = rng.integers(rounds, size=(openings, rounds, 1))
-        pool = times[each, chosen, rng.integers(blocks, size=(openings, rounds, blocks))]
-        resampled[index] = np.percentile(pool, quantiles)
+        chosen = each * rounds + rng.integers(rounds, size=(openings, rounds, 1))
+        drawn = chosen * blocks + rng.integers(blocks, size=(openings, rounds, blocks))
+        counts = np.bincount(drawn.ravel(), minlength=openings * rounds * blocks)
+        resampled[index] = _read_quantiles(ordered, counts[owners], quantiles)
     lows, highs = np.percentile(resampled, _LEVELS, axis=0)
     values = np.percentile(times, quantiles)
     return tuple(
         (float(value), (float(low), float(high)))
         for value, low, high in zip(values, lows, highs, strict=True)
     )
+
+
+def _read_quantiles(ordered: Floats, counts: Any, quantiles: Sequence[float]) -> Floats:
+    """`numpy.percentile` of ascending numbers each of which stands there `counts` times.
+
+    The resamples of one sample are the same numbers, so they are put in order once for all.
+    """
+    ends = np.cumsum(counts)
+    places = np.asarray(quantiles) / 100 * (ends[-1] - 1)
+    below = np.floor(places)
+    low, high = (
+        ordered[np.searchsorted(ends, place, side="right")] for place in (below, np.ceil(places))
+    )
+    found: Floats = low + (high - low) * (places - below)
+    return found

@@ -22,7 +22,7 @@ from deploy.measuring.luck import Luck, estimate_luck, widen_interval
 from export.errors import DeployError
 from export.progress import Progress, ProgressCallback, ignore_progress
 
-_MIN_BLOCK_S, _MAX_BLOCK_S = 0.01, 0.1
+_MIN_BLOCK_S, _MAX_BLOCK_S = 0.002, 0.1
 _MIN_CALLS, _MAX_CALLS = 3, 1000
 _BLOCKS = 2
 _MIN_ROUNDS, _MAX_ROUNDS = 12, 60

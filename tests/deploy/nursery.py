@@ -24,8 +24,17 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-PACKAGES = ("onnx", "torch")
-"""Not the engines: they start threads when they are imported, which a fork would leave behind."""
+PACKAGES = ("onnx", "torch", "tensorrt_rtx")
+"""Not ONNX Runtime: it starts a thread when it is imported, which a fork would leave behind."""
+
+OURS = (
+    "deploy.engines.openvino",
+    "deploy.engines.openvino_layers",
+    "deploy.engines.torch",
+    "deploy.measuring.census",
+    "export.tensorrt.building",
+)
+"""What the worker imports once it is told what to do."""
 
 _LONGEST = 2**17
 
@@ -115,9 +124,15 @@ class Child:
 
 def main() -> None:
     """Fork whenever it is asked for, and tell of every end."""
-    for name in ("deploy.engines.worker", *PACKAGES):
+    import deploy.engines.openvino
+
+    for name in PACKAGES:
         if importlib.util.find_spec(name) is not None:
             importlib.import_module(name)
+    for name in ("deploy.engines.worker", *OURS):
+        importlib.import_module(name)
+    if importlib.util.find_spec("openvino") is not None:
+        deploy.engines.openvino._import_openvino()  # without the thread of its telemetry
     assert len(os.listdir("/proc/self/task")) == 1, "a thread would be missing in every child"
     gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

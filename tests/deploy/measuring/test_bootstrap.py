@@ -109,3 +109,23 @@ def test_quantiles_are_of_all_times_and_clip_nothing() -> None:
     assert found[3][1][1] == 1000
     for value, (low, high) in found:
         assert low <= value <= high
+
+
+def test_resamples_that_are_counted_have_the_quantiles_of_those_that_are_written_out() -> None:
+    """By the resampling itself: the rounds of each opening, and blocks of them."""
+    times = np.random.default_rng(8).gamma(5, 1e-5, (3, 4, 2, 25))
+    times[1, 2, 1, :10] = times[0, 0, 0, 0]  # equal numbers too
+    quantiles = (0, 50, 90, 99, 100)
+    rng, resampled = np.random.default_rng(3), []
+    for _ in range(400):
+        rounds, blocks = rng.integers(4, size=(3, 4, 1)), rng.integers(2, size=(3, 4, 2))
+        pool = [
+            times[opening, rounds[opening, place, 0], blocks[opening, place, block]]
+            for opening in range(3)
+            for place in range(4)
+            for block in range(2)
+        ]
+        resampled.append(np.percentile(pool, quantiles))
+    expected = np.percentile(resampled, (2.5, 97.5), axis=0).T
+    found = [interval for _, interval in estimate_quantiles(times, quantiles, seed=3)]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)

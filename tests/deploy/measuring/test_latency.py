@@ -167,7 +167,7 @@ def test_a_baseline_that_fails_is_an_error(path: str) -> None:
 
 @pytest.mark.usefixtures("faked")
 def test_p99_needs_1000_samples() -> None:
-    report = run(fake("openvino-fp32", "1e-4"))
+    report = run(fake("openvino-fp32", "1e-4"), seconds=1.0)
     slow, fast = report.engines["torch"], report.engines["openvino-fp32"]
     assert slow.samples < 1000 <= fast.samples
     assert (slow.p99, slow.p99_ci95) == (None, None)
@@ -178,7 +178,9 @@ def test_p99_needs_1000_samples() -> None:
 
 @pytest.mark.usefixtures("faked")
 def test_a_rare_slow_call_is_not_cut_off() -> None:
-    report = run(fake("openvino-fp32", "1e-3"), fake("onnxruntime-fp32", "5e-4 rarely slow"))
+    report = run(
+        fake("openvino-fp32", "1e-3"), fake("onnxruntime-fp32", "5e-4 rarely slow"), seconds=1.0
+    )
     slow = report.engines["onnxruntime-fp32"]
     assert slow.p50 == pytest.approx(5e-4, rel=2e-3)
     assert slow.p90 < 1
@@ -204,6 +206,17 @@ def test_progress_counts_rounds() -> None:
 def test_two_engines_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="one name"):
         run(fake("openvino-fp32", "1e-3"), fake("openvino-fp32", "2e-3"))
+
+
+@pytest.mark.usefixtures("faked")
+@pytest.mark.parametrize(("seconds", "block"), [(0.5, 5e-3), (2.0, 2e-2), (1e-6, 2e-3), (1e3, 0.1)])
+def test_blocks_are_as_long_as_the_time_allows_within_limits(seconds: float, block: float) -> None:
+    """Of twelve rounds with two blocks of each engine and of the control; sixty at most."""
+    report = run(fake("openvino-fp32", "1e-5"), fake("onnxruntime-fp32", "1e-4"), seconds=seconds)
+    for name, each in (("openvino-fp32", 1e-5), ("onnxruntime-fp32", 1e-4)):
+        blocks = report.rounds * report.blocks_per_round
+        calls = report.engines[name].samples / blocks
+        assert calls == pytest.approx(min(block / each, 1000), rel=0.06)
 
 
 def write_chain(path: Path, layers: int) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from deploy.measuring.bootstrap import Floats, estimate_ratio
 from deploy.measuring.latency import compare_times
@@ -84,6 +83,8 @@ def test_one_slow_block_is_no_luck(slow: float) -> None:
 
 
 def test_margins_are_those_of_student_and_never_narrower() -> None:
+    from scipy import stats
+
     for freedom in range(1, 41):
         for openings, engines in ((2, 1), (2, 2), (3, 2)):
             margin = Luck(0.02**2, freedom, openings).margin(engines)

@@ -15,7 +15,6 @@ from families import (
     read,
     relative_error,
 )
-from timm_zoo import NETWORKS, SIZE, count_convolutions, make_network, reparameterize
 from torch import Tensor, nn
 
 from export import fuse
@@ -205,9 +204,14 @@ def test_branches_merge_in_one_and_three_dimensions(rank):
 
 @functools.cache
 def fuse_network(name: str) -> tuple[nn.Module, FusionResult]:
+    from timm_zoo import SIZE, make_network
+
     model = make_network(name)
     return model, fuse(model, torch.randn(2, 3, SIZE, SIZE))
 
+
+NETWORKS = ("repvgg_a0", "mobileone_s1", "fastvit_t8", "repvit_m0_9", "repghostnet_050")
+"""One network of every family that timm re-parameterizes with branches."""
 
 SLOW_NETWORKS = ("fastvit_t8", "repghostnet_050", "repvit_m0_9", "mobileone_s1")
 TIMM_NETWORKS = [
@@ -218,6 +222,8 @@ TIMM_NETWORKS = [
 
 @pytest.mark.parametrize("name", TIMM_NETWORKS)
 def test_timm_network_has_as_many_convolutions_as_timm_leaves(name):
+    from timm_zoo import SIZE, count_convolutions, reparameterize
+
     model, result = fuse_network(name)
     x = torch.randn(2, 3, SIZE, SIZE)
     expected = count_convolutions(reparameterize(model), x)
@@ -230,5 +236,7 @@ def test_timm_network_has_as_many_convolutions_as_timm_leaves(name):
 @pytest.mark.parametrize("name", TIMM_NETWORKS)
 def test_timm_network_is_as_exact_as_eager(name):
     """A hundred layers lose more than a block does; eager's own loss is the measure."""
+    from timm_zoo import SIZE
+
     model, result = fuse_network(name)
     assert_as_exact_as_eager(model, result.module, torch.randn(3, 3, SIZE, SIZE), limit=1e-4)
