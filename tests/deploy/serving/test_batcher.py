@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -195,6 +196,38 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
         assert len(refused) == 37
         assert all(error.retry_after and error.retry_after >= 1 for error in refused)
         assert [a["y"][0, 0] for a in answers] == [0, 2, 4]
+        await batcher.stop()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("instances", "rows", "seconds"), [(1, 10, 20), (2, 10, 10), (1, 25, 50), (1, 100, 60)]
+)
+def test_whoever_is_refused_comes_back_when_the_queue_will_have_drained(
+    monkeypatch: pytest.MonkeyPatch, instances: int, rows: int, seconds: int
+) -> None:
+    """Of an engine that takes 2 s a row by its clock; nobody is sent away for over a minute."""
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("deploy.serving.batching.running.time", clock)
+    doubler = Doubler()
+
+    def engine(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        now[0] += 2.0 * len(feeds["x"])
+        return doubler(feeds)
+
+    async def scenario() -> None:
+        policy = BatchPolicy(max_batch=4, queue_rows=rows)
+        batcher = await started(*[engine] * instances, policy=policy)
+        for _ in range(30):
+            await batcher.submit(rows_of(1.0, 2), 2)
+        with doubler.held():
+            taken = [batcher.submit(rows_of(1.0), 1) for _ in range(instances + rows)]
+            with pytest.raises(QueueFullError) as refused:
+                batcher.submit(rows_of(1.0), 1)
+        assert refused.value.retry_after == seconds
+        await asyncio.gather(*taken)
         await batcher.stop()
 
     run(scenario)
