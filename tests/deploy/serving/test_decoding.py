@@ -300,6 +300,7 @@ def test_inputs_that_are_doubled_unknown_missing_or_at_odds() -> None:
     refuse(body(entry(), ids), "different batch sizes: 2 in 'ids', 1 before", TWO)
     refuse(body(entry(datatype="FP64")), "datatype 'FP64'; the model takes FP32")
     refuse(body(entry(name="z" * 10_000)), r"there is no input 'z{99}\.\.\.")
+    assert len(decode(body(entry(), id="i" * 256)).id) == 256
     refuse(body(id="i" * 257), "at most 256")
 
 
