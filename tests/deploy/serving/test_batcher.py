@@ -19,8 +19,8 @@ from tiny import answer, draw
 from deploy.engines import EngineSpec, open_engine
 from deploy.engines.base import Array
 from deploy.serving.batching.batcher import Batcher
-from deploy.serving.batching.running import RunPlan
-from deploy.serving.batching.waiting import BatchPolicy
+from deploy.serving.batching.running import BatchRun, RunPlan, run_batch
+from deploy.serving.batching.waiting import BatchPolicy, Job
 from deploy.serving.errors import (
     DeadlineError,
     EngineFailedError,
@@ -313,6 +313,27 @@ def test_only_the_member_that_fails_is_to_blame(error: Exception) -> None:
         await batcher.stop()
 
     run(scenario)
+
+
+@pytest.mark.parametrize(("requests", "calls"), [(1, 1), (2, 3)])
+def test_who_fails_alone_is_not_run_again(requests: int, calls: int) -> None:
+    entered = []
+
+    def engine(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        entered.append(len(feeds["x"]))
+        raise EngineError("out of memory")
+
+    jobs = [Job(rows_of(1.0), 1, 0, 0.0, lambda outcome: None) for _ in range(requests)]
+    done = run_batch(engine, jobs, PLAN)
+    assert (done.executions, len(entered)) == (calls, calls)
+    assert len(done.outcomes) == requests
+    for outcome in done.outcomes:
+        assert isinstance(outcome, EngineFailedError)
+        assert "out of memory" in str(outcome)
+
+
+def test_a_run_takes_what_joining_computing_and_splitting_take() -> None:
+    assert BatchRun([], 1, 0.0, join_s=1.0, compute_s=2.0, split_s=4.0).total_s == 7.0
 
 
 def test_a_run_that_fails_beside_its_engine_is_answered_and_the_next_one_runs() -> None:
