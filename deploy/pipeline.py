@@ -136,7 +136,7 @@ def build(
         eager = settle_eager(device, config.device, parity)
         baseline = problem.baseline_spec(threads, eager.device)
         judged: tuple[CandidateResult, ...] = tuple(
-            judge_candidate(candidate, parity, threads, problem, config) for candidate in built
+            judge_candidate(candidate, parity, threads, problem.kind, config) for candidate in built
         )
         audit: tuple[Finding, ...] = ()
         searched: SearchReport | None = None

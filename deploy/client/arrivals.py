@@ -13,7 +13,8 @@ def draw_arrivals(arrivals: Arrivals, rate: float, seconds: float, *, seed: int)
     between two requests are exponential and independent, so bursts come as they do in production.
     """
     if arrivals == "fixed":
-        return np.arange(np.ceil(rate * seconds)) / rate
+        spaced = np.arange(np.ceil(rate * seconds)) / rate
+        return spaced[spaced < seconds]  # the product may be rounded up beyond a whole number
     rng = np.random.default_rng(seed)
     expected = rate * seconds
     times = np.zeros(1)

@@ -5,21 +5,26 @@ from pathlib import Path
 
 from deploy.candidates.files import Candidate
 from deploy.config import BuildConfig
-from deploy.judging.gates import NO_CALIBRATION_DATA, choose_winner, judge_parity, judge_speed
+from deploy.judging.gates import (
+    NO_CALIBRATION_DATA,
+    DataKind,
+    choose_winner,
+    judge_parity,
+    judge_speed,
+)
 from deploy.judging.parity import ParityReport
 from deploy.measuring.latency import LatencyReport
 from deploy.results import CandidateResult
-from deploy.source import Problem
 
 
 def judge_candidate(
     candidate: Candidate,
     parity: dict[str, ParityReport | str],
     threads: int,
-    problem: Problem,
+    kind: DataKind,
     config: BuildConfig,
 ) -> CandidateResult:
-    """What the parity gate says of one candidate."""
+    """What the parity gate says of one candidate, on data of this kind."""
     result = CandidateResult(
         name=candidate.name,
         engine=candidate.plan.engine,
@@ -34,13 +39,13 @@ def judge_candidate(
         stray_float=candidate.stray_float,
     )
     if candidate.status != "built":
-        if result.precision == "int8" and result.file is not None and problem.kind == "synthetic":
+        if result.precision == "int8" and result.file is not None and kind == "synthetic":
             return replace(result, status="rejected", reason=NO_CALIBRATION_DATA)
         return result
     report = parity[candidate.name]
     if isinstance(report, str):
         return replace(result, status="failed", reason=report)
-    verdict = judge_parity(report, result.precision, kind=problem.kind, config=config)
+    verdict = judge_parity(report, result.precision, kind=kind, config=config)
     return replace(
         result,
         status="ok" if verdict.passed else "rejected",

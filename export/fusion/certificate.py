@@ -131,12 +131,21 @@ def _load(draft: Draft, values: Mapping[fx.Node, Any], node: fx.Node) -> Any:
 
 
 def _distance(found: list[Tensor], exact: list[Tensor]) -> float:
+    """Over the finite values; a NaN would be lost in the largest difference.
+
+    Raises:
+        ValueError: NaN or Inf stand in other places.
+    """
     worst = 0.0
-    for value, true in zip(found, exact, strict=True):
-        if true.numel() == 0:
-            continue
-        scale = true.double().abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-        worst = max(worst, float((value.double() - true.double()).abs().max() / scale))
+    for found_one, exact_one in zip(found, exact, strict=True):
+        value, true = found_one.double(), exact_one.double()
+        finite = true.isfinite()
+        same = (value == true) | (value.isnan() & true.isnan())
+        if not torch.where(finite, value.isfinite(), same).all():
+            raise ValueError("NaN or Inf stand in other places than in float64")
+        if finite.any():
+            scale = true[finite].abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+            worst = max(worst, float((value - true)[finite].abs().max() / scale))
     return worst
 
 

@@ -34,7 +34,6 @@ def cut_tails(percentile: float) -> Callable[[TensorStatistic, bool], Span]:
         below = np.cumsum(counts)
         first = int(np.searchsorted(below, cut, side="right"))
         last = int(np.searchsorted(below, counts.sum() - cut, side="left"))
-        first, last = min(first, counts.size - 1), min(last, counts.size - 1)
         return (
             max(low, (first - histogram.bins) * histogram.width),
             min(high, (last + 1 - histogram.bins) * histogram.width),

@@ -73,6 +73,7 @@ def test_the_gpu_and_its_driver(
     ("built_with", "installed", "flags", "fits"),
     [
         ("10.13.3.9", "10.13.3.9", (), True),
+        ("10.13.3.9", "10.13.3.9", ("VERSION_COMPATIBLE",), True),
         ("10.13.3.9", "10.14.1.48", (), False),
         ("10.13.3.9", "10.13.3.8", (), False),
         ("10.13.3.9", "10.14.1.48", ("VERSION_COMPATIBLE",), True),

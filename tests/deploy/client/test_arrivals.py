@@ -11,7 +11,7 @@ def test_fixed_arrivals_are_evenly_spaced_and_end_before_the_time_is_up() -> Non
     np.testing.assert_allclose(times, np.arange(300) / 200)
 
 
-@pytest.mark.parametrize(("rate", "seconds"), [(0.5, 1.0), (3.0, 0.5), (7.3, 2.1)])
+@pytest.mark.parametrize(("rate", "seconds"), [(0.5, 1.0), (3.0, 0.5), (7.3, 2.1), (100.0, 1.1)])
 def test_fixed_arrivals_begin_at_once_at_any_rate(rate: float, seconds: float) -> None:
     times = draw_arrivals("fixed", rate, seconds, seed=0)
     assert times[0] == 0

@@ -42,6 +42,17 @@ def test_percentiles_are_numpys_on_the_recorded_values() -> None:
         assert interval[0] < value < interval[1]
 
 
+def test_what_never_changes_has_an_interval_of_no_width() -> None:
+    """In every stretch of 100 the same times, so that one drawn again is like another."""
+    found = summarize_latency(np.tile(np.arange(1, 101) / 1e3, 20), seed=0)
+    for value, interval in (
+        (found.p50, found.p50_ci95),
+        (found.p90, found.p90_ci95),
+        (found.p99, found.p99_ci95),
+    ):
+        assert interval == pytest.approx((value, value), rel=1e-12)
+
+
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     hits = 0
     for seed in range(40):
@@ -104,10 +115,32 @@ def test_the_json_is_that_of_the_schema(samples: int) -> None:
     jsonschema.Draft202012Validator.check_schema(load_schema())
     jsonschema.validate(json.loads(json.dumps(report, allow_nan=False)), load_schema())
     assert report["latency"]["p50_ms"] == pytest.approx(5, rel=0.5)
-    assert report["measurement"]["loop"] == "open"
     closed = replace(make_report(samples), settings=LoadSettings(concurrency=3)).as_dict()
     jsonschema.validate(closed, load_schema())
-    assert closed["measurement"]["concurrency"] == 3
+    keys = ("loop", "rate_per_s", "arrivals", "concurrency")
+    assert [report["measurement"][key] for key in keys] == ["open", 200.0, "poisson", None]
+    assert [closed["measurement"][key] for key in keys] == ["closed", None, None, 3]
+
+
+def test_the_json_is_in_milliseconds_and_per_second_of_what_was_recorded() -> None:
+    report = make_report(late=0.0004, batch=4)
+    found, latency = report.as_dict(), report.latency
+    ended = np.linspace(0, 9.99, 2000) + np.random.default_rng(3).gamma(2.0, 0.003, 2000)
+    waits = 1e3 * (ended - np.linspace(0, 9.99, 2000))
+    p50, p90, p99 = np.percentile(waits, (50, 90, 99))
+    expected = {"mean": waits.mean(), "p50": p50, "p90": p90, "p99": p99, "max": waits.max()}
+    assert latency is not None
+    for name, value in expected.items():
+        assert found["latency"][f"{name}_ms"] == pytest.approx(value)
+    for name, pair in zip(
+        ("p50", "p90", "p99"), (latency.p50_ci95, latency.p90_ci95, latency.p99_ci95), strict=True
+    ):
+        assert found["latency"][f"{name}_ci95"] == pytest.approx([1e3 * end for end in pair or ()])
+        assert found["latency"][f"{name}_ci95"][0] <= expected[name]
+    assert found["measurement"]["generator_late_p99_ms"] == pytest.approx(0.4)
+    assert found["measurement"]["seconds"] == pytest.approx(ended.max())
+    assert found["throughput"]["requests_per_s"] == pytest.approx(2000 / ended.max())
+    assert found["throughput"]["samples_per_s"] == pytest.approx(8000 / ended.max())
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,13 @@ def test_a_candidate_is_held_to_the_threshold_of_the_reference() -> None:
     assert judge_scores(shares, shares - 0.5, labels).candidate == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(("tie", "other"), [(0.5, 1.0), (0.0, 3.0)])
+def test_a_score_that_lies_on_the_threshold_is_not_above_it(tie: float, other: float) -> None:
+    scores = np.where(np.arange(600) % 2, other, tie)
+    found = judge_scores(scores, scores, np.arange(600) % 2)
+    assert found.reference == 1.0
+
+
 @pytest.mark.parametrize("shape", [(600,), (600, 1)])
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.bool_])
 def test_a_lone_integer_or_boolean_is_the_class_itself(shape: tuple[int, ...], dtype: type) -> None:

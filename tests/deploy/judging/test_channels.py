@@ -78,3 +78,27 @@ def test_without_channels_nothing_is_said(shape: tuple[int, ...]) -> None:
 
 def test_an_axis_that_changes_its_size_is_none_of_channels() -> None:
     assert found((np.ones((2, 3)), np.ones((2, 3))), (np.ones((2, 4)), np.ones((2, 4)))) is None
+
+
+@pytest.mark.parametrize(("scale", "live"), [(1e-6, 6), (1e-8, 5)])
+def test_a_channel_that_is_but_the_rounding_of_another_is_not_counted(
+    scale: float, live: int
+) -> None:
+    values = np.random.default_rng(0).standard_normal((400, 6))
+    values[:, 3] *= scale
+    lost = values * (np.arange(6) != 3)
+    assert found((values, lost)) == LostChannels(lost=live - 5, live=live)
+
+
+@pytest.mark.parametrize(("rows", "said"), [(7, False), (8, True)])
+def test_of_two_channels_one_may_be_lost_and_8_values_tell(rows: int, said: bool) -> None:
+    values = np.random.default_rng(0).standard_normal((rows, 2))
+    assert found((values, values * [1, 0])) == (LostChannels(1, 2) if said else None)
+
+
+def test_what_is_not_finite_on_one_side_is_left_to_the_gate_of_finite_outputs() -> None:
+    values = np.random.default_rng(0).standard_normal((8, 6))
+    for broken in (np.nan, np.inf):
+        theirs = values.copy()
+        theirs[3, 2] = broken
+        assert found((values, theirs)) == found((theirs, values)) == LostChannels(0, 6)

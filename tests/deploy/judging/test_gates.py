@@ -17,7 +17,7 @@ from deploy.judging.gates import (
     judge_speed,
 )
 from deploy.judging.label_notes import MIN_LABELLED
-from deploy.judging.parity import ParityAccumulator, ParityReport
+from deploy.judging.parity import ParityAccumulator, ParityReport, SizeParity
 from deploy.measuring.latency import EngineLatency
 from deploy.measuring.luck import Luck
 
@@ -154,6 +154,31 @@ def test_fp16_gate_rejects_wrong_outputs_on_synthetic_data_too(name: str) -> Non
 def test_fp16_gate_has_its_edge_at_one_percent_of_scale() -> None:
     assert not judge(report(EAGER, EAGER * 1.0101), "fp16").passed
     assert judge(report(EAGER, EAGER * 1.0099), "fp16").passed
+
+
+@pytest.mark.parametrize(
+    ("precision", "least"),
+    [("tf32", 40), ("fp16", 40), ("bf16", 25), ("int8", 20), ("mixed", 20), ("int4", 20)],
+)
+def test_every_precision_has_its_own_least_sqnr(precision: str, least: float) -> None:
+    """Scaled by 1 + e, the SQNR is -20 log10 e."""
+    for decibels in (least - 0.1, least + 0.1):
+        parity = report(EAGER, EAGER.astype(np.float64) * (1 + 10 ** (-decibels / 20)))
+        assert judge(parity, precision).passed is (decibels > least)
+
+
+@pytest.mark.parametrize("precision", ["fp32", *FEWER_BITS])
+@pytest.mark.parametrize(("decibels", "there"), [(45.0, 35.0), (90.0, 60.0), (math.inf, 60.0)])
+def test_another_size_may_lose_10_db_and_whatever_is_left_above_60(
+    precision: str, decibels: float, there: float
+) -> None:
+    values = EXACT[:, :1]
+    parity = report(values, values * (1 + 10 ** (-decibels / 20)), exact=values * (1 + 1e-2))
+    for least in (there - 0.1, there + 0.1):
+        sizes = (SizeParity({"x_2": 9}, math.inf), SizeParity({"x_2": 7}, least))
+        verdict = judge(replace(parity, sizes_checked=sizes), precision)
+        assert verdict.passed is (least > there)
+        assert verdict.passed or "at x_2=7" in str(verdict.reason)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8", "int4", "mixed"])
@@ -503,6 +528,14 @@ def test_one_rare_class_of_many_may_be_lost() -> None:
     candidate = eager.copy()
     candidate[:, 7] = 0
     assert judge(report(eager, candidate), "int8").passed
+
+
+@pytest.mark.parametrize("lost", [2, 3])
+def test_a_tenth_of_the_channels_may_be_lost_and_no_more(lost: int) -> None:
+    eager = np.random.default_rng(0).standard_normal((400, 20))
+    eager[:, :lost] *= 1e-3
+    candidate = eager * (np.arange(20) >= lost)
+    assert judge(report(eager, candidate), "int8").passed is (lost == 2)
 
 
 @pytest.mark.parametrize("precision", FEWER_BITS)

@@ -99,6 +99,17 @@ def test_quantile_interval_covers_the_true_median_where_rounds_differ() -> None:
     assert covered / 60 >= 0.87
 
 
+def test_quantile_interval_is_as_wide_as_that_of_so_many_independent_rounds() -> None:
+    """The standard error of the median of n normal values is 1.253 of theirs over sqrt(n)."""
+    rng = np.random.default_rng(8)
+    widths = []
+    for seed in range(30):
+        times = 1 + 0.1 * rng.standard_normal((2, 16, 1, 1)) + np.zeros((2, 16, 2, 3))
+        ((_, (low, high)),) = estimate_quantiles(times, (50,), seed=seed)
+        widths.append(high - low)
+    assert np.mean(widths) == pytest.approx(2 * 1.96 * 1.253 * 0.1 / np.sqrt(32), rel=0.3)
+
+
 def test_quantiles_are_of_all_times_and_clip_nothing() -> None:
     times = np.linspace(1, 2, 400).reshape(2, 5, 2, 20)
     times[0, 0, 0, 0] = 1000.0

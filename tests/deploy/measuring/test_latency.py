@@ -165,6 +165,63 @@ def test_a_baseline_that_fails_is_an_error(path: str) -> None:
         )
 
 
+@pytest.fixture
+def clocked(faked: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time passes while an engine runs, and never else."""
+    elapsed = [0.0]
+
+    class ClockedProcess(FakeProcess):
+        def time(self, calls: int, *, warmup: int = 0) -> np.ndarray[Any, Any]:
+            seconds = super().time(calls, warmup=warmup)
+            elapsed[0] += seconds.sum() + warmup * seconds.mean()
+            return seconds
+
+    monkeypatch.setattr(deploy.engines.process, "EngineProcess", ClockedProcess)
+    monkeypatch.setattr(deploy.measuring.latency.time, "perf_counter", lambda: elapsed[0])
+
+
+@pytest.mark.usefixtures("clocked")
+@pytest.mark.parametrize("others", [1, 3])
+@pytest.mark.parametrize("seconds", [20.0, 30.0])
+def test_a_measurement_takes_as_long_as_it_is_given(seconds: float, others: int) -> None:
+    engines = [fake(f"onnxruntime-{n}", "5e-3") for n in ("fp32", "int8", "mixed")[:others]]
+    report = run(*engines, seconds=seconds)
+    assert report.seconds == pytest.approx(seconds, rel=0.1)
+    assert report.rounds % report.openings == 0
+
+
+@pytest.mark.usefixtures("clocked")
+def test_a_short_one_has_12_rounds_and_a_long_one_60() -> None:
+    assert run(fake("openvino-fp32", "5e-3"), seconds=1e-6).rounds == 12
+    assert run(fake("openvino-fp32", "5e-3"), seconds=1e4).rounds == 60
+
+
+@pytest.mark.usefixtures("faked")
+@pytest.mark.parametrize(("others", "openings"), [(1, 3), (2, 3), (3, 2)])
+def test_few_engines_are_opened_three_times_and_more_twice(others: int, openings: int) -> None:
+    names = [f"onnxruntime-{n}" for n in ("fp32", "int8", "mixed")[:others]]
+    report = run(*(fake(name, "5e-3") for name in names))
+    assert report.openings == openings
+    assert [FakeProcess.opened.count(name) for name in names] == [openings] * others
+    assert FakeProcess.opened.count("torch") == 2 * openings
+    assert report.engines[names[0]].block_medians.shape == (openings, 12 // openings, 2)
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_block_has_as_many_calls_as_fill_10_ms_once_an_engine_is_warm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class SettlingProcess(FakeProcess):
+        def time(self, calls: int, *, warmup: int = 0) -> np.ndarray[Any, Any]:
+            seconds = super().time(calls, warmup=warmup)
+            return seconds * max(1.0, 10.0 / self.blocks**2)  # at its speed from the fourth on
+
+    monkeypatch.setattr(deploy.engines.process, "EngineProcess", SettlingProcess)
+    report = run(*(fake(f"openvino-{n}", s) for n, s in (("fp32", "7e-4"), ("int8", "6e-2"))))
+    for name, calls in (("openvino-fp32", 15), ("openvino-int8", 3)):
+        assert report.engines[name].samples == report.rounds * report.blocks_per_round * calls
+
+
 @pytest.mark.usefixtures("faked")
 def test_p99_needs_1000_samples() -> None:
     report = run(fake("openvino-fp32", "1e-4"), seconds=1.0)
@@ -184,6 +241,7 @@ def test_a_rare_slow_call_is_not_cut_off() -> None:
     slow = report.engines["onnxruntime-fp32"]
     assert slow.p50 == pytest.approx(5e-4, rel=2e-3)
     assert slow.p90 < 1
+    assert slow.speedup == pytest.approx(2e-2 / 5e-4, rel=2e-3)  # of medians, which it is not in
     assert run(fake("openvino-fp32", "5e-2 rarely slow")).engines["openvino-fp32"].p90 > 4
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from tiny import answer, draw
 from deploy.engines import EngineSpec, open_engine
 from deploy.engines.base import Array
 from deploy.serving.batching.batcher import Batcher
-from deploy.serving.batching.running import RunPlan
-from deploy.serving.batching.waiting import BatchPolicy
+from deploy.serving.batching.running import BatchRun, RunPlan, run_batch
+from deploy.serving.batching.waiting import BatchPolicy, Job
 from deploy.serving.errors import (
     DeadlineError,
     EngineFailedError,
@@ -200,6 +201,38 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
     run(scenario)
 
 
+@pytest.mark.parametrize(
+    ("instances", "rows", "seconds"), [(1, 10, 20), (2, 10, 10), (1, 25, 50), (1, 100, 60)]
+)
+def test_whoever_is_refused_comes_back_when_the_queue_will_have_drained(
+    monkeypatch: pytest.MonkeyPatch, instances: int, rows: int, seconds: int
+) -> None:
+    """Of an engine that takes 2 s a row by its clock; nobody is sent away for over a minute."""
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("deploy.serving.batching.running.time", clock)
+    doubler = Doubler()
+
+    def engine(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        now[0] += 2.0 * len(feeds["x"])
+        return doubler(feeds)
+
+    async def scenario() -> None:
+        policy = BatchPolicy(max_batch=4, queue_rows=rows)
+        batcher = await started(*[engine] * instances, policy=policy)
+        for _ in range(30):
+            await batcher.submit(rows_of(1.0, 2), 2)
+        with doubler.held():
+            taken = [batcher.submit(rows_of(1.0), 1) for _ in range(instances + rows)]
+            with pytest.raises(QueueFullError) as refused:
+                batcher.submit(rows_of(1.0), 1)
+        assert refused.value.retry_after == seconds
+        await asyncio.gather(*taken)
+        await batcher.stop()
+
+    run(scenario)
+
+
 def test_what_expires_is_answered_on_time_and_never_run() -> None:
     async def scenario() -> None:
         engine = Doubler()
@@ -280,6 +313,27 @@ def test_only_the_member_that_fails_is_to_blame(error: Exception) -> None:
         await batcher.stop()
 
     run(scenario)
+
+
+@pytest.mark.parametrize(("requests", "calls"), [(1, 1), (2, 3)])
+def test_who_fails_alone_is_not_run_again(requests: int, calls: int) -> None:
+    entered = []
+
+    def engine(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        entered.append(len(feeds["x"]))
+        raise EngineError("out of memory")
+
+    jobs = [Job(rows_of(1.0), 1, 0, 0.0, lambda outcome: None) for _ in range(requests)]
+    done = run_batch(engine, jobs, PLAN)
+    assert (done.executions, len(entered)) == (calls, calls)
+    assert len(done.outcomes) == requests
+    for outcome in done.outcomes:
+        assert isinstance(outcome, EngineFailedError)
+        assert "out of memory" in str(outcome)
+
+
+def test_a_run_takes_what_joining_computing_and_splitting_take() -> None:
+    assert BatchRun([], 1, 0.0, join_s=1.0, compute_s=2.0, split_s=4.0).total_s == 7.0
 
 
 def test_a_run_that_fails_beside_its_engine_is_answered_and_the_next_one_runs() -> None:

@@ -137,6 +137,13 @@ def test_outputs_and_how_to_carry_them() -> None:
 def test_priority_and_timeout() -> None:
     request = decode(body(parameters={"priority": 1, "timeout": 1500, "mine": [1]}))
     assert (request.priority, request.timeout_s) == (1, 0.0015)
+    for parameters, expected in (
+        ({"timeout": 2}, (0, 2e-6)),
+        ({"priority": 3}, (3, None)),
+        ({}, (0, None)),
+    ):
+        request = decode(body(parameters=parameters))
+        assert (request.priority, request.timeout_s) == expected
     for wrong in ({"priority": -1}, {"priority": 1.5}, {"priority": True}, {"timeout": "1"}):
         refuse(body(parameters=wrong), "whole number|microseconds")
     refuse(body(parameters={"sequence_id": 4}), "sequences are not offered")
@@ -168,6 +175,23 @@ def test_shapes_that_are_none_or_not_the_models(shape: Any) -> None:
     raw = entry(shape=shape, parameters={"binary_data_size": 16})
     del raw["data"]
     refuse(body(raw), "shape|binary_data_size", raw=bytes(16))
+
+
+@pytest.mark.parametrize("shape", [[1, 5], [1, 3], [4, 1], [1, 4, 1], [4]])
+def test_a_shape_that_is_not_the_models_is_refused_though_the_data_has_it(shape: list[int]) -> None:
+    size = math.prod(shape)
+    refuse(body(entry(shape=shape, data=[1.0] * size)), r"the model takes \[-1, 4\]")
+    raw = entry(shape=shape, parameters={"binary_data_size": 4 * size})
+    del raw["data"]
+    refuse(body(raw), r"the model takes \[-1, 4\]", raw=bytes(4 * size))
+
+
+def test_a_model_shares_runs_only_where_every_tensor_has_the_batch() -> None:
+    whole, lone = TensorSpec("y", ("batch", 3), "float32"), TensorSpec("z", (3,), "float32")
+    assert make_signature([X, IDS], [whole]).batched
+    assert not make_signature([X], [whole, lone]).batched
+    assert not make_signature([X], [lone, whole]).batched
+    assert not make_signature([X, TensorSpec("w", (3,), "float32")], [whole]).batched
 
 
 def test_products_of_sizes_do_not_overflow() -> None:
@@ -253,8 +277,32 @@ def test_data_that_is_not_of_its_shape_and_type(data: Any) -> None:
     ],
 )
 def test_values_of_another_kind_or_beyond_the_type(dtype: str, datatype: str, value: Any) -> None:
-    text = json.dumps(body(entry(datatype=datatype, shape=[1, 2], data=[value, value])))
-    refuse(text.replace("Infinity", "1e400").encode(), "data|range|JSON", of_type(dtype))
+    for data in ([value, value], [value, 0], [0, value]):
+        whole = [bool(each) if dtype == "bool" and each == 0 else each for each in data]
+        text = json.dumps(body(entry(datatype=datatype, shape=[1, 2], data=whole)))
+        refuse(text.replace("Infinity", "1e400").encode(), "data|range|JSON", of_type(dtype))
+
+
+@pytest.mark.parametrize("value", [1e39, -1e39])
+def test_one_value_beyond_float32_is_refused_among_others(value: float) -> None:
+    for place in range(4):
+        data = [1.0, -2.0, 3.0, 4.0]
+        data[place] = value
+        refuse(body(entry(data=data)), "a value is beyond the range of FP32")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [[1, 2, 3], [4, 5, 6, 7, 8]],
+        [[1, 2, 3, 4, 5, 6, 7, 8], []],
+        [[1, 2, 3, 4], "5678"],
+        [[1, 2, 3, 4], {"5": 5, "6": 6, "7": 7, "8": 8}],
+        [[1, 2, 3, 4], 5678],
+    ],
+)
+def test_rows_of_other_lengths_are_refused_though_they_add_up(data: Any) -> None:
+    refuse(body(entry(shape=[2, 4], data=data)), "data does not have the shape")
 
 
 @pytest.mark.parametrize(
@@ -300,6 +348,7 @@ def test_inputs_that_are_doubled_unknown_missing_or_at_odds() -> None:
     refuse(body(entry(), ids), "different batch sizes: 2 in 'ids', 1 before", TWO)
     refuse(body(entry(datatype="FP64")), "datatype 'FP64'; the model takes FP32")
     refuse(body(entry(name="z" * 10_000)), r"there is no input 'z{99}\.\.\.")
+    assert len(decode(body(entry(), id="i" * 256)).id) == 256
     refuse(body(id="i" * 257), "at most 256")
 
 

@@ -19,11 +19,12 @@ def outputs(*values: float, dtype: str = "float32") -> dict[str, Array]:
     return {"y": np.array(values, dtype)}
 
 
+@pytest.mark.parametrize("size", [2, 1000])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_refused_and_counted(value: float) -> None:
+def test_what_is_not_finite_is_refused_and_counted(value: float, size: int) -> None:
     guard = Guard(GuardPlan({}))
-    assert guard({}, outputs(1, 2)) is None
-    refusal = guard({}, outputs(1, value))
+    assert guard({}, outputs(*[3e38] * size)) is None  # though their sum is infinite
+    refusal = guard({}, outputs(*[3e38] * (size - 1), value))
     assert isinstance(refusal, NonFiniteError)
     assert refusal.status == 500
     assert guard.nonfinite == 1
@@ -40,10 +41,13 @@ def test_it_may_only_be_counted_and_recorded_ones_are_exempt() -> None:
     assert guard.nonfinite == 0
 
 
-def test_inputs_beyond_calibration_by_more_than_a_tenth_are_counted() -> None:
-    guard = Guard(GuardPlan({"x": (0.0, 10.0)}))
-    for value, counted in [(0, 0), (10, 0), (11, 0), (-1, 0), (11.1, 1), (-1.1, 2), (np.nan, 3)]:
-        assert guard({"x": np.array([5, value], np.float32)}, outputs(1)) is None
+@pytest.mark.parametrize("size", [2, 1000])
+def test_inputs_beyond_calibration_by_more_than_a_tenth_are_counted(size: int) -> None:
+    guard = Guard(GuardPlan({"x": (2.0, 12.0)}))
+    for value, counted in [(2, 0), (12, 0), (13, 0), (1, 0), (13.1, 1), (0.9, 2), (np.nan, 3)]:
+        x = np.full((size // 2, 2), 7, np.float32)
+        x[-1, 1] = value
+        assert guard({"x": x}, outputs(1)) is None
         assert guard.out_of_range == counted
 
 

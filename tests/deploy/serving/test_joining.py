@@ -73,6 +73,25 @@ def test_it_looks_again_and_changes_its_mind() -> None:
     assert gain.pays(ROWS)
 
 
+def test_few_runs_say_as_much_as_many() -> None:
+    for alone, shared in ((4, 40), (40, 4)):
+        for seconds, pays in ((0.060, True), (0.079, False)):
+            gain = JoiningGain()
+            for _ in range(alone):
+                gain.observe(1, 1, 0.01)
+            for _ in range(shared):
+                gain.observe(ROWS, ROWS, seconds)
+            assert gain.pays(ROWS) is pays
+
+
+def test_what_was_seen_a_thousand_times_is_forgotten_after_forty_others() -> None:
+    gain = seen(seconds_alone=0.01, seconds_shared=0.01, runs=1000)
+    assert gain.pays(ROWS)
+    for _ in range(40):
+        gain.observe(ROWS, ROWS, 0.16)
+    assert not gain.pays(ROWS)
+
+
 class Clock:
     """The time that runs are measured by; it stands still but for what the engine takes."""
 

@@ -64,6 +64,14 @@ def test_a_part_of_a_run_waits_as_long_as_it_may_and_a_full_one_not_at_all() -> 
     assert waiting.next_due() is None
 
 
+def test_whoever_waits_longest_decides_when_a_group_is_due_however_urgent_others_are() -> None:
+    late, urgent = make_job(at=1.0, priority=200), make_job(at=3.0, priority=1)
+    for jobs in ((late, urgent), (urgent, late)):
+        waiting = fill(BatchPolicy(max_batch=4, max_delay_s=5.0), *jobs)
+        assert waiting.next_due() == 6.0
+        assert waiting.take(6.0) == [urgent, late]
+
+
 def test_models_without_a_batch_axis_run_alone() -> None:
     waiting = fill(BatchPolicy(batched=False, max_delay_s=9.0), make_job(3), make_job(3))
     assert [len(waiting.take(0.0)) for _ in range(3)] == [1, 1, 0]
@@ -77,6 +85,7 @@ def test_rows_and_bytes_are_bounded() -> None:
     waiting = fill(BatchPolicy(queue_bytes=40), make_job(2))
     with pytest.raises(QueueFullError, match="32 bytes wait"):
         waiting.add(make_job(1))
+    fill(BatchPolicy(queue_bytes=48), make_job(2), make_job(1))
 
 
 def test_what_was_removed_is_gone_and_counts_no_more() -> None:

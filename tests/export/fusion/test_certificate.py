@@ -14,6 +14,7 @@ from export.capture.ladder import export_model
 from export.capture.program import capture
 from export.capture.signature import describe_call
 from export.fusion import fuse_program
+from export.fusion.certificate import certify
 from export.fusion.emission import Layer
 from export.fusion.trial import Error, find_fault
 
@@ -88,6 +89,31 @@ def test_certificate_counts_the_whole_model_and_is_json() -> None:
     plain = json.loads(json.dumps(result.certificate.as_dict(), allow_nan=False))
     assert plain["fused"][0]["structure"] == "bn(conv3x3(x)) + bn(conv1x1(x)) + bn(x)"
     assert [item["paths"][0] for item in plain["fused"]] == ["0.conv3", "1.conv3"]
+
+
+class Masked(nn.Module):
+    """Half of its answer is minus infinity, which is no error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = make_net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).masked_fill(x > 0, -torch.inf)
+
+
+def test_infinities_in_place_are_no_error_and_others_are_never_taken_for_none() -> None:
+    x = {"x": torch.randn(2, 6, 7, 5)}
+    good, broken = Masked().eval(), Masked().eval()
+    with torch.no_grad():
+        broken.net[1].conv3.weight[0, 0, 0, 0] = torch.nan
+    program, other = (capture(net, x, keyword=False, dynamic_batch=True) for net in (good, broken))
+    same = certify(program, fuse_program(program).program, (), ()).model
+    assert same.error_float32 is not None
+    assert 0 < same.error_float32 < 1e-5
+    lost = certify(program, other, (), ()).model
+    assert (lost.error_float32, lost.noise_float32) == (None, None)
+    assert "NaN or Inf stand in other places" in str(lost.reason)
 
 
 def test_outliers_of_merged_weights_are_seen() -> None:

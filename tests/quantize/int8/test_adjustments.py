@@ -41,16 +41,21 @@ def _fake(x: np.ndarray, scheme: QuantScheme, reach: float) -> np.ndarray:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("chooses_bias", [True, False])
 def test_a_convolution_computes_with_what_was_chosen(
-    tmp_path: Path, target: str, bias: bool
+    tmp_path: Path, target: str, bias: bool, chooses_bias: bool
 ) -> None:
+    """Where no bias was chosen the model's own stays."""
     net = Net(6, 5, 5)
     model = net.save(tmp_path / "m.onnx", net.conv("x", 6, 4, name="c", bias=bias))
     codes = _odd_codes((4, 6, 3, 3))
     scales = np.array([2e-3, 1e-3, 5e-4, 3e-3], np.float32)
     chosen = np.array([3.0, -2.0, 0.5, 0.0], np.float32)
     ranges = Ranges("given", 1, {"x": (-4.0, 4.0), "y": (-40.0, 40.0)})
-    adjustments = Adjustments({"c": LayerAdjustment("c", codes, scales, chosen)})
+    layer = LayerAdjustment("c", codes, scales, chosen if chooses_bias else None)
+    if not chooses_bias:
+        chosen = _arrays(model.path).get("c_b", np.zeros(4, np.float32))
+    adjustments = Adjustments({"c": layer})
     scheme, path = PRESETS[target], tmp_path / "q.onnx"
     result = quantize_int8(model, ranges, scheme, path, adjustments=adjustments)
     onnx.checker.check_model(str(path), full_check=True)
@@ -58,6 +63,7 @@ def test_a_convolution_computes_with_what_was_chosen(
     windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(2, 3))
     weight = codes.astype(np.float64) * scales.astype(np.float64)[:, None, None, None]
     expected = np.einsum("nchwij,ocij->nohw", windows, weight) + chosen[:, None, None]
+    assert ("c_b_quantized" in _arrays(path)) is (bias and scheme.integer_bias)
     (got,) = run(result.model, net.feed(8))
     step = 80 / 255 if target == "onnxruntime" else 0.002  # which quantizes the output as well
     assert np.abs(got - np.clip(expected, -40, 40)).max() < 0.52 * step

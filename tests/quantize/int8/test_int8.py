@@ -1,6 +1,7 @@
 """What the int8 files hold and compute: closed forms in float64, and another quantizer."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ from test_nets import Net, classifier, run, sqnr
 from export.artifacts import OnnxModel
 from export.errors import NothingToQuantizeError, QuantizeError
 from quantize.calibration.calibrate import Ranges, calibrate
-from quantize.int8.codes import activation_parameters, weight_scales
+from quantize.int8.codes import activation_parameters, ranges_by_tensor, weight_scales
 from quantize.int8.insertion import Int8Result, quantize_int8
 from quantize.placement.walk import ActivationUse
-from quantize.scheme import PRESETS
+from quantize.scheme import NARROW, PRESETS
 
 TARGETS = sorted(PRESETS)
 
@@ -223,6 +224,35 @@ def test_a_bias_that_overflows_int32_raises_the_weight_scale(tmp_path: Path) -> 
     assert 2**31 * 0.99 < code[1] < 2**31 - 1
     (got,) = run(result.model, net.feed(2))
     assert np.abs(got[:, 1] - 30).max() < 0.1
+
+
+@pytest.mark.parametrize("levels", [127, NARROW, 7])
+@pytest.mark.parametrize("target", TARGETS)
+def test_weights_and_integer_biases_are_the_nearest_codes_however_many_there_are(
+    tmp_path: Path, target: str, levels: int
+) -> None:
+    net = Net(4, 6, 6)
+    model = net.save(tmp_path / "m.onnx", net.conv("x", 4, 3, name="c"))
+    floats = _arrays(model.path)
+    scheme = replace(PRESETS[target], weight_levels=levels)
+    ranges = calibrate(model, [net.feed(8)])
+    arrays = _arrays(quantize_int8(model, ranges, scheme, tmp_path / "q.onnx").model.path)
+    codes, scales = arrays["c_w_quantized"], arrays["c_w_scale"].astype(np.float64)
+    assert np.abs(codes.astype(int)).max(axis=(1, 2, 3)).tolist() == [levels] * 3
+    off = np.abs(codes * scales[:, None, None, None] - floats["c_w"]) / scales[:, None, None, None]
+    assert off.max() <= 0.5 + 1e-4
+    if scheme.integer_bias:
+        unit = arrays["c_b_scale"].astype(np.float64)
+        assert np.abs(arrays["c_b_quantized"] - floats["c_b"] / unit).max() <= 0.5 + 1e-4
+        np.testing.assert_allclose(unit, arrays["x_scale"] * scales, rtol=1e-6)
+    else:
+        np.testing.assert_array_equal(arrays["c_b"], floats["c_b"])
+
+
+def test_twins_have_the_ranges_of_their_tensors_where_these_have_one() -> None:
+    ranges = Ranges("minmax", 1, {"a": (-1.0, 2.0)})
+    known = ranges_by_tensor(ranges, {"new": "a", "other": "never seen"}, PRESETS["openvino"])
+    assert known == {"a": (-1.0, 2.0), "new": (-1.0, 2.0)}
 
 
 def test_scale_arithmetic() -> None:

@@ -72,6 +72,24 @@ def test_a_copy_goes_on_by_itself() -> None:
     histogram.add(np.full(5, 9.0))
     assert (twin.counts.sum(), histogram.counts.sum()) == (3, 8)
     assert twin.width != histogram.width
+    again = histogram.copy()
+    histogram.add(np.full(5, 9.0))  # where there is room for them already
+    assert (again.counts.sum(), histogram.counts.sum()) == (8, 13)
+
+
+@pytest.mark.parametrize("bins", [(-40, 60), (-1, 1), (3, 50), (-50, -3), (-128, 127), (0, 0)])
+def test_what_lies_outside_is_counted_to_a_bin(bins: tuple[int, int]) -> None:
+    values = np.clip(_heavy(), -100, 100)
+    values[::7] = 0
+    histogram = Histogram(128)
+    histogram.add(values)
+    low, high = (each * histogram.width for each in bins)
+    outside = (values < low) | (values >= high + histogram.width)
+    assert histogram.share_outside(low, high) == pytest.approx(outside.mean(), abs=1e-12)
+
+
+def test_of_no_values_none_lie_outside() -> None:
+    assert Histogram().share_outside(1.0, 2.0) == 0.0
 
 
 def test_memory_is_the_counts_alone() -> None:

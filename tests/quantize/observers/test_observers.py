@@ -7,7 +7,7 @@ from torch.ao.quantization import MovingAverageMinMaxObserver
 
 from export.errors import QuantizeError
 from quantize.calibration.summaries import summarize
-from quantize.observers import OBSERVERS, WITHOUT_HISTOGRAM
+from quantize.observers import OBSERVERS
 from quantize.observers.extent import average_extent, full_extent
 from quantize.observers.percentile import cut_tails
 from quantize.observers.statistic import Summary, TensorStatistic
@@ -57,11 +57,26 @@ def test_nothing_observed_is_an_error(name: str) -> None:
         OBSERVERS[name](observe(np.zeros((0, 3), np.float32)), False)
 
 
-@pytest.mark.parametrize("name", sorted(WITHOUT_HISTOGRAM))
-def test_extents_need_no_values(name: str) -> None:
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("low", [-1.0, 1.0])
+@pytest.mark.parametrize("name", OBSERVERS)
+def test_without_values_the_extent_is_all_that_is_known(
+    name: str, low: float, symmetric: bool
+) -> None:
     seen = TensorStatistic()
-    seen.update(Summary(np.array([-1.0]), np.array([2.0]), np.array([0.5])))
-    assert OBSERVERS[name](seen, False) == (-1.0, 2.0)
+    seen.update(Summary(np.array([low]), np.array([2.0]), np.array([1.5])))
+    assert OBSERVERS[name](seen, symmetric) == (low, 2.0)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("name", OBSERVERS)
+def test_what_was_seen_stays_as_it_is_for_the_next_observer(name: str, symmetric: bool) -> None:
+    seen = observe(np.maximum(normal(5000), 0))
+    before = seen.copy()
+    first = OBSERVERS[name](seen, symmetric)
+    np.testing.assert_array_equal(seen.histogram.counts, before.histogram.counts)
+    assert (seen.histogram.zeros, seen.extent) == (before.histogram.zeros, before.extent)
+    assert OBSERVERS[name](seen, symmetric) == first
 
 
 def test_minmax_is_the_extent() -> None:
@@ -101,6 +116,21 @@ def test_percentile_meets_numpy_within_a_bin(percentile: float) -> None:
     assert np.percentile(values, 100 - tail) - width <= high <= above + width
     inside = np.mean((values >= low) & (values <= high))
     assert inside >= percentile / 100
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("percentile", "low", "high"), [(100, 1, 1000), (99.8, 2, 999), (99, 6, 995), (50, 251, 750)]
+)
+def test_percentile_cuts_as_many_values_as_it_says(
+    percentile: float, low: float, high: float, sign: int
+) -> None:
+    """Of 1 to 1000, in bins of an eighth; an end is that of the bin of the last value kept."""
+    seen = observe(sign * np.arange(1, 1001, dtype=np.float32))
+    assert seen.histogram.width == 1 / 8
+    found = sorted(sign * end for end in cut_tails(percentile)(seen, False))
+    assert low - (sign < 0) / 8 <= found[0] <= low
+    assert high <= found[1] <= high + (sign > 0) / 8
 
 
 def test_percentile_drops_a_lone_outlier_and_minmax_does_not() -> None:

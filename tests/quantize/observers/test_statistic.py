@@ -3,7 +3,7 @@
 import numpy as np
 
 from quantize.calibration.summaries import summarize
-from quantize.observers.statistic import TensorStatistic
+from quantize.observers.statistic import Summary, TensorStatistic
 
 
 def _batches(channels: int = 5) -> list[np.ndarray]:
@@ -57,3 +57,19 @@ def test_a_copy_goes_on_by_itself() -> None:
     assert early.channels is not None
     assert (early.channels.mean == 1).all()
     assert early.histogram.counts.sum() == 6
+
+
+def test_a_lone_number_is_seen_as_one_row_without_channels() -> None:
+    seen = TensorStatistic()
+    for number in (3.0, -1.0):
+        seen.update(Summary(*[np.float32(number).reshape(())] * 3, size=1))
+    assert (seen.extent, seen.row_size, seen.channels) == ((-1, 3), 1, None)
+
+
+def test_bins_reach_as_far_as_the_values_that_were_not_sampled() -> None:
+    for low, high in ((-1.0, 100.0), (-100.0, 1.0)):
+        seen = TensorStatistic()
+        some = np.array([0.5, 1.0], np.float32)
+        seen.update(Summary(np.array([low]), np.array([high]), np.array([0.5]), False, some, 9))
+        assert seen.histogram.width * seen.histogram.bins == 128
+        assert seen.histogram.counts.sum() == 2

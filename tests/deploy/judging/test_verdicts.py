@@ -1,0 +1,174 @@
+"""What becomes of a candidate: its file, its answers, its speed, and who wins."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deploy.candidates.files import Candidate
+from deploy.candidates.plans import Plan
+from deploy.config import BuildConfig
+from deploy.judging.gates import NO_CALIBRATION_DATA, DataKind
+from deploy.judging.parity import ParityAccumulator, ParityReport
+from deploy.judging.verdicts import choose, judge_candidate, judge_latency, size_of
+from deploy.measuring.latency import EngineLatency, LatencyReport
+from deploy.measuring.luck import Luck
+from deploy.results import CandidateResult
+
+CONFIG = BuildConfig()
+
+
+def compared(scale: float) -> ParityReport:
+    """Of an output that a candidate answers with `scale` times what is right."""
+    values = np.random.default_rng(0).standard_normal((64, 10))
+    parity = ParityAccumulator(("y",))
+    parity.update({"y": values}, {"y": values * scale}, rows=64)
+    return parity.result()
+
+
+def candidate(precision: str = "int8", **fields: object) -> Candidate:
+    whole = {"status": "built", "file": Path("/stage/int8.onnx"), **fields}
+    return Candidate(Plan("onnxruntime", precision, precision), **whole)  # type: ignore[arg-type]
+
+
+def judge(
+    each: Candidate, parity: ParityReport | str = "", kind: DataKind = "unlabelled"
+) -> CandidateResult:
+    return judge_candidate(each, {each.name: parity}, 3, kind, CONFIG)
+
+
+def timed(speedup: float) -> EngineLatency:
+    """Of an engine that is so many times as fast as one of 10 ms, with an interval of 10%."""
+    seconds = 0.01 / speedup
+    noise = np.random.default_rng(int(speedup * 1e3)).uniform(0.99, 1.01, (2, 6, 2))
+    interval = (seconds, seconds)
+    return EngineLatency(
+        samples=99,
+        first=seconds,
+        p50=seconds,
+        p50_ci95=interval,
+        p90=seconds,
+        p90_ci95=interval,
+        p99=None,
+        p99_ci95=None,
+        speedup=speedup,
+        speedup_ci95=(0.9 * speedup, 1.1 * speedup),
+        block_medians=seconds * noise,
+        luck=Luck(0.0, 5, 2),
+    )
+
+
+def measured(failed: dict[str, str] | None = None, **speedups: float) -> LatencyReport:
+    return LatencyReport(
+        engines={name: timed(speedup) for name, speedup in speedups.items()},
+        failed=failed or {},
+        control=1.0,
+        control_ci95=(0.99, 1.01),
+        openings=2,
+        rounds=12,
+        blocks_per_round=2,
+        seconds=1.0,
+    )
+
+
+def result(name: str = "a", precision: str = "fp32", status: str = "ok") -> CandidateResult:
+    parity = compared(1.0)
+    return CandidateResult(name, "onnxruntime", precision, status, parity=parity)  # type: ignore[arg-type]
+
+
+def test_right_answers_pass_with_all_that_a_report_and_an_engine_need() -> None:
+    source = Path("/stage/source.onnx")
+    found = judge(candidate(source=source, stray_float=("conv",)), compared(1.01))
+    assert (found.status, found.reason, found.ships) == ("ok", None, True)
+    assert found.verdict is not None
+    assert found.verdict.passed
+    assert found.parity == compared(1.01)
+    assert found.spec is not None
+    assert (found.spec.path, found.spec.threads) == ("/stage/int8.onnx", 3)
+    assert (found.source, found.stray_float) == (source, ("conv",))
+
+
+def test_wrong_answers_are_rejected_with_the_gates_reason_and_still_timed() -> None:
+    found = judge(candidate(), compared(2.0))
+    assert found.status == "rejected"
+    assert "SQNR" in str(found.reason)
+    assert not found.ships
+    assert found.spec is not None
+    assert found.parity is not None
+
+
+def test_what_cannot_be_run_failed_with_its_reason_and_has_no_verdict() -> None:
+    found = judge(candidate(), "it stopped answering")
+    assert (found.status, found.reason) == ("failed", "it stopped answering")
+    assert (found.verdict, found.spec, found.parity, found.ships) == (None, None, None, False)
+
+
+@pytest.mark.parametrize("status", ["failed", "not_run"])
+def test_what_was_not_built_keeps_its_reason_whatever_answers_say(status: str) -> None:
+    found = judge(candidate(status=status, reason="no compiler", file=None), compared(1.0))
+    assert (found.status, found.reason, found.verdict) == (status, "no compiler", None)
+
+
+@pytest.mark.parametrize("kind", ["labelled", "unlabelled", "synthetic"])
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+@pytest.mark.parametrize("file", [None, Path("/stage/a.onnx")])
+def test_an_int8_file_that_awaits_its_gpu_does_not_ship_without_calibration_data(
+    kind: DataKind, precision: str, file: Path | None
+) -> None:
+    waiting = candidate(precision, status="not_run", reason="no GPU here", file=file)
+    found = judge(waiting, kind=kind)
+    if (precision, kind) == ("int8", "synthetic") and file is not None:
+        assert (found.status, found.reason) == ("rejected", NO_CALIBRATION_DATA)
+        assert not found.ships
+    else:
+        assert (found.status, found.reason) == ("not_run", "no GPU here")
+        assert found.ships is (file is not None)
+
+
+def test_the_size_of_a_file_is_that_of_its_weights_as_well(tmp_path: Path) -> None:
+    for name, size in (("int8.onnx", 5), ("int8.onnx.data", 70), ("fp32.onnx", 900)):
+        (tmp_path / name).write_bytes(bytes(size))
+    assert size_of(tmp_path / "int8.onnx") == 75
+    assert size_of(None) is None
+
+
+@pytest.mark.parametrize(("speedup", "status"), [(1.2, "ok"), (1.0, "rejected"), (0.5, "rejected")])
+def test_what_holds_its_parity_must_be_faster_than_eager_and_ships_all_the_same(
+    speedup: float, status: str
+) -> None:
+    held = judge(candidate(), compared(1.0))
+    found = judge_latency(held, measured(**{held.name: speedup}))
+    assert found.status == status
+    assert found.latency is not None
+    assert found.latency.speedup == speedup
+    assert (found.reason is None) is (status == "ok")
+    assert found.ships
+
+
+def test_speed_excuses_no_wrong_answer_and_does_not_hide_why() -> None:
+    wrong = judge(candidate(), compared(2.0))
+    for speedup in (0.5, 9.0):
+        found = judge_latency(wrong, measured(**{wrong.name: speedup}))
+        assert (found.status, found.reason) == ("rejected", wrong.reason)
+        assert found.latency is not None
+
+
+def test_what_breaks_while_it_is_timed_does_not_ship() -> None:
+    held = judge(candidate(), compared(1.0))
+    found = judge_latency(held, measured({held.name: "out of memory"}))
+    assert (found.status, found.reason, found.ships) == ("failed", "out of memory", False)
+
+
+def test_what_was_not_timed_stays_as_it_was() -> None:
+    assert judge_latency(result(), measured(other=2.0)) == result()
+
+
+def test_the_fastest_of_those_that_passed_wins_and_torch_where_none_did() -> None:
+    quick = replace(result("quick", "int8"), latency=timed(3.0))
+    slow = replace(result("slow"), latency=timed(2.0))
+    rejected = replace(result("rejected", status="rejected"), latency=timed(9.0))
+    assert choose((slow, rejected, quick, result("untimed")), 0) == "quick"
+    assert choose((slow, replace(quick, status="failed")), 0) == "slow"
+    assert choose((rejected, result("untimed")), 0) == "torch"
+    assert choose((), 0) == "torch"
