@@ -10,6 +10,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +44,7 @@ class Certificate:
         self._chain, self._key = Path(chain), Path(key)
         self._seen = self._stamp()
         self._told = ""
-        self.pair = self._read(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+        self.pair, _ = self._read()
 
     async def watch(self, contexts: Sequence[ssl.SSLContext]) -> None:
         """Look at the files again and again, until it is cancelled.
@@ -61,9 +62,7 @@ class Certificate:
         if stamp == self._seen:
             return False
         try:
-            pair = self._read(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
-            for context in contexts:
-                self._read(context)
+            pair, fresh = self._read()
         except ConfigError as error:
             if self._told != str(error):  # it may be so for a while
                 _LOG.warning("the certificate from before stays: %s", error)
@@ -71,6 +70,8 @@ class Certificate:
             return False
         if self._stamp() != stamp:  # another one came meanwhile, and is looked at next
             return False
+        for context in contexts:  # to load it there would keep the old one, if of another algorithm
+            context.sni_callback = partial(_show, fresh)
         self.pair, self._seen, self._told = pair, stamp, ""
         _LOG.info("the files of TLS changed; connections get the new certificate from now on")
         return True
@@ -91,8 +92,9 @@ class Certificate:
         first = grpc.ssl_server_certificate_configuration([tuple(given[0])])
         return grpc.dynamic_ssl_server_credentials(first, fetch)
 
-    def _read(self, context: ssl.SSLContext) -> KeyPair:
-        """Give `context` the files as they are now."""
+    def _read(self) -> tuple[KeyPair, ssl.SSLContext]:
+        """The files as they are now, and a context that shows them."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             pair = KeyPair(self._key.read_bytes(), self._chain.read_bytes())
             if b"ENCRYPTED" in pair.key:  # OpenSSL would ask the terminal
@@ -107,7 +109,7 @@ class Certificate:
                 f"--tls-cert {self._chain}, --tls-key {self._key} cannot be used: {reason}. "
                 "Both must be PEM files that belong together; the key has no password."
             ) from error
-        return pair
+        return pair, context
 
     def _stamp(self) -> tuple[tuple[int, ...] | None, ...]:
         """By what a file of another time is told: links are followed, as Kubernetes swaps them."""
@@ -120,3 +122,8 @@ class Certificate:
             else:
                 stamps.append((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
         return tuple(stamps)
+
+
+def _show(fresh: ssl.SSLContext, connection: ssl.SSLObject, name: str | None, _: object) -> None:
+    """Show the certificate of `fresh`; called early in each handshake, whether it names a host."""
+    connection.context = fresh

@@ -239,13 +239,16 @@ def free_port() -> int:
             return port
 
 
-def write_certificate(folder: Path) -> tuple[Path, Path]:
+_ALGORITHMS = {"ec": "ec -pkeyopt ec_paramgen_curve:prime256v1", "rsa": "rsa:2048"}
+
+
+def write_certificate(folder: Path, algorithm: str = "ec") -> tuple[Path, Path]:
     """A certificate for 127.0.0.1 that signs itself, and its key."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("openssl is not installed, and a certificate is needed")
     certificate, key = folder / "cert.pem", folder / "key.pem"
-    command = f"""req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2 -nodes
+    command = f"""req -x509 -newkey {_ALGORITHMS[algorithm]} -days 2 -nodes
         -keyout {key} -out {certificate} -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"""
     subprocess.run([openssl, *command.split()], check=True, capture_output=True)
     return certificate, key

@@ -1,5 +1,6 @@
 """A renewed certificate is shown to whoever connects from then on, and nothing else is."""
 
+import contextlib
 import os
 import socket
 import ssl
@@ -99,6 +100,61 @@ def test_what_is_not_a_pair_is_left_alone_until_it_is(
     assert certificate.look([context])
     assert certificate.pair == (new[1].read_bytes(), new[0].read_bytes())
     assert not certificate.look([context])
+
+
+def handshake(context: ssl.SSLContext) -> bytes:
+    """The certificate that a server with `context` shows, as DER."""
+    asking = ssl.create_default_context()
+    asking.check_hostname, asking.verify_mode = False, ssl.CERT_NONE
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = asking.wrap_bio(back, there)
+    server = context.wrap_bio(there, back, server_side=True)
+    for side in (client, server, client):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    found = client.getpeercert(binary_form=True)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("first", ["ec", "rsa"])
+def test_a_new_certificate_of_another_algorithm_takes_the_place_of_the_old(
+    tmp_path: Path, first: str
+) -> None:
+    """OpenSSL keeps one of each, and prefers those of elliptic curves."""
+    pairs = {}
+    for algorithm in ("ec", "rsa"):
+        (tmp_path / algorithm).mkdir()
+        pairs[algorithm] = write_certificate(tmp_path / algorithm, algorithm)
+    before, after = pairs.pop(first), pairs.popitem()[1]
+    certificate = Certificate(*map(str, before))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*before)
+    assert handshake(context) == der(before[0])
+    for target, source in zip(before, after, strict=True):
+        replace(target, source)
+    assert certificate.look([context])
+    assert handshake(context) == der(after[0])
+
+
+def test_files_that_change_while_they_are_read_spoil_nothing(
+    old: tuple[Path, Path], new: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = Certificate(*map(str, old))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*old)
+    shown_before = handshake(context)
+    os.utime(old[0])
+    read = Certificate._read
+
+    def meddle(self: Certificate, *given: ssl.SSLContext) -> object:
+        found = read(self, *given)
+        replace(old[0], new[0])  # and not its key
+        return found
+
+    monkeypatch.setattr(Certificate, "_read", meddle)
+    assert not certificate.look([context])
+    assert handshake(context) == shown_before
 
 
 def test_links_that_are_swapped_are_followed(
