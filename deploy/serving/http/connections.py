@@ -162,12 +162,15 @@ class LimitedProtocol(EndingProtocol):
             return False
         head, size = recalled
         request = self.direct.repeat(self, head)
-        if request is None or not request.take(memoryview(data)[size:]):
+        if request is None:
+            return False
+        self.cycle = cast("Any", request)  # which lets go of what it holds, whatever fails here
+        if not request.take(memoryview(data)[size:]):
+            self.cycle = cast("Any", None)
             return False
         self._without_body = 0
         self._stop_waiting()
         self._unset_keepalive_if_required()
-        self.cycle = cast("Any", request)
         if size + head.length == len(data):
             request.run()
         else:
