@@ -19,6 +19,7 @@ from export.onnx.cleanup import AxisNames, name_axes, settle_squeezes
 from export.onnx.division import guard_division
 from export.onnx.pool_padding import fold_pool_padding
 from export.onnx.preparation import prepare_program
+from export.onnx.quick_matching import match_quickly
 from export.onnx.recurrent_weights import store_recurrent_weights
 from export.onnx.tokens import flatten_tokens
 
@@ -61,7 +62,7 @@ def to_onnx(
     """
     try:
         # As it was captured: attention whose mask is trained takes another kernel with gradients.
-        with contain_noise(), torch.no_grad():
+        with contain_noise(), torch.no_grad(), match_quickly():
             exported = torch.onnx.export(
                 prepare_program(program, opset=opset),
                 dynamo=True,
