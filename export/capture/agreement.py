@@ -58,6 +58,8 @@ class Expectation:
             proves nothing the largest number, so that it must be finite alone.
         spans: ranges by name over other samples, where those of one batch alone tell little: one
             probability is a single number, whose own range is none.
+        losses: by name what the module itself loses in float32 against float64, where
+            `amplification` measured it.
     """
 
     extent: Extent
@@ -66,6 +68,7 @@ class Expectation:
     tolerances: Mapping[str, float]
     samples: Mapping[str, Array] = field(default_factory=dict)
     spans: Mapping[str, float] = field(default_factory=dict)
+    losses: Mapping[str, float] = field(default_factory=dict)
 
     def measure_spans(self) -> dict[str, float]:
         """The range of each output of finite floats; 0 of others."""
@@ -141,7 +144,12 @@ def find_disagreement(expected: Expectation, outputs: Mapping[str, Array]) -> st
         errors, allowed = _measure_by_tolerance(expected, name, found)
         for error, most in zip(errors, allowed, strict=True):
             if not error <= most:
-                return f"{where} is off by {error:.2e} of its range; at most {most:.2e} is rounding"
+                loss = expected.losses.get(name, 0.0)
+                own = f", but the model itself loses {loss:.2e} in float32" if loss > most else ""
+                return (
+                    f"{where} is off by {error:.2e} of its range; at most {most:.2e} is rounding"
+                    f"{own}"
+                )
     return None
 
 

@@ -53,14 +53,15 @@ def allow_amplified(
         expected: what it returns for one batch.
 
     Returns:
-        `expected` itself where the module does not run in float64.
+        `expected` itself where the module does not run in float64. What the module loses there of
+        each output is noted, tolerance or not.
     """
     feeds = {name: to_tensor(array.copy()) for name, array in expected.feeds.items()}
     wide = run_float64(module, signature, feeds)
     if wide is None:
         return expected
     nudged = run_eager(module, signature, _nudge(feeds))
-    samples = {}
+    samples, losses = {}, {}
     for (name, reference), exact, other in zip(expected.outputs.items(), wide, nudged, strict=True):
         if (
             reference.dtype.kind != "f"
@@ -69,11 +70,12 @@ def allow_amplified(
         ):
             continue
         noise = measure_sample_errors(reference, widen(exact))
+        losses[name] = max(noise, default=0.0)
         echo = measure_sample_errors(reference, widen(other))
         found = _choose_tolerances(np.array(noise), np.array(echo), expected.tolerances[name])
         if found is not None:
             samples[name] = found
-    return replace(expected, samples=samples)
+    return replace(expected, samples=samples, losses=losses)
 
 
 def _choose_tolerances(noise: Array, echo: Array, common: float) -> Array | None:

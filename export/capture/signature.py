@@ -144,8 +144,8 @@ def describe_call(
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in feeds.items())
         raise InputError(
             f"The model itself fails on the given inputs ({shapes}): {type(error).__name__}: "
-            f"{error}. Check shapes and dtypes (1x128:int64 in --input says both): they come from "
-            "--input, else from --data."
+            f"{str(error).rstrip('.')}. Check shapes and dtypes (1x128:int64 in --input says "
+            "both): they come from --input, else from --data."
         ) from error
     names, tensors, structure = flatten_outputs(result)
     batch = {int(value.shape[0]) for value in feeds.values() if value.ndim}

@@ -12,8 +12,8 @@ the value between them makes no difference:
     (g after f):  K = sum of Kg[d2] Kf[d1] at offset sf * d2 + d1,   b = bg + (sum of Kg) bf
 
 Everything is float64: variances near zero make scales large. Tensors on the meta device pass
-through all of it, which tells the cost of a result before it is paid for; questions about values
-are then answered in favour of the merge.
+through all of it, which tells the cost of a result before it is paid for (`support` tells which
+blocks of a kernel stay zero); questions about values are then answered in favour of the merge.
 
 Source: Ding et al., "RepVGG", CVPR 2021, and "Diverse Branch Block", CVPR 2021, sections 3.2 and
 3.3; generalized to any offsets, strides and groups.
@@ -22,7 +22,7 @@ Source: Ding et al., "RepVGG", CVPR 2021, and "Diverse Branch Block", CVPR 2021,
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,8 +33,18 @@ from export.fusion.geometry import (
     Inexact,
     border_is_blank,
     compose_axes,
+    place_taps,
     reads_border,
+    shift_taps,
     unite_axes,
+)
+from export.fusion.support import (
+    Support,
+    add_supports,
+    extend_support,
+    fill_blocks,
+    stack_supports,
+    widen,
 )
 
 _SAME = 1e-9
@@ -51,6 +61,8 @@ class LinearMap:
         groups: output block j reads input block j alone.
         axes: one for each spatial axis; none for a linear layer.
         is_identity: known to leave its input as it is.
+        support: on the meta device, where channels were picked or joined, what of the kernel is in
+            use, which then has one group; None: all of it.
     """
 
     kernel: Tensor
@@ -58,6 +70,7 @@ class LinearMap:
     groups: int
     axes: tuple[Axis, ...]
     is_identity: bool = False
+    support: Support | None = None
 
     @property
     def inputs(self) -> int:
@@ -93,7 +106,7 @@ def scale_outputs(map_: LinearMap, scale: Tensor | float, shift: Tensor | None) 
     """``y * scale + shift`` with a number or one value an output channel; `shift` None is zero."""
     if map_.kernel.is_meta:
         bias = map_.kernel.new_empty(map_.outputs) if shift is not None else map_.bias
-        return LinearMap(map_.kernel, bias, map_.groups, map_.axes)
+        return replace(map_, bias=bias, is_identity=False)
     rows = scale.reshape(-1, *[1] * (map_.kernel.ndim - 1)) if isinstance(scale, Tensor) else scale
     bias = None if map_.bias is None else map_.bias * scale
     if shift is not None:
@@ -114,9 +127,12 @@ def add_maps(one: LinearMap, other: LinearMap, factor: float = 1.0) -> LinearMap
         shape = (one.outputs, one.inputs // groups, *(axis.taps for axis in axes))
         biased = one.bias is not None or other.bias is not None
         bias = one.kernel.new_empty(one.outputs) if biased else None
-        return LinearMap(one.kernel.new_empty(shape), bias, groups, axes)
+        support = None
+        if one.support or other.support:
+            support = add_supports(_find_support(one, axes), _find_support(other, axes))
+        return LinearMap(one.kernel.new_empty(shape), bias, groups, axes, support=support)
     kernel = _spread_kernel(one, axes, groups)
-    at: Any = (..., *(_place(axis, all_) for axis, all_ in zip(other.axes, axes, strict=True)))
+    at: Any = (..., *(place_taps(axis, all_) for axis, all_ in zip(other.axes, axes, strict=True)))
     kernel[at].add_(regroup(other, groups), alpha=factor)
     bias = one.bias
     if other.bias is not None:
@@ -138,6 +154,10 @@ def concatenate_maps(maps: Sequence[LinearMap]) -> LinearMap:
         bias = torch.cat(
             [m.kernel.new_zeros(m.outputs) if m.bias is None else m.bias for m in maps]
         )
+    if maps[0].kernel.is_meta:
+        shape = (sum(m.outputs for m in maps), maps[0].inputs, *(axis.taps for axis in axes))
+        support = stack_supports([_find_support(m, axes) for m in maps])
+        return LinearMap(maps[0].kernel.new_empty(shape), bias, 1, axes, support=support)
     return LinearMap(torch.cat([_spread_kernel(m, axes, 1) for m in maps]), bias, 1, axes)
 
 
@@ -148,7 +168,10 @@ def select_outputs(map_: LinearMap, channels: range) -> LinearMap:
     rows = slice(channels.start, channels.stop, channels.step)
     kernel = regroup(map_, 1)[rows]
     bias = None if map_.bias is None else map_.bias[rows]
-    return LinearMap(kernel, bias, 1, map_.axes)
+    support = None
+    if map_.kernel.is_meta:
+        support = _find_support(map_, map_.axes).select(rows)
+    return LinearMap(kernel, bias, 1, map_.axes, support=support)
 
 
 def compose_maps(first: LinearMap, second: LinearMap, border: Tensor | None = None) -> LinearMap:
@@ -156,7 +179,7 @@ def compose_maps(first: LinearMap, second: LinearMap, border: Tensor | None = No
 
     Args:
         first: its outputs are the inputs of `second`.
-        second: reads `border` beyond the outputs of `first`.
+        second: reads `border` beyond the outputs of `first`. One layer: all of it is in use.
         border: one value a channel; None is zero, as every padded operator has it.
 
     Raises:
@@ -173,11 +196,15 @@ def compose_maps(first: LinearMap, second: LinearMap, border: Tensor | None = No
     if first.kernel.is_meta:  # every operator on it costs about a millisecond
         biased = first.bias is not None or second.bias is not None
         bias = first.kernel.new_empty(second.outputs) if biased else None
-        return LinearMap(first.kernel.new_empty(shape), bias, groups, axes)
+        support = None
+        if first.support:
+            around = first.axes, second.axes, axes
+            support = extend_support(first.support, second.outputs, second.groups, around)
+        return LinearMap(first.kernel.new_empty(shape), bias, groups, axes, support=support)
     kernel = torch.zeros(shape, dtype=torch.float64, device=first.kernel.device)
     for tap in itertools.product(*(range(axis.taps) for axis in second.axes)):
         places: Any = [
-            _shift(f, f.stride * s.step * k, a)
+            shift_taps(f, f.stride * s.step * k, a)
             for f, s, a, k in zip(first.axes, second.axes, axes, tap, strict=True)
         ]
         at: Any = (..., *tap)
@@ -210,30 +237,21 @@ def _unite(maps: Sequence[LinearMap]) -> tuple[tuple[Axis, ...], int]:
     return axes, math.gcd(*(map_.groups for map_ in maps))
 
 
+def _find_support(map_: LinearMap, axes: tuple[Axis, ...]) -> Support:
+    """What of the kernel of `map_` is in use where it is written on wider axes."""
+    all_ = fill_blocks(map_.outputs, map_.inputs, map_.groups, map_.axes)
+    return widen(map_.support or all_, map_.axes, axes)
+
+
 def _spread_kernel(map_: LinearMap, axes: tuple[Axis, ...], groups: int) -> Tensor:
     """The kernel of `map_` on wider axes and in fewer groups, as a tensor of its own."""
     kernel = regroup(map_, groups)
     if map_.axes == axes:
         return kernel.clone() if kernel is map_.kernel else kernel
     wide = kernel.new_zeros(*kernel.shape[:2], *(axis.taps for axis in axes))
-    at: Any = (..., *(_place(axis, all_) for axis, all_ in zip(map_.axes, axes, strict=True)))
+    at: Any = (..., *(place_taps(axis, all_) for axis, all_ in zip(map_.axes, axes, strict=True)))
     wide[at] = kernel
     return wide
-
-
-def _place(axis: Axis, within: Axis) -> slice:
-    """Where the taps of `axis` stand among those of `within`."""
-    return _shift(axis, axis.origin - within.origin, within)
-
-
-def _shift(axis: Axis, offset: int, within: Axis) -> slice:
-    """Where the taps of `axis` stand among those of `within`, the first of them at `offset`."""
-    start = offset // within.step
-    return slice(start, start + axis.span // within.step + 1, _every(axis, within))
-
-
-def _every(axis: Axis, within: Axis) -> int:
-    return axis.step // within.step if axis.taps > 1 else 1
 
 
 def _check_border(first: LinearMap, second: LinearMap, border: Tensor | None) -> None:

@@ -137,11 +137,11 @@ def _weigh(survey: Survey, region: Region, options: FusionOptions) -> Merger | s
     saved = [node for node in removed if count_macs(node)]
     before, elements = sum(map(count_macs, saved)), count_elements(region.result)
     try:
-        sketch = emit_layer(region.work_out(_META))
-        if sketch.weight.numel() > _LARGEST_KERNEL:
-            return f"the merged kernel would have {sketch.weight.numel():,} elements"
-        after = elements * sketch.macs_per_output
-        if after > before and not options.merge_always and not region.may_shrink:
+        sketch = region.work_out(_META)
+        if sketch.kernel.numel() > _LARGEST_KERNEL:
+            return f"the merged kernel would have {sketch.kernel.numel():,} elements"
+        after = elements * emit_layer(sketch).macs_per_output
+        if after > before and not options.merge_always:
             return _decline(before, after, region, removed)
         map_ = region.work_out(CPU)
     except Inexact as reason:

@@ -51,7 +51,7 @@ def emit_layer(map_: LinearMap) -> Layer:
     """The smallest layer that computes `map_`; on the meta device, one that is large enough."""
     if not map_.axes:
         map_ = replace(map_, kernel=regroup(map_, 1), groups=1)  # linear layers have no groups
-    elif not map_.kernel.is_meta:
+    elif map_.support or not map_.kernel.is_meta:
         map_ = _drop_zero_taps(_find_groups(map_))
     padded = [_pad(axis) for axis in map_.axes]
     own = [_find_own(*sides) for sides in padded]
@@ -89,7 +89,10 @@ def _find_own(before: int, after: int) -> int | None:
 def _find_groups(map_: LinearMap) -> LinearMap:
     """The same map with as many groups as its zeros allow."""
     outputs, inputs = map_.outputs // map_.groups, map_.inputs // map_.groups
-    used = map_.kernel.reshape(map_.outputs, inputs, -1).ne(0).any(-1)
+    if map_.support:
+        used = map_.support.channels
+    else:
+        used = map_.kernel.reshape(map_.outputs, inputs, -1).ne(0).any(-1)
     for split in range(math.gcd(outputs, inputs), 1, -1):
         if outputs % split or inputs % split:
             continue
@@ -107,8 +110,11 @@ def _find_groups(map_: LinearMap) -> LinearMap:
 def _drop_zero_taps(map_: LinearMap) -> LinearMap:
     """The same map without planes of zeros, wherever its padding stays one of the layer's own."""
     for dimension, axis in enumerate(map_.axes):
-        planes = map_.kernel.ne(0).movedim(dimension + 2, 0).flatten(1).any(1).nonzero().flatten()
-        taps = [int(tap) for tap in planes]
+        if map_.support:
+            planes = map_.support.taps[dimension].any(0)
+        else:
+            planes = map_.kernel.ne(0).movedim(dimension + 2, 0).flatten(1).any(1)
+        taps = [int(tap) for tap in planes.nonzero()]
         if not taps or len(taps) == axis.taps:
             continue
         every = math.gcd(*(tap - taps[0] for tap in taps)) or 1

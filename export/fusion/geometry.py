@@ -106,6 +106,18 @@ def unite_axes(one: Axis, other: Axis) -> Axis:
     return replace(one, origin=origin, step=step, taps=(end - origin) // step + 1)
 
 
+def place_taps(axis: Axis, within: Axis) -> slice:
+    """Where the taps of `axis` stand among those of `within`."""
+    return shift_taps(axis, axis.origin - within.origin, within)
+
+
+def shift_taps(axis: Axis, offset: int, within: Axis) -> slice:
+    """Where the taps of `axis` stand among those of `within`, the first of them at `offset`."""
+    start = offset // within.step
+    every = axis.step // within.step if axis.taps > 1 else 1
+    return slice(start, start + axis.span // within.step + 1, every)
+
+
 def reads_border(first: Axis, second: Axis) -> bool:
     """Whether `second` reads beyond the outputs of `first`, where it sees its own zeros."""
     if first.outputs is None:

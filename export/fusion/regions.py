@@ -36,11 +36,6 @@ class Region:
         """Whether it is right at the captured size only."""
         return any(self.operators[node].fixed_size for node in self.nodes)
 
-    @property
-    def may_shrink(self) -> bool:
-        """Whether blocks of zeros may turn up in the merged kernel and fall away."""
-        return any(self.operators[node].selects for node in self.nodes)
-
     def costly(self) -> list[fx.Node]:
         """The nodes that calculate."""
         return [node for node in self.nodes if count_macs(node)]

@@ -1,7 +1,9 @@
 """Weights that a model computes from stored tensors alone, stored as what they come to.
 
 Weight standardization, a scale on a weight, an embedded kernel: the exporter writes the computation
-into the graph, where whatever looks for constant weights, such as int8, finds none. The value is
+into the graph, where whatever looks for constant weights, such as int8, finds none. The same of
+stored tensors that are resized, as position embeddings are for another image size: engines work
+that out when they load, and OpenVINO's way is not torch's where the resize smooths. The value is
 worked out in float64.
 """
 
@@ -12,6 +14,7 @@ from export.fusion.constants import Constants
 from export.fusion.cost import name_weight
 from export.fusion.draft import Draft, read_argument
 from export.fusion.mutation import Mutations
+from export.fusion.operators.base import name_operator
 
 aten = torch.ops.aten
 
@@ -26,9 +29,12 @@ _ONLY_MOVE = frozenset(
 )
 """What takes no arithmetic is left: engines do it once, and a copy would make the file larger."""
 
+_RESIZES = ("upsample_", "_upsample_")
+"""How the names of operators begin that interpolate."""
+
 
 def store_computed_weights(draft: Draft) -> bool:
-    """Give the layers of `draft` stored tensors for the weights and biases that it computes.
+    """Give `draft` stored tensors for the weights and biases that it computes, and what it resizes.
 
     Returns:
         Whether anything was done.
@@ -41,8 +47,17 @@ def store_computed_weights(draft: Draft) -> bool:
             value = read_argument(node, name)
             if _is_worth_storing(constants, value):
                 found.setdefault(value, "bias" if name == "bias" else "weight")
+    within = {item for node in found for item in constants.computed(node)}
+    for node in reversed(draft.graph.nodes):
+        if _is_resize(node) and node not in within and _is_worth_storing(constants, node):
+            found[node] = "resized"
+            within |= {*constants.computed(node)}
     stored = [_store(draft, constants, node, name) for node, name in found.items()]
     return any(stored)
+
+
+def _is_resize(node: fx.Node) -> bool:
+    return node.op == "call_function" and name_operator(node).startswith(_RESIZES)
 
 
 def _is_worth_storing(constants: Constants, value: object) -> bool:

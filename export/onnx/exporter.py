@@ -17,7 +17,9 @@ from export.capture.signature import flatten_outputs
 from export.errors import ExportError
 from export.onnx.cleanup import AxisNames, name_axes, settle_squeezes
 from export.onnx.division import guard_division
+from export.onnx.pool_padding import fold_pool_padding
 from export.onnx.preparation import prepare_program
+from export.onnx.quick_matching import match_quickly
 from export.onnx.recurrent_weights import store_recurrent_weights
 from export.onnx.tokens import flatten_tokens
 
@@ -60,7 +62,7 @@ def to_onnx(
     """
     try:
         # As it was captured: attention whose mask is trained takes another kernel with gradients.
-        with contain_noise(), torch.no_grad():
+        with contain_noise(), torch.no_grad(), match_quickly():
             exported = torch.onnx.export(
                 prepare_program(program, opset=opset),
                 dynamo=True,
@@ -236,7 +238,7 @@ def write_onnx(model: ir.Model, path: Path, *, inline_limit: int = INLINE_LIMIT)
 def _adapt_file(path: Path) -> None:
     """What is made of the file itself, since it needs no weights."""
     proto = onnx.load(path, load_external_data=False)
-    if flatten_tokens(proto) + guard_division(proto):
+    if fold_pool_padding(proto) + flatten_tokens(proto) + guard_division(proto):
         onnx.save_model(proto, path)  # external data stays where it is
 
 

@@ -50,7 +50,6 @@ class Operator:
         is_layer: it has a kernel: a convolution, a linear layer, a pool.
         companions: further nodes that belong to it.
         fixed_size: it is right at the captured size only.
-        selects: it picks or joins channels, so that parts of a kernel are zero.
     """
 
     inputs: tuple[fx.Node, ...]
@@ -60,7 +59,6 @@ class Operator:
     is_layer: bool = False
     companions: tuple[fx.Node, ...] = ()
     fixed_size: bool = False
-    selects: bool = False
 
 
 @dataclass(frozen=True)

@@ -55,9 +55,7 @@ def read_concatenation(survey: Survey, node: fx.Node) -> Operator | str:
         return "the concatenation is not one of channels"
     label = f"cat({', '.join(['{}'] * len(parts))})"
     layout = _layout_of(axis, rank)
-    return Operator(
-        tuple(parts), lambda maps, _: concatenate_maps(maps), label, layout, selects=True
-    )
+    return Operator(tuple(parts), lambda maps, _: concatenate_maps(maps), label, layout)
 
 
 def read_split(survey: Survey, node: fx.Node) -> Operator | str:
@@ -86,7 +84,6 @@ def read_item(survey: Survey, node: fx.Node) -> Operator | str:
         lambda maps, _: select_outputs(maps[0], channels),
         "part({})",
         layout,
-        selects=True,
     )
 
 
@@ -119,7 +116,7 @@ def read_slice(survey: Survey, node: fx.Node) -> Operator | str:
         axes[axis - 2] = Axis(size, stride=step, origin=picked.start, margin=margin)
         return compose_maps(maps[0], make_window(maps[0].outputs, axes, 1.0, maps[0].kernel))
 
-    return Operator((source,), apply, "part({})", fixed_size=True, selects=True)
+    return Operator((source,), apply, "part({})", fixed_size=True)
 
 
 def _may_be_channels(axis: int, rank: int) -> bool:

@@ -195,3 +195,54 @@ def test_a_weight_that_depends_on_the_data_stays_computed():
         Returned().eval(), {"x": torch.randn(2, 6)}, keyword=False, dynamic_batch=True
     )
     assert prepare_program(program, opset=20) is program
+
+
+class Embedded(nn.Module):
+    """Position embeddings resized to the size at hand, smoothed on the way down."""
+
+    def __init__(self, *, smooth: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.smooth = smooth
+        self.embed = nn.Conv2d(3, 6, 4, 4)
+        self.positions = nn.Parameter(torch.randn(1, 7 * 7, 6))
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x)
+        grid = self.positions.reshape(1, 7, 7, 6).permute(0, 3, 1, 2)
+        grid = F.interpolate(grid, tokens.shape[2:], mode="bicubic", antialias=self.smooth)
+        return tokens.flatten(2) + grid.flatten(2)
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_resized_constants_are_stored(smooth: bool, tmp_path) -> None:
+    net, x = Embedded(smooth=smooth), torch.randn(3, 3, 12, 16)
+    proto = export(net, x, tmp_path)
+    assert "Resize" not in {node.op_type for node in proto.graph.node}
+    assert_same(net, proto, x, x[:1])
+    compiled = openvino.Core().compile_model(
+        str(tmp_path / "model.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    exact = copy.deepcopy(net).double()(x.double()).detach().numpy()
+    assert np.abs(compiled({"x": x.numpy()})[0] - exact).max() / np.abs(exact).max() < 1e-5
+    assert [*net.state_dict()] == ["positions", "embed.weight", "embed.bias"]
+
+
+class ResizedKernel(nn.Module):
+    """A kernel made of a resized one: both operators are within the weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kernel = nn.Parameter(torch.randn(4, 3, 5, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, 2 * F.interpolate(self.kernel, (3, 3), mode="bilinear"))
+
+
+def test_a_resize_within_a_weight_is_stored_with_it(tmp_path) -> None:
+    net, x = ResizedKernel().eval(), torch.randn(2, 3, 9, 9)
+    proto = export(net, x, tmp_path)
+    assert Counter(node.op_type for node in proto.graph.node) == {"Conv": 1}
+    assert_same(net, proto, x, x[:1])
