@@ -16,6 +16,8 @@ from export.errors import ConfigError, DataError
 
 _UNLIMITED = 2**63
 """Classes of an output of class numbers, which do not say how many there are."""
+_ONE_HOT_ROWS = 32
+"""From which rows of a single 1 are no chance; of fewer, labels do not decide anyway."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ def _check_values(data: Dataset, labels: Array, fitting: Sequence[Reading]) -> N
             "class. Where it is class 1, as in masks that were saved as images, save "
             "(y == 255).astype(int)."
         )
-    questions = labels.ndim == 2 and fitting[0].form.columns and len(labels) > 1
+    questions = labels.ndim == 2 and fitting[0].form.columns and len(labels) >= _ONE_HOT_ROWS
     if questions and (labels >= 0).all() and (labels.sum(axis=1) == 1).all():
         raise DataError(
             f"{data.source}: every row of the labels holds a single 1, so that they are classes "

@@ -238,3 +238,7 @@ def test_numbers_that_are_no_class_are_refused_however_large(dtype: type, lone: 
         sizes = (1, 8, 6) if lone else (3, 8, 6)
         data, outputs = labelled(labels), [output(*sizes)]
         refuse(partial(find_readings, data, outputs, PLAN), str(value), "row 3")
+
+
+def test_few_rows_of_questions_may_hold_a_single_yes_each() -> None:
+    assert forms(np.eye(6, dtype=np.int64)[[2, 4]], output(6)) == [("y", None, True)]
