@@ -203,7 +203,7 @@ def test_no_more_maps_are_run_to_choose_by_than_memory_is_for() -> None:
     rng = np.random.default_rng(0)
     labels = (rng.random((48, 512, 512)) < 0.3).astype(np.uint8)
     data, heads = labelled(labels), (output(1, 512, 512, name="aux"), output(1, 512, 512))
-    rows = []
+    rows: list[int] = []
 
     def run(feeds: Feeds) -> dict[str, Array]:
         numbers = feeds["x"][:, 0].astype(int)
@@ -231,7 +231,7 @@ def test_labels_of_maps_are_looked_through_in_little_memory() -> None:
 @pytest.mark.parametrize("lone", [True, False])
 def test_numbers_that_are_no_class_are_refused_however_large(dtype: type, lone: bool) -> None:
     for value in (np.iinfo(dtype).max, np.iinfo(dtype).min):
-        labels = draw(8, 6).astype(dtype)
+        labels: Array = draw(8, 6).astype(dtype)
         labels[3, 2, 1] = value
         if 0 <= value < 2:
             continue
