@@ -1,5 +1,7 @@
 """Labels as they are saved: what becomes classes without a doubt, and what is refused."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from deploy.engines.base import Array
@@ -9,6 +11,17 @@ from export.errors import DataError
 
 VOID = (255, -1, -100)
 """Labels of places that belong to no class, where classes do not go up to them."""
+
+
+def find_values(labels: Array, values: Sequence[int]) -> Array:
+    """Where labels are one of few values.
+
+    `numpy.isin` takes some ten bytes more for each label, and labels of maps are as many as pixels.
+    """
+    found = np.zeros(labels.shape, bool)
+    for value in values:
+        found |= labels == value
+    return found
 
 
 def settle_labels(labels: Array) -> Array:
@@ -24,7 +37,7 @@ def settle_labels(labels: Array) -> Array:
         return settled.astype(np.uint8)
     if settled.dtype.kind == "f":
         taken = (0, 1) if settled.ndim == 1 else (0, 1, *VOID)
-        if np.isin(settled, taken).all() and (settled == 1).any():
+        if find_values(settled, taken).all() and (settled == 1).any():
             return settled.astype(np.int16)
         return labels
     return settled

@@ -13,6 +13,11 @@ import numpy as np
 from deploy.engines.base import Array
 from deploy.judging.class_scores import ClassScores
 
+_ROUNDING = 1e-9
+"""One class answered throughout is chance exactly, but for the order in which shares are summed."""
+_SHARE_ROUNDING = 1e-3
+"""What probabilities leave 0 to 1 by where they are summed, in half precision as well."""
+
 
 @dataclass(frozen=True)
 class Accuracy:
@@ -46,7 +51,7 @@ class Accuracy:
     @property
     def above_chance(self) -> bool:
         """Whether the reference knows the labels at all; if not, they judge nothing."""
-        return self.reference_ci95[0] > self.chance
+        return self.reference_ci95[0] > self.chance + _ROUNDING
 
     @property
     def forgotten(self) -> bool:
@@ -54,7 +59,8 @@ class Accuracy:
 
         Where one class is rare an engine that never answers it loses few points.
         """
-        return self.candidate_ci95[0] <= self.candidate_chance and self.drop_ci95[0] > 0
+        at_chance = self.candidate_ci95[0] <= self.candidate_chance + _ROUNDING
+        return at_chance and self.drop_ci95[0] > 0
 
 
 class LabelAccumulator(Protocol):
@@ -129,7 +135,13 @@ def find_threshold(scores: Array) -> float | None:
     """
     if scores.dtype.kind != "f":
         return None
-    return 0.5 if bool(((scores >= 0) & (scores <= 1)).all()) else 0.0
+    low, high = (float(each(initial=0.5)) for each in (scores.min, scores.max))
+    return 0.5 if are_shares(low, high) else 0.0
+
+
+def are_shares(low: float, high: float) -> bool:
+    """Whether scores from `low` to `high` may be probabilities, but for rounding."""
+    return low >= -_SHARE_ROUNDING and high <= 1 + _SHARE_ROUNDING
 
 
 def name_classes(answers: Array, threshold: float | None) -> Array:

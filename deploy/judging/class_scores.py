@@ -8,6 +8,7 @@ variance of a mean of ratios is that of its linear part (Cochran 1977, 6.4), sam
 
 import math
 from dataclasses import dataclass, field
+from statistics import NormalDist
 
 import numpy as np
 
@@ -18,6 +19,7 @@ FEWEST_SAMPLES = 10
 _MOST_COUNTS = 2**20
 """Samples times classes that are counted at once."""
 _Z = 1.96
+_DOUBT = 0.025
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,10 @@ class ClassCounts:
         self.entries.append(np.concatenate([numbers, counts[:, seen]]))
         self.samples += counts.shape[1] // classes
 
+    def join(self) -> Array:
+        """All that was counted, (7, entries): sample, class, and what `add_counts` has of them."""
+        return np.concatenate([np.zeros((7, 0), np.int64), *self.entries], axis=1)
+
     def result(self, places: Array) -> ClassScores | None:
         """The scores of all that was added; None where no class occurs often enough.
 
@@ -87,9 +93,7 @@ class ClassCounts:
         """
         if not self.entries:
             return None
-        sample, number, labelled, answered, hit, others, others_hit = np.concatenate(
-            self.entries, axis=1
-        )
+        sample, number, labelled, answered, hit, others, others_hit = self.join()
         often = np.bincount(number[labelled > 0]) >= FEWEST_SAMPLES
         judged = np.flatnonzero(often)
         if not judged.size:
@@ -102,7 +106,8 @@ class ClassCounts:
         parts = ours.parts - theirs.parts
         drop = float((ours.f1 - theirs.f1).mean())
         half = _half_width(np.bincount(sample, parts) / len(judged), self.samples)
-        halves = _Z * np.sqrt(np.bincount(place, np.square(parts)))
+        doubt = NormalDist().inv_cdf(1 - _DOUBT / len(judged))  # of all the classes together
+        halves = doubt * np.sqrt(np.bincount(place, np.square(parts)))
         places = places[judged] if places.ndim else places
         known = ours.f1 > ours.chance(places)
         gone = (theirs.f1 <= theirs.chance(places)) & (ours.f1 - theirs.f1 > halves)

@@ -1,5 +1,6 @@
 """Of the outputs that labels can be of, the one that they fit, by what eager itself answers."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +24,9 @@ from deploy.judging.rows import Outputs
 from export.errors import DataError
 
 _CHOICE_SAMPLES = 256
+_CHOICE_LABELS = 2**22
+"""Labels of maps are as many as pixels: they and all readings of them are held at once."""
+_FEWEST_MAPS = 4
 _NO_CLASSES = (
     "The data has labels, but no output is (batch, classes), or one score or class number for each "
     "sample, or, where places are labelled, (batch, classes, places): accuracy is not judged."
@@ -53,8 +57,9 @@ def choose_class_output(
     Args:
         found: by `find_readings`.
         run: eager, or what stands for it.
-        evaluation: labelled samples; up to 256 are run where there are several readings, and one
-            where the signature does not tell how many places an output has.
+        evaluation: labelled samples; up to 256 are run where there are several readings (of maps
+            as many as have 4 million labels, 4 at least), and one where the signature does not tell
+            how many places an output has.
         plan: says whether the batch is static.
 
     Raises:
@@ -115,7 +120,9 @@ def _answer(
     plan: CheckPlan,
 ) -> tuple[list[Array], Array]:
     """By reading the classes that are answered, and the labels, of samples from all over."""
-    count = min(len(evaluation), max(_CHOICE_SAMPLES, plan.static_batch or 0))
+    assert evaluation.labels is not None
+    enough = max(_FEWEST_MAPS, _CHOICE_LABELS // max(1, math.prod(evaluation.labels.shape[1:])))
+    count = min(len(evaluation), max(min(_CHOICE_SAMPLES, enough), plan.static_batch or 0))
     spread = np.linspace(0, len(evaluation) - 1, count).round().astype(np.int64)
     answers: list[list[Array]] = [[] for _ in found]
     labels = [np.zeros(0, np.int64)]

@@ -7,7 +7,7 @@ import numpy as np
 
 from deploy.engines.base import Array
 from deploy.inputs.dataset import Dataset
-from deploy.inputs.label_values import VOID
+from deploy.inputs.label_values import VOID, find_values
 from deploy.judging.checking import CheckPlan
 from deploy.judging.layouts import LabelForm, list_axes
 from deploy.judging.place_accuracy import MOST_CLASSES
@@ -16,6 +16,8 @@ from export.errors import ConfigError, DataError
 
 _UNLIMITED = 2**63
 """Classes of an output of class numbers, which do not say how many there are."""
+_ONE_HOT_ROWS = 32
+"""From which rows of a single 1 are no chance; of fewer, labels do not decide anyway."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def find_readings(
             raise DataError(_describe_misfit(data, outputs))
         return ()
     void = VOID if places else ()
-    told_apart = ~np.isin(data.labels, void)
+    told_apart = ~find_values(data.labels, void)
     largest = int(data.labels.max(initial=0, where=told_apart))
     negative = int(data.labels.min(initial=0, where=told_apart)) < 0
     fitting = tuple(r for r in readings if r.classes > largest)
@@ -97,7 +99,7 @@ def check_labels(dataset: Dataset, classes: int) -> None:
     if labels is None:
         return
     wrong = np.argwhere(
-        ((labels < 0) | (labels >= classes)) & ~np.isin(labels, VOID if labels.ndim > 1 else ())
+        ((labels < 0) | (labels >= classes)) & ~find_values(labels, VOID if labels.ndim > 1 else ())
     )
     if len(wrong):
         row = int(dataset.row_numbers(wrong[:1, 0])[0])
@@ -111,7 +113,7 @@ def check_labels(dataset: Dataset, classes: int) -> None:
 
 def is_judged(labels: Array) -> Array:
     """Where labels of places may be classes; labels of samples all are."""
-    return np.ones(labels.shape, bool) if labels.ndim == 1 else ~np.isin(labels, VOID)
+    return np.ones(labels.shape, bool) if labels.ndim == 1 else ~find_values(labels, VOID)
 
 
 def join_sizes(sizes: Sequence[int | str]) -> str:
@@ -200,7 +202,7 @@ def _check_values(data: Dataset, labels: Array, fitting: Sequence[Reading]) -> N
             "class. Where it is class 1, as in masks that were saved as images, save "
             "(y == 255).astype(int)."
         )
-    questions = labels.ndim == 2 and fitting[0].form.columns and len(labels) > 1
+    questions = labels.ndim == 2 and fitting[0].form.columns and len(labels) >= _ONE_HOT_ROWS
     if questions and (labels >= 0).all() and (labels.sum(axis=1) == 1).all():
         raise DataError(
             f"{data.source}: every row of the labels holds a single 1, so that they are classes "

@@ -13,7 +13,7 @@ import numpy as np
 
 from deploy.engines.base import Array
 from deploy.inputs.label_values import VOID
-from deploy.judging.accuracy import Accuracy
+from deploy.judging.accuracy import Accuracy, are_shares
 from deploy.judging.class_scores import ClassCounts, ClassScores
 from deploy.judging.layouts import LabelForm, arrange, find_axis
 
@@ -22,43 +22,44 @@ MOST_CLASSES = 2**20
 _THRESHOLDS = (0.0, 0.5)
 
 
-def _nothing() -> Array:
-    return np.zeros(0, np.int64)
-
-
 @dataclass
 class PlaceTally:
     """Classes that both answered at places, beside the labels, in sums over batches.
 
-    `questions` is 0 where classes are told apart by their number. Else all are 0 or 1, and what
-    counts to F1 is where they are 1: 1: anywhere; more: in each column by itself.
+    `questions` is 0 where classes are told apart by their number. Else all are 0 or 1, and what is
+    counted is where they are 1: 1: anywhere; more: in each column by itself.
+
+    Attributes:
+        places: labels of each sample that has some.
+        asked: labels of each question.
+        weights: the same, a label weighing as one of the sample's in its share of right ones.
+        classes: how often each class was labelled, answered and hit.
     """
 
     questions: int = 0
-    reference: list[Array] = field(default_factory=list)
-    candidate: list[Array] = field(default_factory=list)
-    answered: Array = field(default_factory=_nothing)
-    other_answered: Array = field(default_factory=_nothing)
-    labelled: Array = field(default_factory=_nothing)
+    places: list[Array] = field(default_factory=list)
+    asked: Array = field(default_factory=lambda: np.zeros(1, np.int64))
+    weights: Array = field(default_factory=lambda: np.zeros(1))
     classes: ClassCounts = field(default_factory=ClassCounts)
 
     def update(self, ours: Array, theirs: Array, labels: Array) -> None:
         """Add one batch, all (rows, places): answers of both and labels, below 0 where none is."""
         kept = labels >= 0
-        places = kept.sum(axis=1)
+        places = np.count_nonzero(kept, axis=1)
         told = places > 0
-        for shares, answers in ((self.reference, ours), (self.candidate, theirs)):
-            shares.append(((answers == labels) & kept).sum(axis=1)[told] / places[told])
-        first = 2 * np.arange(labels.shape[1]) if self.questions > 1 else 0
-        self.answered = _add(self.answered, (ours + first)[kept])
-        self.other_answered = _add(self.other_answered, (theirs + first)[kept])
-        self.labelled = _add(self.labelled, (labels + first)[kept])
+        if not told.all():
+            ours, theirs, labels, kept = (each[told] for each in (ours, theirs, labels, kept))
+            places = places[told]
+        self.places.append(places)
+        if self.questions > 1:
+            self.asked = self.asked + np.count_nonzero(kept, axis=0)
+            self.weights = self.weights + (1 / places) @ kept
         if self.questions == 1:
-            yes = [(values[told] == 1) & kept[told] for values in (labels, ours, theirs)]
+            yes = [labels == 1, (ours == 1) & kept, (theirs == 1) & kept]
             hits = [yes[0], yes[1], yes[0] & yes[1], yes[2], yes[0] & yes[2]]
-            self.classes.add_counts(np.stack([each.sum(axis=1) for each in hits]))
+            self.classes.add_counts(np.stack([np.count_nonzero(each, axis=1) for each in hits]))
             return
-        ids = [np.where(kept, values, -1)[told] for values in (labels, ours, theirs)]
+        ids = [np.where(kept, values, -1) for values in (labels, ours, theirs)]
         classes = self.questions or 1 + max(int(values.max(initial=0)) for values in ids)
         if self.questions:
             ids = [np.where(values == 1, np.arange(classes), -1) for values in ids]
@@ -66,13 +67,19 @@ class PlaceTally:
 
     def result(self) -> Accuracy | None:
         """The accuracy on all that was added; None where no place has a label."""
-        ours, theirs = np.concatenate(self.reference), np.concatenate(self.candidate)
-        if not len(ours):
+        places = np.concatenate(self.places)
+        if not len(places):
             return None
-        asked: Array = self.labelled.sum()
-        if self.questions > 1:
-            padded = np.pad(self.labelled, (0, 2 * self.questions - len(self.labelled)))
-            asked = padded.reshape(-1, 2).sum(axis=1)
+        sample, number, labelled, *of_both = self.classes.join()
+        entries = _Entries(sample, number, labelled, 1 / places)
+        weights = self.weights
+        if self.questions < 2:
+            weights = np.full(self.questions, float(len(places)))
+        shares, chances = [], []
+        for answered, hit in (of_both[:2], of_both[2:]):
+            shares.append(entries.share(answered, hit, places if self.questions else None))
+            chances.append(entries.chance(answered, weights) / len(places))
+        ours, theirs = shares
         return Accuracy(
             samples=len(ours),
             reference=float(ours.mean()),
@@ -81,9 +88,9 @@ class PlaceTally:
             drop_ci95=_mean_interval(ours - theirs, -1.0),
             reference_ci95=_mean_interval(ours, 0.0),
             candidate_ci95=_mean_interval(theirs, 0.0),
-            chance=self._chance(self.answered),
-            candidate_chance=self._chance(self.other_answered),
-            f1=self._score_classes(asked),
+            chance=chances[0],
+            candidate_chance=chances[1],
+            f1=self._score_classes(self.asked if self.questions > 1 else places.sum()),
         )
 
     def _score_classes(self, asked: Array) -> ClassScores | None:
@@ -92,16 +99,39 @@ class PlaceTally:
             return found
         return replace(found, lost=tuple(number + 1 for number in found.lost))  # class 1 is all
 
-    def _chance(self, answered: Array) -> float:
-        """See `chance_agreement`; of questions, of each by itself and then of all."""
-        total = int(self.labelled.sum())
-        width = 2 if self.questions > 1 else max(len(answered), len(self.labelled))
-        theirs, ours = (
-            np.pad(each, (0, -len(each) % width)).reshape(-1, width)
+
+@dataclass(frozen=True)
+class _Entries:
+    """Samples and classes that occur in them, how often they are labelled, and the weight of a
+    label of each sample."""
+
+    sample: Array
+    number: Array
+    labelled: Array
+    weights: Array
+
+    def share(self, answered: Array, hit: Array, places: Array | None) -> Array:
+        """By sample the share of its labels that are hit; `places` where classes are all yes."""
+        right = hit if places is None else 2 * hit - answered - self.labelled
+        found: Array = np.bincount(self.sample, right, len(self.weights))
+        return (found if places is None else found + places) * self.weights
+
+    def chance(self, answered: Array, asked: Array) -> float:
+        """See `chance_agreement`: hits of labels that weigh as in the shares, over all samples.
+
+        Args:
+            answered: by entry.
+            asked: weight of each question's labels; none where classes are told by their number.
+        """
+        weight = self.weights[self.sample]
+        yes, labelled = (
+            np.bincount(self.number, each * weight, len(asked))
             for each in (answered, self.labelled)
         )
-        asked = np.maximum(ours.sum(axis=1), 1)
-        return float(((theirs * ours).sum(axis=1) / asked).sum() / total)
+        if not len(asked):
+            return float(yes @ labelled) / len(self.weights)
+        hits = yes * labelled + (asked - yes) * (asked - labelled)
+        return float(np.divide(hits, asked, out=np.zeros(len(asked)), where=asked > 0).sum())
 
 
 @dataclass
@@ -133,16 +163,24 @@ class PlaceAccumulator:
         if self.tally is not None:
             self.tally.update(ours, theirs, flat)
             return
-        self.low, self.high = min(self.low, float(ours.min())), max(self.high, float(ours.max()))
+        self._stretch(ours, flat)
         if not self._are_shares():
             self.by_threshold.pop(0.5, None)
         for threshold, tally in self.by_threshold.items():
-            first, second = ((each > threshold).astype(np.int64) for each in (ours, theirs))
+            first, second = (each > threshold for each in (ours, theirs))
             tally.update(first, second, flat)
 
     def _are_shares(self) -> bool:
         """Whether the reference's scores may be probabilities, of all that were added."""
-        return self.low >= 0 and self.high <= 1
+        return are_shares(self.low, self.high)
+
+    def _stretch(self, scores: Array, labels: Array) -> None:
+        """Take in the range of the scores; where none is labelled, as in padding, may be a fill."""
+        low, high = float(scores.min()), float(scores.max())
+        if not are_shares(low, high):
+            judged = scores[labels >= 0]
+            low, high = float(judged.min(initial=0.5)), float(judged.max(initial=0.5))
+        self.low, self.high = min(self.low, low), max(self.high, high)
 
     def _open(self, values: Array, places: Sequence[int], axis: int | None) -> None:
         self.words = _describe(values, places, axis, self.form)
@@ -182,7 +220,7 @@ def answer_places(values: Array, places: Sequence[int], axis: int | None) -> Arr
         largest: Array = arranged.argmax(axis=1)
         return largest
     if arranged.dtype.kind not in "biu":
-        return arranged.astype(np.float64)
+        return arranged if arranged.dtype.kind == "f" else arranged.astype(np.float32)
     numbers: Array = arranged.astype(np.int64)
     return np.where((numbers < 0) | (numbers >= MOST_CLASSES), -1, numbers)
 
@@ -194,11 +232,10 @@ def keep_labels(labels: Array, classes: int) -> Array:
         labels: as they were given.
         classes: how many the output tells apart; where it does not say, 255 is none of them.
     """
-    wide: Array = labels.astype(np.int64)
-    kept = (wide >= 0) & (wide < classes)
+    kept = (labels >= 0) & (labels < classes)
     if classes == MOST_CLASSES:
-        kept &= wide != VOID[0]
-    return np.where(kept, wide, -1)
+        kept &= labels != VOID[0]
+    return np.where(kept, labels.astype(np.int32), np.int32(-1))
 
 
 def _is_lone(values: Array, axis: int | None) -> bool:
@@ -224,13 +261,6 @@ def _describe(values: Array, places: Sequence[int], axis: int | None, form: Labe
     if values.dtype.kind in "iu":
         return f"{each} a class number, as the output's values are"
     return f"{each} 0 or 1, for one value of the output"
-
-
-def _add(total: Array, values: Array) -> Array:
-    """Sums of how often each class occurs; values below 0 are none."""
-    counts = np.bincount(values[values >= 0], minlength=len(total))
-    counts[: len(total)] += total
-    return counts
 
 
 def _mean_interval(values: Array, least: float, z: float = 1.96) -> tuple[float, float]:

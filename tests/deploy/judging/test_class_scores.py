@@ -113,3 +113,24 @@ def test_without_labels_there_is_no_score() -> None:
     counts = ClassCounts()
     counts.update(*([np.full((5, 3), -1)] * 3), 2)
     assert counts.result(np.asarray(0)) is None
+
+
+def test_of_a_thousand_classes_that_are_hardly_known_none_is_lost_by_luck() -> None:
+    """Each hit 4 times of 40 by both, for the most part in other samples, as rare words are."""
+    rng = np.random.default_rng(0)
+    labels = np.stack([rng.permutation(1000) for _ in range(40)])
+    ours = np.where(rng.random(labels.shape) < 0.1, labels, rng.permuted(labels, axis=1))
+    redrawn = np.where(rng.random(labels.shape) < 0.1, labels, rng.permuted(labels, axis=1))
+    theirs = np.where(rng.random(labels.shape) < 0.4, redrawn, ours)
+    found = score(labels, ours, theirs, 1000)
+    assert found.drop_ci95[0] < 0 < found.drop_ci95[1]
+    assert (found.classes, found.lost) == (1000, ())
+
+
+def test_a_class_of_ten_samples_is_lost_where_it_is_never_answered() -> None:
+    labels = draw(400, 7)
+    labels[labels == 3] = 0
+    labels[5:15, 4] = 3
+    ours = np.where(np.arange(400)[:, None] == 7, 0, labels)  # one of them missed
+    assert score(labels, ours, ours, 4).lost == ()
+    assert score(labels, ours, np.where(ours == 3, 0, ours), 4).lost == (3,)

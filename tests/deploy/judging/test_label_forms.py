@@ -1,5 +1,7 @@
 """Labels of places, tokens and questions find the output they are of, or are refused in words."""
 
+import tracemalloc
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -195,3 +197,48 @@ def test_one_sample_is_enough_to_choose_by() -> None:
     labels = draw(16, classes=5)[:1]
     found = choose(labels, Eager(y=np.eye(5)[labels]), output(16, 5))
     assert found == ClassOutput("y", form=LabelForm(axis=2))
+
+
+def test_no_more_maps_are_run_to_choose_by_than_memory_is_for() -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random((48, 512, 512)) < 0.3).astype(np.uint8)
+    data, heads = labelled(labels), (output(1, 512, 512, name="aux"), output(1, 512, 512))
+    rows: list[int] = []
+
+    def run(feeds: Feeds) -> dict[str, Array]:
+        numbers = feeds["x"][:, 0].astype(int)
+        rows.extend(numbers)
+        right = labels[numbers][:, None].astype(np.float32)
+        return {"y": right, "aux": np.zeros_like(right)}
+
+    chosen = choose_class_output(find_readings(data, heads, PLAN), run, data, PLAN)
+    assert (chosen.name, len(rows)) == ("y", 16)
+
+
+def test_labels_of_maps_are_looked_through_in_little_memory() -> None:
+    labels = (np.random.default_rng(0).random((64, 256, 256)) < 0.3).astype(np.uint8)
+    data = labelled(labels)
+    tracemalloc.start()
+    try:
+        assert find_readings(data, [output(1, 256, 256)], PLAN)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * labels.nbytes
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.int8])
+@pytest.mark.parametrize("lone", [True, False])
+def test_numbers_that_are_no_class_are_refused_however_large(dtype: type, lone: bool) -> None:
+    for value in (np.iinfo(dtype).max, np.iinfo(dtype).min):
+        labels: Array = draw(8, 6).astype(dtype)
+        labels[3, 2, 1] = value
+        if 0 <= value < 2:
+            continue
+        sizes = (1, 8, 6) if lone else (3, 8, 6)
+        data, outputs = labelled(labels), [output(*sizes)]
+        refuse(partial(find_readings, data, outputs, PLAN), str(value), "row 3")
+
+
+def test_few_rows_of_questions_may_hold_a_single_yes_each() -> None:
+    assert forms(np.eye(6, dtype=np.int64)[[2, 4]], output(6)) == [("y", None, True)]

@@ -256,3 +256,60 @@ def test_samples_whose_places_are_all_of_no_class_are_not_counted() -> None:
     logits, labels = draw_maps()
     labels[10:] = -1
     assert measure(logits, logits, labels).samples == 10
+
+
+def draw_padded(seed: int = 0) -> Array:
+    """Labels of long samples of both classes and of many short ones, padded, nearly all of 0."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random((SAMPLES, 60)) < 0.5).astype(np.int64)
+    labels[20:] = rng.random((SAMPLES - 20, 60)) < 0.02
+    labels[20:, 5:] = -100
+    return labels
+
+
+@pytest.mark.parametrize("columns", [True, False])
+def test_one_answer_throughout_is_chance_where_samples_have_labels_of_other_numbers(
+    columns: bool,
+) -> None:
+    labels = draw_padded()
+    never = np.full(labels.shape, -4.0)
+    found = measure(never, never, labels, form=LabelForm(columns=columns))
+    assert found.chance == pytest.approx(found.reference)
+    assert not found.above_chance
+    scores = np.stack([np.ones(labels.shape), np.zeros(labels.shape)], axis=2)
+    tokens = measure(scores, scores, labels, form=LabelForm(2))
+    assert tokens.chance == pytest.approx(tokens.reference)
+    assert not tokens.above_chance
+
+
+def test_one_answer_throughout_is_chance_where_all_samples_have_the_same_shares() -> None:
+    for ones in range(1, 40):
+        labels = np.zeros((SAMPLES, 41), np.int64)
+        labels[:, :ones] = 1
+        never = np.full(labels.shape, -4.0)
+        assert not measure(never, never, labels).above_chance
+        knows = 8.0 * labels - 4
+        assert measure(knows, never, labels).forgotten
+
+
+@pytest.mark.parametrize("fill", [-np.inf, -1e9, 7.0])
+def test_what_fills_places_without_a_label_is_no_score(fill: float) -> None:
+    labels = draw_padded()
+    probabilities = np.where(labels == 1, 0.8, 0.2)
+    probabilities[labels < 0] = fill
+    found = measure(probabilities, probabilities, labels)
+    assert (found.threshold, found.reference) == (0.5, 1.0)
+
+
+def test_probabilities_may_leave_0_to_1_by_rounding() -> None:
+    logits, labels = draw_maps()
+    chances = sigmoid(logits)
+    assert chances.max() < 1
+    chances[0, 0, 0, 0] = np.nextafter(np.float32(1), np.float32(2))
+    chances[1, 0, 0, 0] = -1e-7
+    found = measure(chances, chances, labels)
+    assert found.threshold == 0.5
+    assert found.above_chance
+    half = chances.astype(np.float16)
+    half[0, 0, 0, 0] = np.nextafter(np.float16(1), np.float16(2))
+    assert measure(half, half, labels).threshold == 0.5
