@@ -252,7 +252,7 @@ def test_an_output_for_labels_that_is_not_there_is_told_with_those_that_are(
     ("labels", "words"),
     [
         (np.zeros((8, 5), np.int64), ("labels are Nx5", "output:batchx3:float32", "labels out")),
-        (np.eye(3)[np.arange(8) % 3], ("single 1", "y.argmax(axis=1)")),
+        (np.eye(3)[np.arange(32) % 3], ("single 1", "y.argmax(axis=1)")),
         (np.linspace(0, 1, 8), ("float64", "regression", "leave y out")),
         (np.full((8, 3), 2), ("label 2", "0..1")),
     ],
@@ -260,7 +260,7 @@ def test_an_output_for_labels_that_is_not_there_is_told_with_those_that_are(
 def test_labels_that_fit_nothing_are_told_with_what_would(
     cli: Cli, labels: np.ndarray, words: tuple[str, ...]
 ) -> None:
-    np.savez("data.npz", x=np.zeros((8, 4), np.float32), y=labels)
+    np.savez("data.npz", x=np.zeros((len(labels), 4), np.float32), y=labels)
     _refused(cli, _save_linear(), "--data", "data.npz", words=("data.npz", *words))
 
 
