@@ -218,7 +218,9 @@ def test_a_block_has_as_many_calls_as_fill_10_ms_once_an_engine_is_warm(
 
     monkeypatch.setattr(deploy.engines.process, "EngineProcess", SettlingProcess)
     engines = (fake(f"openvino-{n}", s) for n, s in (("fp32", "7e-4"), ("int8", "6e-2")))
-    report = run(*engines, seconds=0.01 * 12 * 2 * 3)  # of 12 rounds, two blocks each, of three
+    report = run(
+        *engines, seconds=0.01 * 12 * 2 * 4
+    )  # 12 rounds of two blocks of each, torch twice
     for name, calls in (("openvino-fp32", 15), ("openvino-int8", 3)):
         assert report.engines[name].samples == report.rounds * report.blocks_per_round * calls
 
