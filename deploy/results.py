@@ -170,10 +170,9 @@ def _output_json(output: OutputParity) -> dict[str, Any]:
 def _accuracy_json(accuracy: Accuracy | None) -> dict[str, Any] | None:
     if accuracy is None:
         return None
-    values = {**asdict(accuracy), "f1": None if accuracy.f1 is None else asdict(accuracy.f1)}
     return {
         key: list(value) if isinstance(value, tuple) else value
-        for key, value in values.items()
+        for key, value in asdict(accuracy).items()
         if key not in ("chance", "candidate_chance", "ranks", "read_as")
     }
 

@@ -54,7 +54,7 @@ class Certificate:
         """
         while True:
             await asyncio.sleep(LOOK_S)
-            self.look(contexts)
+            await asyncio.to_thread(self.look, contexts)  # a file system may take its time
 
     def look(self, contexts: Sequence[ssl.SSLContext]) -> bool:
         """Whether the files changed since they were last used, and are used from now on."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from latencies import NO_LUCK, latency
 from wrong_answers import WRONG, logits, wrong
 
 from deploy.config import BuildConfig
@@ -18,7 +19,6 @@ from deploy.judging.gates import (
 )
 from deploy.judging.label_notes import MIN_LABELLED
 from deploy.judging.parity import ParityAccumulator, ParityReport, SizeParity
-from deploy.measuring.latency import EngineLatency
 from deploy.measuring.luck import Luck
 
 Array = np.ndarray[Any, Any]
@@ -422,32 +422,6 @@ def test_min_sqnr_overrides_the_precisions_own() -> None:
     assert not judge(scaled, "int8", min_sqnr=30.0).passed
     assert not judge(scaled, "fp16").passed
     assert judge(scaled, "fp16", min_sqnr=25.0).passed
-
-
-NO_LUCK = Luck(0.0, 5, 2)
-
-
-def latency(
-    seconds: float, *, spread: float = 0.005, seed: int = 0, luck: Luck = NO_LUCK
-) -> EngineLatency:
-    """Times of an engine against a baseline of 10 ms."""
-    noise = np.random.default_rng(seed).uniform(1 - spread, 1 + spread, (2, 6, 2))
-    speedup, pair = 0.01 / seconds, (seconds, seconds)
-    interval = (speedup * (1 - spread), speedup * (1 + spread))
-    return EngineLatency(
-        samples=1000,
-        first=seconds,
-        p50=seconds,
-        p50_ci95=pair,
-        p90=seconds,
-        p90_ci95=pair,
-        p99=None,
-        p99_ci95=None,
-        speedup=speedup,
-        speedup_ci95=interval,
-        block_medians=seconds * noise,
-        luck=luck,
-    )
 
 
 @pytest.mark.parametrize(

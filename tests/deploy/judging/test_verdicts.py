@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from latencies import latency
 
 from deploy.candidates.files import Candidate
 from deploy.candidates.plans import Plan
@@ -13,7 +14,6 @@ from deploy.judging.gates import NO_CALIBRATION_DATA, DataKind
 from deploy.judging.parity import ParityAccumulator, ParityReport
 from deploy.judging.verdicts import choose, judge_candidate, judge_latency, size_of
 from deploy.measuring.latency import EngineLatency, LatencyReport
-from deploy.measuring.luck import Luck
 from deploy.results import CandidateResult
 
 CONFIG = BuildConfig()
@@ -39,24 +39,8 @@ def judge(
 
 
 def timed(speedup: float) -> EngineLatency:
-    """Of an engine that is so many times as fast as one of 10 ms, with an interval of 10%."""
-    seconds = 0.01 / speedup
-    noise = np.random.default_rng(int(speedup * 1e3)).uniform(0.99, 1.01, (2, 6, 2))
-    interval = (seconds, seconds)
-    return EngineLatency(
-        samples=99,
-        first=seconds,
-        p50=seconds,
-        p50_ci95=interval,
-        p90=seconds,
-        p90_ci95=interval,
-        p99=None,
-        p99_ci95=None,
-        speedup=speedup,
-        speedup_ci95=(0.9 * speedup, 1.1 * speedup),
-        block_medians=seconds * noise,
-        luck=Luck(0.0, 5, 2),
-    )
+    """Of an engine that is so many times as fast as the baseline, within 10%."""
+    return latency(0.01 / speedup, spread=0.1, seed=int(speedup * 1e3))
 
 
 def measured(failed: dict[str, str] | None = None, **speedups: float) -> LatencyReport:
