@@ -407,8 +407,10 @@ def test_outputs_are_looked_at_member_by_member() -> None:
 
 def test_stopping_answers_what_was_taken_and_refuses_the_rest() -> None:
     async def scenario() -> None:
+        before = threading.enumerate()
         engine = Doubler()
         batcher = await started(engine, policy=BatchPolicy(max_batch=2, max_delay_s=60.0))
+        assert [t.name for t in threading.enumerate() if t not in before] == ["engine-0"]
         with engine.held():
             futures = [batcher.submit(rows_of(value), 1) for value in range(6)]
             stopping = asyncio.ensure_future(batcher.stop())
@@ -418,7 +420,8 @@ def test_stopping_answers_what_was_taken_and_refuses_the_rest() -> None:
         answers = await asyncio.gather(*futures)
         await stopping
         assert [a["y"][0, 0] for a in answers] == [0, 2, 4, 6, 8, 10]
-        assert not [t for t in threading.enumerate() if t.name.startswith("engine-")]
+        new = [thread for thread in threading.enumerate() if thread not in before]
+        assert not [thread for thread in new if thread.name.startswith("engine-")]
 
     run(scenario)
 

@@ -83,6 +83,7 @@ def test_unloading_does_not_wait_for_it_without_end(pristine: Path, shut: thread
         shut.set()  # which was left as it was, so it may still answer
         await wait_until(answered.done)
         await wait_until(lambda: not model.pending)
+        await model.let_go()
 
     asyncio.run(scenario())
 
