@@ -16,7 +16,7 @@ from deploy.serving.tracing.notes import SpanCounts
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Labels = Mapping[str, str]
 Sample = tuple[Labels, float]
-STATUSES = (400, 401, 404, 405, 413, 415, 500, 501, 503)
+STATUSES = (400, 401, 404, 405, 413, 415, 431, 500, 501, 503)
 """Under which refusals are counted."""
 
 

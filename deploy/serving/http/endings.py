@@ -92,6 +92,7 @@ class EndingProtocol(HttpToolsProtocol):
         """
         if self.transport.is_closing():
             return
+        self.counts.refuse(status)
         refusal = _Refusal(status, message)
         if self._waits_its_turn():
             self.pipeline[0] = (self.cycle, cast("Any", refusal))

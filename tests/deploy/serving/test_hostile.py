@@ -182,13 +182,15 @@ def test_ten_thousand_names_leave_the_metrics_as_they_are(server: Server) -> Non
     assert after['deploy_refused_total{status="404"}'] >= 10_000
 
 
-def test_what_is_not_http_is_refused(server: Server) -> None:
+def test_what_is_not_http_is_refused_and_counted(server: Server) -> None:
+    before = server.metrics()['deploy_refused_total{status="400"}']
     for data in (b"\x16\x03\x01\x02\x00" * 20, b"GET\r\n\r\n", b"A" * 100_000 + b"\r\n\r\n"):
         assert server.raw(data)[:12] in (b"HTTP/1.1 400", b"")
     two = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nContent-Length: 9\r\n\r\n{}"
     assert server.raw(two % INFER.encode()).startswith(b"HTTP/1.1 400")
     both = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n"
     assert server.raw(both % INFER.encode()).startswith(b"HTTP/1.1 400")
+    assert server.metrics()['deploy_refused_total{status="400"}'] == before + 5
 
 
 def test_random_bytes_where_a_body_should_be(server: Server) -> None:
