@@ -12,13 +12,8 @@ from typing import Any
 from deploy.bundle.folder import FALLBACK, Bundle
 from deploy.bundle.golden import Golden, find_mismatch
 from deploy.client.wire import Server, open_server
-from deploy.commands.verification import (
-    FloatReference,
-    Verification,
-    judge_engine,
-    open_evaluation,
-    plan_check,
-)
+from deploy.commands.evaluation import FloatReference, open_evaluation, plan_check
+from deploy.commands.verification import Verification, judge_engine
 from deploy.config import BuildConfig
 from deploy.engines.base import Feeds
 from deploy.engines.process import EngineProcess

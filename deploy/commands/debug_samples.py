@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deploy.bundle.folder import Bundle
-from deploy.commands.verification import open_bundle_data
+from deploy.commands.evaluation import open_bundle_data
 from deploy.config import BuildConfig
 from deploy.engines.base import Feeds
 from deploy.inputs.data import Dataset, Split, check_data, split_data

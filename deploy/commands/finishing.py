@@ -18,8 +18,9 @@ from deploy.bundle.manifest import BundledEngine
 from deploy.bundle.plugin_files import locate_plugins
 from deploy.bundle.staging import stage_bundle
 from deploy.bundle.substitutes import explain_unfit
+from deploy.commands.evaluation import FloatReference, open_evaluation, plan_check
 from deploy.commands.finished import Finish, FinishFindings, write_finished
-from deploy.commands.verification import FloatReference, open_evaluation, plan_check, recorded_noise
+from deploy.commands.verification import recorded_noise
 from deploy.config import BuildConfig
 from deploy.engines.availability import find_obstacle
 from deploy.engines.base import EngineSpec, Feeds

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from altered import alter_report
 from onnx import numpy_helper
 from rich.console import Console
 from tiny import Lean, answer, draw
@@ -214,6 +215,20 @@ def test_the_output_of_the_labels_can_be_named_and_must_be_there(
     assert all(result.verdict and "classes" not in result.verdict.gate for result in found)
     with pytest.raises(ConfigError, match=r"--classes 'scores'.*It has: logits:batchx3:float32"):
         verify(bundle, data=str(data), config=BuildConfig(classes="scores"))
+
+
+def test_labels_that_do_not_fit_the_output_of_the_build_are_said_to(
+    bundle_path: Path, tmp_path: Path
+) -> None:
+    """`--classes` is not spoken of: nobody gave it."""
+    bundle = alter_report(
+        read_bundle(bundle_path),
+        lambda report: report["data"].update(classes_of="logits", classes_axis=1),
+    )
+    np.savez(tmp_path / "data.npz", x=draw(40, seed=9), y=np.zeros((40, 7, 5), int))
+    with pytest.raises(DataError, match=r"data.npz: the labels are Nx7x5, .* fit logits:1") as info:
+        verify(bundle, data=str(tmp_path / "data.npz"))
+    assert "--classes" not in str(info.value)
 
 
 def test_samples_are_drawn_from_all_over_data_that_is_sorted_by_class(
