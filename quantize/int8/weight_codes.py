@@ -3,7 +3,7 @@
 import hashlib
 
 import numpy as np
-from onnx import helper, numpy_helper
+from onnx import NodeProto, helper, numpy_helper
 
 from export.errors import QuantizeError
 from export.onnx.graph import node_label
@@ -12,6 +12,9 @@ from quantize.int8.adjustments import LayerAdjustment
 from quantize.int8.codes import smallest_scales, weight_scales
 from quantize.placement.matching import WeightUse
 from quantize.scheme import QuantScheme
+
+_NO_STEP = 2.0**-30
+"""A bias of so much of one step of an integer sum is lost in it, and is not zero."""
 
 
 class WeightCodes:
@@ -46,6 +49,8 @@ class WeightCodes:
             bias = layer.bias
         codes, scales = self._encode(weight, use, bias, activation_scale, layer)
         node.input[1] = self._dequantize(use.weight, codes, scales, use.axis)
+        if bias is None and self._lacks_bias(node):
+            bias = (np.float32(activation_scale * _NO_STEP) * scales).astype(np.float32)
         if bias is None:
             return
         name = use.bias or f"{use.weight}_bias"
@@ -56,6 +61,15 @@ class WeightCodes:
         else:
             name = self._edit.store(name, bias)
         node.input[2:] = [name]
+
+    def _lacks_bias(self, node: NodeProto) -> bool:
+        """Whether it must have a bias on the target and has none, or one that is optimized away."""
+        if not self._scheme.needs_bias or node.op_type != "Conv":
+            return False
+        if not any(node.input[2:]):
+            return True
+        constant = self._graph.constant(node.input[2])
+        return constant is not None and not numpy_helper.to_array(constant).any()
 
     def _encode(
         self,

@@ -12,7 +12,7 @@ from test_nets import Net, attention, classifier, run, sqnr
 from export.artifacts import OnnxModel
 from quantize.calibration.calibrate import calibrate
 from quantize.int8.insertion import quantize_int8
-from quantize.scheme import PRESETS
+from quantize.scheme import NARROW, PRESETS
 
 SILENT = {"Input", "Output", "Const", "Reshape"}
 """What computes nothing: a Reshape of OpenVINO's shares its input's memory."""
@@ -226,3 +226,56 @@ def test_products_of_activations_stay_float_when_asked(tmp_path: Path) -> None:
     result = quantize_int8(model, ranges, scheme, tmp_path / "kept.onnx")
     assert not {"scores", "mixed"} & set(result.quantized)
     assert {"query", "fc2"} <= set(result.quantized)
+
+
+def _feature_and_next(net: Net, x: str) -> tuple[str, ...]:
+    return net.conv(x, 8, 8, name="next"), net.op("Sigmoid", x)
+
+
+def _result_and_pool(net: Net, x: str) -> tuple[str, ...]:
+    return net.conv(net.op("GlobalAveragePool", x), 8, 8, kernel=1), x
+
+
+def _added_in_float(net: Net, x: str) -> tuple[str, ...]:
+    return (net.op("Add", x, net.op("Tanh", net.conv(x, 8, 8))),)
+
+
+def _behind_a_pool(net: Net, x: str) -> tuple[str, ...]:
+    x = net.op("MaxPool", x, kernel_shape=[3, 3], pads=[1] * 4)
+    return net.conv(x, 8, 8), net.op("Sigmoid", x)
+
+
+def _gated(net: Net, x: str) -> tuple[str, ...]:
+    s = net.op("Relu", net.conv(net.op("GlobalAveragePool", x), 8, 4, kernel=1))
+    s = net.op("Sigmoid", net.conv(s, 4, 8, kernel=1))
+    return (net.conv(net.op("Mul", x, s), 8, 8, kernel=1),)
+
+
+@pytest.mark.parametrize(
+    "tail", [_feature_and_next, _result_and_pool, _added_in_float, _behind_a_pool, _gated]
+)
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("bias", ["none", "zeros"])
+def test_a_conv_without_bias_may_be_read_in_int8_and_in_float(
+    tmp_path: Path, tail: Callable[[Net, str], tuple[str, ...]], groups: int, bias: str
+) -> None:
+    """OpenVINO 2026.4 reads zeros in int8 where such a Conv has no bias (none: 0 dB)."""
+    net = Net(8, 12, 12)
+    weight = net.random.normal(0, 0.2, (8, 8 // groups, 3, 3)).astype(np.float32)
+    inputs = ["x", net.constant("w", weight)]
+    if bias == "zeros":
+        inputs.append(net.constant("b", np.zeros(8, np.float32)))
+    x = net.op("Conv", *inputs, name="bare", group=groups, pads=[1] * 4)
+    model = net.save(tmp_path / "m.onnx", *tail(net, x))
+    scheme = replace(PRESETS["openvino"], weight_levels=NARROW)  # no kernel saturates
+    ranges = calibrate(model, [net.feed(32)])
+    quantized = quantize_int8(model, ranges, scheme, tmp_path / "int8.onnx").model
+    assert set(_weighted(_execute(quantized, net))) <= {"u8", "i8"}
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    compiled = openvino.Core().compile_model(
+        quantized.path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    feeds = net.feed(5, seed=3)
+    answers = compiled([feeds["x"]])
+    for number, wanted in enumerate(run(quantized, feeds)):
+        assert sqnr(wanted, answers[number]) > 30
