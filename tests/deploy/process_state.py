@@ -50,4 +50,4 @@ def no_child_left() -> Iterator[None]:
     before = psutil.Process().children(recursive=True)
     yield
     left = [child for child in psutil.Process().children(recursive=True) if child not in before]
-    assert [child.cmdline() for child in left] == []
+    assert not left, f"left running: {[child.cmdline() for child in left]}"
