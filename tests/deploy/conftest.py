@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from nursery import Nursery
+from process_state import process_as_before
 from tiny import FIRST, ROOT, SECOND, Cli, Lean, fill_stage, hide_engines, write_model
 
 from deploy.bundle.staging import stage_bundle
@@ -20,6 +21,12 @@ from export.gpu import read_gpu
 
 REAL_CHILDREN = {"test_latency", "test_peaks", "test_process"}
 """Files whose children are started as they are for users, since they are about them."""
+
+
+@pytest.fixture(autouse=True)
+def _process_as_before() -> Iterator[None]:
+    with process_as_before():
+        yield
 
 
 @pytest.fixture(scope="session")

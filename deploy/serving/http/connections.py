@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from deploy.serving.errors import RequestError
 from deploy.serving.http.answer_writer import AnswerWriter
@@ -49,6 +50,7 @@ class LimitedProtocol(EndingProtocol):
     withdraw: Callable[[], Any] | None = None
     lost = False
     intake: Intake | None = None
+    _running: RequestResponseCycle | None = None
     _taker: Callable[[bytes], None] | None = None
     _arrived: asyncio.Future[None] | None = None
     _arrival: asyncio.TimerHandle | None = None
@@ -75,6 +77,8 @@ class LimitedProtocol(EndingProtocol):
         self._stop_waiting()
         self._stop_departure()
         super().connection_lost(exc)
+        if self._running is not None:  # uvicorn tells the one that came last, which may wait
+            self._running.disconnected = True
         self._stop_idling()
         if self.withdraw is not None:
             self.withdraw()
@@ -206,6 +210,8 @@ class LimitedProtocol(EndingProtocol):
         self._held_back = bool(self.pipeline)  # nothing is read until those before it are answered
         if self._held_back:
             self._stop_waiting()
+        else:
+            self._running = self.cycle
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -221,6 +227,7 @@ class LimitedProtocol(EndingProtocol):
     def on_response_complete(self) -> None:
         self._writer.end_answer()
         if self.pipeline or self.transport.is_closing():
+            self._running = self.pipeline[-1][0] if self.pipeline else None
             super().on_response_complete()
         else:
             self.server_state.total_requests += 1

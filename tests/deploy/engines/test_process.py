@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from process_state import no_child_left
 from tiny import ROOT, answer, draw
 
 from deploy.engines import EngineSpec
@@ -87,8 +88,8 @@ def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     """Every test: the children that it started are gone."""
-    yield
-    assert [child.cmdline() for child in psutil.Process().children(recursive=True)] == []
+    with no_child_left():
+        yield
 
 
 def wait_until_gone(pids: list[int], seconds: float) -> list[int]:

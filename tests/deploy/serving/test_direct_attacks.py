@@ -1,5 +1,6 @@
 """What a client could do to others, or to itself, around the direct way, and what is answered."""
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -26,6 +27,7 @@ from socketless import Service
 
 from deploy.serving.http.connections import DIRECT_IN_A_READ
 from deploy.serving.http.heads import HeadMemory
+from deploy.serving.models.model import ServedModel
 
 pytestmark = pytest.mark.long
 PATH = "/v2/models/echo/infer"
@@ -187,6 +189,25 @@ def test_for_one_who_left_no_answer_is_written(echo: Server, lines: tuple[str, .
     before = sum(process.cpu_times()[:2])
     time.sleep(1)
     assert sum(process.cpu_times()[:2]) - before < 0.1
+
+
+def test_one_who_leaves_with_requests_behind_the_one_that_runs_is_no_error(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ServedModel, "submit", lambda *_: service.loop.create_future())
+
+    async def leave() -> None:
+        protocol, _ = service.connect()
+        protocol.data_received(render(GOOD, "Expect: 100-continue") + render(GOOD))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert protocol.withdraw is not None  # the first runs
+        protocol.connection_lost(None)
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    service.loop.run_until_complete(leave())
+    assert [record.message for record in caplog.records] == []
 
 
 def test_an_old_client_is_told_that_its_connection_ends(echo: Server) -> None:

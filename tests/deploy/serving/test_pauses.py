@@ -17,9 +17,12 @@ class Node:
 
 
 @pytest.fixture(autouse=True)
-def _thawed() -> Iterator[None]:
+def _frozen() -> Iterator[None]:
+    """What is frozen in the end is what was collected for all tests, and nothing of these."""
     yield
     gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def test_what_stays_is_frozen() -> None:
