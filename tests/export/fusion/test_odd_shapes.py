@@ -134,6 +134,28 @@ def test_a_sum_that_is_scaled_by_a_size_stays() -> None:
         assert relative_error(result.module(x), net(x)) < 1e-6
 
 
+@pytest.mark.parametrize("last", ["linear", "conv", "norm"])
+def test_how_many_tokens_are_looked_at_may_depend_on_the_data(last: str) -> None:
+    """Such a size has no number in the graph, and costs are counted for one of 1."""
+    torch.manual_seed(0)
+    net = {
+        "linear": Net(lambda m, x: m.b(m.a(pick(x).mT)), a=nn.Linear(5, 6), b=nn.Linear(6, 4)),
+        "conv": Net(lambda m, x: m.b(m.a(pick(x))), a=nn.Conv1d(5, 6, 3), b=nn.Conv1d(6, 4, 1)),
+        "norm": Net(lambda m, x: m.b(m.a(pick(x))), a=nn.Conv1d(5, 6, 3), b=nn.BatchNorm1d(6)),
+    }[last]
+    randomize_norms(net.eval())
+    result = fuse(net, torch.randn(2, 5, 40))
+    assert len(result.fused) == 1
+    for _ in range(2):
+        x = torch.randn(3, 5, 40)
+        assert relative_error(result.module(x), net(x)) < 1e-5
+
+
+def pick(x: Tensor) -> Tensor:
+    """The positions at which the first value of the first sample is positive."""
+    return x[:, :, x[0, 0] > 0]
+
+
 def test_a_tensor_of_the_model_may_have_the_name_of_a_merged_layer() -> None:
     torch.manual_seed(0)
     net = Net(
