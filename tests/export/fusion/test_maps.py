@@ -22,7 +22,14 @@ from export.fusion.algebra import (
     select_outputs,
 )
 from export.fusion.emission import Layer, emit_layer
-from export.fusion.geometry import Axis, Inexact, border_is_blank, reads_border
+from export.fusion.geometry import (
+    Axis,
+    Inexact,
+    border_is_blank,
+    compose_axes,
+    reads_border,
+    unite_axes,
+)
 
 TOLERANCE = 1e-12
 
@@ -283,6 +290,29 @@ def test_a_border_is_the_bias_up_to_rounding() -> None:
     assert compose_maps(unbiased, second, torch.zeros_like(bias)).bias is None
     with pytest.raises(Inexact, match="border would change"):
         compose_maps(unbiased, second, bias)
+
+
+def test_axes_of_dilated_layers_keep_the_largest_step() -> None:
+    """Taps of the first at 0, 2, 4, of the second at 0, 2, 4 of those: 0, 2 .. 8 in all."""
+    dilated = Axis.window(21, 3, dilation=2)
+    assert compose_axes(dilated, replace(dilated, size=17)) == Axis(21, 1, 0, 2, 5, -9)
+    far = Axis.window(21, 2, stride=2, padding=(1, 0), dilation=3)  # at -1 and 2, then by 2
+    both = compose_axes(far, Axis.window(10, 3, dilation=3))
+    assert (both.origin, both.step, both.taps, both.stride) == (-1, 3, 6, 2)
+    union = unite_axes(dilated, Axis.window(21, 1, padding=(-2, -2)))
+    assert (union.origin, union.step, union.taps) == (0, 2, 3)
+    assert unite_axes(Axis(5), Axis(5)) == Axis(5)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_sketch_has_the_shape_and_the_groups_of_the_map(device: str) -> None:
+    kernel = torch.ones(4, 2, 3, dtype=torch.float64, device=device)
+    grouped = LinearMap(kernel, None, 2, (Axis.window(9, 3, padding=(1, 1)),))
+    narrow = LinearMap(kernel[:, :1, :1], None, 4, (Axis(9),))
+    both = add_maps(grouped, narrow, 1.0)
+    assert (tuple(both.kernel.shape), both.groups) == ((4, 2, 3), 2)
+    behind = compose_maps(grouped, narrow)
+    assert (tuple(behind.kernel.shape), behind.groups) == ((4, 2, 3), 2)
 
 
 SMALL = [
