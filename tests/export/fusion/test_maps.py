@@ -283,7 +283,8 @@ def test_a_border_is_the_bias_up_to_rounding() -> None:
     first = LinearMap(torch.ones(2, 1, 1, dtype=torch.float64), bias, 1, (Axis(5),))
     second = make_window(2, [Axis.window(5, 3, padding=(1, 1))], 1.0, bias)
     assert compose_maps(first, second, bias * (1 + 1e-12)).outputs == 2
-    for wrong in (bias * (1 + 1e-6), -bias, bias.flip(0), None):
+    one = bias * torch.tensor([1.0, 1.1], dtype=torch.float64)  # of two channels
+    for wrong in (bias * (1 + 1e-6), -bias, bias.flip(0), one, None):
         with pytest.raises(Inexact, match="border would change"):
             compose_maps(first, second, wrong)
     unbiased = replace(first, bias=None)
