@@ -13,7 +13,8 @@ the value between them makes no difference:
 
 Everything is float64: variances near zero make scales large. Tensors on the meta device pass
 through all of it, which tells the cost of a result before it is paid for (`support` tells which
-blocks of a kernel stay zero); questions about values are then answered in favour of the merge.
+blocks of a kernel stay zero; biases, which cost nothing, get lost); questions about values are then
+answered in favour of the merge.
 
 Source: Ding et al., "RepVGG", CVPR 2021, and "Diverse Branch Block", CVPR 2021, sections 3.2 and
 3.3; generalized to any offsets, strides and groups.
@@ -105,8 +106,7 @@ def make_window(channels: int, axes: Sequence[Axis], weight: float, like: Tensor
 def scale_outputs(map_: LinearMap, scale: Tensor | float, shift: Tensor | None) -> LinearMap:
     """``y * scale + shift`` with a number or one value an output channel; `shift` None is zero."""
     if map_.kernel.is_meta:
-        bias = map_.kernel.new_empty(map_.outputs) if shift is not None else map_.bias
-        return replace(map_, bias=bias, is_identity=False)
+        return replace(map_, is_identity=False)
     rows = scale.reshape(-1, *[1] * (map_.kernel.ndim - 1)) if isinstance(scale, Tensor) else scale
     bias = None if map_.bias is None else map_.bias * scale
     if shift is not None:
@@ -114,7 +114,7 @@ def scale_outputs(map_: LinearMap, scale: Tensor | float, shift: Tensor | None) 
     return LinearMap(map_.kernel * rows, bias, map_.groups, map_.axes)
 
 
-def add_maps(one: LinearMap, other: LinearMap, factor: float = 1.0) -> LinearMap:
+def add_maps(one: LinearMap, other: LinearMap, factor: float) -> LinearMap:
     """``one(x) + factor * other(x)`` as one map.
 
     Raises:
@@ -125,12 +125,10 @@ def add_maps(one: LinearMap, other: LinearMap, factor: float = 1.0) -> LinearMap
     axes, groups = _unite([one, other])
     if one.kernel.is_meta:
         shape = (one.outputs, one.inputs // groups, *(axis.taps for axis in axes))
-        biased = one.bias is not None or other.bias is not None
-        bias = one.kernel.new_empty(one.outputs) if biased else None
         support = None
         if one.support or other.support:
             support = add_supports(_find_support(one, axes), _find_support(other, axes))
-        return LinearMap(one.kernel.new_empty(shape), bias, groups, axes, support=support)
+        return LinearMap(one.kernel.new_empty(shape), None, groups, axes, support=support)
     kernel = _spread_kernel(one, axes, groups)
     at: Any = (..., *(place_taps(axis, all_) for axis, all_ in zip(other.axes, axes, strict=True)))
     kernel[at].add_(regroup(other, groups), alpha=factor)
@@ -149,15 +147,15 @@ def concatenate_maps(maps: Sequence[LinearMap]) -> LinearMap:
     if len(maps) == 1:
         return maps[0]
     axes, _ = _unite(maps)
+    if maps[0].kernel.is_meta:
+        shape = (sum(m.outputs for m in maps), maps[0].inputs, *(axis.taps for axis in axes))
+        support = stack_supports([_find_support(m, axes) for m in maps])
+        return LinearMap(maps[0].kernel.new_empty(shape), None, 1, axes, support=support)
     bias = None
     if any(map_.bias is not None for map_ in maps):
         bias = torch.cat(
             [m.kernel.new_zeros(m.outputs) if m.bias is None else m.bias for m in maps]
         )
-    if maps[0].kernel.is_meta:
-        shape = (sum(m.outputs for m in maps), maps[0].inputs, *(axis.taps for axis in axes))
-        support = stack_supports([_find_support(m, axes) for m in maps])
-        return LinearMap(maps[0].kernel.new_empty(shape), bias, 1, axes, support=support)
     return LinearMap(torch.cat([_spread_kernel(m, axes, 1) for m in maps]), bias, 1, axes)
 
 
@@ -194,13 +192,11 @@ def compose_maps(first: LinearMap, second: LinearMap, border: Tensor | None = No
     groups = _composed_groups(first, second)
     shape = (second.outputs, first.inputs // groups, *(axis.taps for axis in axes))
     if first.kernel.is_meta:  # every operator on it costs about a millisecond
-        biased = first.bias is not None or second.bias is not None
-        bias = first.kernel.new_empty(second.outputs) if biased else None
         support = None
         if first.support:
             around = first.axes, second.axes, axes
             support = extend_support(first.support, second.outputs, second.groups, around)
-        return LinearMap(first.kernel.new_empty(shape), bias, groups, axes, support=support)
+        return LinearMap(first.kernel.new_empty(shape), None, groups, axes, support=support)
     kernel = torch.zeros(shape, dtype=torch.float64, device=first.kernel.device)
     for tap in itertools.product(*(range(axis.taps) for axis in second.axes)):
         places: Any = [

@@ -94,6 +94,8 @@ def _match(draft: Draft, norm: fx.Node) -> _Site | str:
     bias = draft.stored(bias_node)
     if bias is None and bias_node is not None:
         return f"the bias of {find_path(draft, layer)} is computed, not stored"
+    if bias is not None and bias.ndim > 1:
+        return f"the bias of {find_path(draft, layer)} differs by sample"
     transposed = layer.target in _TRANSPOSED or bool(read_argument(layer, "transposed", False))
     groups = int(read_argument(layer, "groups", 1))
     mismatch = _find_mismatch(
@@ -183,30 +185,34 @@ def _rewrite(draft: Draft, site: _Site) -> Fused | str:
 def _make_trial(site: _Site) -> Trial:
     """The layer and its norm on random input just larger than the kernel, so that borders count."""
     inputs = site.weight.shape[0] if site.transposed else site.weight.shape[1] * site.groups
-    dilation = read_argument(site.layer, "dilation", [1])
-    dilation = list(dilation) * (site.weight.ndim - 2) if len(dilation) == 1 else dilation
-    sizes = [
-        (kernel - 1) * step + 3
-        for kernel, step in zip(site.weight.shape[2:], dilation, strict=False)
-    ]
+    source = read_argument(site.layer, "input")
+    shape = [2, inputs, *_choose_sizes(site)]
+    if site.layer.target is aten.linear.default:
+        shape = [*[2] * (source.meta["val"].ndim - 2), 8, inputs]
     nodes = [site.result]
     while nodes[-1] is not site.layer:
         nodes.append(nodes[-1].all_input_nodes[0])
     for node in nodes:
         cut = list_cut(node) if node.target is aten.slice.Tensor else None
         if cut is not None and cut[1]:
-            sizes[cut[0]] += cut[1] * _find_stride(site.layer, cut[0])
-    source = read_argument(site.layer, "input")
-    shape = (2, inputs, *sizes)
-    if site.layer.target is aten.linear.default:
-        shape = (*[2] * (source.meta["val"].ndim - 2), 8, inputs)
+            shape[2 + cut[0]] += cut[1] * _read_option(site.layer, "stride", cut[0])
     dtype, device = site.weight.dtype, site.weight.device
-    return Trial(tuple(reversed(nodes)), source, site.result, shape, dtype, device)
+    return Trial(tuple(reversed(nodes)), source, site.result, tuple(shape), dtype, device)
 
 
-def _find_stride(layer: fx.Node, axis: int) -> int:
-    stride = read_argument(layer, "stride", [1])
-    return int(stride[axis] if len(stride) > 1 else stride[0])
+def _choose_sizes(site: _Site) -> list[int]:
+    """Spatial sizes from which a few outputs come; the padding of transposed layers cuts off."""
+    sizes = []
+    for axis, kernel in enumerate(site.weight.shape[2:]):
+        cut = 2 * _read_option(site.layer, "padding", axis) if site.transposed else 0
+        sizes.append((kernel - 1) * _read_option(site.layer, "dilation", axis) + 3 + cut)
+    return sizes
+
+
+def _read_option(layer: fx.Node, name: str, axis: int) -> int:
+    """``stride``, ``padding`` or ``dilation`` on one spatial axis; one number may stand for all."""
+    values = read_argument(layer, name, [1])  # a linear layer has none of them
+    return int(values[axis] if len(values) > 1 else values[0])
 
 
 def _run_layer(layer: fx.Node, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def count_macs(node: fx.Node) -> int:
     if name is not None:
         # a size may be symbolic; int() of one, or a product with one, would fix the batch for good
         shape = [hint(size) for size in read_argument(node, name).meta["val"].shape]
-        if "transpose" in str(node.target):
+        if "transpose" in str(node.target) or read_argument(node, "transposed", False):
             return count_elements(read_argument(node, "input")) * math.prod(shape[1:])
         if name != "weight":
             return elements * shape[max(len(shape) - 2, 0)]

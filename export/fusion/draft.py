@@ -203,6 +203,10 @@ class Draft:
 
     def _free_target(self, wanted: str) -> str:
         taken = {spec.target for spec in self._inputs}
+        scope, _, leaf = wanted.rpartition(".")
+        while scope in taken:  # the user's own tensor, in which nothing else can be stored
+            scope += "_"
+        wanted = f"{scope}.{leaf}" if scope else leaf
         names = (wanted, *(f"{wanted}_{index}" for index in range(1, len(taken) + 2)))
         return next(name for name in names if name not in taken)
 

@@ -77,8 +77,7 @@ def _pad(axis: Axis) -> tuple[int, int]:
     least, most = axis.padding_after()
     if before >= 0 and least <= before <= most:
         return before, before
-    after = min(max(least, 0), most)
-    return (before, after) if before != after else (before, least)
+    return before, min(max(least, 0), most)
 
 
 def _find_own(before: int, after: int) -> int | None:

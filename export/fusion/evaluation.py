@@ -68,8 +68,10 @@ def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def hint(size: int | torch.SymInt) -> int:
-    """The number that a size had when the graph was captured."""
-    return size if isinstance(size, int) else int(size.node.hint)
+    """The number that a size had when the graph was captured; 1 where the data decides it."""
+    if isinstance(size, int):
+        return size
+    return 1 if size.node.hint is None else int(size.node.hint)
 
 
 def _read_hint(node: fx.Node) -> Any:

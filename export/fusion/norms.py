@@ -44,4 +44,5 @@ def read_norm(norm: fx.Node, lookup: Callable[[object], Tensor | None]) -> Batch
     gamma, beta = (None if node is None else lookup(node) for node in affine)
     if any(node is not None and lookup(node) is None for node in affine):
         return "scale or shift of the batch norm is computed, not stored"
-    return BatchNorm(mean, variance, gamma, beta, float(read_argument(norm, "eps")))
+    eps = read_argument(norm, "eps", read_argument(norm, "epsilon"))
+    return BatchNorm(mean, variance, gamma, beta, float(eps))

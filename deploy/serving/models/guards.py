@@ -46,11 +46,7 @@ class Guard:
         self._lock = threading.Lock()
         self.nonfinite = 0
         self.out_of_range = 0
-        margins = {name: MARGIN * (high - low) for name, (low, high) in plan.ranges.items()}
-        self._limits = {
-            name: (float(np.float32(low - margins[name])), float(np.float32(high + margins[name])))
-            for name, (low, high) in plan.ranges.items()
-        }
+        self._limits = {name: _widen(low, high) for name, (low, high) in plan.ranges.items()}
 
     def __call__(self, feeds: Feeds, outputs: Mapping[str, Array]) -> RequestError | None:
         """What to answer in place of `outputs`; None: they may go."""
@@ -71,6 +67,12 @@ class Guard:
 
     def _in_range(self, feeds: Feeds) -> bool:
         return all(_is_within(feeds[name], low, high) for name, (low, high) in self._limits.items())
+
+
+def _widen(low: float, high: float) -> tuple[float, float]:
+    """The range with its margin, rounded outwards to float32: large whole numbers stay within."""
+    low, high = low - MARGIN * (high - low), high + MARGIN * (high - low)
+    return min(low, float(np.float32(low))), max(high, float(np.float32(high)))
 
 
 def _is_within(array: Array, low: float, high: float) -> bool:

@@ -42,7 +42,10 @@ _WITHOUT_EFFECT = (
 def read_sum(survey: Survey, node: fx.Node) -> Operator | str:
     """``add``, ``sub`` and ``rsub`` of two values, or of a value and a constant."""
     left, right = (read_argument(node, name) for name in ("self", "other"))
-    alpha = float(read_argument(node, "alpha", 1))
+    alpha = read_argument(node, "alpha", 1)
+    if isinstance(alpha, fx.Node):
+        return "a part of a sum is scaled by a size"
+    alpha = float(alpha)
     sign = -alpha if "sub" in name_operator(node) else alpha
     if node.target in (aten.rsub.Tensor, aten.rsub.Scalar):
         left, right = right, left

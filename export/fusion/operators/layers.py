@@ -112,6 +112,8 @@ def read_linear(survey: Survey, node: fx.Node) -> Operator | str:
         return "a product of matrices that is no linear layer"
     if any(read_argument(node, name, 1) != 1 for name in ("alpha", "beta")):
         return "a scaled product of matrices"
+    if bias is not None and any(size != 1 for size in bias.meta["val"].shape[:-1]):
+        return "a bias that differs by sample is added"
 
     def apply(maps: Sequence[LinearMap], frame: Frame) -> LinearMap:
         matrix = read_weight(survey, weight, frame, transposed=not is_linear)
@@ -160,8 +162,8 @@ def read_pool(survey: Survey, node: fx.Node) -> Operator | str:
         Axis.window(size, k, stride=s, padding=(p, p))
         for size, k, s, p in zip(read_sizes(source), kernel, stride, padding, strict=True)
     ]
-    ceil = bool(read_argument(node, "ceil_mode"))
-    if ceil and [axis.outputs for axis in axes] != read_sizes(node):
+    ceil, outputs = bool(read_argument(node, "ceil_mode")), [axis.outputs for axis in axes]
+    if ceil and (None in outputs or outputs != read_sizes(node)):
         return "the average pool rounds its output size up"
 
     def apply(maps: Sequence[LinearMap], frame: Frame) -> LinearMap:

@@ -188,7 +188,16 @@ def test_a_fill_of_masked_values_hides_no_wrong_ones(fill: float) -> None:
 def test_all_zero_answers_allow_the_tolerance_itself() -> None:
     zeros = {"y": np.zeros((2, 2), np.float32)}
     assert find_mismatch(zeros, {"y": zeros["y"] + np.float32(1e-5)}, tolerance=1e-4) is None
-    assert find_mismatch(zeros, {"y": zeros["y"] + np.float32(1e-3)}, tolerance=1e-4) is not None
+    assert find_mismatch(zeros, {"y": zeros["y"] + np.float32(1.5e-4)}, tolerance=1e-4) is not None
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e6])
+def test_answers_are_held_to_their_own_size(size: float) -> None:
+    recorded = {"y": logits() * np.float32(size)}
+    near = {"y": recorded["y"] * np.float32(1 + 5e-5)}
+    assert find_mismatch(recorded, near, tolerance=1e-4) is None
+    far = {"y": recorded["y"] * np.float32(1 + 2e-4)}
+    assert "off by" in str(find_mismatch(recorded, far, tolerance=1e-4))
 
 
 def test_a_tolerance_that_is_no_number_passes_nothing() -> None:

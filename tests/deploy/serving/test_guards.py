@@ -51,6 +51,18 @@ def test_inputs_beyond_calibration_by_more_than_a_tenth_are_counted(size: int) -
         assert guard.out_of_range == counted
 
 
+@pytest.mark.parametrize("size", [2, 1000])
+def test_what_calibration_held_is_within_its_range_however_large(size: int) -> None:
+    """Whole numbers that float32 does not hold, such as times in seconds."""
+    low, high = 1_700_000_001, 1_700_000_003
+    guard = Guard(GuardPlan({"t": (float(low), float(high))}))
+    for value in (low, high):
+        guard({"t": np.full(size, value)}, outputs(1))
+    assert guard.out_of_range == 0
+    guard({"t": np.full(size, high + 1000)}, outputs(1))
+    assert guard.out_of_range == 1
+
+
 def test_ranges_are_those_of_the_calibration_data() -> None:
     x = np.array([[1, np.nan], [-3, 2]], np.float32)
     ids = np.array([[5], [90]])

@@ -62,7 +62,7 @@ def grow(draw: random.Random, source: LinearMap, device: str) -> LinearMap:
                 one = compose_maps(one, make_layer(draw, one, device))
                 map_ = concatenate_maps([one, select_outputs(map_, range(cut - 1, map_.outputs))])
             elif step == "add":
-                map_ = add_maps(map_, compose_maps(map_, make_layer(draw, map_, device)))
+                map_ = add_maps(map_, compose_maps(map_, make_layer(draw, map_, device)), 1.0)
             else:
                 map_ = scale_outputs(map_, torch.rand(map_.outputs).double() + 1, None)
         except Inexact:

@@ -1,0 +1,55 @@
+"""Along which axis the channels of weights lie, and what is made of the codes that go in."""
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from export.onnx.graph import GraphIndex
+from quantize.placement.matching import WeightUse, keeps_codes, match_weights
+from quantize.scheme import PRESETS
+
+CHANNELS = 6
+
+
+@pytest.mark.parametrize(
+    ("operator", "options", "shape"),
+    [
+        ("Conv", {}, (CHANNELS, 4, 3, 3)),
+        ("ConvTranspose", {}, (4, CHANNELS, 3, 3)),
+        ("Gemm", {}, (4, CHANNELS)),
+        ("Gemm", {"transB": 1}, (CHANNELS, 4)),
+        ("MatMul", {}, (4, CHANNELS)),
+    ],
+)
+def test_the_axis_of_the_channels_is_that_of_the_outputs(
+    operator: str, options: dict[str, int], shape: tuple[int, ...]
+) -> None:
+    weight = numpy_helper.from_array(np.ones(shape, np.float32), "w")
+    bias = numpy_helper.from_array(np.ones(CHANNELS, np.float32), "b")
+    names = ["x", "w"] if operator == "MatMul" else ["x", "w", "b"]
+    node = helper.make_node(operator, names, ["y"], name="layer", **options)
+    data = helper.make_tensor_value_info("x", TensorProto.FLOAT, None)
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph([node], "g", [data], [result], [weight, bias])
+    for scheme in PRESETS.values():
+        use = match_weights(GraphIndex(helper.make_model(graph)), 0, scheme)
+        assert isinstance(use, WeightUse)
+        assert shape[use.axis] == CHANNELS
+
+
+@pytest.mark.parametrize(
+    ("operator", "outputs", "options", "kept"),
+    [
+        ("MaxPool", ["y"], {}, True),
+        ("MaxPool", ["y", ""], {}, True),
+        ("MaxPool", ["y", "indices"], {}, False),
+        ("Split", ["y", "z"], {}, True),
+        ("Resize", ["y"], {}, True),
+        ("Resize", ["y"], {"mode": "nearest"}, True),
+        ("Resize", ["y"], {"mode": "linear"}, False),
+    ],
+)
+def test_only_what_moves_values_keeps_their_codes(
+    operator: str, outputs: list[str], options: dict[str, str], kept: bool
+) -> None:
+    assert keeps_codes(helper.make_node(operator, ["x"], outputs, **options)) is kept
