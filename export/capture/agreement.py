@@ -144,6 +144,8 @@ def find_disagreement(expected: Expectation, outputs: Mapping[str, Array]) -> st
         errors, allowed = _measure_by_tolerance(expected, name, found)
         for error, most in zip(errors, allowed, strict=True):
             if not error <= most:
+                if reference.dtype.kind not in "fc":
+                    return f"{where} has other integers in {error:.1%} of its places"
                 loss = expected.losses.get(name, 0.0)
                 own = f", but the model itself loses {loss:.2e} in float32" if loss > most else ""
                 return (

@@ -68,6 +68,14 @@ def test_near_constant_output_is_not_asked_for_more_digits_than_float32_has():
     assert measure_error(reference, reference * 1.01) > 0.5
 
 
+def test_integers_that_differ_are_said_to_be_so_many() -> None:
+    classes = np.arange(8).reshape(2, 4)
+    expected = Expectation(Extent(2), {}, {"labels": classes}, {"labels": 0.0})
+    assert find_disagreement(expected, {"labels": classes.copy()}) is None
+    said = find_disagreement(expected, {"labels": np.where(classes > 6, 0, classes)})
+    assert said == "output 'labels' at batch 2 has other integers in 12.5% of its places"
+
+
 def test_same_nan_in_both_is_agreement_and_integers_count_by_share():
     nan = np.array([1.0, np.nan, 3.0])
     assert measure_error(nan, nan) == 0.0
