@@ -76,6 +76,14 @@ def test_capture_sees_samples_that_differ_where_there_are_data(
     assert replace(problem, evaluation=one).trace_feeds()["x"].shape == (2, 6)
 
 
+def test_samples_that_the_model_fails_on_are_the_datas_error_at_capture(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Embedding(10, 4), nn.Flatten()).eval()
+    np.savez(tmp_path / "data.npz", x=np.full((20, 6), 10))
+    problem = open_labelled(tmp_path, module, str(tmp_path / "data.npz"))
+    with pytest.raises(DataError, match=r"data\.npz: the model itself fails.*index out of range"):
+        problem.trace_feeds()
+
+
 def test_the_output_can_be_named_and_must_be_there(tmp_path: Path, module: nn.Module) -> None:
     data = save(tmp_path, module)
     assert open_labelled(tmp_path, module, data, classes="emb").classes_of == "emb"
