@@ -124,8 +124,8 @@ def describe_reuse(bundle: Bundle) -> str:
     manifest = bundle.manifest
     return (
         "Nothing has changed since this bundle was built, so it was kept. Its times were measured "
-        f"on {format_time(manifest.created)} on {manifest.machine.get('cpu', 'an unknown CPU')}; --remeasure "
-        "takes them anew."
+        f"on {format_time(manifest.created)} on {manifest.machine.get('cpu', 'an unknown CPU')}; "
+        "--remeasure takes them anew."
     )
 
 
