@@ -44,7 +44,7 @@ def test_receptive_field_is_what_the_gradient_reaches(name: str) -> None:
 BILINEAR = nn.Upsample(scale_factor=2, mode="bilinear")
 GROWING = {
     "transposed, then 3x3": (nn.ConvTranspose2d(2, 2, 2, 2), nn.Conv2d(2, 2, 3)),
-    "wide transposed": (nn.Conv2d(2, 2, 3, 2), nn.ConvTranspose2d(2, 2, 4, 2, dilation=2)),
+    "wide transposed": (nn.Conv2d(2, 2, 3, 2), nn.ConvTranspose2d(2, 2, 5, 2)),
     "nearest, then 3x3 twice": (
         nn.Upsample(scale_factor=2),
         nn.Conv2d(2, 2, 3),
