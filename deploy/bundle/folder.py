@@ -119,11 +119,13 @@ class Bundle:
 
 def describe_reuse(bundle: Bundle) -> str:
     """That nothing was built, and of when and where the times in its report are."""
+    from deploy.report.wording import format_time
+
     manifest = bundle.manifest
     return (
         "Nothing has changed since this bundle was built, so it was kept. Its times were measured "
-        f"on {manifest.created} on {manifest.machine.get('cpu', 'an unknown CPU')}; --remeasure "
-        "takes them anew."
+        f"on {format_time(manifest.created)} on {manifest.machine.get('cpu', 'an unknown CPU')}; "
+        "--remeasure takes them anew."
     )
 
 

@@ -1,5 +1,6 @@
 """Which axes of a model's outputs follow the dynamic axes of its inputs, by running it."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -11,6 +12,8 @@ from export.errors import ConfigError, InputError
 from export.ranges import describe_sizes, probe_sizes
 
 _ROWS = 2
+_STEPS = (2, 4, 8, 16, 32, 64)
+"""What networks halve their maps to so often that sizes must be multiples of it."""
 
 
 class Call(Protocol):
@@ -108,12 +111,45 @@ def _run(
     except InputError as error:
         said = error.__cause__ or error
         asked = ", ".join(f"{name}={_show(ranges[name])}" for name in sizes)
+        stepped = _find_steps(call, batch, set(sizes))
+        fix = (
+            "Give a range that the model takes (LEAST:BEST:MOST/32 where it takes multiples of "
+            "32), or one size in its place."
+            if stepped is None
+            else "It does run at "
+            + ", ".join(f"{name}={_show(stepped[name])}" for name in sizes)
+            + ", which says that sizes are multiples of the last number; give that."
+        )
         raise InputError(
             f"--input asks for dynamic axes ({asked}), and the model itself fails at "
-            f"{describe_sizes(sizes)}: {type(said).__name__}: {said}. Give a range that the model "
-            "takes (LEAST:BEST:MOST/32 where it takes multiples of 32), or one size in its place. "
+            f"{describe_sizes(sizes)}: {type(said).__name__}: {str(said).rstrip('. ')}. {fix} "
             "Axes are called by their input and number."
         ) from error
+
+
+def _find_steps(call: Call, batch: int, names: set[str]) -> dict[str, SizeRange] | None:
+    """The ranges, those of `names` in the smallest steps that the model takes; None: in none."""
+    for factor in _STEPS:
+        specs = []
+        for spec in call.describe_inputs(1):
+            ranges = {n: _coarsen(s, factor) if n in names else s for n, s in spec.ranges.items()}
+            known = {name: sizes for name, sizes in ranges.items() if sizes is not None}
+            if len(known) < len(ranges):
+                return None
+            specs.append(replace(spec, ranges=known))
+        with contextlib.suppress(InputError):
+            for probe in probe_sizes(specs):
+                call.describe_at(batch, dynamic=False, sizes=probe)
+            return {name: sizes for spec in specs for name, sizes in spec.ranges.items()}
+    return None
+
+
+def _coarsen(sizes: SizeRange, factor: int) -> SizeRange | None:
+    """The range in steps `factor` times as large, if more than one size is left in it."""
+    step = sizes.step * factor
+    least, most = -(-sizes.least // step) * step, sizes.most // step * step
+    best = min(max(round(sizes.best / step) * step, least), most)
+    return SizeRange(least, best, most, step) if least < most else None
 
 
 def _pair(

@@ -164,8 +164,8 @@ def _compare(found: Sequence[Reading], answers: Sequence[Array], labels: Array) 
             None,
             (
                 f"The labels fit no output better than chance would ({rates} of {len(labels)} "
-                "labels): accuracy is not judged. Number the classes as in training, or name the "
-                "output with --classes.",
+                "labels): accuracy is not judged. Number the classes, and prepare the samples, as "
+                "in training, or name the output with --classes.",
             ),
         )
     best = max(above, key=lambda index: int(hits[index].sum()))

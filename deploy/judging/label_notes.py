@@ -34,8 +34,8 @@ def warn_of_labels(accuracy: Accuracy | None, held: str, others: Sequence[str]) 
         return (
             f"Eager's own accuracy is {accuracy.reference:.2%} on {accuracy.samples} samples, not "
             f"above chance ({accuracy.chance:.2%}): the labels judge nothing, and {instead}. They "
-            f"were held against {held!r}. Number the classes as in training"
-            f"{another if others else ''}."
+            f"were held against {held!r}. Number the classes, and prepare the samples, as in "
+            f"training{another if others else ''}."
         )
     if accuracy.samples < MIN_LABELLED:
         return (

@@ -42,7 +42,8 @@ def print_layers(layers: Sequence[Any], console: Console) -> None:
     ):
         table.add_column(head, justify="left" if index < 2 else "right", overflow="fold")
     for row in layers:
-        sees = "all" if row.receptive_field is None else _join(row.receptive_field)
+        field = row.receptive_field
+        sees = "all" if field is None else _join(field) if field else "-"
         cells = (row.path, row.operator, _join(row.output), f"{row.parameters:,}", f"{row.macs:,}")
         table.add_row(*(Text(clean(cell)) for cell in (*cells, sees)))
     console.print(table)

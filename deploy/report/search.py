@@ -68,9 +68,10 @@ def recovery_sentences(report: Report) -> list[str]:
         rungs = candidate.get("recovery") or ()
         if rungs and rungs[-1]["passed"]:
             first, last = rungs[0], rungs[-1]
+            why = f"{first['reason']}; " if first["reason"] else ""
             before, after = (format_decibel(rung["sqnr_db"]) for rung in (first, last))
             sentences.append(
-                f"{candidate['name']}: plain int8 did not hold the gate (SQNR {before}); "
+                f"{candidate['name']}: plain int8 did not hold the gate ({why}SQNR {before}); "
                 f"with {last['words']} it does ({after})."
             )
         if kept := candidate.get("kept_float"):
@@ -83,8 +84,9 @@ def describe_search(report: Report) -> Markup | None:
     found = report.get("search")
     if not found:
         return None
-    said = f"Effort {found['effort']}, {format_seconds(found['seconds'])}."
-    words = [said, *recovery_sentences(report), *found["notes"]]
+    tried = found["blocks"] or any(candidate.get("recovery") for candidate in report["candidates"])
+    spent = f", {format_seconds(found['seconds'])}." if tried else ": nothing was searched."
+    words = [f"Effort {found['effort']}{spent}", *recovery_sentences(report), *found["notes"]]
     return element("p", " ".join(words), class_="quiet")
 
 

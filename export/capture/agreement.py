@@ -144,6 +144,8 @@ def find_disagreement(expected: Expectation, outputs: Mapping[str, Array]) -> st
         errors, allowed = _measure_by_tolerance(expected, name, found)
         for error, most in zip(errors, allowed, strict=True):
             if not error <= most:
+                if reference.dtype.kind not in "fc":
+                    return f"{where} has other integers in {error:.1%} of its places"
                 loss = expected.losses.get(name, 0.0)
                 own = f", but the model itself loses {loss:.2e} in float32" if loss > most else ""
                 return (
@@ -232,10 +234,12 @@ def resize_feeds(
 ) -> dict[str, Tensor]:
     """`feeds` in the sizes of `extent`.
 
-    Samples beyond the given ones are given ones rolled along their last axis: they differ from the
-    others and hold only values that the model is known to take. Masks keep their first two values:
-    a causal model's first answer is of nothing where these hide all that it may look at, and
-    nothing is agreed on for that. Other axes are cut, or begin anew.
+    Samples beyond the given ones differ from these and hold only values that the model is known to
+    take. Floats are rolled along their last axis. Integers stay in their column, since columns may
+    be categories of which each has another number, and are taken from one given sample or another.
+    Masks are rolled but for their first two values: a causal model's first answer is of nothing
+    where these hide all that it may look at, and nothing is agreed on for that. Other axes are cut,
+    or begin anew.
     """
     resized, sizes, batch = {}, dict(extent.sizes), extent.batch
     for spec in signature.inputs:
@@ -244,7 +248,7 @@ def resize_feeds(
             samples, turn = value, 0
             while samples.shape[0] < batch:
                 turn += 1
-                samples = torch.cat([samples, _roll(value, turn)])
+                samples = torch.cat([samples, _vary(value, turn)])
             value = samples[:batch]
         for axis, name in enumerate(spec.shape):
             if name in sizes:
@@ -254,11 +258,15 @@ def resize_feeds(
     return resized
 
 
-def _roll(value: Tensor, turn: int) -> Tensor:
+def _vary(value: Tensor, turn: int) -> Tensor:
     """Other samples made of those in `value`."""
     if value.ndim < 2:
         return value
     held = 2 if _may_be_mask(value) else 0
+    if not held and not value.is_floating_point() and len(value) > 1:
+        columns = torch.arange(value.shape[-1])
+        rows = (torch.arange(len(value))[:, None] + columns // turn) % len(value)
+        return torch.stack([value[rows[:, j], ..., j] for j in columns.tolist()], -1)
     return torch.cat([value[..., :held], value[..., held:].roll(turn, -1)], -1)
 
 

@@ -2,13 +2,18 @@
 
 The receptive field of an output is how far apart the input positions are that it can depend on: it
 grows by ``(kernel - 1) * dilation * jump`` with each layer, and the jump, the distance between
-neighbouring positions, by the stride. Where branches meet, the largest counts. What mixes all
-positions (attention, a global pool, a flattened map) sees everything.
+neighbouring positions, by the stride. What makes a map larger makes the jump smaller, and grows the
+field by the positions, but for one, that one of its outputs is computed from. Where branches meet,
+the largest counts. What mixes all positions (attention, a global pool, a flattened map) sees
+everything.
 
 Source: Araujo et al., "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -16,7 +21,13 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from export.fusion.constants import Constants
-from export.fusion.cost import count_macs, count_parameters, is_layer, is_recurrent
+from export.fusion.cost import (
+    count_macs,
+    count_parameters,
+    is_layer,
+    is_recurrent,
+    read_sample_shape,
+)
 from export.fusion.draft import Draft, read_argument
 from export.fusion.evaluation import hint
 from export.fusion.mutation import Mutations
@@ -35,6 +46,13 @@ _POOLS = {
     }.items()
     for target in targets
 }
+_TAPS = {
+    **{f"upsample_nearest{rank}d": 1 for rank in (1, 2, 3)},
+    **dict.fromkeys(("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"), 2),
+    "upsample_bicubic2d": 4,
+    "pixel_shuffle": 1,
+}
+"""Positions along an axis that one output of a resize is computed from."""
 _EVERYTHING = frozenset(
     {
         *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "flatten"),
@@ -42,6 +60,9 @@ _EVERYTHING = frozenset(
         *("sum", "amax", "view", "reshape", "layer_norm", "lstm", "gru"),
     }
 )
+
+
+_STEPS = ("stride", "dilation")
 
 
 @dataclass(frozen=True)
@@ -55,7 +76,7 @@ class LayerRow:
         parameters: stored numbers that it reads, or that what it reads is computed from, as with
             weight norm.
         macs: for one sample.
-        receptive_field: positions an axis; None where it sees everything.
+        receptive_field: positions an axis, empty without axes; None where it sees everything.
     """
 
     path: str
@@ -70,8 +91,12 @@ class LayerRow:
 class _Field:
     """Extent and jump on each spatial axis; `extent` None: everything."""
 
-    extent: tuple[int, ...] | None
-    jump: tuple[int, ...]
+    extent: tuple[Fraction, ...] | None
+    jump: tuple[Fraction, ...]
+
+    def count(self) -> tuple[int, ...] | None:
+        """Whole positions on each axis."""
+        return None if self.extent is None else tuple(map(math.ceil, self.extent))
 
 
 def list_layers(program: ExportedProgram) -> tuple[LayerRow, ...]:
@@ -89,16 +114,14 @@ def list_layers(program: ExportedProgram) -> tuple[LayerRow, ...]:
             if source in constants
             for step in constants.computed(source)
         }
-        value = node.meta["val"]
-        shape = (value if isinstance(value, Tensor) else value[0]).shape
         rows.append(
             LayerRow(
                 path=find_path(draft, node),
                 operator=_describe(node),
-                output=tuple(hint(size) for size in shape[1:]),
+                output=read_sample_shape(node),
                 parameters=count_parameters(draft, {node, *computed}),
                 macs=count_macs(node),
-                receptive_field=fields[node].extent if node in fields else None,
+                receptive_field=fields[node].count() if node in fields else None,
             )
         )
     return tuple(rows)
@@ -119,7 +142,7 @@ def _trace_fields(draft: Draft) -> dict[fx.Node, _Field]:
         value = node.meta.get("val")
         if node.op == "placeholder" and draft.stored(node) is None and isinstance(value, Tensor):
             rank = max(0, value.ndim - 2)
-            fields[node] = _Field((1,) * rank, (1,) * rank)
+            fields[node] = _Field((Fraction(1),) * rank, (Fraction(1),) * rank)
         known = [fields[source] for source in node.all_input_nodes if source in fields]
         if node.op == "call_function" and known:
             fields[node] = _grow(node, _join(known))
@@ -143,11 +166,18 @@ def _grow(node: fx.Node, field: _Field) -> _Field:
         return field
     rank = len(field.extent)
     if is_layer(node) and "conv" in name:
+        kernel = list(read_argument(node, "weight").meta["val"].shape[2:])
+        stride, dilation = (_spread(read_argument(node, key), rank) for key in _STEPS)
         if "transpose" in str(target) or read_argument(node, "transposed", False):
-            return _Field(None, field.jump)
-        kernel = read_argument(node, "weight").meta["val"].shape[2:]
-        steps = [_spread(read_argument(node, key), rank) for key in ("stride", "dilation")]
-        return _slide(field, list(kernel), *steps)
+            spans = zip(kernel, stride, dilation, strict=True)
+            taps = [-(-((k - 1) * d + 1) // s) for k, s, d in spans]
+            return _enlarge(field, [Fraction(s) for s in stride], taps)
+        return _slide(field, kernel, stride, dilation)
+    if name in _TAPS:
+        sizes = [s.meta["val"].shape[2:] for s in (node.all_input_nodes[0], node)]
+        before, after = ([hint(size) for size in shape] for shape in sizes)
+        factors = [Fraction(new, old) for old, new in zip(before, after, strict=True)]
+        return _enlarge(field, factors, [_TAPS[name]] * rank)
     if target in _POOLS and rank == _POOLS[target]:
         kernel = _spread(read_argument(node, "kernel_size"), rank)
         stride = _spread(read_argument(node, "stride") or kernel, rank)
@@ -168,6 +198,17 @@ def _slide(field: _Field, kernel: list[int], stride: list[int], dilation: list[i
             for e, k, d, j in zip(extent, kernel, dilation, field.jump, strict=True)
         ),
         tuple(j * s for j, s in zip(field.jump, stride, strict=True)),
+    )
+
+
+def _enlarge(field: _Field, factors: Sequence[Fraction], taps: Sequence[int]) -> _Field:
+    """Of a map `factors` times as large, each position computed from `taps` neighbours."""
+    extent = field.extent or ()
+    if not len(extent) == len(factors) == len(taps):
+        return _Field(None, field.jump)
+    return _Field(
+        tuple(e + (n - 1) * j for e, n, j in zip(extent, taps, field.jump, strict=True)),
+        tuple(j / factor for j, factor in zip(field.jump, factors, strict=True)),
     )
 
 

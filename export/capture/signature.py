@@ -82,13 +82,14 @@ def name_inputs(module: nn.Module, names: Sequence[str | None]) -> tuple[tuple[s
     """Final input names, in the order of the call, and whether they are passed by keyword.
 
     Names that the user gave must be parameters of ``forward``; unnamed inputs take the names of its
-    first parameters, or ``input_0``, ``input_1`` ... where those cannot be known. A program of
-    torch.export takes its inputs as it was exported with them: by name, or in order alone.
+    first parameters, or ``input_0``, ``input_1`` ... where those cannot be known, and a lone one
+    that of the only one that ``forward`` must be given by name. A program of torch.export takes its
+    inputs as it was exported with them: by name, or in order alone.
 
     Raises:
-        ConfigError: a given name is no parameter of ``forward`` or is given twice; more inputs than
-            parameters; fewer than an exported program takes in order, or one that takes some in
-            order and some by name.
+        ConfigError: a given name is no parameter of ``forward`` or is given twice; none is given
+            where ``forward`` takes several by name alone; more inputs than parameters; fewer than
+            an exported program takes in order, or one that takes some in order and some by name.
     """
     parameters, takes_any_positional, takes_any_keyword = _forward_parameters(module)
     by_name = parameters + _keyword_only_parameters(module)
@@ -115,6 +116,14 @@ def name_inputs(module: nn.Module, names: Sequence[str | None]) -> tuple[tuple[s
         return tuple(given), True
     if given:
         raise ConfigError("Name either every input or none: --input ids:1x128:int64 for each.")
+    if by_name and not parameters and not takes_any_positional:
+        required = _keyword_only_parameters(module, required=True)
+        if len(names) == len(required) == 1:
+            return required, True
+        raise ConfigError(
+            f"The model's forward takes its inputs by name alone: {', '.join(by_name)}. Name every "
+            f"input: --input {by_name[0]}:1x128 for each, or the arrays of the data."
+        )
     if len(names) > len(parameters) and not takes_any_positional:
         raise ConfigError(
             f"{len(names)} inputs were given and the model's forward takes {len(parameters)}: "
@@ -256,14 +265,15 @@ def _takes_in_order(module: nn.Module, parameters: Sequence[str]) -> bool:
     return bool(in_order)
 
 
-def _keyword_only_parameters(module: nn.Module) -> tuple[str, ...]:
+def _keyword_only_parameters(module: nn.Module, *, required: bool = False) -> tuple[str, ...]:
     if isinstance(module, torch.jit.ScriptModule):
         return ()
     try:
         parameters = inspect.signature(module.forward).parameters.values()
     except (TypeError, ValueError):
         return ()
-    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+    alone = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    return tuple(p.name for p in alone if p.default is p.empty or not required)
 
 
 def _spec(name: str, value: torch.Tensor, batch: set[int]) -> TensorSpec:

@@ -5,7 +5,8 @@ merge which only takes them away is seen to pay.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -85,10 +86,54 @@ def _count_recurrent(node: fx.Node) -> int:
 
 def count_elements(node: fx.Node) -> int:
     """Elements of a value for one sample of the batch; of several values, of the first."""
+    value = _read_first(node)
+    return math.prod(read_sample_shape(node)) if isinstance(value, Tensor) else 0
+
+
+def read_sample_shape(node: fx.Node) -> tuple[int, ...]:
+    """Sizes of a value for one sample; of several values, of the first.
+
+    The batch is the first axis, but for what moved it, as attention does to ``[tokens, batch,
+    width]`` or ``[tokens * batch, width]``. Where the batch is fixed, that cannot be seen.
+    """
+    value = _read_first(node)
+    shape = value.shape if isinstance(value, Tensor) else ()
+    symbol = None if _leads(shape) else _find_batch(node.graph)
+    if symbol is None or not any(_holds(size, symbol) for size in shape):
+        return tuple(hint(size) for size in shape[1:])
+    batch = hint(symbol)
+    sizes = (hint(s) // batch if _holds(s, symbol) else hint(s) for s in shape)
+    kept = zip(shape, sizes, strict=True)
+    return tuple(n for size, n in kept if n != 1 or not _holds(size, symbol))
+
+
+def _read_first(node: fx.Node) -> Any:
     value = node.meta["val"]
     while isinstance(value, (list, tuple)):
         value = value[0]
-    return math.prod(hint(size) for size in value.shape[1:]) if isinstance(value, Tensor) else 0
+    return value
+
+
+def _leads(shape: Sequence[int | torch.SymInt]) -> bool:
+    """Whether the first axis is the batch beyond doubt: a symbol, and all others are numbers."""
+    if not shape or any(isinstance(size, torch.SymInt) for size in shape[1:]):
+        return False
+    return isinstance(shape[0], torch.SymInt) and bool(shape[0].node.expr.is_Symbol)
+
+
+def _find_batch(graph: fx.Graph) -> torch.SymInt | None:
+    """The leading size of the inputs where it is dynamic."""
+    for node in graph.find_nodes(op="placeholder"):
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and value.ndim and isinstance(value.shape[0], torch.SymInt):
+            return value.shape[0]
+    return None
+
+
+def _holds(size: int | torch.SymInt, batch: torch.SymInt) -> bool:
+    if not isinstance(size, torch.SymInt):
+        return False
+    return bool(size.node.expr.free_symbols & batch.node.expr.free_symbols)
 
 
 def count_parameters(draft: Draft, nodes: Iterable[fx.Node]) -> int:

@@ -13,7 +13,7 @@ import onnx
 
 from export.artifacts import BATCH, OnnxModel
 from export.onnx.graph import is_standard, name_node
-from export.onnx.tensor_types import without_weights
+from export.onnx.sizes import infer_sizes, read_shapes
 
 _THROUGH = frozenset({"DequantizeLinear", "QuantizeLinear", "Cast", "Transpose", "Identity"})
 _NOT_WEIGHTS = frozenset({onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING})
@@ -163,13 +163,7 @@ def _infer_shapes(proto: onnx.ModelProto, sizes: Mapping[str, int]) -> Shapes:
     del proto.graph.value_info[:]
     for value in proto.graph.output:
         value.type.tensor_type.ClearField("shape")
-    inferred = onnx.shape_inference.infer_shapes(without_weights(proto), data_prop=True).graph
-    shapes = dict(initializers)
-    for value in (*inferred.input, *inferred.value_info, *inferred.output):
-        dims = value.type.tensor_type.shape.dim
-        if value.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
-            shapes[value.name] = tuple(dim.dim_value for dim in dims)
-    return shapes
+    return initializers | read_shapes(infer_sizes(proto))
 
 
 def _find_source(name: str, producers: dict[str, onnx.NodeProto]) -> str:

@@ -104,18 +104,19 @@ def check_channels(observed: Observed) -> Iterator[Finding]:
             where = observed.label(worst)
             more = count_more(len(found) - 1, "tensor")
             some, size = found[worst]
-            words = words.format(some=some, size=size, where=where, more=more)
+            are = "is" if some == 1 else "are"
+            words = words.format(some=some, size=size, where=where, more=more, are=are)
             yield Finding("dead channels", where, words)
 
 
 _ASLEEP = (
-    "{some} of the {size} channels of {where!r} are 0 in all calibration samples and not in "
+    "{some} of the {size} channels of {where!r} {are} 0 in all calibration samples and not in "
     "evaluation{more}: the samples do not show all that the model can see. Pass more, and more "
     "varied, samples."
 )
 _DEAD = (
-    "{some} of the {size} channels of {where!r} are 0 in all calibration samples{more}. Check that "
-    "the inputs are prepared as in training; if they are, these channels do nothing."
+    "{some} of the {size} channels of {where!r} {are} 0 in all calibration samples{more}. Check "
+    "that the inputs are prepared as in training; if they are, these channels do nothing."
 )
 
 

@@ -115,7 +115,9 @@ def _keep_long_sums(proto: onnx.ModelProto, graph: TypedGraph, reasons: Reasons)
         if node.op_type in _SQUARE_SUMS:
             reasons[number] = f"{node.op_type} adds up squares or powers, wider than its result"
             continue
-        shape = shapes.get(node.input[0], ())
+        shape = shapes.get(node.input[0])
+        if shape is None:  # of integers, which stay, or not known
+            continue
         axes = range(2, len(shape)) if node.op_type in _PLANE_SUMS else _axes(proto, node, shape)
         # an axis of unknown size counts as 1: it is the batch, but for models that say otherwise
         terms = int(np.prod([shape[axis] or 1 for axis in axes], dtype=np.int64))

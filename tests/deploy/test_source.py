@@ -1,5 +1,6 @@
 """What a build is given is settled: data under the names of the model, labels with their output."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,27 @@ def test_labels_of_nothing_that_the_model_returns_are_said_to_be(
     problem = open_labelled(tmp_path, module, save(tmp_path, module, shuffled=True))
     assert problem.classes_of is None
     assert "The labels fit no output better than chance" in problem.warnings[0]
+
+
+def test_capture_sees_samples_that_differ_where_there_are_data(
+    tmp_path: Path, module: nn.Module
+) -> None:
+    problem = open_labelled(tmp_path, module, save(tmp_path, module))
+    traced = problem.trace_feeds()["x"].numpy()
+    rows = np.load(tmp_path / "data.npz")["x"]
+    assert all(any((sample == row).all() for row in rows) for sample in traced)
+    assert len(traced) == 2
+    assert not (traced[0] == traced[1]).all()
+    one = problem.evaluation.select(np.array([0]))
+    assert replace(problem, evaluation=one).trace_feeds()["x"].shape == (2, 6)
+
+
+def test_samples_that_the_model_fails_on_are_the_datas_error_at_capture(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Embedding(10, 4), nn.Flatten()).eval()
+    np.savez(tmp_path / "data.npz", x=np.full((20, 6), 10))
+    problem = open_labelled(tmp_path, module, str(tmp_path / "data.npz"))
+    with pytest.raises(DataError, match=r"data\.npz: the model itself fails.*index out of range"):
+        problem.trace_feeds()
 
 
 def test_the_output_can_be_named_and_must_be_there(tmp_path: Path, module: nn.Module) -> None:

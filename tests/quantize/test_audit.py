@@ -175,7 +175,7 @@ def test_channels_that_only_evaluation_wakes(tmp_path: Path) -> None:
     findings = _audit(tmp_path, x, _images(64, 1))
     awake = [finding for finding in findings if "not in evaluation" in finding.words]
     assert [finding.where for finding in awake] == ["x"]
-    assert awake[0].words.startswith("1 of the 3 channels of 'x' are 0 in all calibration samples")
+    assert awake[0].words.startswith("1 of the 3 channels of 'x' is 0 in all calibration samples")
 
 
 def test_constant_data_in_all(tmp_path: Path) -> None:

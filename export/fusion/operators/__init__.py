@@ -63,7 +63,9 @@ def _read(survey: Survey, node: fx.Node) -> Operator | str:
     if reader is None and name_operator(node) in _REARRANGEMENTS:
         return f"a change of shape ({name_operator(node)}) stands between"
     if reader is None:
-        return f"a non-linearity ({name_operator(node)}) stands between"
+        name = name_operator(node)
+        kind = "resize" if "upsample" in name else "non-linearity"
+        return f"a {kind} ({name}) stands between"
     if node not in survey.borders and survey.mutations.is_stale(node):
         return "a value is changed in place while something still reads it"
     values = [node, *(i for i in node.all_input_nodes if i not in survey.constants)]

@@ -230,7 +230,7 @@ def test_an_axis_that_the_model_wants_even_is_named_with_what_to_do(tmp_path: Pa
         build(Halver().eval(), options, output=tmp_path / "net.deploy")
     words = str(caught.value)
     assert "the model itself fails at x_2=25: RuntimeError: " in words
-    assert "LEAST:BEST:MOST/32 where it takes multiples of 32" in words
+    assert "It does run at x_2=16:32:48/2, which says that sizes are multiples" in words
     assert not (tmp_path / "net.deploy").exists()
 
 

@@ -100,11 +100,19 @@ def test_what_was_cut_short_is_said(report: dict[str, Any]) -> None:
     assert "keeps head out of int8" in markup
 
 
+def test_a_search_that_had_nothing_to_do_says_so(report: dict[str, Any]) -> None:
+    report["search"] = {**report["search"], "blocks": [], "notes": []}
+    for candidate in report["candidates"]:
+        candidate["recovery"], candidate["kept_float"] = (), ()
+    assert "Effort normal: nothing was searched." in str(describe_search(report))
+
+
 def test_the_terminal_says_how_far_recovery_had_to_go(report: dict[str, Any]) -> None:
     console = Console(file=io.StringIO(), width=200)
     print_report(report, console)
     text = console.file.getvalue()
-    assert "plain int8 did not hold the gate (SQNR 12.0 dB); with bias correction it does" in text
+    why = "accuracy drops by 3.00%; SQNR 12.0 dB"
+    assert f"plain int8 did not hold the gate ({why}); with bias correction it does" in text
     assert "keeps head out of int8" in text
 
 

@@ -68,6 +68,14 @@ def test_near_constant_output_is_not_asked_for_more_digits_than_float32_has():
     assert measure_error(reference, reference * 1.01) > 0.5
 
 
+def test_integers_that_differ_are_said_to_be_so_many() -> None:
+    classes = np.arange(8).reshape(2, 4)
+    expected = Expectation(Extent(2), {}, {"labels": classes}, {"labels": 0.0})
+    assert find_disagreement(expected, {"labels": classes.copy()}) is None
+    said = find_disagreement(expected, {"labels": np.where(classes > 6, 0, classes)})
+    assert said == "output 'labels' at batch 2 has other integers in 12.5% of its places"
+
+
 def test_same_nan_in_both_is_agreement_and_integers_count_by_share():
     nan = np.array([1.0, np.nan, 3.0])
     assert measure_error(nan, nan) == 0.0
@@ -92,7 +100,21 @@ def test_masks_of_further_samples_hide_no_more_of_the_start_than_given_ones(dtyp
     assert found["mask"][:, :2].tolist() == [[1, 0]] * 5
     assert len({tuple(row.tolist()) for row in found["mask"]}) > 2
     assert found["mask"].sum(1).tolist() == [2] * 5
-    assert found["ids"][2].tolist() == [3, 5, 1, 0, 2]  # no mask: rolled whole
+    assert found["ids"][2].tolist() == [5, 1, 0, 0, 3]  # no mask: each column from either sample
+
+
+def test_categories_of_further_samples_stay_in_their_column() -> None:
+    ids = torch.tensor([[1, 30, 2], [3, 40, 0]])
+    signature = describe_call(nn.Identity(), {"x": ids}, keyword=False, dynamic_batch=True)
+    found = resize_feeds({"x": ids}, signature, Extent(7))["x"]
+    assert len({tuple(row.tolist()) for row in found}) > 3
+    for column, given in zip(found.T, ids.T, strict=True):
+        assert {*column.tolist()} == {*given.tolist()}
+    images = torch.arange(24).reshape(2, 3, 4)
+    signature = describe_call(nn.Identity(), {"x": images}, keyword=False, dynamic_batch=True)
+    wider = resize_feeds({"x": images}, signature, Extent(3))["x"]
+    assert torch.equal(wider[2][:, ::2], images[0][:, ::2])
+    assert torch.equal(wider[2][:, 1::2], images[1][:, 1::2])
 
 
 class Paired(nn.Module):

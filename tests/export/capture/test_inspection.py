@@ -13,11 +13,11 @@ def inspect(module: nn.Module, x: Tensor):
     return list_layers(capture(module.eval(), {"x": x}, keyword=False, dynamic_batch=True))
 
 
-def measure_field(module: nn.Module, x: Tensor) -> tuple[int, ...]:
+def measure_field(module: nn.Module, x: Tensor, shift: int = 0) -> tuple[int, ...]:
     """Extent of the input positions that one output position depends on, by gradient."""
     x = x.clone().requires_grad_()
     y = module(x)
-    middle = tuple(size // 2 for size in y.shape[2:])
+    middle = tuple(size // 2 + shift for size in y.shape[2:])
     y[(0, slice(None), *middle)].sum().backward()
     touched = x.grad[0].abs().sum(0).nonzero()
     return tuple(int(n) for n in touched.amax(0) - touched.amin(0) + 1)
@@ -39,6 +39,40 @@ def test_receptive_field_is_what_the_gradient_reaches(name: str) -> None:
             nn.init.uniform_(child.weight, 0.5, 1.0)
     x = torch.rand(2, 2, 40, 44)
     assert inspect(chain, x)[-1].receptive_field == measure_field(chain.eval(), x)
+
+
+BILINEAR = nn.Upsample(scale_factor=2, mode="bilinear")
+GROWING = {
+    "transposed, then 3x3": (nn.ConvTranspose2d(2, 2, 2, 2), nn.Conv2d(2, 2, 3)),
+    "wide transposed": (nn.Conv2d(2, 2, 3, 2), nn.ConvTranspose2d(2, 2, 5, 2)),
+    "nearest, then 3x3 twice": (
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(2, 2, 3),
+        nn.Conv2d(2, 2, 3),
+    ),
+    "pooled and bilinear": (nn.AvgPool2d(2), nn.Conv2d(2, 2, 3), BILINEAR, nn.Conv2d(2, 2, 3)),
+    "shuffled": (nn.Conv2d(2, 8, 3), nn.PixelShuffle(2), nn.Conv2d(2, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_what_enlarges_a_map_sees_no_further_than_its_gradient(name: str) -> None:
+    chain = nn.Sequential(*GROWING[name])
+    for child in chain.modules():
+        if isinstance(child, (nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.uniform_(child.weight, 0.5, 1.0)
+    x = torch.rand(2, 2, 40, 44)
+    found = inspect(nn.Sequential(*chain, nn.Conv2d(2, 1, 1)), x)[-1].receptive_field
+    widest = [measure_field(chain.eval(), x, shift) for shift in range(4)]
+    assert found == tuple(map(max, zip(*widest, strict=True)))
+
+
+def test_a_batch_that_attention_moved_is_no_part_of_a_sample() -> None:
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    rows = inspect(encoder, torch.randn(2, 5, 8))
+    sizes = [(row.output, row.macs) for row in rows]
+    inside, outside = ((5, 24), 5 * 8 * 24), ((5, 8), 5 * 8 * 8)
+    assert sizes == [inside, outside, ((5, 16), 5 * 8 * 16), ((5, 8), 5 * 16 * 8)]
 
 
 def test_branches_see_as_far_as_the_widest() -> None:

@@ -65,6 +65,11 @@ class First(nn.Module):
         return x
 
 
+class NamedAlone(nn.Module):
+    def forward(self, *, wave: Tensor, gain: Tensor | None = None) -> Tensor:
+        return wave if gain is None else wave * gain
+
+
 class Open(nn.Module):
     def forward(self, x: Tensor, **rest: Tensor) -> Tensor:
         return x
@@ -163,6 +168,7 @@ def test_two_outputs_of_one_name_are_refused(result: Any) -> None:
         (Free(), ["a", "b"], (("a", "b"), False)),
         (First(), [None, None, None], (("x", "input_1", "input_2"), False)),
         (Open(), ["x", "anything"], (("x", "anything"), True)),
+        (NamedAlone(), [None], (("wave",), True)),
         (nn.Identity(), [], ((), False)),
     ],
 )
@@ -178,6 +184,7 @@ def test_inputs_take_their_names(
         (Returning(None), ["x", "z"], r"no parameter 'z'.*It takes: x, y"),
         (KeywordOnly(), ["x", "masc"], r"no parameter 'masc'.*It takes: x, mask"),
         (Returning(None), ["x", None], "Name either every input or none"),
+        (NamedAlone(), [None, None], r"by name alone: wave, gain.*--input wave:1x128"),
         (Returning(None), ["x", "x"], "Two inputs are called 'x'"),
         (Returning(None), [None, None, None], r"3 inputs were given .* takes 2: x, y"),
     ],

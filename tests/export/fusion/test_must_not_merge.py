@@ -281,6 +281,15 @@ MUST_NOT = {
         "pool|ceil|window",
         (4, 8, 8),
     ),
+    "resize in one branch": Case(
+        lambda: two(
+            conv_bn(stride=2),
+            nn.Sequential(nn.MaxPool2d(4), nn.Upsample(scale_factor=2, mode="bilinear")),
+        ),
+        {"conv2d": 1, "add": 1},
+        r"a resize \(upsample_bilinear2d\) stands between",
+        (4, 8, 8),
+    ),
     "global average pool in one branch": Case(
         lambda: two(conv_bn(), nn.AdaptiveAvgPool2d(1)),
         {"conv2d": 1, "add": 1},

@@ -9,6 +9,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from export import fuse_program, model_cost, to_onnx
+from export.artifacts import BATCH, SizeRange, TensorSpec
 from export.capture.program import capture
 
 TORCH_FREE = ("artifacts", "onnx.cost", "errors", "optional", "progress")
@@ -61,6 +62,31 @@ def test_layer_costs_its_closed_form_at_any_batch(tmp_path, name):
         assert not state or cost.layers[0].parameters == parameters
         assert cost.parameters == stored
         assert cost.parameter_bytes == 4 * stored
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_what_follows_an_enlarged_map_of_any_size_is_counted(tmp_path, mode):
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 4, 1), nn.Upsample(scale_factor=2, mode=mode), nn.Conv2d(4, 4, 1)),
+        *(nn.Upsample(scale_factor=1.5, mode=mode), nn.Conv2d(4, 2, 1)),
+    )
+    sizes = SizeRange(4, 8, 16)
+    x = TensorSpec("x", (BATCH, 3, "x_2", 8), "float32", ranges={"x_2": sizes})
+    feeds = {"x": torch.randn(2, 3, 8, 8)}
+    program = capture(net, feeds, keyword=False, dynamic_batch=True, inputs=(x,))
+    model = to_onnx(
+        program,
+        tmp_path / "model.onnx",
+        input_names=["x"],
+        output_names=["y"],
+        axes={"x": {0: BATCH, 2: "x_2"}},
+    )
+    cost = model_cost(model, batch=2, axes={"x_2": 6})
+    assert [layer.macs for layer in cost.layers] == [
+        2 * 6 * 8 * 12,
+        2 * 12 * 16 * 16,
+        2 * 18 * 24 * 8,
+    ]
 
 
 def test_product_of_two_activations_has_no_parameters(tmp_path):

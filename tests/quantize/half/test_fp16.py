@@ -362,6 +362,18 @@ def test_long_sums_and_squares_stay_float_and_short_ones_do_not(tmp_path: Path) 
     }
 
 
+def test_a_sum_of_integers_stands_beside_floats(tmp_path: Path) -> None:
+    net = Net(3, 40)
+    found = net.op("Greater", "x", net.constant("least", np.float32(0.5).reshape(())))
+    count = net.op("Cast", found, to=TensorProto.INT64)
+    axis = net.constant("axis", np.array([1], np.int64))
+    count = net.op("ReduceSum", count, axis, name="count", keepdims=0)
+    ends = net.op("Abs", "x", name="abs"), net.op("Cast", count, to=TensorProto.FLOAT)
+    result = _convert(net.save(tmp_path / "m.onnx", *ends))
+    assert "count" not in _reasons(result)
+    assert _types(result)["abs"] == HALF
+
+
 def test_the_insides_of_a_norm_stay_float(tmp_path: Path) -> None:
     net, model = encoder(tmp_path, norms="parts")
     result = _convert(model)
