@@ -27,6 +27,9 @@ class QuantScheme:
             float layers read it with a scale a channel, all of them the same.
         moves_transposes: the target brings a Transpose from images to its integer convolution, past
             what takes a constant a channel off them; see `placement.pixels.shift_by_planes`.
+        biases_shared_results: the target scales the result of a convolution without a bias twice
+            for some of its readers, where they are several and the size of the batch or of another
+            axis is not known when it compiles; such a convolution gets a bias too small to count.
         weight_levels: codes of weights run from minus this to this: 127, or `NARROW` where the
             target's kernels add up two products in 16 bits, which would not hold them.
     """
@@ -39,6 +42,7 @@ class QuantScheme:
     per_channel_weights: bool = True
     guards_float_layers: bool = False
     moves_transposes: bool = False
+    biases_shared_results: bool = False
     weight_levels: int = 127
 
 
@@ -56,7 +60,11 @@ PRESETS: Mapping[str, QuantScheme] = MappingProxyType(
             moves_transposes=True,
         ),
         "openvino": QuantScheme(
-            "openvino", "openvino", unsigned_activations=True, integer_bias=False
+            "openvino",
+            "openvino",
+            unsigned_activations=True,
+            integer_bias=False,
+            biases_shared_results=True,
         ),
         "tensorrt": QuantScheme(
             "tensorrt", "tensorrt", unsigned_activations=False, integer_bias=False

@@ -13,6 +13,9 @@ from quantize.int8.codes import smallest_scales, weight_scales
 from quantize.placement.matching import WeightUse
 from quantize.scheme import QuantScheme
 
+NO_BIAS = 2.0**-100
+"""Nothing beside any activation, and yet not zero."""
+
 
 class WeightCodes:
     """Puts weights into codes, those that several operators share only once.
@@ -44,6 +47,8 @@ class WeightCodes:
         bias = self._read(use.bias) if use.bias and self._scheme.integer_bias else None
         if layer is not None and layer.bias is not None:
             bias = layer.bias
+        if self._scheme.biases_shared_results and self._loses_its_scale(use, bias):
+            bias = np.full(weight.shape[use.axis], NO_BIAS, np.float32)
         codes, scales = self._encode(weight, use, bias, activation_scale, layer)
         node.input[1] = self._dequantize(use.weight, codes, scales, use.axis)
         if bias is None:
@@ -56,6 +61,17 @@ class WeightCodes:
         else:
             name = self._edit.store(name, bias)
         node.input[2:] = [name]
+
+    def _loses_its_scale(self, use: WeightUse, bias: np.ndarray | None) -> bool:
+        """Whether it is a convolution that several read and that adds nothing to its products."""
+        node, graph = self._graph.nodes[use.node], self._graph
+        read = graph.readers[node.output[0]]
+        if node.op_type != "Conv" or not read or graph.only_reader(node.output[0]) is not None:
+            return False
+        if bias is None and use.bias is not None:
+            stored = graph.constant(use.bias)
+            return stored is not None and not numpy_helper.to_array(stored).any()
+        return bias is None or not bias.any()
 
     def _encode(
         self,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from test_nets import Net, attention, classifier, run, sqnr
 
@@ -226,3 +227,34 @@ def test_products_of_activations_stay_float_when_asked(tmp_path: Path) -> None:
     result = quantize_int8(model, ranges, scheme, tmp_path / "kept.onnx")
     assert not {"scores", "mixed"} & set(result.quantized)
     assert {"query", "fc2"} <= set(result.quantized)
+
+
+@pytest.mark.parametrize("zeros", [False, True], ids=["no-bias", "zero-bias"])
+@pytest.mark.parametrize("mover", ["Relu", "MaxPool", "GlobalAveragePool", "Neg"])
+def test_all_readers_of_a_convolution_without_bias_see_the_same_values_at_any_batch(
+    tmp_path: Path, mover: str, zeros: bool
+) -> None:
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    net = Net(8, 6, 6)
+    shared = net.conv("x", 8, 8, bias=False, name="shared")
+    if zeros:
+        net.nodes[-1].input.append(net.constant("zeros", np.zeros(8, np.float32)))
+    how = {"kernel_shape": [2, 2]} if mover == "MaxPool" else {}
+    moved = net.op(mover, shared, name="moved", **how)
+    model = net.save(tmp_path / "m.onnx", moved, net.op("Sigmoid", shared, name="gate"))
+    core = openvino.Core()
+    graph = core.read_model(_quantize(model, net).path)
+    assert graph.inputs[0].get_partial_shape().is_dynamic
+    feeds = net.feed(3, seed=5)
+    answers = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(feeds)
+    for expected, port in zip(run(model, feeds), graph.outputs, strict=True):
+        assert sqnr(expected, answers[port.get_any_name()]) > 30
+
+
+def test_a_convolution_that_one_alone_reads_gets_no_bias(tmp_path: Path) -> None:
+    net = Net(8, 6, 6)
+    x = net.op("Relu", net.conv("x", 8, 8, bias=False, name="alone"))
+    model = net.save(tmp_path / "m.onnx", net.conv(x, 8, 8))
+    int8 = onnx.load(_quantize(model, net).path)
+    (alone,) = (node for node in int8.graph.node if node.name == "alone")
+    assert len(alone.input) == 2
