@@ -28,8 +28,8 @@ class QuantScheme:
         moves_transposes: the target brings a Transpose from images to its integer convolution, past
             what takes a constant a channel off them; see `placement.pixels.shift_by_planes`.
         needs_bias: the target answers wrongly where an integer Conv without a bias, or with one of
-            zeros, is read by a QuantizeLinear and by something in float; so each has a bias that
-            changes no sum.
+            zeros, is read by several, and the size of the batch or of another axis is not known
+            when it compiles; so each has a bias that changes no sum.
         weight_levels: codes of weights run from minus this to this: 127, or `NARROW` where the
             target's kernels add up two products in 16 bits, which would not hold them.
     """

@@ -53,6 +53,7 @@ NEED_TORCH = {
     "export/onnx/computed_weights.py",
     "export/onnx/exporter.py",
     "export/onnx/cleanup.py",
+    "export/onnx/plain_recurrence.py",
     "export/onnx/preparation.py",
     "export/onnx/recurrent_weights.py",
     "export/capture/randomness.py",

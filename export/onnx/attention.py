@@ -3,18 +3,21 @@
     softmax(q scale k^T + mask) v
 
 over the last two axes, as `torch.nn.functional.scaled_dot_product_attention` defines it; a query
-from which the mask hides all keys gets zeros, where the softmax would have NaN. Up to
-opset 22 the exporter takes four axes alone, and transposes keys by three axes whose sizes it works
-out when the model runs, with a scale for queries and another for keys: nine operators more for each
-attention, behind which engines do not see a transposed product.
+from which the mask hides all keys gets zeros, where the softmax would have NaN; where it is causal,
+a query sees the keys up to its own number. Up to opset 22 the exporter takes four axes alone, and
+transposes keys by three axes whose sizes it works out when the model runs, with a scale for queries
+and another for keys: nine operators more for each attention, behind which engines do not see a
+transposed product.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, fx
 
+from export.fusion.calls import add_call
 from export.fusion.constants import Constants
 from export.fusion.draft import Draft, read_argument
 from export.fusion.mutation import Mutations
@@ -30,7 +33,7 @@ _NATIVE_OPSET = 23
 def write_out_attention(draft: Draft, *, opset: int) -> bool:
     """Write out the attention of `draft` for which `opset` has no operator.
 
-    Attention that drops values, is causal, or shares keys among queries is left.
+    Attention that drops values, shares keys among queries, or is causal over four axes is left.
 
     Returns:
         Whether there was any.
@@ -45,9 +48,16 @@ def write_out_attention(draft: Draft, *, opset: int) -> bool:
 
 
 def _is_plain(node: fx.Node) -> bool:
-    """Whether nothing but a scale and a mask belongs to this attention."""
-    options = ("dropout_p", "is_causal", "enable_gqa")
-    return node.target is _ATTENTION and not any(read_argument(node, o, False) for o in options)
+    """Whether nothing but a scale and a mask belongs to this attention.
+
+    Causal attention over four axes is the exporter's; it takes no others.
+    """
+    if node.target is not _ATTENTION:
+        return False
+    causal = read_argument(node, "is_causal", False) and node.meta["val"].ndim == _NATIVE_RANK
+    return not causal and not any(
+        read_argument(node, option, False) for option in ("dropout_p", "enable_gqa")
+    )
 
 
 def _is_native(node: fx.Node, opset: int) -> bool:
@@ -90,14 +100,7 @@ def _write_out(graph: fx.Graph, node: fx.Node, *, may_hide_all: bool) -> fx.Node
     if scale is None:
         scale = 1 / math.sqrt(int(query.meta["val"].shape[-1]))
 
-    def call(target: Any, *args: Any) -> fx.Node:
-        made = graph.call_function(target, args)
-        made.meta = {key: item for key, item in node.meta.items() if key != "val"}
-        with node.meta["val"].fake_mode:
-            given = fx.node.map_arg(args, lambda item: item.meta["val"])
-            made.meta["val"] = target(*given)
-        return made
-
+    call = partial(add_call, node)
     query = call(aten.mul.Scalar, query, scale)
     scores = call(aten.matmul.default, query, call(aten.transpose.int, key, -2, -1))
     if mask is not None:
@@ -107,6 +110,8 @@ def _write_out(graph: fx.Graph, node: fx.Node, *, may_hide_all: bool) -> fx.Node
             scores = call(aten.masked_fill.Scalar, scores, hidden, -math.inf)
         else:
             scores = call(aten.add.Tensor, scores, mask)
+    if read_argument(node, "is_causal", False):
+        scores = call(aten.masked_fill.Scalar, scores, _hide_later(call, query, key), -math.inf)
     answer = call(aten.matmul.default, call(aten.softmax.int, scores, -1), value)
     if mask is None or not may_hide_all:
         return answer
@@ -118,3 +123,14 @@ def _write_out(graph: fx.Graph, node: fx.Node, *, may_hide_all: bool) -> fx.Node
         hidden = call(aten.eq.Scalar, mask, -math.inf)
     blind = call(aten.all.dim, hidden, -1, True)
     return call(aten.masked_fill.Scalar, answer, blind, 0.0)
+
+
+def _hide_later(call: Callable[..., fx.Node], query: fx.Node, key: fx.Node) -> fx.Node:
+    """Which keys stand behind their query: true where the column is greater than the row."""
+
+    def count(source: fx.Node) -> int | fx.Node:
+        size = source.meta["val"].shape[-2]
+        return size if isinstance(size, int) else call(aten.sym_size.int, source, -2)
+
+    rows, columns = (call(aten.arange.default, count(source)) for source in (query, key))
+    return call(aten.gt.Tensor, columns, call(aten.unsqueeze.default, rows, -1))

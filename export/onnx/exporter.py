@@ -17,6 +17,7 @@ from export.capture.signature import flatten_outputs
 from export.errors import ExportError
 from export.onnx.cleanup import AxisNames, name_axes, settle_squeezes
 from export.onnx.division import guard_division
+from export.onnx.plain_recurrence import list_translations
 from export.onnx.pool_padding import fold_pool_padding
 from export.onnx.preparation import prepare_program
 from export.onnx.quick_matching import match_quickly
@@ -69,6 +70,7 @@ def to_onnx(
                 opset_version=opset,
                 input_names=_order_names(program, input_names),
                 output_names=list(output_names),
+                custom_translation_table=list_translations(),
                 verbose=False,
             )
     except Exception as error:  # many kinds come out of the exporter; all are this one finding

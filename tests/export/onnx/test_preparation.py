@@ -146,7 +146,29 @@ def test_scales_that_the_operator_refuses_are_written_out(scale, tmp_path):
     assert_same(net, proto, torch.randn(1, 48), torch.randn(3, 48))
 
 
-def test_causal_attention_is_left_to_the_exporter(tmp_path):
+@pytest.mark.parametrize("opset", [20, 23])
+@pytest.mark.parametrize("shape", [(3, 2, 6, 4), (6, 8)], ids=["5 axes", "3 axes"])
+def test_causal_attention_is_exported_whatever_its_axes(shape, opset, tmp_path):
+    net = Attention(None, shape, is_causal=True).eval()
+    size = int(np.prod(shape))
+    proto = export(net, torch.randn(2, size), tmp_path, opset)
+    assert_same(net, proto, torch.randn(1, size), torch.randn(3, size))
+
+
+class Sequences(nn.Module):
+    """One sequence, its steps in place of samples: what has no batch at all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x[1:] * 0.5, x[1:].cos(), is_causal=True)
+
+
+def test_causal_attention_takes_any_number_of_queries_and_keys(tmp_path):
+    net = Sequences().eval()
+    proto = export(net, torch.randn(4, 8), tmp_path)
+    assert_same(net, proto, torch.randn(3, 8), torch.randn(9, 8))
+
+
+def test_causal_attention_over_four_axes_is_left_to_the_exporter(tmp_path):
     net = Attention(None, (2, 6, 4), is_causal=True).eval()
     program = capture(net, {"x": torch.randn(2, 48)}, keyword=False, dynamic_batch=True)
     assert prepare_program(program, opset=20) is program

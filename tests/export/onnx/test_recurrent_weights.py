@@ -26,7 +26,7 @@ class Recurrent(nn.Module):
 
 
 @pytest.mark.parametrize("directions", [1, 2])
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_weights_of_recurrent_layers_are_stored_in_order(kind, directions, tmp_path):
     net = Recurrent(kind, directions).eval()
     program = capture(net, {"x": torch.randn(2, 5, 8)}, keyword=False, dynamic_batch=True)
