@@ -1,6 +1,7 @@
 """What the documents name is there: flags, keys, defaults, metrics, variables, files, links."""
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,6 +172,6 @@ def test_variables_that_the_pages_name_are_read() -> None:
 
 @pytest.mark.parametrize("record", [BuildConfig, ServeOptions])
 def test_every_option_is_in_the_docstring_of_its_record(record: type[Any]) -> None:
-    told = re.findall(r"^ {8}([a-z_0-9, ]+):", record.__doc__ or "", re.MULTILINE)
+    told = re.findall(r"^ {4}([a-z_0-9, ]+):", inspect.getdoc(record) or "", re.MULTILINE)
     names = {name.strip() for line in told for name in line.split(",")}
     assert {field.name for field in dataclasses.fields(record)} == names

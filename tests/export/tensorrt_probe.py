@@ -14,7 +14,7 @@ _NAMES = (
     (r"\btensorrt\w*\.tensorrt\w*\.", ""),
     (r"\btyping\.SupportsInt\b", "int"),
     (r"\btyping\.SupportsFloat\b", "float"),
-    (r"\btyping_extensions\.Buffer\b", "buffer"),
+    (r"\b(typing_extensions|collections\.abc)\.Buffer\b", "buffer"),
     (r"\btyping_extensions\.CapsuleType\b", "capsule"),
     (r"\bnvinfer1::", ""),
     (r"\bcollections\.abc\.Sequence\b|\bList\b", "list"),

@@ -133,6 +133,9 @@ def test_a_socket_that_another_server_has_is_left_to_it(control: Path) -> None:
         assert reply["models"] == []
         first.close()
         await first.wait_closed()
+        control.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as killed:
+            killed.bind(str(control))
         assert control.is_socket()
         second = await Controller(*parts).start(control)
         second.close()
