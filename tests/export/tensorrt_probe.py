@@ -15,7 +15,7 @@ _NAMES = (
     (r"\btyping\.SupportsInt\b", "int"),
     (r"\btyping\.SupportsFloat\b", "float"),
     (r"\b(typing_extensions|collections\.abc)\.Buffer\b", "buffer"),
-    (r"\btyping_extensions\.CapsuleType\b", "capsule"),
+    (r"\b(typing_extensions|types)\.CapsuleType\b", "capsule"),
     (r"\bnvinfer1::", ""),
     (r"\bcollections\.abc\.Sequence\b|\bList\b", "list"),
 )
