@@ -1,7 +1,5 @@
 """ONNX Runtime on the CPU; `onnxruntime_cuda.py` has what differs on the GPU."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,17 +63,33 @@ def open_session(spec: EngineSpec, options: onnxruntime.SessionOptions) -> Any:
     return session
 
 
-@contextlib.contextmanager
-def map_ort_errors(doing: str, *, path: str = "") -> Iterator[None]:
+class MappedErrors:
+    """Turns what ONNX Runtime raises within it into ours.
+
+    No generator, which would be left in a cycle with the error and keep sessions alive: Python 3.13.
+    """
+
+    def __init__(self, doing: str, path: str) -> None:
+        self._doing, self._path = doing, path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(
+            error, (*ORT_ERRORS, RuntimeError)
+        ):  # its binding to Python throws the latter
+            path = self._path
+            said = str(error).replace(path, Path(path).name) if path else str(error)
+            raise EngineError(f"ONNX Runtime {self._doing}: {said}") from error
+
+
+def map_ort_errors(doing: str, *, path: str = "") -> MappedErrors:
     """Turn what ONNX Runtime raises into ours; `doing` says what it could not do.
 
     A `path` that it names becomes its last part: the folder of a build is gone when it is read.
     """
-    try:
-        yield
-    except (*ORT_ERRORS, RuntimeError) as error:  # what its binding to Python throws is the latter
-        said = str(error).replace(path, Path(path).name) if path else str(error)
-        raise EngineError(f"ONNX Runtime {doing}: {said}") from error
+    return MappedErrors(doing, path)
 
 
 def make_options(spec: EngineSpec) -> onnxruntime.SessionOptions:
