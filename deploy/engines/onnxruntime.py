@@ -66,7 +66,7 @@ def open_session(spec: EngineSpec, options: onnxruntime.SessionOptions) -> Any:
 class MappedErrors:
     """Turns what ONNX Runtime raises within it into ours.
 
-    No generator, which would be left in a cycle with the error and keep sessions alive: Python 3.13.
+    A generator would be left in a cycle with the error, which keeps sessions alive (Python 3.13).
     """
 
     def __init__(self, doing: str, path: str) -> None:
