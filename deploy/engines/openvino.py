@@ -10,6 +10,7 @@ import numpy as np
 
 from deploy.engines.base import Array, BackendEngine, EngineSpec, Feeds
 from deploy.engines.openvino_messages import condense_message
+from deploy.engines.openvino_snippets import has_joined_products
 from export.artifacts import BATCH, SizeRange, TensorSpec
 from export.errors import EngineError
 from export.optional import require
@@ -59,7 +60,7 @@ class OpenVinoEngine(BackendEngine):
         hint = _HINTS[spec.precision]
         if hint == "bf16" and not _supports_bf16(self._core):
             hint = "f32"
-        self._options = {
+        self._options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": hint,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": spec.threads,
@@ -73,6 +74,8 @@ class OpenVinoEngine(BackendEngine):
         except RuntimeError as error:
             why = condense_message(str(error).replace(spec.path, Path(spec.path).name))
             raise EngineError(f"OpenVINO cannot open {Path(spec.path).name}: {why}") from error
+        if spec.threads == 1 and has_joined_products(self._model):
+            self._options["SNIPPETS_MODE"] = "DISABLE"
         found = [_spec(port) for port in self._model.inputs]
         self.inputs = take_ranges(found, spec.inputs)
         self._names = [port.name for port in self.inputs]

@@ -2,17 +2,20 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from tiny import answer, draw
 
 from deploy.engines import EngineSpec, open_engine
 from deploy.engines import openvino as backend
+from deploy.engines.openvino_snippets import has_joined_products
+from deploy.engines.process import EngineProcess
 from export.artifacts import TensorSpec
 from export.errors import EngineError
 
@@ -137,3 +140,62 @@ def test_arrays_that_cannot_be_read_in_place_are_copied(tiny_onnx: Path) -> None
             kept = x.copy()
             np.testing.assert_allclose(engine({"x": x})["logits"], answer(x), rtol=1e-4, atol=1e-4)
             np.testing.assert_array_equal(x, kept)
+
+
+def write_residual_mlp(path: Path, kind: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Two residual blocks of two products each, and what they give in float64."""
+    random = np.random.default_rng(0)
+    weights = [random.normal(0, 0.3, (12, 12)).astype(np.float32) for _ in range(4)]
+    constants = [numpy_helper.from_array(each, f"w{i}") for i, each in enumerate(weights)]
+    nodes, x = [], "x"
+    for block in (0, 1):
+        source = x
+        if kind == "before":
+            nodes.append(helper.make_node("Relu", [x], [source := f"s{block}"]))
+        nodes += [
+            helper.make_node("MatMul", [source, f"w{2 * block}"], [f"a{block}"]),
+            helper.make_node("Relu", [f"a{block}"], [f"b{block}"]),
+            helper.make_node("MatMul", [f"b{block}", f"w{2 * block + 1}"], [f"c{block}"]),
+            helper.make_node("Add", [x, f"c{block}"], [x := f"y{block}"]),
+        ]
+    (inputs, outputs) = (
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 12])] for name in ("x", x)
+    )
+    graph = helper.make_graph(nodes, "mlp", inputs, outputs, constants)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path
+    )
+
+    def compute(values: np.ndarray) -> np.ndarray:
+        y = values.astype(np.float64)
+        for first, second in (weights[:2], weights[2:]):
+            source = np.maximum(y, 0) if kind == "before" else y
+            y = y + np.maximum(source @ first, 0) @ second
+        return y
+
+    return compute
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kind", ["between", "before"])
+def test_a_residual_mlp_does_not_end_the_process(tmp_path: Path, kind: str, threads: int) -> None:
+    """OpenVINO 2026.4 ends by SIGSEGV on one thread; in a worker, so that it would be seen."""
+    compute = write_residual_mlp(tmp_path / "mlp.onnx", kind)
+    mlp = EngineSpec("openvino", "fp32", str(tmp_path / "mlp.onnx"), threads)
+    with EngineProcess(mlp) as engine:
+        for rows in (1, 3, 40):
+            x = np.random.default_rng(rows).normal(size=(rows, 12)).astype(np.float32)
+            (answered,) = engine({"x": x}).values()
+            np.testing.assert_allclose(answered, compute(x), rtol=1e-4, atol=1e-4)
+
+
+def test_only_products_that_are_joined_by_a_residual_are_kept_apart(tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    write_residual_mlp(tmp_path / "mlp.onnx", "between")
+    proto = onnx.load(tmp_path / "mlp.onnx")
+    core = openvino.Core()
+    assert has_joined_products(core.read_model(proto.SerializeToString()))
+    for node in proto.graph.node:
+        if node.op_type == "Add":  # of a constant: a bias
+            node.input[0] = "w0"
+    assert not has_joined_products(core.read_model(proto.SerializeToString()))
