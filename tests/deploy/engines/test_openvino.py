@@ -146,17 +146,20 @@ def write_residual_mlp(path: Path, kind: str) -> Callable[[np.ndarray], np.ndarr
     """Two residual blocks of two products each, and what they give in float64."""
     random = np.random.default_rng(0)
     weights = [random.normal(0, 0.3, (12, 12)).astype(np.float32) for _ in range(4)]
+    biases = [random.normal(0, 0.3, 12).astype(np.float32) for _ in range(4)]
     constants = [numpy_helper.from_array(each, f"w{i}") for i, each in enumerate(weights)]
+    constants += [numpy_helper.from_array(each, f"b{i}") for i, each in enumerate(biases)]
     nodes, x = [], "x"
     for block in (0, 1):
         source = x
         if kind == "before":
             nodes.append(helper.make_node("Relu", [x], [source := f"s{block}"]))
+        first, second = 2 * block, 2 * block + 1
         nodes += [
-            helper.make_node("MatMul", [source, f"w{2 * block}"], [f"a{block}"]),
-            helper.make_node("Relu", [f"a{block}"], [f"b{block}"]),
-            helper.make_node("MatMul", [f"b{block}", f"w{2 * block + 1}"], [f"c{block}"]),
-            helper.make_node("Add", [x, f"c{block}"], [x := f"y{block}"]),
+            helper.make_node("Gemm", [source, f"w{first}", f"b{first}"], [f"p{block}"]),
+            helper.make_node("Relu", [f"p{block}"], [f"q{block}"]),
+            helper.make_node("Gemm", [f"q{block}", f"w{second}", f"b{second}"], [f"r{block}"]),
+            helper.make_node("Add", [x, f"r{block}"], [x := f"y{block}"]),
         ]
     (inputs, outputs) = (
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 12])] for name in ("x", x)
@@ -168,9 +171,10 @@ def write_residual_mlp(path: Path, kind: str) -> Callable[[np.ndarray], np.ndarr
 
     def compute(values: np.ndarray) -> np.ndarray:
         y = values.astype(np.float64)
-        for first, second in (weights[:2], weights[2:]):
+        for i in (0, 2):
             source = np.maximum(y, 0) if kind == "before" else y
-            y = y + np.maximum(source @ first, 0) @ second
+            hidden = np.maximum(source @ weights[i] + biases[i], 0)
+            y = y + hidden @ weights[i + 1] + biases[i + 1]
         return y
 
     return compute
