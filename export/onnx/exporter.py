@@ -15,6 +15,7 @@ from export.capture.image_model import find_user_module
 from export.capture.program import condense_error, contain_noise
 from export.capture.signature import flatten_outputs
 from export.errors import ExportError
+from export.onnx.circular_padding import write_out_circular_padding
 from export.onnx.cleanup import AxisNames, name_axes, settle_squeezes
 from export.onnx.division import guard_division
 from export.onnx.plain_recurrence import list_translations
@@ -240,7 +241,8 @@ def write_onnx(model: ir.Model, path: Path, *, inline_limit: int = INLINE_LIMIT)
 def _adapt_file(path: Path) -> None:
     """What is made of the file itself, since it needs no weights."""
     proto = onnx.load(path, load_external_data=False)
-    if fold_pool_padding(proto) + flatten_tokens(proto) + guard_division(proto):
+    rewrites = (fold_pool_padding, write_out_circular_padding, flatten_tokens, guard_division)
+    if sum(rewrite(proto) for rewrite in rewrites):
         onnx.save_model(proto, path)  # external data stays where it is
 
 
