@@ -44,8 +44,11 @@ def export(net: nn.Module, folder: Path) -> OnnxModel:
 
 def run_openvino(path: Path, x: np.ndarray) -> np.ndarray:
     openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    core = openvino.Core()
+    graph = core.read_model(path)
+    graph.reshape(list(x.shape))
     options = {"INFERENCE_PRECISION_HINT": "f32"}
-    return next(iter(openvino.Core().compile_model(path, "CPU", options)([x]).values()))
+    return next(iter(core.compile_model(graph, "CPU", options)([x]).values()))
 
 
 def run(path: Path, x: np.ndarray) -> np.ndarray:

@@ -1,5 +1,8 @@
 """OpenVINO's own word on what it runs in int8: the executed graph and its ``runtimePrecision``."""
 
+import itertools
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -251,31 +254,51 @@ def _gated(net: Net, x: str) -> tuple[str, ...]:
     return (net.conv(net.op("Mul", x, s), 8, 8, kernel=1),)
 
 
-@pytest.mark.parametrize(
-    "tail", [_feature_and_next, _result_and_pool, _added_in_float, _behind_a_pool, _gated]
-)
-@pytest.mark.parametrize("groups", [1, 2, 8])
-@pytest.mark.parametrize("bias", ["none", "zeros"])
-def test_a_conv_without_bias_may_be_read_in_int8_and_in_float(
-    tmp_path: Path, tail: Callable[[Net, str], tuple[str, ...]], groups: int, bias: str
-) -> None:
-    """OpenVINO 2026.4 reads zeros in int8 where such a Conv has no bias (none: 0 dB)."""
+def _write_bare(folder: Path, case: tuple[Any, int, bool]) -> tuple[OnnxModel, Net]:
+    """An int8 net whose first Conv has no bias, or one of zeros."""
+    tail, groups, zeros = case
     net = Net(8, 12, 12)
     weight = net.random.normal(0, 0.2, (8, 8 // groups, 3, 3)).astype(np.float32)
     inputs = ["x", net.constant("w", weight)]
-    if bias == "zeros":
+    if zeros:
         inputs.append(net.constant("b", np.zeros(8, np.float32)))
     x = net.op("Conv", *inputs, name="bare", group=groups, pads=[1] * 4)
-    model = net.save(tmp_path / "m.onnx", *tail(net, x))
+    model = net.save(folder / "m.onnx", *tail(net, x))
     scheme = replace(PRESETS["openvino"], weight_levels=NARROW)  # no kernel saturates
-    ranges = calibrate(model, [net.feed(32)])
-    quantized = quantize_int8(model, ranges, scheme, tmp_path / "int8.onnx").model
-    assert set(_weighted(_execute(quantized, net))) <= {"u8", "i8"}
-    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
-    compiled = openvino.Core().compile_model(
-        quantized.path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
+    path = folder / f"{tail.__name__}-{groups}-{zeros}.onnx"
+    return quantize_int8(model, calibrate(model, [net.feed(32)]), scheme, path).model, net
+
+
+_ANSWER_AT_OPEN_SIZES = """
+import sys
+import numpy as np
+import openvino
+x, core = np.load(sys.argv[1]), openvino.Core()
+for path in sys.argv[2:]:
+    compiled = core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    np.savez(path + ".npz", *compiled([x]).values())
+"""
+
+
+def test_a_conv_without_bias_may_be_read_in_int8_and_in_float(tmp_path: Path) -> None:
+    """OpenVINO 2026.4 gives zeros to int8 readers where sizes are open (0 dB).
+
+    In a process of its own: what is wrong there may be its memory too.
+    """
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    tails = (_feature_and_next, _result_and_pool, _added_in_float, _behind_a_pool, _gated)
+    models = {}
+    for case in itertools.product(tails, (1, 2, 8), (False, True)):
+        model, net = _write_bare(tmp_path, case)
+        models[model.path] = model
     feeds = net.feed(5, seed=3)
-    answers = compiled([feeds["x"]])
-    for number, wanted in enumerate(run(quantized, feeds)):
-        assert sqnr(wanted, answers[number]) > 30
+    np.save(tmp_path / "x.npy", feeds["x"])
+    command = [sys.executable, "-c", _ANSWER_AT_OPEN_SIZES, str(tmp_path / "x.npy")]
+    subprocess.run([*command, *map(str, models)], check=True)
+    for path, model in models.items():
+        with np.load(f"{path}.npz") as answers:
+            found = [
+                sqnr(wanted, answers[f"arr_{number}"])
+                for number, wanted in enumerate(run(model, feeds))
+            ]
+        assert min(found) > 30, path.name
