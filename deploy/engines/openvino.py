@@ -74,7 +74,7 @@ class OpenVinoEngine(BackendEngine):
         except RuntimeError as error:
             why = condense_message(str(error).replace(spec.path, Path(spec.path).name))
             raise EngineError(f"OpenVINO cannot open {Path(spec.path).name}: {why}") from error
-        if spec.threads == 1 and has_joined_products(self._model):
+        if has_joined_products(self._model):
             self._options["SNIPPETS_MODE"] = "DISABLE"
         found = [_spec(port) for port in self._model.inputs]
         self.inputs = take_ranges(found, spec.inputs)

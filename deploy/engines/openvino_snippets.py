@@ -1,8 +1,9 @@
 """Where the code that OpenVINO generates for a run of operators ("snippets") ends the process.
 
-On one thread, OpenVINO 2026.4 makes one program of two products of few rows and what lies between
-them. Of two such runs, each added to what went into it, the second writes where it may not: a
-residual MLP ends by a segmentation fault. Without snippets each product is an operator of its own.
+Where OpenVINO 2026.4 has one thread, asked for or all that the process may use, it makes one
+program of two products of few rows and what lies between them. With two such runs, each added to
+what went into it, a residual MLP ends by a segmentation fault. Without snippets each product is an
+operator of its own, which on two threads takes the same time.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ def has_joined_products(model: Any) -> bool:
     """Whether `model` (of `openvino.Core.read_model`) has the form that ends the process.
 
     That is four products of matrices or more, and a sum of two computed matrices of which one is
-    read by something else as well. Models that merely look so lose some speed on one thread.
+    read by something else as well. Models that merely look so may lose some speed.
     """
     products, residual = 0, False
     for node in model.get_ops():

@@ -121,9 +121,8 @@ def choose_sizes(axes: Iterable[Axis], *, captured: bool) -> tuple[int, ...]:
     sizes = []
     for axis in axes:
         least = axis.span + _MARGIN * axis.stride + max(0, abs(axis.origin) - axis.span) + 1
-        least = max(
-            least, _MARGIN * axis.stride - axis.margin
-        )  # where it cuts off more than it pads
+        # where it cuts off more than it pads
+        least = max(least, _MARGIN * axis.stride - axis.margin)
         if axis.size is None:
             sizes.append(least)
         elif captured or least >= axis.size:

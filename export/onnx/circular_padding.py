@@ -57,12 +57,11 @@ def _write_out(
 ) -> list[NodeProto]:
     name, source = node.output[0], node.input[0]
     nodes: list[NodeProto] = []
+    stored: dict[int, TensorProto] = {}
 
-    def store(values: int) -> str:
-        constant = f"{name}_circular_{values}"
-        if all(tensor.name != constant for tensor in model.graph.initializer):
-            tensor = helper.make_tensor(constant, TensorProto.INT64, [1], [values])
-            model.graph.initializer.append(tensor)
+    def store(value: int) -> str:
+        constant = f"{name}_circular_{value}"
+        stored[value] = helper.make_tensor(constant, TensorProto.INT64, [1], [value])
         return constant
 
     def cut(start: int, end: int, axis: int, part: str) -> str:
@@ -79,6 +78,7 @@ def _write_out(
         nodes.append(helper.make_node("Concat", parts, [source], name=source, axis=axis))
     if not nodes:
         nodes.append(helper.make_node("Identity", [source], [name]))
+    model.graph.initializer.extend(stored.values())
     nodes[-1].output[0], nodes[-1].name = name, node.name
     for new in nodes:
         new.metadata_props.extend(node.metadata_props)

@@ -60,16 +60,18 @@ def _store_sizes(model: onnx.ModelProto, inferred: onnx.GraphProto) -> bool:
         if math.prod(tensor.dims) <= _FEW and tensor.data_location != onnx.TensorProto.EXTERNAL
     }
     outputs = {value.name for value in model.graph.output}
-    done = []
+    kept, done = [], []
     for node in model.graph.node:
         value = None if outputs & {*node.output} else _compute(node, known, shapes, model)
-        if value is not None and value.size <= _FEW:
+        if value is None or value.size > _FEW:
+            kept.append(node)
+        else:
             known[node.output[0]] = value
-            done.append(node)
-    for node in done:
-        name = node.output[0]
-        model.graph.initializer.append(numpy_helper.from_array(known[name], name))
-        model.graph.node.remove(node)
+            done.append(numpy_helper.from_array(value, node.output[0]))
+    if done:
+        model.graph.initializer.extend(done)
+        del model.graph.node[:]
+        model.graph.node.extend(kept)
     return bool(done)
 
 

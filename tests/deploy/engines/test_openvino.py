@@ -193,6 +193,22 @@ def test_a_residual_mlp_does_not_end_the_process(tmp_path: Path, kind: str, thre
             np.testing.assert_allclose(answered, compute(x), rtol=1e-4, atol=1e-4)
 
 
+_ON_ONE_CORE = """
+import os, sys
+import numpy as np
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from deploy.engines import EngineSpec, open_engine
+with open_engine(EngineSpec("openvino", "fp32", sys.argv[1], 2)) as engine:
+    engine({"x": np.ones((1, 12), np.float32)})
+"""
+
+
+def test_nor_where_the_process_may_use_one_core(tmp_path: Path) -> None:
+    """OpenVINO has one thread there, whatever is asked for."""
+    write_residual_mlp(tmp_path / "mlp.onnx", "between")
+    subprocess.run([sys.executable, "-c", _ON_ONE_CORE, str(tmp_path / "mlp.onnx")], check=True)
+
+
 def test_only_products_that_are_joined_by_a_residual_are_kept_apart(tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino", reason="openvino is not installed")
     write_residual_mlp(tmp_path / "mlp.onnx", "between")
