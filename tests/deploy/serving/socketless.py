@@ -10,6 +10,7 @@ from typing import Any
 
 import uvicorn
 import uvloop
+from servers import WAIT_S
 from uvicorn.server import ServerState
 
 from deploy.serving.http.connections import ConnectionLimits, LimitedProtocol, limit_connections
@@ -94,9 +95,12 @@ class Service:
         """All that is answered to one connection, and whether it was closed."""
         return self.loop.run_until_complete(self._answer(reads, memory))
 
-    def count_answers(self, data: bytes, turns: int) -> list[int]:
-        """Answers given while one read is taken in, and then in each turn of the loop."""
-        return self.loop.run_until_complete(self._count_answers(data, turns))
+    def count_answers(self, data: bytes, least: int) -> list[int]:
+        """Answers given while one read is taken in, and then in each turn of the loop.
+
+        Counted until there are `least` of them: how many turns those take is the machine's affair.
+        """
+        return self.loop.run_until_complete(self._count_answers(data, least))
 
     async def _answer(self, reads: list[bytes], memory: HeadMemory) -> tuple[bytes, bool]:
         protocol, wire = self.connect()
@@ -110,13 +114,14 @@ class Service:
         protocol.connection_lost(None)
         return wire.written, closed
 
-    async def _count_answers(self, data: bytes, turns: int) -> list[int]:
+    async def _count_answers(self, data: bytes, least: int) -> list[int]:
         protocol, wire = self.connect()
         protocol.data_received(data)
         totals = [0, wire.written.count(b"HTTP/1.1 ")]
-        for _ in range(turns):
-            await asyncio.sleep(0)
-            totals.append(wire.written.count(b"HTTP/1.1 "))
+        async with asyncio.timeout(WAIT_S):
+            while totals[-1] < least:
+                await asyncio.sleep(0)
+                totals.append(wire.written.count(b"HTTP/1.1 "))
         protocol.connection_lost(None)
         await self._settle(wire)
         return [later - sooner for sooner, later in itertools.pairwise(totals)]
