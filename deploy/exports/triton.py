@@ -7,6 +7,7 @@ repo/
         warmup/             golden inputs, as Triton reads them before the model is ready
 """
 
+import filecmp
 import re
 import shutil
 from collections.abc import Iterator
@@ -89,12 +90,17 @@ def export_triton(
         with stage_folder(target, _refuse_other, beside=beside) as stage:
             _keep_versions(target, stage, model, batching)
             _write_model(stage, model, batching, warmups)
+            replaced = tuple(_warn_of_the_replaced(target, stage, version))
     except OSError as error:
         raise BundleError(
             f"{target} cannot be written: {error}. Choose another --output."
         ) from error
     return TritonExport(
-        target, model.name, version, choice.engine, (*choice.warnings, *_warn(model, batching))
+        target,
+        model.name,
+        version,
+        choice.engine,
+        (*choice.warnings, *_warn(model, batching), *replaced),
     )
 
 
@@ -164,6 +170,21 @@ def _refuse_other(target: Path) -> None:
             f"{target} exists and was not written by deploy export-triton; it is left alone. "
             "Choose another --name or --output."
         )
+
+
+def _warn_of_the_replaced(target: Path, stage: Path, version: int) -> Iterator[str]:
+    """Where another model stood as this version: what was served as it is gone."""
+    before, after = target / str(version), stage / str(version)
+    if not before.is_dir():
+        return
+    names = sorted({file.name for folder in (before, after) for file in folder.iterdir()})
+    if filecmp.cmpfiles(before, after, names, shallow=False)[0] == names:
+        return
+    highest = max(int(path.name) for path in stage.iterdir() if path.name.isdecimal())
+    yield (
+        f"Another model stood as version {version} and was replaced. "
+        f"--version {highest + 1} would have left it there and stood beside it."
+    )
 
 
 def _warn(model: TritonModel, batching: Batching) -> Iterator[str]:

@@ -78,6 +78,19 @@ def test_exporting_again_replaces_and_leaves_other_models_alone(
     assert b"onnxruntime-fp32" not in second["tiny/config.pbtxt"]
 
 
+def test_another_model_of_the_same_version_is_not_replaced_without_a_word(
+    bundle: Bundle, repository: Path
+) -> None:
+    export_triton(bundle, repository, version=4)
+    (repository / "tiny" / "9").mkdir()
+    assert export_triton(bundle, repository, version=4).warnings == ()
+    (repository / "tiny" / "4" / "model.onnx").write_bytes(b"another")
+    (warning,) = export_triton(bundle, repository, version=4).warnings
+    assert "stood as version 4 and was replaced. --version 10 would have left it" in warning
+    (repository / "tiny" / "4" / "model.onnx.data").write_bytes(b"weights of another")
+    assert len(export_triton(bundle, repository, version=4).warnings) == 1
+
+
 def test_another_version_stands_beside_the_first_and_is_the_one_served(
     bundle: Bundle, repository: Path
 ) -> None:
