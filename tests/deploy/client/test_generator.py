@@ -159,7 +159,7 @@ def test_failures_are_counted_by_kind_and_not_in_the_latencies() -> None:
 def test_a_server_that_closes_after_each_answer_loses_nothing(how: str) -> None:
     with run_planted("--close", how) as url:
         opened = run(url, rate=200.0, seconds=0.5, arrivals="fixed", connections=2)
-        closed = run(url, concurrency=2, seconds=0.3, connections=2)
+        closed = run(url, concurrency=2, seconds=1.0, connections=2)
     assert len(opened.outcomes) == 100
     for trace in (opened, closed):
         assert set(trace.outcomes) == {200}

@@ -238,8 +238,8 @@ def test_what_expires_is_answered_on_time_and_never_run() -> None:
         engine = Doubler()
         batcher = await started(engine)
         with engine.held():
-            running = batcher.submit(rows_of(0), 1, timeout_s=0.05)
-            waiting = batcher.submit(rows_of(1), 1, timeout_s=0.05)
+            running = batcher.submit(rows_of(0), 1, timeout_s=0.5)
+            waiting = batcher.submit(rows_of(1), 1, timeout_s=0.5)
             neighbour = batcher.submit(rows_of(2), 1)
             with pytest.raises(DeadlineError, match="took too long"):
                 await running

@@ -24,7 +24,7 @@ from deploy.serving.models.repository import ModelRepository
 from deploy.serving.options import ServeOptions
 from deploy.serving.protocol import InferRequest
 
-OPTIONS = ServeOptions(threads=1, max_batch=1, timeout=0.05, stop_timeout=0.1)
+OPTIONS = ServeOptions(threads=1, max_batch=1, timeout=0.5, stop_timeout=0.1)
 REQUEST = InferRequest("", {"x": np.ones((1, 4), np.float32)}, 1, ())
 
 
