@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from deploy.engines.base import Array
+from deploy.inputs.data_images import ImageRows
 from deploy.inputs.declared import InputSpec, numpy_dtype
 from export.artifacts import TensorSpec
 from export.errors import DataError
@@ -155,12 +156,13 @@ def _match_inputs(dataset: Dataset, specs: Sequence[TensorSpec]) -> tuple[str, .
         )
     for spec, key in zip(specs, keys, strict=True):
         rows = dataset.inputs[key]
-        _match_shape(dataset.source, spec, rows.shape)
+        _match_shape(dataset.source, spec, rows)
         _match_dtype(dataset.source, spec, rows.dtype)
     return keys
 
 
-def _match_shape(source: str, spec: TensorSpec, shape: tuple[int, ...]) -> None:
+def _match_shape(source: str, spec: TensorSpec, rows: Rows) -> None:
+    shape = rows.shape
     sample, expected = shape[1:], spec.shape[1:]
     if len(sample) == len(expected) and all(
         isinstance(wanted, str) or size == wanted
@@ -179,12 +181,22 @@ def _match_shape(source: str, spec: TensorSpec, shape: tuple[int, ...]) -> None:
         sample[-1:] == (3,) and expected == (*sample[:-1], 1)
     ):
         hint = "Images are read as RGB; pass --image-mode gray."
+    elif isinstance(rows, ImageRows) and len(expected) == 3:
+        hint = _advise_on_size(expected[:2] if rows.images.uint8 else expected[1:])
     elif tuple(shape) == tuple(expected):
         hint = "The axis of the samples is missing: save it as [N, ...]."
     raise DataError(
         f"{source}: a sample of input {spec.name!r} is {_join_shape(sample)} and the model takes "
         f"{_join_shape(expected)}. {hint}"
     )
+
+
+def _advise_on_size(expected: tuple[int | str, ...]) -> str:
+    """How images of another size come to the height and width that the model takes."""
+    side = expected[0]
+    if isinstance(side, int) and set(expected) == {side}:
+        return f"Pass --image-resize {side} or more, and --image-crop {side}."
+    return "Bring the images to that size before: --image-crop cuts squares."
 
 
 def _match_dtype(source: str, spec: TensorSpec, dtype: np.dtype[Any]) -> None:

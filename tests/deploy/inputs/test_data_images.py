@@ -1,5 +1,6 @@
 """Images become the arrays that training saw, decoded only when they are read."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ from PIL import Image
 
 from deploy.config import ImageConfig
 from deploy.inputs.data import open_data
+from export.artifacts import TensorSpec
+from export.errors import DataError
 from tests.samples import RNG_SEED, open_plain, refuse, save_image
 
 
@@ -125,6 +128,26 @@ class TestImages:
             lambda: dataset.batch([0, 1]),
             *("a.png", "b.png", "5x4", "6x4", "--image-resize", "--image-crop"),
         )
+
+    @pytest.mark.parametrize(
+        ("expected", "uint8", "words"),
+        [
+            ((3, 8, 8), False, "Pass --image-resize 8 or more, and --image-crop 8."),
+            ((8, 8, 3), True, "Pass --image-resize 8 or more, and --image-crop 8."),
+            ((3, 8, 12), False, "to that size before: --image-crop cuts squares"),
+            ((4, 5, 3), False, "The channels are first"),
+        ],
+        ids=["square", "uint8", "oblong", "channels last"],
+    )
+    def test_images_of_another_size_than_the_models_say_how_they_come_to_it(
+        self, tmp_path: Path, expected: tuple[int, ...], uint8: bool, words: str
+    ) -> None:
+        save_image(tmp_path / "a.png", np.zeros((4, 5, 3), np.uint8))
+        images = ImageConfig(uint8=uint8)
+        dataset = open_data(str(tmp_path), images=images, input_names=None)
+        spec = TensorSpec("x", ("batch", *expected), "uint8" if uint8 else "float32")
+        with pytest.raises(DataError, match=re.escape(words)):
+            dataset.bind([spec])
 
     def test_image_smaller_than_the_crop(self, tmp_path: Path) -> None:
         save_image(tmp_path / "a.png", np.zeros((4, 5, 3), np.uint8))
