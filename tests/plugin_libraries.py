@@ -49,6 +49,6 @@ def compile_library(path: Path, *, offers: bool = True, note: str = "") -> Path:
         pytest.skip("there is no C compiler (cc)")
     source = path.with_suffix(".c")
     source.write_text(f'{_TELLS}{_OFFERS if offers else ""}const char note[] = "{note}";\n')
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", path, source], check=True, timeout=60)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", path, source], check=True, timeout=240)
     source.unlink()
     return path

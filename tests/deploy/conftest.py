@@ -168,7 +168,7 @@ def lean(tmp_path_factory: pytest.TempPathFactory) -> Lean:
             cwd=cwd or folder,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
             check=False,
         )
 

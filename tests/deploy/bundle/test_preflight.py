@@ -179,5 +179,5 @@ def test_this_machine_is_told_by_the_metadata_of_packages_alone() -> None:
         "assert r.version == m.version('tensorrt_rtx'), r; assert r.cuda in (12, 13), r; "
         "assert not {'tensorrt_rtx', 'tensorrt', 'torch', 'pycuda'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=240)
     assert read_host().system.count("-") >= 1

@@ -698,7 +698,7 @@ def test_ctrl_c_is_130_and_leaves_no_child(
         os.killpg(running.pid, signal.SIGINT)  # as a terminal does
     else:
         running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=60)
+    out, err = running.communicate(timeout=240)
     assert running.returncode == 130
     assert "Interrupted. What was there before is as it was." in err
     assert "Traceback" not in err

@@ -30,7 +30,7 @@ def test_every_line_is_an_event() -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=True,
     )
     events = [json.loads(line) for line in done.stderr.splitlines()]
