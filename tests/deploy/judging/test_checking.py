@@ -345,6 +345,32 @@ def test_static_batch_is_the_only_size_that_is_run(tmp_path: Path) -> None:
     assert seen[-1].done == 48
 
 
+def test_the_last_full_batch_of_a_static_size_is_compared_too() -> None:
+    def wrong_at_last(feeds: Feeds) -> dict[str, Array]:
+        found = NumpyReference()(feeds)["y"]
+        return {"y": np.where((feeds["x"][:, :1, 0, 0] == SAMPLES[47, 0, 0, 0]), 0, found)}
+
+    plan = CheckPlan(static_batch=8)
+    candidates: dict[str, Run] = {"right": NumpyReference(), "wrong": wrong_at_last}
+    for samples in (48, 50):
+        data = dataset(SAMPLES[:samples])
+        found = compare_candidates(NumpyReference(), candidates, data, plan)
+        assert isinstance(found["right"], ParityReport)
+        assert found["right"].samples == 48
+        assert (passes(found["right"]), passes(found["wrong"])) == (True, False)
+
+
+def test_a_model_that_returns_nan_itself_leaves_nothing_to_hold_an_engine_against() -> None:
+    class Undefined(NumpyReference):
+        def _run(self, x: Array, dtype: type) -> Array:
+            found = super()._run(x, dtype)
+            found[x[:, 0, 0, 0] == SAMPLES[20, 0, 0, 0], 2] = np.nan
+            return found
+
+    with pytest.raises(DataError, match=r"samples 6 on: .* NaN in output 'y'.*Check its weights"):
+        compare_candidates(Undefined(), {"same": Undefined()}, dataset(), CheckPlan())
+
+
 def test_data_that_does_not_fill_the_static_batch_is_refused(tmp_path: Path) -> None:
     spec = write(tmp_path, "right", [])
     with pytest.raises(DataError, match=r"data\.npz: 50 samples .* one batch of 64.*Pass more"):

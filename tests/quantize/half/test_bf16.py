@@ -234,3 +234,9 @@ def test_the_float_model_is_not_written_over(tmp_path: Path) -> None:
     with pytest.raises(QuantizeError, match="is the float model itself"):
         convert_bf16(model, tmp_path / "other" / ".." / model.path.name)
     assert model.path.read_bytes() == before
+
+
+def test_a_node_that_is_to_stay_float_and_is_none_is_refused(tmp_path: Path) -> None:
+    _, model = classifier(tmp_path)
+    with pytest.raises(QuantizeError, match="keep_fp32 names no node of the model: nobody"):
+        convert_bf16(model, tmp_path / "bf16.onnx", keep_fp32=["nobody", "stem"])

@@ -115,3 +115,10 @@ def test_it_runs_on_as_many_threads_as_asked_and_says_how_far_it_is(tmp_path: Pa
         measure_rounding(model, feeds, threads=threads, progress=listen)
         assert [progress.done for progress, _ in told] == [2, 5]
         assert [tasks - before for _, tasks in told] == [more, more]
+
+
+def test_what_16_bits_hold_exactly_loses_nothing(tmp_path: Path) -> None:
+    net = Net(8)
+    model = net.save(tmp_path / "m.onnx", net.op("Relu", "x"))
+    feeds = {"x": np.arange(-8, 8, dtype=np.float32).reshape(2, 8)}
+    assert _losses(model, feeds) == {"y": np.inf}

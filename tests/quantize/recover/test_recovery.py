@@ -354,3 +354,14 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
     onnx.save(proto, model.path)
     with pytest.raises(QuantizeError, match="weights of head hold NaN or infinity"):
         recover(model, ranges, ORT, Batches(net, 1))
+
+
+def test_a_product_that_is_scaled_takes_no_bias(tmp_path: Path) -> None:
+    net = Net(6)
+    weight = net.constant("w", net.random.normal(0, 0.4, (5, 6)).astype(np.float32))
+    y = net.op("Gemm", "x", weight, name="g", transB=1, beta=0.5)
+    model = net.save(tmp_path / "m.onnx", y)
+    ranges = calibrate(model, [net.feed(16)])
+    chosen = recover(model, ranges, ORT, Batches(net, 4))
+    assert [(skip.where, skip.what) for skip in chosen.skipped] == [("g", "bias correction")]
+    assert chosen.layers["g"].bias is None
