@@ -562,3 +562,17 @@ def test_a_ruined_sample_is_named_by_its_row_in_the_data() -> None:
     assert not judge_parity(
         found, "int8", kind="unlabelled", config=BuildConfig(min_sqnr=10.0, min_agreement=0.0)
     ).passed
+
+
+def test_no_more_samples_at_once_than_a_server_takes_are_asked_of_an_engine() -> None:
+    right = NumpyReference()
+
+    def run(feeds: Feeds) -> dict[str, Array]:
+        assert len(feeds["x"]) <= 2
+        return right(feeds)
+
+    plan = CheckPlan(largest_batch=2)
+    report = compare_candidates(NumpyReference(), {"small": run}, dataset(), plan)["small"]
+    assert passes(report)
+    assert isinstance(report, ParityReport)
+    assert (report.samples, report.batches_checked) == (50, (1, 2))
