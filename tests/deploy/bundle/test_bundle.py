@@ -291,6 +291,7 @@ def first_engine(content: dict[str, Any]) -> dict[str, Any]:
         (lambda c: first_engine(c).update(engine="tensorrt"), "'tensorrt-fp32' is called 'onnx"),
         (lambda c: c["engines"].update(x=first_engine(c)), "is called 'x'"),
         (lambda c: first_engine(c).update(precision=["fp32"]), "precision"),
+        (lambda c: first_engine(c).update(precision="fp99"), "'fp99', not one of fp32, tf32"),
         (lambda c: first_engine(c).update(variant=7), "variant"),
         (lambda c: first_engine(c).update(keyword="yes"), "keyword"),
         (lambda c: c.update(winner=["torch"]), "winner"),
