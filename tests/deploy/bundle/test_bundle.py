@@ -25,6 +25,7 @@ import deploy.bundle.manifest as manifests
 import deploy.bundle.staging
 from deploy.bundle.folder import load, read_bundle, read_result
 from deploy.bundle.staging import stage_bundle, stage_folder
+from deploy.measuring.machine import usable_cores
 from export.errors import BundleError
 
 FILES = (
@@ -347,6 +348,12 @@ def test_load_gives_the_right_answers(pristine: Path, engine: str | None, rows: 
         got = opened({"x": x})
     assert list(got) == ["logits"]
     np.testing.assert_allclose(got["logits"], answer(x), rtol=1e-5, atol=1e-5)
+
+
+def test_an_engine_has_every_usable_core_unless_told_otherwise(pristine: Path) -> None:
+    bundle = read_bundle(pristine)
+    assert bundle.spec(bundle.winner).threads == usable_cores()
+    assert bundle.spec(bundle.winner, threads=3).threads == 3
 
 
 def test_load_of_an_unknown_engine_lists_those_there_are(pristine: Path) -> None:
