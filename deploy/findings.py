@@ -13,11 +13,11 @@ from deploy.engines.device import CUDA
 from deploy.idle_options import describe_idle
 from deploy.judging.class_scores import ClassScores
 from deploy.judging.eager import ON_CPU, EagerBaseline
-from deploy.judging.gates import EXACT, Verdict, least_sqnr
+from deploy.judging.gates import Verdict
 from deploy.judging.label_notes import describe_reading, warn_of_labels
 from deploy.judging.parity import ParityReport
 from deploy.judging.picks import warn_of_picks
-from deploy.judging.worst_samples import warn_of_poor
+from deploy.judging.verdicts import describe_poor
 from deploy.measuring.latency import LatencyReport
 from deploy.measuring.machine import Machine
 from deploy.report import SCHEMA_VERSION
@@ -258,7 +258,7 @@ def _warnings(findings: Findings, config: BuildConfig) -> list[str]:
     if winner is not None:
         row = _row(findings, winner)
         left = (describe_float(row), describe_cpu(row))
-        poor = _describe_poor(winner, config)
+        poor = describe_poor(winner, config)
         warnings.extend(sentence for sentence in (*left, poor) if sentence is not None)
     warnings.extend(finding.words for finding in findings.audit)
     outliers = warn_of_outliers(_fusion_json(findings.exported)["fused"])
@@ -283,10 +283,3 @@ def _warnings(findings: Findings, config: BuildConfig) -> list[str]:
 def _describe_idle(findings: Findings, config: BuildConfig) -> tuple[str, ...]:
     problem = findings.problem
     return describe_idle(config, problem.kind, problem.static_batch)
-
-
-def _describe_poor(winner: CandidateResult, config: BuildConfig) -> str | None:
-    if winner.parity is None or winner.precision in EXACT:
-        return None
-    samples = ((output.name, output.worst_samples) for output in winner.parity.outputs)
-    return warn_of_poor(winner.name, samples, least_sqnr(winner.precision, config))

@@ -125,6 +125,7 @@ def build(
                 target=GpuTarget(options, config.target == "cuda", read_gpu(), config.device),
                 samples=tuple(itertools.islice(calibrator.batches(), _ROUNDING_BATCHES)),
                 corrections=corrections,
+                threads=threads,
                 progress=progress,
             )
         with clock.stage("check parity"):

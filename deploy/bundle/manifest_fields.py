@@ -6,6 +6,7 @@ Hashes find what was damaged; this finds what was written wrongly, by another pr
 import math
 from typing import TYPE_CHECKING, Any
 
+from deploy.bundle.golden import TOLERANCE
 from deploy.datatypes import DATATYPES
 from deploy.engines.base import name_candidate
 from export.artifacts import TensorSpec
@@ -69,6 +70,11 @@ def check_fields(manifest: "Manifest") -> None:
 def _check_engine(name: str, engine: "BundledEngine") -> None:
     for field, types in _ENGINE.items():
         _check(f"{field} of engine {name!r}", getattr(engine, field), types)
+    if engine.precision not in TOLERANCE:
+        known = ", ".join(TOLERANCE)
+        raise ValueError(
+            f"precision of engine {name!r} is {engine.precision!r}, not one of {known}"
+        )
     named = "torch" if engine.engine == "torch" else name_candidate(engine)
     if name != named:
         raise ValueError(f"engine {named!r} is called {name!r}")

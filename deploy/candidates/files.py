@@ -77,17 +77,18 @@ def build_candidates(
     target: GpuTarget | None = None,
     samples: tuple[Feeds, ...] = (),
     corrections: Callable[[str], Adjustments | None] = correct_nothing,
+    threads: int = 0,
     progress: ProgressCallback = ignore_progress,
 ) -> tuple[Candidate, ...]:
     """Make the file of every plan; one that fails keeps its reason and the rest go on.
 
     Args:
-        model, ranges, stage, scratch, samples, corrections: see `GraphSources`.
+        model, ranges, stage, scratch, samples, corrections, threads: see `GraphSources`.
         target: what is built for GPUs.
         progress: told after every plan, and of the build of every engine.
     """
     target = target or GpuTarget()
-    sources = GraphSources(model, ranges, stage, scratch, samples, corrections)
+    sources = GraphSources(model, ranges, stage, scratch, samples, corrections, threads)
     graphs: dict[str, OnnxModel | DeployError] = {}
     candidates = []
     plans = choose_plans(model, target)

@@ -33,6 +33,7 @@ class GraphSources:
         scratch: for what nobody opens later.
         samples: a few batches, to measure on what single nodes lose in 16 bits.
         corrections: of the biases of the int8 model for a key of `PRESETS`.
+        threads: of ONNX Runtime where it measures; 0 lets it choose.
     """
 
     model: OnnxModel
@@ -41,6 +42,7 @@ class GraphSources:
     scratch: Path
     samples: tuple[Feeds, ...] = ()
     corrections: Callable[[str], Adjustments | None] = correct_nothing
+    threads: int = 0
     _losses: dict[str, Losses] = field(default_factory=dict)
 
     def calibrated(self) -> Ranges:
@@ -63,7 +65,9 @@ class GraphSources:
         if not self.samples:
             return None
         if half not in self._losses:  # two graphs ask for those of fp16
-            self._losses[half] = measure_rounding(self.model, self.samples, half=half)
+            self._losses[half] = measure_rounding(
+                self.model, self.samples, half=half, threads=self.threads
+            )
         return self._losses[half]
 
 

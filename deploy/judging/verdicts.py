@@ -6,13 +6,16 @@ from pathlib import Path
 from deploy.candidates.files import Candidate
 from deploy.config import BuildConfig
 from deploy.judging.gates import (
+    EXACT,
     NO_CALIBRATION_DATA,
     DataKind,
     choose_winner,
     judge_parity,
     judge_speed,
+    least_sqnr,
 )
 from deploy.judging.parity import ParityReport
+from deploy.judging.worst_samples import warn_of_poor
 from deploy.measuring.latency import LatencyReport
 from deploy.results import CandidateResult
 
@@ -84,3 +87,15 @@ def choose(results: tuple[CandidateResult, ...], seed: int) -> str:
         if result.status == "ok" and result.latency is not None
     }
     return choose_winner(passed, seed=seed) or "torch"
+
+
+def describe_poor(result: CandidateResult, config: BuildConfig) -> str | None:
+    """A warning of single answers that are far off; None without any, and of float32 engines.
+
+    With labels it is all that tells of them: an accuracy holds with one garbled sample of a
+    thousand, as with one that is merely wrong.
+    """
+    if result.parity is None or result.precision in EXACT:
+        return None
+    samples = ((output.name, output.worst_samples) for output in result.parity.outputs)
+    return warn_of_poor(result.name, samples, least_sqnr(result.precision, config))

@@ -8,7 +8,7 @@ what is not faster is dropped, so the result is never behind the best uniform pr
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -70,14 +70,13 @@ def search(
     """
     found = {result.name: result for result in results}
     run = _Search(sources, found)
-    for number, engine in enumerate(ENGINES, start=1):
-        int8 = found.get(f"{engine}-int8")
-        if int8 is not None and int8.verdict is not None:
-            run.give_until(number / len(ENGINES))
-            try:
-                run.improve(engine)
-            except DeployError as error:
-                run.notes.append(f"{engine}: {error}")
+    engines = find_improvable(found)
+    for number, engine in enumerate(engines, start=1):
+        run.give_until(number / len(engines))
+        try:
+            run.improve(engine)
+        except DeployError as error:
+            run.notes.append(f"{engine}: {error}")
     ordered: list[CandidateResult] = []
     for result in results:
         ordered.append(found[result.name])
@@ -85,6 +84,16 @@ def search(
         if mixed is not None and result.name == f"{result.engine}-int8":
             ordered.append(mixed)
     return tuple(ordered), run.report()
+
+
+def find_improvable(found: Mapping[str, CandidateResult]) -> tuple[str, ...]:
+    """Those of `ENGINES` whose int8 runs and was judged; the time of the search is shared by them.
+
+    Args:
+        found: candidates by name.
+    """
+    int8 = {engine: found.get(f"{engine}-int8") for engine in ENGINES}
+    return tuple(name for name, each in int8.items() if each is not None and each.verdict)
 
 
 @dataclass

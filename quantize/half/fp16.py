@@ -28,7 +28,7 @@ HEADROOM = 2.0
 
 _CARRIES_MASK = frozenset(
     {"Add", "Cast", "Concat", "Expand", "Gather", "Identity", "Mul", "Reshape", "Slice", "Sub"}
-    | {"Transpose", "Unsqueeze", "Where"}
+    | {"Split", "Squeeze", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where"}
 )
 _READS_MASK = frozenset({"Softmax", "LogSoftmax"})
 _VALUE = "a constant of it is beyond 65504"

@@ -160,7 +160,7 @@ def _keep_scales(graph: TypedGraph, reasons: Reasons) -> None:
 
 
 def _keep_chain(graph: TypedGraph, number: int, reason: str, reasons: Reasons) -> None:
-    waiting = [number]
+    waiting, seen = [number], {number}
     while waiting:
         current = waiting.pop()
         reasons.setdefault(current, reason)
@@ -168,7 +168,8 @@ def _keep_chain(graph: TypedGraph, number: int, reason: str, reasons: Reasons) -
             kind = graph.nodes[reader].op_type
             if kind in _USES_SCALE:
                 reasons.setdefault(reader, reason)
-            elif kind in _CARRIES_SCALE or kind in _SUMS:
+            elif (kind in _CARRIES_SCALE or kind in _SUMS) and reader not in seen:
+                seen.add(reader)
                 waiting.append(reader)
 
 

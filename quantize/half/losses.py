@@ -79,7 +79,8 @@ def measure_rounding(
     scores = _add_twins(proto, TypedGraph(proto, _HALVES[half]))
     totals = {name: np.zeros(2) for name in scores}
     done = 0
-    with ExposedModel(proto, [name for pair in scores.values() for name in pair]) as exposed:
+    names = [name for pair in scores.values() for name in pair]
+    with ExposedModel(proto, names, threads=threads) as exposed:
         for batch in batches:
             values = exposed(batch)
             for name, pair in scores.items():

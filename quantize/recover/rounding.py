@@ -35,14 +35,27 @@ def round_adaptively(
     target = target.astype(np.float32)
     low = np.clip(np.floor(target) - reach, -levels, levels)
     high = np.clip(np.ceil(target) + reach, -levels, levels)
-    codes: np.ndarray = np.clip(np.rint(target), -levels, levels)
-    error = output_error(codes - target, moments)
+    nearest: np.ndarray = np.clip(np.rint(target), -levels, levels)
+    codes, error = nearest.copy(), output_error(nearest - target, moments)
     for order in _orders(target.shape[2]):
-        found = _solve(target, moments, low, high, order)
-        reached = output_error(found - target, moments)
-        codes = np.where((reached < error)[..., None], found, codes)
-        error = np.minimum(error, reached)
+        _take_better(codes, error, _solve(target, moments, low, high, order), target, moments)
+    stayed = (codes == nearest).all(axis=2).any(axis=1)  # groups in which no order beat nearest
+    if stayed.any():
+        found = codes.copy()
+        part = found[stayed]
+        _descend(part, target[stayed], moments[stayed], low[stayed], high[stayed])
+        found[stayed] = part
+        _take_better(codes, error, found, target, moments)
     return codes
+
+
+def _take_better(
+    codes: np.ndarray, error: np.ndarray, found: np.ndarray, target: np.ndarray, moments: np.ndarray
+) -> None:
+    """Put the rows of `found` that err less in the place of those of `codes`, and of `error`."""
+    reached = output_error(found - target, moments)
+    np.copyto(codes, found, where=(reached < error)[..., None])
+    np.minimum(error, reached, out=error)
 
 
 def output_error(errors: np.ndarray, moments: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ import deploy.bundle.manifest as manifests
 import deploy.bundle.staging
 from deploy.bundle.folder import load, read_bundle, read_result
 from deploy.bundle.staging import stage_bundle, stage_folder
+from deploy.measuring.machine import usable_cores
 from export.errors import BundleError
 
 FILES = (
@@ -291,6 +292,7 @@ def first_engine(content: dict[str, Any]) -> dict[str, Any]:
         (lambda c: first_engine(c).update(engine="tensorrt"), "'tensorrt-fp32' is called 'onnx"),
         (lambda c: c["engines"].update(x=first_engine(c)), "is called 'x'"),
         (lambda c: first_engine(c).update(precision=["fp32"]), "precision"),
+        (lambda c: first_engine(c).update(precision="fp99"), "'fp99', not one of fp32, tf32"),
         (lambda c: first_engine(c).update(variant=7), "variant"),
         (lambda c: first_engine(c).update(keyword="yes"), "keyword"),
         (lambda c: c.update(winner=["torch"]), "winner"),
@@ -346,6 +348,12 @@ def test_load_gives_the_right_answers(pristine: Path, engine: str | None, rows: 
         got = opened({"x": x})
     assert list(got) == ["logits"]
     np.testing.assert_allclose(got["logits"], answer(x), rtol=1e-5, atol=1e-5)
+
+
+def test_an_engine_has_every_usable_core_unless_told_otherwise(pristine: Path) -> None:
+    bundle = read_bundle(pristine)
+    assert bundle.spec(bundle.winner).threads == usable_cores()
+    assert bundle.spec(bundle.winner, threads=3).threads == 3
 
 
 def test_load_of_an_unknown_engine_lists_those_there_are(pristine: Path) -> None:

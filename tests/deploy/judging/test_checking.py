@@ -345,6 +345,32 @@ def test_static_batch_is_the_only_size_that_is_run(tmp_path: Path) -> None:
     assert seen[-1].done == 48
 
 
+def test_the_last_full_batch_of_a_static_size_is_compared_too() -> None:
+    def wrong_at_last(feeds: Feeds) -> dict[str, Array]:
+        found = NumpyReference()(feeds)["y"]
+        return {"y": np.where((feeds["x"][:, :1, 0, 0] == SAMPLES[47, 0, 0, 0]), 0, found)}
+
+    plan = CheckPlan(static_batch=8)
+    candidates: dict[str, Run] = {"right": NumpyReference(), "wrong": wrong_at_last}
+    for samples in (48, 50):
+        data = dataset(SAMPLES[:samples])
+        found = compare_candidates(NumpyReference(), candidates, data, plan)
+        assert isinstance(found["right"], ParityReport)
+        assert found["right"].samples == 48
+        assert (passes(found["right"]), passes(found["wrong"])) == (True, False)
+
+
+def test_a_model_that_returns_nan_itself_leaves_nothing_to_hold_an_engine_against() -> None:
+    class Undefined(NumpyReference):
+        def _run(self, x: Array, dtype: type) -> Array:
+            found = super()._run(x, dtype)
+            found[x[:, 0, 0, 0] == SAMPLES[20, 0, 0, 0], 2] = np.nan
+            return found
+
+    with pytest.raises(DataError, match=r"samples 6 on: .* NaN in output 'y'.*Check its weights"):
+        compare_candidates(Undefined(), {"same": Undefined()}, dataset(), CheckPlan())
+
+
 def test_data_that_does_not_fill_the_static_batch_is_refused(tmp_path: Path) -> None:
     spec = write(tmp_path, "right", [])
     with pytest.raises(DataError, match=r"data\.npz: 50 samples .* one batch of 64.*Pass more"):
@@ -536,3 +562,17 @@ def test_a_ruined_sample_is_named_by_its_row_in_the_data() -> None:
     assert not judge_parity(
         found, "int8", kind="unlabelled", config=BuildConfig(min_sqnr=10.0, min_agreement=0.0)
     ).passed
+
+
+def test_no_more_samples_at_once_than_a_server_takes_are_asked_of_an_engine() -> None:
+    right = NumpyReference()
+
+    def run(feeds: Feeds) -> dict[str, Array]:
+        assert len(feeds["x"]) <= 2
+        return right(feeds)
+
+    plan = CheckPlan(largest_batch=2)
+    report = compare_candidates(NumpyReference(), {"small": run}, dataset(), plan)["small"]
+    assert passes(report)
+    assert isinstance(report, ParityReport)
+    assert (report.samples, report.batches_checked) == (50, (1, 2))

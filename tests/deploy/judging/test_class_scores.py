@@ -134,3 +134,18 @@ def test_a_class_of_ten_samples_is_lost_where_it_is_never_answered() -> None:
     ours = np.where(np.arange(400)[:, None] == 7, 0, labels)  # one of them missed
     assert score(labels, ours, ours, 4).lost == ()
     assert score(labels, ours, np.where(ours == 3, 0, ours), 4).lost == (3,)
+
+
+def test_a_class_that_sinks_to_chance_from_just_above_it_is_not_lost() -> None:
+    """Of a class that half of the places are of, F1 is a half by chance."""
+    rng = np.random.default_rng(8)
+    labels = rng.integers(0, 2, (30, 4))
+    ours, theirs = (
+        np.where(rng.random(labels.shape) < p, labels, 1 - labels) for p in (0.56, 0.48)
+    )
+    found = score(labels, ours, theirs, 2)
+    assert found.reference > 0.55
+    assert found.candidate < 0.5
+    assert found.lost == ()
+    many = [np.tile(each, (80, 1)) for each in (labels, ours, theirs)]
+    assert score(*many, 2).lost == (0, 1)

@@ -311,3 +311,15 @@ def test_a_row_of_the_same_nan_agrees() -> None:
     ours = with_value(logits(), math.nan)
     result = compare(ours, ours.copy())
     assert (result.finite, result.top1_agreement) == (True, 1)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint16])
+def test_maps_of_many_class_numbers_are_no_colours_however_many_maps_there_are(dtype: type) -> None:
+    classes = np.random.default_rng(0).integers(0, 200, (4, 3, 8, 8)).astype(dtype)
+    found = OutputAccumulator("y")
+    found.update(classes, classes + dtype(1))
+    assert not found.result().pixels
+    assert found.result().top1_agreement == 0
+    images = OutputAccumulator("y")
+    images.update(classes.astype(np.uint8), classes.astype(np.uint8) + np.uint8(1))
+    assert images.result().pixels

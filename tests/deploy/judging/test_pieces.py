@@ -54,3 +54,11 @@ def test_an_output_without_samples_cannot_be_put_together() -> None:
     run = run_in_pieces(strict(4, []), 4, {"twice": 0, "across": None})
     with pytest.raises(EngineError, match=r"'across' has no axis.*--batch 1,4,9"):
         run({"x": np.zeros((9, 3))})
+
+
+def test_the_input_that_takes_the_fewest_samples_is_the_limit() -> None:
+    shapes = {"x": ((1, 3), (1, 3), (16, 3)), "mask": ((1, 9), (1, 9), (4, 9))}
+    record = EngineRecord(
+        "tensorrt", "11.4", ("SM89",), (), (ShapeProfile(shapes),), "0" * 64, "0" * 64
+    )
+    assert largest_batch(replace(SPEC, record=record)) == 4

@@ -184,3 +184,16 @@ def test_a_map_can_be_named_where_the_data_has_no_labels() -> None:
     assert outputs_of(data, (LOGITS, MAPS), PLAN, named="maps") == ()
     with pytest.raises(ConfigError, match="no such output"):
         find_readings(data, (LOGITS, MAPS), PLAN, named="nothing")
+
+
+@pytest.mark.parametrize("shape", [(300, 8, 8), (300, 1, 8, 8)])
+def test_a_foreground_that_is_never_answered_is_class_1_that_is_lost(
+    shape: tuple[int, ...],
+) -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random((300, 8, 8)) < 0.02).astype(np.int64)
+    logits = np.where(labels == 1, 3.0, -3.0).reshape(shape)
+    found = compare(logits, np.full(shape, -3.0), labels).accuracy
+    assert found is not None
+    assert found.f1 is not None
+    assert found.f1.lost == (1,)

@@ -12,7 +12,13 @@ from deploy.candidates.plans import Plan
 from deploy.config import BuildConfig
 from deploy.judging.gates import NO_CALIBRATION_DATA, DataKind
 from deploy.judging.parity import ParityAccumulator, ParityReport
-from deploy.judging.verdicts import choose, judge_candidate, judge_latency, size_of
+from deploy.judging.verdicts import (
+    choose,
+    describe_poor,
+    judge_candidate,
+    judge_latency,
+    size_of,
+)
 from deploy.measuring.latency import EngineLatency, LatencyReport
 from deploy.results import CandidateResult
 
@@ -156,3 +162,31 @@ def test_the_fastest_of_those_that_passed_wins_and_torch_where_none_did() -> Non
     assert choose((slow, replace(quick, status="failed")), 0) == "slow"
     assert choose((rejected, result("untimed")), 0) == "torch"
     assert choose((), 0) == "torch"
+
+
+def test_a_garbled_sample_is_told_of_where_the_labels_hold_and_refused_without() -> None:
+    rng = np.random.default_rng(0)
+    scores = 4 * rng.standard_normal((1000, 10))
+    labels = scores.argmax(axis=1)
+    theirs = scores + 0.01 * rng.standard_normal(scores.shape)
+    answers = {"sound": theirs.copy(), "garbled": theirs}
+    theirs[700] = -scores[700]
+    found = {}
+    for name, each in answers.items():
+        for kind in ("labelled", "unlabelled"):
+            parity = ParityAccumulator(("y",), "y" if kind == "labelled" else None)
+            told = labels if kind == "labelled" else None
+            parity.update({"y": scores}, {"y": each}, rows=1000, labels=told)
+            found[name, kind] = judge(candidate(), parity.result(), kind)  # type: ignore[arg-type]
+    assert {key: result.status for key, result in found.items()} == {
+        ("sound", "labelled"): "ok",
+        ("sound", "unlabelled"): "ok",
+        ("garbled", "labelled"): "ok",
+        ("garbled", "unlabelled"): "rejected",
+    }
+    assert describe_poor(found["sound", "labelled"], CONFIG) is None
+    warning = str(describe_poor(found["garbled", "labelled"], CONFIG))
+    assert "answers of onnxruntime-int8 are far off" in warning
+    assert "output 'y' in sample 700 (-6.0 dB)" in warning
+    exact = replace(found["garbled", "labelled"], precision="fp32")
+    assert describe_poor(exact, CONFIG) is None

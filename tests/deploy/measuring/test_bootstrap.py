@@ -140,3 +140,12 @@ def test_resamples_that_are_counted_have_the_quantiles_of_those_that_are_written
     expected = np.percentile(resampled, (2.5, 97.5), axis=0).T
     found = [interval for _, interval in estimate_quantiles(times, quantiles, seed=3)]
     np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_rounds_are_resampled_within_their_opening() -> None:
+    """Openings that differ by their luck alone, whose rounds do not, leave nothing to doubt."""
+    denominator = np.full((2, 2, 3), 0.25)
+    numerator = denominator * np.array([1.0, 4.0])[:, None, None]
+    ratio, interval = estimate_ratio(numerator, denominator, seed=0)
+    assert ratio == pytest.approx(2.0)
+    assert interval == pytest.approx((2.0, 2.0))

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.numpy_helper
 import onnxruntime
 import pytest
 import torch
@@ -17,7 +19,7 @@ from torch import nn
 from deploy.candidates.schemes import choose_scheme
 from deploy.judging.gates import Verdict
 from deploy.judging.parity import ParityAccumulator
-from deploy.search.recovery import Climb, Judged, Tools, climb
+from deploy.search.recovery import STEPS, Climb, Judged, Step, Tools, climb
 from export.artifacts import OnnxModel
 from export.fusion import fuse
 from export.onnx.exporter import to_onnx
@@ -66,14 +68,18 @@ def run_ladder(
     folder: Path,
     least: float,
     expired: Callable[[], bool] = lambda: False,
+    *,
+    judge: Callable[[Path, str], Judged] | None = None,
+    allowed: tuple[Step, ...] = STEPS,
 ) -> Climb:
-    judge = make_judge(quantizer.model, least)
+    judge = judge or make_judge(quantizer.model, least)
     tools = Tools(
         judge=judge,
         batches=lambda: iter([{"x": IMAGES[:32]}]),
         calibrate=lambda model: calibrate(model, [{"x": IMAGES[:32]}], observer="minmax"),
         orders=lambda quantizer: (quantizer.blocks(10),),
         folder=folder,
+        steps=allowed,
         expired=expired,
     )
     plain = judge(quantizer.write(folder / "plain.onnx").path, "int8")
@@ -170,3 +176,47 @@ def test_nothing_is_calibrated_anew_where_no_channels_can_be_equalized(tmp_path:
     assert calibrated == []
     assert climbed.best is not None
     assert climbed.best.file.name == "rounding.onnx"
+
+
+def test_what_passes_is_the_best_though_its_noise_is_no_less(
+    quantizer: Quantizer, tmp_path: Path
+) -> None:
+    """By labels a model may pass that is farther from the reference than one that fails."""
+    judge = make_judge(quantizer.model, 150.0)
+
+    def by_labels(file: Path, precision: str) -> Judged:
+        judged = judge(file, precision)
+        passed = file.stem == "rounding"
+        worse = judge(worst, "int8").parity if passed else judged.parity
+        return Judged(file, worse, Verdict(passed, "accuracy"))
+
+    worst = quantizer.write(tmp_path / "worst.onnx").path
+    model = onnx.load(worst)
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith("_scale"):
+            scale = 1.5 * onnx.numpy_helper.to_array(tensor)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(scale, tensor.name))
+    onnx.save(model, worst)
+    climbed = run_ladder(quantizer, tmp_path, 150.0, judge=by_labels)
+    assert steps(climbed) == ["plain", "bias", "rounding"]
+    assert climbed.passed
+    assert climbed.best is not None
+    assert climbed.best.file.name == "rounding.onnx"
+    assert climbed.rungs[-1].sqnr_db < climbed.rungs[0].sqnr_db
+
+
+def test_what_was_chosen_for_other_weights_does_not_outlast_equalization(
+    quantizer: Quantizer, tmp_path: Path
+) -> None:
+    corrected = replace(quantizer, adjustments=Adjustments())
+    judge = make_judge(quantizer.model, 150.0)
+
+    def after(file: Path, precision: str) -> Judged:
+        judged = judge(file, precision)
+        return replace(judged, verdict=Verdict(file.stem == "equalization", "accuracy"))
+
+    climbed = run_ladder(corrected, tmp_path, 150.0, judge=after, allowed=("equalization",))
+    assert steps(climbed) == ["plain", "equalization"]
+    assert climbed.passed
+    assert climbed.quantizer.model != quantizer.model
+    assert climbed.quantizer.adjustments is None

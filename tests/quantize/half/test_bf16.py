@@ -212,3 +212,31 @@ def test_tensorrt_builds_what_takes_the_place_of_a_gru_in_bfloat16(tmp_path: Pat
     assert build_engine(lstm, path, options=options).path.stat().st_size > 1000
     gru = convert_fp16(recurrent(tmp_path, "GRU", 3), tmp_path / "fp16.onnx").model
     assert build_engine(gru, path, options=options).path.stat().st_size > 1000
+
+
+def test_operators_that_onnx_does_not_define_are_none_of_a_newer_opset() -> None:
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])
+    nodes = [
+        helper.make_node("Special", ["x"], ["a"], domain="com.example"),
+        helper.make_node("Relu", ["a"], ["y"]),
+    ]
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.example", 1)]
+    graph = helper.make_graph(nodes, "net", [value], [result])
+    proto = helper.make_model(graph, opset_imports=opsets)
+    assert raise_opset(proto, 22) == 22
+    assert {item.domain: item.version for item in proto.opset_import} == {"": 22, "com.example": 1}
+
+
+def test_the_float_model_is_not_written_over(tmp_path: Path) -> None:
+    _, model = classifier(tmp_path)
+    before = model.path.read_bytes()
+    with pytest.raises(QuantizeError, match="is the float model itself"):
+        convert_bf16(model, tmp_path / "other" / ".." / model.path.name)
+    assert model.path.read_bytes() == before
+
+
+def test_a_node_that_is_to_stay_float_and_is_none_is_refused(tmp_path: Path) -> None:
+    _, model = classifier(tmp_path)
+    with pytest.raises(QuantizeError, match="keep_fp32 names no node of the model: nobody"):
+        convert_bf16(model, tmp_path / "bf16.onnx", keep_fp32=["nobody", "stem"])

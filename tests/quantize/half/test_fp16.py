@@ -428,3 +428,59 @@ def test_strongly_typed_tensorrt_sees_no_stray_float(tmp_path: Path, norms: str 
     casts = {node.name for node in _casts(result)}
     assert floats - casts == kept
     build_engine(result.model, tmp_path / "e.engine", options=BuildOptions(targets=("SM89",)))
+
+
+def test_sums_of_sums_behind_a_guard_are_looked_at_once_each(tmp_path: Path) -> None:
+    """As many ways lead through them as two to the number of the sums."""
+    net = Net(8)
+    last = net.op("Add", "x", _scalar(net, "eps", 1e-9), name="guard")
+    names = ["guard"]
+    for number in range(64):
+        names += [f"clip{number}", f"sum{number}"]
+        bounds = (_scalar(net, f"{side}{number}", value) for side, value in (("l", -1), ("h", 1)))
+        last = net.op("Add", last, net.op("Clip", last, *bounds, name=names[-2]), name=names[-1])
+    result = _convert(net.save(tmp_path / "m.onnx", net.op("Neg", last, name="end")))
+    assert set(_reasons(result)) == set(names)
+
+
+def test_a_cast_to_another_type_stays_what_it_is(tmp_path: Path) -> None:
+    net = Net(16)
+    sign = net.op("Cast", net.op("Relu", "x", name="above"), to=TensorProto.BOOL, name="sign")
+    exact = net.op("Cast", "x", to=TensorProto.DOUBLE, name="exact")
+    back = net.op("Cast", net.op("Neg", exact), to=TensorProto.FLOAT, name="back")
+    model = net.save(tmp_path / "m.onnx", net.op("Where", sign, back, "x", name="choice"))
+    result = _convert(model)
+    feeds = net.feed(6)
+    assert _reasons(result) == {}
+    found = run_exactly(result.model, feeds)[0]
+    expected = np.where(feeds["x"] > 0, -feeds["x"], feeds["x"])
+    np.testing.assert_allclose(found, expected, rtol=2e-3)
+
+
+def test_a_mask_that_the_graph_fills_stays_float_to_its_softmax(tmp_path: Path) -> None:
+    net = Net(6, 6)
+    fill = numpy_helper.from_array(np.full(1, -1e9, np.float32))
+    zero = numpy_helper.from_array(np.full(1, 2**40, np.int64))
+    shape = net.op("Shape", "x", name="shape")
+    mask = net.op("ConstantOfShape", shape, value=fill, name="mask")
+    count = net.op("ConstantOfShape", shape, value=zero, name="count")
+    below = net.op("Trilu", mask, upper=1, name="below")
+    masked = net.op("Add", "x", below, name="masked")
+    y = net.op("Softmax", masked, name="softmax", axis=-1)
+    model = net.save(tmp_path / "m.onnx", y, net.op("Cast", count, to=1, name="floats"))
+    result = _convert(model)
+    assert set(_reasons(result)) == {"mask", "below", "masked", "softmax"}
+    assert sqnr(run(model, net.feed(2))[0], run_exactly(result.model, net.feed(2))[0]) > 40
+
+
+@pytest.mark.parametrize(("axis", "kept"), [(2, {"sum"}), (1, set())])
+def test_the_axes_of_a_sum_may_be_a_constant_of_the_graph(
+    tmp_path: Path, axis: int, kept: set[str]
+) -> None:
+    net = Net(4, 2000)
+    stored = numpy_helper.from_array(np.array([axis], np.int64))
+    other = numpy_helper.from_array(np.array([1, 2, 3], np.int64))
+    net.op("Constant", value=other, name="unused")
+    axes = net.op("Constant", value=stored, name="axes")
+    model = net.save(tmp_path / "m.onnx", net.op("ReduceSum", "x", axes, name="sum"))
+    assert set(_reasons(_convert(model))) == kept

@@ -1,5 +1,6 @@
 """What single nodes lose in 16 bits, beside numpy's own rounding."""
 
+import os
 from pathlib import Path
 
 import ml_dtypes
@@ -10,6 +11,7 @@ from test_nets import Net, sqnr
 
 from export.artifacts import OnnxModel
 from export.errors import QuantizeError
+from export.progress import Progress
 from quantize.half.losses import measure_rounding
 
 DTYPES = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
@@ -97,3 +99,26 @@ def test_no_data_and_old_opsets_are_refused(tmp_path: Path) -> None:
     old = Net(4, opset=9)
     with pytest.raises(QuantizeError, match="opset 9 cannot compare floats"):
         measure_rounding(old.save(tmp_path / "old.onnx", old.op("Relu", "x")), [old.feed(2)])
+
+
+def test_it_runs_on_as_many_threads_as_asked_and_says_how_far_it_is(tmp_path: Path) -> None:
+    net = Net(32)
+    model = net.save(tmp_path / "m.onnx", net.op("Relu", "x"))
+    before = len(os.listdir("/proc/self/task"))
+    for threads, more in ((1, 0), (4, 3)):
+        told: list[tuple[Progress, int]] = []
+
+        def listen(progress: Progress, told: list[tuple[Progress, int]] = told) -> None:
+            told.append((progress, len(os.listdir("/proc/self/task"))))
+
+        feeds = [net.feed(2), net.feed(3)]
+        measure_rounding(model, feeds, threads=threads, progress=listen)
+        assert [progress.done for progress, _ in told] == [2, 5]
+        assert [tasks - before for _, tasks in told] == [more, more]
+
+
+def test_what_16_bits_hold_exactly_loses_nothing(tmp_path: Path) -> None:
+    net = Net(8)
+    model = net.save(tmp_path / "m.onnx", net.op("Relu", "x"))
+    feeds = {"x": np.arange(-8, 8, dtype=np.float32).reshape(2, 8)}
+    assert _losses(model, feeds) == {"y": np.inf}

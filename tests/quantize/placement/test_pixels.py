@@ -16,7 +16,7 @@ from quantize.audit.inputs import Splits, check_inputs, check_samples
 from quantize.audit.profile import InputProfile
 from quantize.calibration.calibrate import calibrate
 from quantize.int8.insertion import quantize_int8
-from quantize.placement.pixels import shift_by_planes
+from quantize.placement.pixels import move_bytes, shift_by_planes
 from quantize.scheme import PRESETS
 
 
@@ -247,3 +247,42 @@ class TestAudit:
         profile = InputProfile()
         profile.take({"x": images})
         return profile
+
+
+def test_bytes_are_moved_as_their_floats_were_however_often(tmp_path: Path) -> None:
+    moves = [
+        helper.make_node("Transpose", ["a"], ["b"], perm=[0, 3, 1, 2]),
+        helper.make_node("Transpose", ["b"], ["c"], perm=[0, 1, 3, 2]),
+        helper.make_node("Transpose", ["c"], ["d"], perm=[0, 1, 3, 2]),
+    ]
+    nodes = move_bytes("x", moves, "y")
+    value = helper.make_tensor_value_info("x", TensorProto.UINT8, [2, 9, 9, 3])
+    result = helper.make_tensor_value_info("y", TensorProto.UINT8, [2, 3, 9, 9])
+    graph = helper.make_graph(nodes, "net", [value], [result])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, tmp_path / "moves.onnx")
+    images = draw(2)
+    found = run(tmp_path / "moves.onnx", images)
+    np.testing.assert_array_equal(found, images.transpose(0, 3, 1, 2))
+
+
+def test_what_is_no_constant_a_channel_of_the_image_is_taken_off_as_it_was() -> None:
+    """Three means of a gray image make three channels of it; a computed mean is none."""
+    for channels, computed in ((1, False), (3, True)):
+        images = helper.make_tensor_value_info("x", TensorProto.UINT8, [2, 9, 9, channels])
+        result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 3, 9, 9])
+        nodes = [
+            helper.make_node("Cast", ["x"], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("Transpose", ["floats"], ["nchw"], perm=[0, 3, 1, 2]),
+            helper.make_node("GlobalMaxPool", ["nchw"], ["largest"]),
+            helper.make_node("Sub", ["nchw", "largest" if computed else "mean"], ["y"]),
+        ]
+        mean = numpy_helper.from_array(np.arange(3, dtype=np.float32).reshape(3, 1, 1), "mean")
+        graph = helper.make_graph(nodes, "net", [images], [result], [mean])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+        onnx.checker.check_model(model, full_check=True)
+        before = model.SerializeToString()
+        shift_by_planes(model)
+        assert [node.op_type for node in model.graph.node][-1] == "Sub"
+        assert onnx.ModelProto.FromString(before).graph.node == model.graph.node

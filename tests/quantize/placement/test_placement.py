@@ -223,3 +223,13 @@ def test_products_in_other_types_are_left(tmp_path: Path, kind: int) -> None:
     ranges = calibrate(model, [net.feed(8)], observer="auto")
     path = quantize_int8(model, ranges, PRESETS["openvino"], tmp_path / "q.onnx").model.path
     assert sqnr(run(model, net.feed(8))[0], run(path, net.feed(8))[0]) > 12
+
+
+def test_an_activation_behind_a_join_is_not_taken_for_a_part_of_it(tmp_path: Path) -> None:
+    """ONNX Runtime has int8 kernels for Concat, and none of Concat and Relu in one."""
+    net = Net(3, 8, 8)
+    parts = [net.conv("x", 3, 4, name=name) for name in ("left", "right")]
+    joined = net.op("Concat", *parts, axis=1, name="joined")
+    y = net.conv(net.op("Relu", joined, name="relu"), 8, 4, name="head")
+    placement, _ = _place(net, tmp_path, "onnxruntime", y)
+    assert not placement.activations["joined_out"].from_zero

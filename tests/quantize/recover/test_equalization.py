@@ -299,3 +299,12 @@ def test_the_model_itself_is_never_overwritten(tmp_path: Path) -> None:
     _, model = classifier(tmp_path)
     with pytest.raises(QuantizeError, match="is the float model itself"):
         equalize(model, model.path)
+
+
+def test_a_mean_over_channels_passes_no_scale_on(tmp_path: Path) -> None:
+    """As many rows are left as there were channels."""
+    net = Net(3, 8, 8, opset=17)
+    x = net.op("ReduceMean", net.conv("x", 3, 8, name="first"), axes=[1, 3], keepdims=0)
+    model = net.save(tmp_path / "m.onnx", net.gemm(x, 8, 5, name="second"))
+    result = _equalize(net, model, net.feed(4))
+    assert result.equalized == ()

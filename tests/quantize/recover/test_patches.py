@@ -6,7 +6,7 @@ import torch
 from onnx import helper
 from test_nets import Net, run
 
-from quantize.recover.patches import gather_patches, read_layout
+from quantize.recover.patches import PatchLayout, gather_patches, read_layout
 
 EVERYTHING = 10**9
 
@@ -94,3 +94,14 @@ def test_a_limit_takes_the_same_positions_of_float_and_quantized_input() -> None
 def test_other_operators_say_so() -> None:
     node = helper.make_node("ConvTranspose", ["x", "w"], ["y"])
     assert "ConvTranspose" in str(read_layout(node, (4, 3, 3, 3), 1))
+
+
+def test_a_limit_holds_for_the_rows_of_a_product_as_well() -> None:
+    x = np.random.default_rng(0).standard_normal((3, 40, 6))
+    layout = read_layout(helper.make_node("MatMul", ["x", "w"], ["y"]), (6, 4), 1)
+    assert isinstance(layout, PatchLayout)
+    patches = gather_patches(x, layout, 7, _random())
+    assert patches.shape == (1, 6, 21)
+    rows = {tuple(row) for row in x.reshape(-1, 6)}
+    assert {tuple(patch) for patch in patches[0].T} <= rows
+    assert len({tuple(patch) for patch in patches[0].T}) == 21

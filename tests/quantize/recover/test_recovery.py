@@ -286,3 +286,82 @@ def test_an_input_without_samples_may_come_first(tmp_path: Path) -> None:
     chosen = recover(model, ranges, ORT, lambda: iter(batches))
     assert set(chosen.layers) == {"product"}
     assert measure_rounding(model, batches).samples == 48
+
+
+def test_the_record_has_signal_over_error_of_the_weights_rounded_to_nearest(tmp_path: Path) -> None:
+    net = Net(16)
+    model = net.save(tmp_path / "m.onnx", net.gemm("x", 16, 24, name="head"))
+    batches = Batches(net, 8, 512)
+    ranges = calibrate(model, list(batches()), observer="minmax")
+    chosen = recover(model, ranges, ORT, batches, RecoverySettings(samples=4096, clipping=False))
+    weight = numpy_helper.to_array(next(t for t in net.constants if t.name == "head_w"))
+    scales = np.abs(weight).max(axis=1, keepdims=True).astype(np.float64) / 127
+    inputs = np.concatenate([batch["x"] for batch in batches()]).astype(np.float64)
+    exact, rounded = inputs @ weight.T, inputs @ (np.rint(weight / scales) * scales).T
+    layer = chosen.layers["head"]
+    assert layer.nearest_db == pytest.approx(sqnr(exact, rounded), abs=0.3)
+    assert layer.adjusted_db is not None
+    codes = inputs @ (layer.codes.astype(np.float64) * layer.scales[:, None]).T
+    assert layer.adjusted_db == pytest.approx(sqnr(exact, codes), abs=0.3)
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (5, 5)])
+def test_a_bias_that_differs_by_sample_is_none_of_channels(
+    tmp_path: Path, shape: tuple[int, int]
+) -> None:
+    """As many samples as channels, so that a size says nothing."""
+    net = Net(6)
+    weight = net.constant("w", net.random.normal(0, 0.4, (5, 6)).astype(np.float32))
+    values = np.arange(np.prod(shape), dtype=np.float32) / 5
+    bias = net.constant("b", values.reshape(shape))
+    model = net.save(tmp_path / "m.onnx", net.op("Gemm", "x", weight, bias, name="g", transB=1))
+    ranges = calibrate(model, [net.feed(5)])
+    scheme, batches = PRESETS["tensorrt"], Batches(net, 8, 5)
+    chosen = recover(model, ranges, scheme, batches)
+    assert [(skip.where, skip.what) for skip in chosen.skipped] == [("g", "bias correction")]
+    assert chosen.layers["g"].bias is None
+    quantize_int8(model, ranges, scheme, tmp_path / "q.onnx", adjustments=chosen)
+    feeds = net.feed(5, seed=50)
+    assert sqnr(run(model, feeds)[0], run(tmp_path / "q.onnx", feeds)[0]) > 25
+
+
+def test_a_bias_that_would_overflow_int32_is_held_by_the_scale(tmp_path: Path) -> None:
+    """One of 3,000 times what the weights of its channel make, in steps of input times weight."""
+    net = Net(8)
+    weight = net.random.normal(0, 0.3, (4, 8)).astype(np.float32)
+    weight[1] *= 1e-7
+    bias = np.array([0.1, 3000.0, -0.2, 0.3], np.float32)
+    constants = (net.constant("w", weight), net.constant("b", bias))
+    model = net.save(tmp_path / "m.onnx", net.op("Gemm", "x", *constants, name="g", transB=1))
+    ranges = calibrate(model, [net.feed(64)])
+    for settings in (RecoverySettings(clipping=False), RecoverySettings()):
+        chosen = recover(model, ranges, ORT, Batches(net, 8), settings)
+        quantize_int8(model, ranges, ORT, tmp_path / "q.onnx", adjustments=chosen)
+        feeds = net.feed(32, seed=77)
+        expected, found = run(model, feeds)[0], run(tmp_path / "q.onnx", feeds)[0]
+        np.testing.assert_allclose(found[:, 1], expected[:, 1], rtol=1e-3)
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    net = Net(8)
+    model = net.save(tmp_path / "m.onnx", net.gemm("x", 8, 4, name="head"))
+    ranges = calibrate(model, [net.feed(8)])
+    proto = onnx.load(model.path)
+    weight = next(tensor for tensor in proto.graph.initializer if tensor.name == "head_w")
+    values = numpy_helper.to_array(weight).copy()
+    values[2, 3] = np.nan
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    onnx.save(proto, model.path)
+    with pytest.raises(QuantizeError, match="weights of head hold NaN or infinity"):
+        recover(model, ranges, ORT, Batches(net, 1))
+
+
+def test_a_product_that_is_scaled_takes_no_bias(tmp_path: Path) -> None:
+    net = Net(6)
+    weight = net.constant("w", net.random.normal(0, 0.4, (5, 6)).astype(np.float32))
+    y = net.op("Gemm", "x", weight, name="g", transB=1, beta=0.5)
+    model = net.save(tmp_path / "m.onnx", y)
+    ranges = calibrate(model, [net.feed(16)])
+    chosen = recover(model, ranges, ORT, Batches(net, 4))
+    assert [(skip.where, skip.what) for skip in chosen.skipped] == [("g", "bias correction")]
+    assert chosen.layers["g"].bias is None

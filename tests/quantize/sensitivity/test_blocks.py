@@ -65,3 +65,9 @@ def test_every_layer_is_in_one_block_in_order(paths: list[list[str]], limit: int
 @pytest.mark.parametrize("limit", [1, 2, 5])
 def test_equal_paths_can_still_be_split(limit: int) -> None:
     assert len(group_blocks(name_layers(["conv"] * 5), limit)) == limit
+
+
+def test_a_path_that_layers_of_other_blocks_have_too_does_not_name_a_block() -> None:
+    paths = ["body.0.a", "body.0.b", "body.1.a", "body.1.b", "head", "body.2.a", "body.2.b"]
+    names = [block.name for block in group_blocks(name_layers(paths), 3)]
+    assert names == ["body.0.a to body.1.b", "head", "body.2"]

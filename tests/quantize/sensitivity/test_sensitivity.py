@@ -100,3 +100,15 @@ def test_a_mask_of_infinity_at_the_outputs_hides_no_noise(tmp_path: Path) -> Non
         exact, ours = (run(each, batches)[:, :3] for each in (plain, mix))
         assert item.noise == pytest.approx(noise(exact, ours), rel=1e-3)
         assert item.noise > 0
+
+
+def test_an_output_that_is_zero_whatever_is_in_int8_has_no_noise(tmp_path: Path) -> None:
+    net = Net(3, 8, 8)
+    x = net.conv("x", 3, 8, name="first")
+    nothing = net.constant("nothing", np.zeros((), np.float32))
+    zero = net.op("Mul", x, nothing, name="zero")
+    model = net.save(tmp_path / "m.onnx", zero)
+    batches = [net.feed(4)]
+    quantizer = Quantizer(model, calibrate(model, batches), PRESETS["onnxruntime"])
+    (found,) = measure_sensitivity(quantizer, quantizer.blocks(9), batches, tmp_path)
+    assert found.noise == 0
