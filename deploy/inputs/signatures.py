@@ -27,6 +27,11 @@ STATIC_WARNING = (
     "The model cannot be run or exported with a dynamic batch; every engine takes batches of "
     "exactly {}."
 )
+CHANGING_WARNING = (
+    "It returns tensors of its own for each sample, as detectors do that choose among boxes. For "
+    "batches of any size, build the part up to the raw scores and boxes (backbone and head) and "
+    "choose behind the engine."
+)
 SQUEEZE_WARNING = (
     "The model takes the batch axis away from the answer to a lone sample ({}: squeeze() without "
     "an axis does that); engines keep it, so that samples lie on one axis at every batch size."
@@ -211,11 +216,11 @@ def _settle_batch(call: Call, config: BuildConfig) -> tuple[CallSignature, bool,
     try:
         signature = _describe_dynamic(call)
         return signature, False, _warn_of_squeezed(call, signature)
-    except InputError:
+    except InputError as error:
         if given == TRACE_BATCH:
             raise
         signature = call.describe_at(given, dynamic=False)
-        return signature, True, (STATIC_WARNING.format(given),)
+        return signature, True, (STATIC_WARNING.format(given), _explain_static(error))
 
 
 def _describe_dynamic(call: Call) -> CallSignature:
@@ -232,7 +237,7 @@ def _describe_dynamic(call: Call) -> CallSignature:
     here = [(spec.name, len(spec.shape), spec.dtype) for spec in first.outputs]
     if here != [(spec.name, len(spec.shape), spec.dtype) for spec in other.outputs]:
         few, many = (", ".join(map(str, signature.outputs)) for signature in (first, other))
-        raise InputError(
+        raise _ChangingOutputsError(
             f"What the model returns changes with the batch: {few} for {TRACE_BATCH} samples, "
             f"{many} for {TRACE_BATCH + 1}. Pass the batch size to build for in --input, with "
             "--static-batch."
@@ -242,6 +247,18 @@ def _describe_dynamic(call: Call) -> CallSignature:
         for spec, wider in zip(first.outputs, other.outputs, strict=True)
     )
     return replace(first, outputs=outputs)
+
+
+class _ChangingOutputsError(InputError):
+    """A model returns other tensors for other numbers of samples."""
+
+
+def _explain_static(error: InputError) -> str:
+    """Why only one batch is taken, and what would have any."""
+    if isinstance(error, _ChangingOutputsError):
+        return CHANGING_WARNING
+    said = error.__cause__ or error
+    return f"With {TRACE_BATCH} samples it raises {type(said).__name__}: {str(said).rstrip('.')}."
 
 
 def _find_fixed_batch(module: nn.Module) -> int | None:

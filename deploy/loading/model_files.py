@@ -21,7 +21,7 @@ from torch.export import ExportedProgram
 
 from deploy.loading.archive import detect_kind, read_pickle
 from deploy.loading.parametrizations import bake_parametrizations
-from deploy.loading.references import search_working_directory
+from deploy.loading.references import describe_missing_module, search_working_directory
 from deploy.loading.tensors import check_rebuilds, check_tensors, check_total
 from deploy.loading.trust import (
     TRUST_ALL,
@@ -82,6 +82,14 @@ def load_model(
         ConfigError: `factory` is unusable, or was given for a file that holds the whole model.
     """
     path = Path(path)
+    source, _, attribute = path.name.partition(":")
+    if source.endswith(".py"):
+        factory = f"{Path(source).stem}:{attribute or 'factory'}"
+        raise LoadError(
+            f"{path} is source code, which holds no trained weights. Save those, "
+            "torch.save(model.state_dict(), 'model.pt'), and give model.pt with what makes the "
+            f"module: --model {factory}."
+        )
     if path.is_dir():
         raise LoadError(f"{path} is a directory. Give the model file in it.")
     if path.exists() and not path.is_file():  # a pipe would be waited for
@@ -250,10 +258,7 @@ def _reading(path: Path) -> Iterator[None]:
     except DeployError:
         raise
     except ModuleNotFoundError as error:
-        raise LoadError(
-            f"{path} needs the module {error.name!r}. Run from the directory that holds it, set "
-            "PYTHONPATH, or install it."
-        ) from error
+        raise LoadError(f"{path} cannot be read: {describe_missing_module(error)}") from error
     except Exception as error:  # hostile bytes and foreign classes raise anything
         raise LoadError(f"{path} cannot be read as a model: {_shorten(error)}.") from error
 

@@ -30,26 +30,42 @@ def import_object(reference: str, *, what: str) -> Any:
     search_working_directory()
     try:
         found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            if not hasattr(found, part):  # packages that import their parts late raise anything
+                names = [name for name in dir(found) if not name.startswith("_")]
+                close = difflib.get_close_matches(part, names, cutoff=0.4) or names[:5]
+                raise ConfigError(
+                    f"{what}: {module_name} has no {attribute!r}. "
+                    f"Close: {', '.join(close) or 'none'}."
+                )
+            found = getattr(found, part)
+    except ConfigError:
+        raise
     except ModuleNotFoundError as error:
-        if error.name is None or not is_within(module_name, error.name):
+        if error.name is not None and not is_within(module_name, error.name):
             raise ConfigError(f"{what}: importing {module_name!r} failed: {error}.") from error
-        raise ConfigError(
-            f"{what}: there is no module {error.name!r}. Run from the directory that holds it, set "
-            "PYTHONPATH, or install it."
-        ) from error
+        raise ConfigError(f"{what} {reference}: {describe_missing_module(error)}") from error
     except (Exception, SystemExit) as error:  # the user's own module: whatever it raises
         raise ConfigError(
             f"{what}: importing {module_name!r} raised {type(error).__name__}: {error}."
         ) from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            names = [name for name in dir(found) if not name.startswith("_")]
-            close = difflib.get_close_matches(part, names, cutoff=0.4) or names[:5]
-            raise ConfigError(
-                f"{what}: {module_name} has no {attribute!r}. Close: {', '.join(close) or 'none'}."
-            )
-        found = getattr(found, part)
     return found
+
+
+def describe_missing_module(error: ModuleNotFoundError) -> str:
+    """What to do about a module that is not there.
+
+    Packages that import their parts late raise this error for a part that exists and whose own
+    imports fail; it names no module then, and its cause says which.
+    """
+    if error.name is None:
+        cause = error.__cause__
+        why = "" if cause is None else f" ({type(cause).__name__}: {cause})"
+        return f"importing it failed: {str(error).rstrip('.')}{why}. Mend that import first."
+    return (
+        f"there is no module {error.name!r}. Run from the directory that holds it, set "
+        "PYTHONPATH, or install it."
+    )
 
 
 def is_dotted(name: str) -> bool:

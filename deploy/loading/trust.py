@@ -17,7 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from deploy.loading.references import is_dotted, is_within, search_working_directory
+from deploy.loading.references import (
+    describe_missing_module,
+    is_dotted,
+    is_within,
+    search_working_directory,
+)
 from export.errors import LoadError, Remedy, TrustError
 
 TRUST_ALL = "*"
@@ -151,10 +156,14 @@ def _import_global(name: str, path: Path) -> Any:
                 importlib.import_module(module_name)
             found = getattr(found, part)
     except ModuleNotFoundError as error:
-        raise LoadError(
-            f"{path} needs {name}, and there is no module {error.name!r}. Run from the directory "
-            "that holds it, set PYTHONPATH, or install it."
-        ) from error
+        holder = module_name.rpartition(".")[0]
+        if error.name == module_name and holder in sys.modules:
+            raise LoadError(
+                f"{path} needs {name}, and {holder} has no {module_name.rpartition('.')[2]!r}. It "
+                "was renamed, moved or removed since the model was saved: bring the version of "
+                f"{parts[0]!r} that saved it."
+            ) from error
+        raise LoadError(f"{path} needs {name}; {describe_missing_module(error)}") from error
     except (Exception, SystemExit) as error:  # a trusted module's own code: whatever it raises
         raise LoadError(
             f"{path} needs {name}; importing it raised {type(error).__name__}: {error}. Mend that "

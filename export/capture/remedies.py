@@ -12,6 +12,11 @@ _PACKED = (
     "No exporter takes packed sequences: give the recurrent layer the padded batch as it is, and "
     "pick each sample's last step by its length. "
 )
+_VALUES = (
+    "Its forward goes on by the value of a tensor (.item(), bool() or an if on one), which a graph "
+    "cannot: take that value from the configuration, or compute both ways and choose between them "
+    "by torch.where. "
+)
 
 
 def suggest_remedies(module: nn.Module, reasons: str) -> str:
@@ -25,4 +30,5 @@ def suggest_remedies(module: nn.Module, reasons: str) -> str:
     if "bfloat16" in reasons:  # autocast, or a cast in forward
         formats |= {"bfloat16"}
     named = _FORMAT.format(" and ".join(sorted(formats))) if formats else ""
-    return named + (_PACKED if "pack_padded_sequence" in reasons else "")
+    named += _PACKED if "pack_padded_sequence" in reasons else ""
+    return named + (_VALUES if "DataDependent" in reasons else "")

@@ -201,11 +201,18 @@ def _make_trial(site: _Site) -> Trial:
 
 
 def _choose_sizes(site: _Site) -> list[int]:
-    """Spatial sizes from which a few outputs come; the padding of transposed layers cuts off."""
+    """Spatial sizes from which a few outputs come, or those of the model, where they are smaller.
+
+    A kernel that is dilated far reaches past the whole map; a larger one would show no more of it.
+    The padding of transposed layers cuts off.
+    """
+    captured = read_argument(site.layer, "input").meta["val"].shape[2:]
     sizes = []
     for axis, kernel in enumerate(site.weight.shape[2:]):
         cut = 2 * _read_option(site.layer, "padding", axis) if site.transposed else 0
-        sizes.append((kernel - 1) * _read_option(site.layer, "dilation", axis) + 3 + cut)
+        size = (kernel - 1) * _read_option(site.layer, "dilation", axis) + 3 + cut
+        known = captured[axis]
+        sizes.append(min(size, known) if isinstance(known, int) else size)
     return sizes
 
 

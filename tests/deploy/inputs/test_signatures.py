@@ -80,6 +80,20 @@ def test_a_result_that_changes_its_form_with_the_batch_is_built_for_the_one_give
         settle(Returning(lambda x: tuple(x)), "2x3")
 
 
+def test_a_detector_is_told_what_to_build_for_batches_of_any_size() -> None:
+    find = lambda x: [{"boxes": row.nonzero(), "scores": row[row > 0]} for row in x]  # noqa: E731
+    call = settle(Returning(find), "1x3")
+    assert call.static
+    assert [spec.name for spec in call.signature.outputs] == ["output_0.boxes", "output_0.scores"]
+    assert "backbone and head" in call.warnings[1]
+
+
+def test_a_model_that_fails_at_other_batches_says_how() -> None:
+    call = settle(Returning(lambda x: x.reshape(1, 3)), "1x3")
+    assert call.static
+    assert call.warnings[1].startswith("With 2 samples it raises RuntimeError: shape '[1, 3]'")
+
+
 def test_an_answer_to_a_lone_sample_that_loses_its_axis_is_told_of() -> None:
     call = settle(Returning(lambda x: (x.sum(1).squeeze(), x)), "1x3")
     assert [spec.shape for spec in call.signature.outputs] == [("batch",), ("batch", 3)]

@@ -38,6 +38,17 @@ def fail():
 number = 3
 """
 
+LATE = """
+def __getattr__(name):
+    if name != "Net":
+        raise AttributeError(name)
+    try:
+        raise ValueError("no CUDA")
+    except ValueError as error:
+        raise ModuleNotFoundError(f"could not import {name}.") from error
+"""
+"""A module as packages have it that import their parts when they are first asked for."""
+
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
@@ -153,6 +164,25 @@ class TestModule:
             monkeypatch.delitem(sys.modules, name)
         for trust in (package, "*"):
             refused(path, repr(package), "PYTHONPATH", trust=(trust,))
+
+    def test_class_that_its_module_lacks_is_not_called_a_missing_module(
+        self, tmp_path: Path, net: nn.Module, package: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = save(net, tmp_path / "m.pt")
+        monkeypatch.delattr(sys.modules[f"{package}.nets"], "Net")
+        refused(path, f"{package}.nets has no 'Net'", "renamed", trust=(package,))
+
+    def test_class_that_is_imported_late_says_why_it_cannot_be(
+        self, tmp_path: Path, net: nn.Module, package: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = save(net, tmp_path / "m.pt")
+        source = tmp_path / "src" / package / "nets.py"
+        source.write_text(LATE)
+        for name in (package, f"{package}.nets"):
+            monkeypatch.delitem(sys.modules, name)
+        words = ("importing it failed", "could not import Net", "ValueError: no CUDA")
+        for trust in (package, "*"):
+            refused(path, *words, trust=(trust,))
 
     def test_class_of_the_training_script_is_explained(
         self, tmp_path: Path, net: nn.Module, monkeypatch: pytest.MonkeyPatch
@@ -356,6 +386,13 @@ class TestNoModel:
     def test_missing_file_and_directory(self, tmp_path: Path) -> None:
         refused(tmp_path / "none.pt", "no file", "none.pt")
         refused(tmp_path, "directory")
+
+    @pytest.mark.parametrize(
+        ("name", "wanted"), [("nets.py", "nets:factory"), ("nets.py:make", "nets:make")]
+    )
+    def test_source_code_is_no_model(self, tmp_path: Path, name: str, wanted: str) -> None:
+        (tmp_path / "nets.py").write_text(NETS)
+        refused(tmp_path / name, "no trained weights", f"--model {wanted}.")
 
     @pytest.mark.parametrize(
         ("content", "word"),

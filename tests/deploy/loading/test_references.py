@@ -52,6 +52,18 @@ def test_import_that_raises(tmp_path: Path, package: str, source: str, word: str
     assert caught.value.exit_code == 2
 
 
+def test_attribute_that_is_imported_late_and_fails(tmp_path: Path, package: str) -> None:
+    (tmp_path / "src" / package / "late.py").write_text(
+        "def __getattr__(name):\n"
+        "    if name == 'make':\n"
+        "        raise ModuleNotFoundError('no part make here') from ValueError('no CUDA')\n"
+        "    raise AttributeError(name)\n"
+    )
+    with pytest.raises(ConfigError, match=r"no part make here.*ValueError: no CUDA") as caught:
+        import_object(f"{package}.late:make", what="--model")
+    assert caught.value.exit_code == 2
+
+
 def test_working_directory_is_searched_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

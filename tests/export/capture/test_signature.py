@@ -284,6 +284,12 @@ def test_describing_leaves_no_gradient_and_changes_no_weight() -> None:
         assert torch.equal(value, before[name])
 
 
+def test_a_number_that_an_embedding_lacks_is_told_from_a_wrong_shape() -> None:
+    ids = {"ids": torch.tensor([[3, 10]])}
+    with pytest.raises(InputError, match=r"no row of that number.*1x128:int64:30522"):
+        describe_call(nn.Embedding(10, 4), ids, keyword=False, dynamic_batch=True)
+
+
 @pytest.mark.parametrize(
     "error",
     [RuntimeError("mat1 and mat2"), KeyError("ids"), AssertionError(), ValueError("Too small.")],

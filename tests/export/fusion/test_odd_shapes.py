@@ -1,6 +1,7 @@
 """Layers of shapes that are seldom seen: what merges is right, and what does not is left alone."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from families import relative_error
 from nets import randomize_norms
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from export import fuse
 from export.artifacts import SizeRange, TensorSpec
@@ -208,3 +210,32 @@ def test_a_norm_of_cudnn_names_its_epsilon_otherwise() -> None:
     assert isinstance(found, BatchNorm)
     scale, shift = found.scale_and_shift()  # 2 / sqrt(0.75 + 0.25), 5 - 3 * 2
     assert (float(scale), float(shift)) == (2.0, -1.0)
+
+
+class ConvolvedSizes(TorchDispatchMode):
+    """Records the spatial sizes of what is convolved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is aten.convolution.default and type(args[0]) is Tensor:
+            self.seen.add(tuple(args[0].shape[2:]))
+        return func(*args, **(kwargs or {}))
+
+
+def test_kernels_dilated_past_the_map_are_proven_on_the_map_itself() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=36, dilation=36, bias=False), nn.BatchNorm2d(4)
+    )
+    model = randomize_norms(model).eval()
+    x = torch.randn(2, 3, 8, 9)
+    with ConvolvedSizes() as convolved:
+        result = fuse(model, x)
+    assert [fused.kind for fused in result.fused] == ["conv-bn"]
+    assert convolved.seen == {(8, 9)}
+    exact = model.double()(x.double())
+    assert relative_error(result.module(x), exact) < 1e-5
