@@ -11,15 +11,13 @@ from torch import nn
 from deploy.config import BuildConfig
 from deploy.engines.base import EngineSpec, Feeds
 from deploy.engines.device import CPU
+from deploy.inputs.batch_axis import STATIC_WARNING, TRACE_BATCH, to_tensors
 from deploy.inputs.data import ArrayRows, Dataset, open_data, split_checked
 from deploy.inputs.declared import parse_input, synthetic_feeds
 from deploy.inputs.signatures import (
-    STATIC_WARNING,
-    TRACE_BATCH,
     SettledCall,
     describe_static,
     settle_call,
-    to_tensors,
 )
 from deploy.judging.checking import CheckPlan, run_reference
 from deploy.judging.gates import DataKind

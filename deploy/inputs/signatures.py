@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import nn
 
 from deploy.config import BuildConfig
-from deploy.engines.base import Feeds
+from deploy.inputs.batch_axis import Call, settle_batch, to_tensors
 from deploy.inputs.data import Dataset, split_checked
 from deploy.inputs.data_images import ImageRows
 from deploy.inputs.dataset import Rows, describe_inputs
@@ -16,26 +15,11 @@ from deploy.inputs.declared import DTYPES, InputSpec, parse_input, synthetic_fee
 from deploy.inputs.dynamic_axes import check_axis_names, keep_axes, settle_axes
 from deploy.inputs.image_inputs import read_model_specs, settle_images, take_images
 from export.artifacts import BATCH, TensorSpec
-from export.capture.arrays import to_tensor
 from export.capture.image_model import ImageModel
 from export.capture.signature import CallSignature, describe_call, name_inputs
 from export.errors import ConfigError, DataError, InputError
 from export.images import FLOATS, ImageCall
 
-TRACE_BATCH = 2
-STATIC_WARNING = (
-    "The model cannot be run or exported with a dynamic batch; every engine takes batches of "
-    "exactly {}."
-)
-CHANGING_WARNING = (
-    "It returns tensors of its own for each sample, as detectors do that choose among boxes. For "
-    "batches of any size, build the part up to the raw scores and boxes (backbone and head) and "
-    "choose behind the engine."
-)
-SQUEEZE_WARNING = (
-    "The model takes the batch axis away from the answer to a lone sample ({}: squeeze() without "
-    "an axis does that); engines keep it, so that samples lie on one axis at every batch size."
-)
 EMPTY_WARNING = (
     "Output {} is empty on synthetic inputs, since its size hangs on their values, and nothing of "
     "it is compared. Pass --data with samples for which the model finds something."
@@ -95,7 +79,7 @@ def settle_call(module: nn.Module, config: BuildConfig, data: Dataset | None) ->
     high = {spec.name: spec.high for spec in specs if spec.name and spec.high is not None}
     call = Call(module, specs, keyword, high)
     try:
-        signature, static, warnings = _settle_batch(call, config)
+        signature, static, warnings = settle_batch(call, config)
         signature = settle_axes(call, signature)
     except InputError as error:
         if config.inputs or data is None:
@@ -121,39 +105,6 @@ def describe_static(
     feeds = to_tensors(synthetic_feeds(signature.inputs, batch, seed=0, high=high))
     static = describe_call(module, feeds, keyword=signature.keyword, dynamic_batch=False)
     return keep_axes(static, signature)
-
-
-def to_tensors(feeds: Feeds) -> dict[str, torch.Tensor]:
-    """The same values as tensors of their own."""
-    return {name: to_tensor(np.array(array)) for name, array in feeds.items()}
-
-
-@dataclass(frozen=True)
-class Call:
-    """The model and how it is to be called."""
-
-    module: nn.Module
-    specs: tuple[InputSpec, ...]
-    keyword: bool
-    high: dict[str, int]
-
-    def describe_at(
-        self, batch: int, *, dynamic: bool, sizes: Mapping[str, int] | None = None
-    ) -> CallSignature:
-        """Run it on `batch` synthetic samples and record what it takes and returns.
-
-        Dynamic axes other than the batch have these sizes, or their best.
-        """
-        concrete = tuple(
-            TensorSpec(spec.name, spec.with_sizes(batch, sizes or {}), spec.dtype)
-            for spec in self.describe_inputs(batch)
-        )
-        feeds = to_tensors(synthetic_feeds(concrete, batch, seed=0, high=self.high))
-        return describe_call(self.module, feeds, keyword=self.keyword, dynamic_batch=dynamic)
-
-    def describe_inputs(self, batch: int) -> tuple[TensorSpec, ...]:
-        """The inputs with their dynamic axes named."""
-        return tuple(spec.describe(batch) for spec in self.specs)
 
 
 def _find_dtype(module: nn.Module) -> str:
@@ -203,98 +154,6 @@ def _name(
             f"{config.data}: the names of its arrays ({held}) must be those of the model's inputs, "
             f"with y for the labels. {error}"
         ) from error
-
-
-def _settle_batch(call: Call, config: BuildConfig) -> tuple[CallSignature, bool, tuple[str, ...]]:
-    """The signature, whether its batch is static, and a warning where that was not asked for."""
-    given = call.specs[0].shape[0]
-    if config.static_batch:
-        return call.describe_at(given, dynamic=False), True, ()
-    fixed = _find_fixed_batch(call.module)
-    if fixed is not None and given in (1, fixed):
-        return call.describe_at(fixed, dynamic=False), True, (STATIC_WARNING.format(fixed),)
-    try:
-        signature = _describe_dynamic(call)
-        return signature, False, _warn_of_squeezed(call, signature)
-    except InputError as error:
-        if given == TRACE_BATCH:
-            raise
-        signature = call.describe_at(given, dynamic=False)
-        return signature, True, (STATIC_WARNING.format(given), _explain_static(error))
-
-
-def _describe_dynamic(call: Call) -> CallSignature:
-    """The signature with a dynamic batch, on whichever axis of an output it shows.
-
-    The model runs at two batch sizes; an axis that follows the batch from one to the other is the
-    batch, and no other is, whatever its size.
-    """
-    first = call.describe_at(TRACE_BATCH, dynamic=True)
-    try:
-        other = call.describe_at(TRACE_BATCH + 1, dynamic=False)
-    except InputError:
-        return first  # it takes this batch alone, which the export will find out
-    here = [(spec.name, len(spec.shape), spec.dtype) for spec in first.outputs]
-    if here != [(spec.name, len(spec.shape), spec.dtype) for spec in other.outputs]:
-        few, many = (", ".join(map(str, signature.outputs)) for signature in (first, other))
-        raise _ChangingOutputsError(
-            f"What the model returns changes with the batch: {few} for {TRACE_BATCH} samples, "
-            f"{many} for {TRACE_BATCH + 1}. Pass the batch size to build for in --input, with "
-            "--static-batch."
-        )
-    outputs = tuple(
-        replace(spec, shape=_compare_axes(spec.with_batch(TRACE_BATCH), wider.with_batch(0)))
-        for spec, wider in zip(first.outputs, other.outputs, strict=True)
-    )
-    return replace(first, outputs=outputs)
-
-
-class _ChangingOutputsError(InputError):
-    """A model returns other tensors for other numbers of samples."""
-
-
-def _explain_static(error: InputError) -> str:
-    """Why only one batch is taken, and what would have any."""
-    if isinstance(error, _ChangingOutputsError):
-        return CHANGING_WARNING
-    said = error.__cause__ or error
-    return f"With {TRACE_BATCH} samples it raises {type(said).__name__}: {str(said).rstrip('.')}."
-
-
-def _find_fixed_batch(module: nn.Module) -> int | None:
-    """The one batch that a program of torch.export was exported for; None where it takes others."""
-    if not isinstance(module, torch.fx.GraphModule):
-        return None
-    values = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
-    sizes = [v.shape[0] for v in values if isinstance(v, torch.Tensor) and v.ndim]
-    if not all(isinstance(size, int) for size in sizes) or len(set(sizes)) != 1:
-        return None
-    return int(sizes[0])
-
-
-def _warn_of_squeezed(call: Call, signature: CallSignature) -> tuple[str, ...]:
-    """That outputs have fewer axes for a lone sample, where they have."""
-    try:
-        alone = call.describe_at(1, dynamic=False)
-    except InputError:
-        return ()  # it takes no lone sample, which the export will find out
-    pairs = zip(signature.outputs, alone.outputs, strict=False)
-    lost = [spec.name for spec, single in pairs if len(single.shape) < len(spec.shape)]
-    return (SQUEEZE_WARNING.format(", ".join(lost)),) if lost else ()
-
-
-def _compare_axes(few: tuple[int, ...], many: tuple[int, ...]) -> tuple[int | str, ...]:
-    """A shape at `TRACE_BATCH` and at one more, as sizes and names of axes."""
-    shape: list[int | str] = []
-    for axis, (size, wider) in enumerate(zip(few, many, strict=True)):
-        if size == wider:
-            shape.append(size)
-        elif size * (TRACE_BATCH + 1) == wider * TRACE_BATCH:
-            times = size // TRACE_BATCH
-            shape.append(BATCH if times == 1 else f"{times}*{BATCH}")
-        else:
-            shape.append(f"axis_{axis}")
-    return tuple(shape)
 
 
 def _check_alone(data: Dataset, config: BuildConfig) -> None:
