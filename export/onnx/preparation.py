@@ -5,6 +5,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from export.fusion.draft import Draft, read_argument
+from export.onnx.adaptive_pooling import write_out_adaptive_pools
 from export.onnx.attention import write_out_attention
 from export.onnx.computed_weights import store_computed_weights
 
@@ -18,8 +19,8 @@ def prepare_program(program: ExportedProgram, *, opset: int) -> ExportedProgram:
 
     Numbers and strings among the results become None: the exporter takes no others. A pool to one
     value a channel becomes a mean: of a value in channels_last the exporter makes a gather out of
-    the strides of the result, which is of no use where there are no strides. Attention over more
-    axes than four is written out, and weights that are computed from others are stored.
+    the strides of the result, which is of no use where there are no strides. Adaptive pools
+    and attention over more axes than four are written out, and weights that are computed from others are stored.
     """
     (output,) = (node for node in program.graph.nodes if node.op == "output")
     constants = any(not isinstance(v, fx.Node) and v is not None for v in output.args[0])
@@ -28,6 +29,7 @@ def prepare_program(program: ExportedProgram, *, opset: int) -> ExportedProgram:
         draft.drop_constant_outputs()
     done = [
         _pool_by_mean(draft),
+        write_out_adaptive_pools(draft),
         write_out_attention(draft, opset=opset),
         store_computed_weights(draft),
     ]
