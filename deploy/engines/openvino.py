@@ -10,7 +10,7 @@ import numpy as np
 
 from deploy.engines.base import Array, BackendEngine, EngineSpec, Feeds
 from deploy.engines.openvino_messages import condense_message
-from deploy.engines.openvino_snippets import has_joined_products
+from deploy.engines.openvino_snippets import has_joined_products, swaps_equal_axes
 from export.artifacts import BATCH, SizeRange, TensorSpec
 from export.errors import EngineError
 from export.optional import require
@@ -111,7 +111,10 @@ class OpenVinoEngine(BackendEngine):
         try:
             model = self._model.clone()
             model.reshape({i: list(shape) for i, shape in enumerate(shapes)})
-            compiled = self._core.compile_model(model, "CPU", self._options)
+            options = dict(self._options)
+            if swaps_equal_axes(model):
+                options["SNIPPETS_MODE"] = "DISABLE"
+            compiled = self._core.compile_model(model, "CPU", options)
         except RuntimeError as error:
             raise EngineError(
                 f"OpenVINO cannot compile this model for {shapes}: {error}"
