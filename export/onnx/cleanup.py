@@ -1,7 +1,8 @@
 """What the exporters leave behind, put in the form that engines want."""
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -38,6 +39,38 @@ def name_axes(graph: ir.Graph, axes: AxisNames) -> None:
                 )
     if names:
         _rename(graph, names)
+
+
+def name_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
+    """Give the outputs their names, and what has one of these inside the graph another.
+
+    A model that returns a dict may call an output as its own weight or as the exporter calls a
+    value in between. An output that is an input, a weight or another output has an Identity before.
+    """
+    for index, value in enumerate(graph.outputs):
+        if value.producer() is None or value in graph.outputs[:index]:
+            node = ir.node("Identity", [value])
+            node.outputs[0].shape, node.outputs[0].type = value.shape, value.type
+            graph.append(node)
+            graph.outputs[index] = node.outputs[0]
+    values = [*graph.inputs, *graph.initializers.values()]
+    for node in graph.all_nodes():
+        values += node.outputs
+        for attribute in node.attributes.values():
+            if isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.GRAPH:
+                values += [
+                    *attribute.as_graph().inputs,
+                    *attribute.as_graph().initializers.values(),
+                ]
+    taken = {str(value.name) for value in values} | set(names)
+    for value in values:
+        if value.name in names and value not in graph.inputs:
+            value.name = next(
+                name for n in itertools.count(1) if (name := f"{value.name}_{n}") not in taken
+            )
+            taken.add(value.name)
+    for value, name in zip(graph.outputs, names, strict=False):
+        value.name = name
 
 
 def settle_squeezes(model: ir.Model) -> None:

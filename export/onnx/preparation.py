@@ -11,6 +11,9 @@ from export.onnx.computed_weights import store_computed_weights
 
 aten = torch.ops.aten
 
+_CLAMPS = frozenset(
+    {aten.clamp.default, aten.clamp_.default, aten.clip.default, aten.clip_.default}
+)
 _POOLS = frozenset({aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default})
 
 
@@ -28,12 +31,31 @@ def prepare_program(program: ExportedProgram, *, opset: int) -> ExportedProgram:
     if constants:
         draft.drop_constant_outputs()
     done = [
+        _make_bounds_alike(draft),
         _pool_by_mean(draft),
         write_out_adaptive_pools(draft),
         write_out_attention(draft, opset=opset),
         store_computed_weights(draft),
     ]
     return draft.finish() if constants or any(done) else program
+
+
+def _make_bounds_alike(draft: Draft) -> bool:
+    """Whether a clamp had an integer for one bound and a float for the other: both become floats.
+
+    The exporter finds no form of the operator for two kinds of numbers.
+    """
+    mixed = [node for node in draft.graph.nodes if _has_mixed_bounds(node)]
+    for node in mixed:
+        value, *bounds = (read_argument(node, name) for name in ("self", "min", "max"))
+        node.args, node.kwargs = (value, *(float(bound) for bound in bounds)), {}
+    return bool(mixed)
+
+
+def _has_mixed_bounds(node: fx.Node) -> bool:
+    if node.target not in _CLAMPS:
+        return False
+    return {type(read_argument(node, name)) for name in ("min", "max")} == {int, float}
 
 
 def _pool_by_mean(draft: Draft) -> bool:

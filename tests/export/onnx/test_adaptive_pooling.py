@@ -85,8 +85,6 @@ def test_pools_whose_places_are_asked_for_are_refused(tmp_path):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             return F.adaptive_max_pool2d(x, (4, 6), return_indices=True)
 
-    program = capture(
-        Places(), {"x": torch.randn(2, 3, 10, 7)}, keyword=False, dynamic_batch=True
-    )
+    program = capture(Places(), {"x": torch.randn(2, 3, 10, 7)}, keyword=False, dynamic_batch=True)
     with pytest.raises(ExportError, match="adaptive_max_pool2d"):
         to_onnx(program, tmp_path / "model.onnx", input_names=["x"], output_names=["y", "i"])

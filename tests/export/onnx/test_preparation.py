@@ -268,3 +268,21 @@ def test_a_resize_within_a_weight_is_stored_with_it(tmp_path) -> None:
     proto = export(net, x, tmp_path)
     assert Counter(node.op_type for node in proto.graph.node) == {"Conv": 1}
     assert_same(net, proto, x, x[:1])
+
+
+@pytest.mark.parametrize(
+    "clamp",
+    [
+        lambda x: x.clamp(0, 1.5),
+        lambda x: torch.clip(x, -0.5, 1),
+        lambda x: (x * 1).clamp_(min=-1, max=0.5),
+        lambda x: x.clamp(max=1),
+    ],
+)
+def test_a_clamp_between_an_integer_and_a_float_is_exported(clamp, tmp_path):
+    class Clamped(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return clamp(x)
+
+    x = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    assert_same(Clamped(), export(Clamped(), x, tmp_path), x[:1], x)
