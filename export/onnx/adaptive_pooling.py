@@ -3,11 +3,12 @@
 The exporter has no function for most of them, and makes gathers of others, which int8 has none of.
 
 Along an axis of ``n`` values a pool to ``m`` reduces the values from ``i * n // m`` to
-``ceil((i + 1) * n / m)`` for each ``i``. Where all of these windows are equally long and equally far
-apart it is a pool with a kernel and a stride. Elsewhere a maximum, and a mean of windows that are
-boxes, is taken one axis after the other, each window of an axis by a slice.
+``ceil((i + 1) * n / m)`` for each ``i``. Where all of these windows are equally long and equally
+far apart it is a pool with a kernel and a stride. Elsewhere a maximum, and a mean of windows that
+are boxes, is taken one axis after the other, each window of an axis by a slice.
 """
 
+import itertools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +31,7 @@ _MEANS = {
     aten.adaptive_avg_pool2d.default: aten.avg_pool2d.default,
     aten.adaptive_avg_pool3d.default: aten.avg_pool3d.default,
 }
-_POOLS = {**_MAXIMA, **_MEANS}
+_POOLS: dict[Any, Any] = {**_MAXIMA, **_MEANS}
 
 _Window = tuple[int, int]
 """From the first value to the one behind the last."""
@@ -39,7 +40,8 @@ _Window = tuple[int, int]
 def write_out_adaptive_pools(draft: Draft) -> bool:
     """Whether there was an adaptive pool of known sizes; one whose indices are read stays."""
     pools = [node for node in draft.graph.nodes if node.target in _POOLS]
-    return any([_write_out(draft, node) for node in pools])
+    written = [_write_out(draft, node) for node in pools]
+    return any(written)
 
 
 def list_windows(size: int, count: int) -> list[_Window]:
@@ -98,7 +100,7 @@ def _pool(
 def _find_step(windows: list[_Window]) -> int | None:
     """How far apart windows are; None if that differs among them, or their lengths do."""
     lengths = {end - start for start, end in windows}
-    steps = {b - a for (a, _), (b, _) in zip(windows, windows[1:], strict=False)} or lengths
+    steps = {b - a for (a, _), (b, _) in itertools.pairwise(windows)} or lengths
     return steps.pop() if len(lengths) == len(steps) == 1 else None
 
 

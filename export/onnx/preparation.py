@@ -22,8 +22,9 @@ def prepare_program(program: ExportedProgram, *, opset: int) -> ExportedProgram:
 
     Numbers and strings among the results become None: the exporter takes no others. A pool to one
     value a channel becomes a mean: of a value in channels_last the exporter makes a gather out of
-    the strides of the result, which is of no use where there are no strides. Adaptive pools
-    and attention over more axes than four are written out, and weights that are computed from others are stored.
+    the strides of the result, which is of no use where there are no strides. Adaptive pools and
+    attention over more axes than four are written out, and weights that are computed from others
+    are stored. A clamp has both bounds of one kind.
     """
     (output,) = (node for node in program.graph.nodes if node.op == "output")
     constants = any(not isinstance(v, fx.Node) and v is not None for v in output.args[0])

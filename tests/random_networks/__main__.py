@@ -14,12 +14,12 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a fork has no threads but its own
 
 import torch
-from random_networks.checking import Findings, check_network, in_child
-from random_networks.network import make_network
 
 from export.capture.program import capture
 from export.fusion import fuse_program
 from export.onnx.exporter import to_onnx
+from random_networks.checking import Findings, check_network, in_child
+from random_networks.network import make_network
 
 
 def read_seeds(words: list[str]) -> list[int]:

@@ -17,7 +17,6 @@ import onnx
 import onnxruntime
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-from random_networks.network import Made
 from torch import Tensor
 
 from deploy.candidates.schemes import choose_scheme
@@ -33,6 +32,7 @@ from export.fusion import fuse_program
 from quantize.calibration.calibrate import calibrate
 from quantize.half.fp16 import convert_fp16
 from quantize.int8.insertion import quantize_int8
+from random_networks.network import Made
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -65,7 +65,7 @@ class Findings:
             yield
         except accepted as error:
             self.notes[name] = f"{type(error).__name__}: {error}"
-        except Exception as error:  # that is what is looked for
+        except Exception as error:  # noqa: BLE001, that is what is looked for
             where = "" if isinstance(error, DeployError) else traceback.format_exc(limit=-4)
             self.wrong.append((name, f"{type(error).__name__}: {error}\n{where}".strip()))
         self.notes[f"{name} s"] = round(time.perf_counter() - started, 2)
@@ -85,7 +85,7 @@ def in_child(function: Callable[..., Any], *arguments: object, seconds: int = 12
             os.close(read)
             try:
                 answer = True, function(*arguments)
-            except Exception as error:  # told to the parent
+            except Exception as error:  # noqa: BLE001, told to the parent
                 answer = False, f"{type(error).__name__}: {error}"
             with os.fdopen(write, "wb") as stream:
                 pickle.dump(answer, stream)
@@ -156,7 +156,9 @@ class _Check:
                         module = graph.module()
                         with torch.no_grad():
                             result = (
-                                module(**samples) if self.made.keyword else module(*samples.values())
+                                module(**samples)
+                                if self.made.keyword
+                                else module(*samples.values())
                             )
                     except AssertionError:  # a guard: captured for one batch
                         continue
@@ -174,9 +176,7 @@ class _Check:
         made, findings = self.made, self.findings
         with findings.stage("export"):
             feeds = made.feeds(2, seed=1)
-            signature = describe_call(
-                made.module, feeds, keyword=made.keyword, dynamic_batch=True
-            )
+            signature = describe_call(made.module, feeds, keyword=made.keyword, dynamic_batch=True)
             exported = export_model(
                 made.module,
                 feeds,

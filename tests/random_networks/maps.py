@@ -4,6 +4,10 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
 from random_networks.drawing import (
     RESIDUALS,
     Branches,
@@ -13,9 +17,6 @@ from random_networks.drawing import (
     Residual,
     randomize,
 )
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.utils import parametrizations
 
 Shape = tuple[int, ...]
 Propose = Callable[[Draw, Shape], nn.Module]
@@ -38,7 +39,7 @@ def conv(draw: Draw, shape: Shape, outputs: int = 0, **fixed: object) -> nn.Modu
     dilation = draw.pick(1, 1, 1, 2)
     stride = draw.pick(1, 1, 1, 2)
     mode = draw.pick("zeros", "zeros", "zeros", "zeros", "reflect", "replicate", "circular")
-    padding: object = tuple(draw.pick(dilation * (k - 1) // 2, 0, k - 1) for k in kernel)
+    padding: object = tuple(draw.pick(dilation * (k - 1) // 2, 0, 1, k - 1) for k in kernel)
     if draw.chance(0.6):
         padding = tuple(dilation * (k - 1) // 2 for k in kernel)
     if stride == 1 and draw.chance(0.2):
@@ -216,9 +217,11 @@ def gate(draw: Draw, shape: Shape) -> nn.Module:
         lambda: nn.Sequential(point(channels, 2 * channels, 1), nn.GLU(1)),
         lambda: Call(
             "linear squeeze and excitation",
-            lambda x, a, b: x
-            * b(torch.relu(a(x.flatten(2).mean(-1)))).sigmoid().view(
-                x.shape[0], -1, *(1,) * (x.ndim - 2)
+            lambda x, a, b: (
+                x
+                * b(torch.relu(a(x.flatten(2).mean(-1))))
+                .sigmoid()
+                .view(x.shape[0], -1, *(1,) * (x.ndim - 2))
             ),
             nn.Linear(channels, inner),
             nn.Linear(inner, channels),
@@ -231,10 +234,12 @@ def gate(draw: Draw, shape: Shape) -> nn.Module:
         lambda: Call("spatial gate", lambda x: x * torch.sigmoid(x.mean(1, keepdim=True))),
         lambda: Call(
             "ECA",
-            lambda x, layer: x
-            * layer(x.flatten(2).mean(-1).unsqueeze(1))
-            .sigmoid()
-            .view(x.shape[0], -1, *(1,) * (x.ndim - 2)),
+            lambda x, layer: (
+                x
+                * layer(x.flatten(2).mean(-1).unsqueeze(1))
+                .sigmoid()
+                .view(x.shape[0], -1, *(1,) * (x.ndim - 2))
+            ),
             nn.Conv1d(1, 1, 3, padding=1, bias=False),
         ),
     )()
@@ -286,9 +291,7 @@ def reparameterizable(draw: Draw, shape: Shape) -> nn.Module:
     if draw.chance(0.3):
         sizes = (channels, *(1,) * rank)
         scale = Constant(*sizes)
-        parts[0] = nn.Sequential(
-            parts[0], Call("layer scale", lambda x, scale: x * scale(), scale)
-        )
+        parts[0] = nn.Sequential(parts[0], Call("layer scale", lambda x, scale: x * scale(), scale))
     if draw.chance(0.3):
         average = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[rank - 1]
         one = layer(channels, channels, 1, groups=groups, bias=False)
@@ -367,9 +370,7 @@ def rearrange(draw: Draw, shape: Shape) -> nn.Module:
     options.append(
         lambda: Call(
             f"channel shuffle in {group}",
-            lambda x: (
-                x.view(x.shape[0], group, -1, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
-            ),
+            lambda x: x.view(x.shape[0], group, -1, *x.shape[2:]).transpose(1, 2).reshape(x.shape),
         )
     )
     if rank == 2:
@@ -421,9 +422,7 @@ def arithmetic(draw: Draw, shape: Shape) -> nn.Module:
         lambda: Call("(x - shift) / 1.7", lambda x, b: (x - b()) / 1.7, shift),
         lambda: Call("x + positions", lambda x, a: x + a(), plane),
         lambda: Call(f"x - mean over {axis}", lambda x: x - x.mean(axis, keepdim=True)),
-        lambda: Call(
-            f"x / std over {axis}", lambda x: x / (x.std(axis, keepdim=True) + 0.1)
-        ),
+        lambda: Call(f"x / std over {axis}", lambda x: x / (x.std(axis, keepdim=True) + 0.1)),
         lambda: Call(f"cumsum along {axis}", lambda x: x.cumsum(axis) * 0.3),
         lambda: Call(f"softmax along {axis}", lambda x: x.softmax(axis) * 3),
         lambda: Call(
@@ -435,25 +434,58 @@ def arithmetic(draw: Draw, shape: Shape) -> nn.Module:
         lambda: Call(f"norm over {axis}", lambda x: x / (x.norm(dim=axis, keepdim=True) + 1)),
         lambda: Call("x @ matrix", lambda x, a: x @ a(), matrix),
         lambda: Call("matrix over channels", lambda x, a: mix(x, a()), mixing),
-        lambda: Call("einsum nc...,dc", lambda x, a: torch.einsum("nc...,dc->nd...", x, a()), mixing),
-        lambda: Call(f"min and max of {axis}", lambda x: x.max(axis, True)[0] - x + x.min(axis, True)[0]),
+        lambda: Call(
+            "einsum nc...,dc", lambda x, a: torch.einsum("nc...,dc->nd...", x, a()), mixing
+        ),
+        lambda: Call(
+            f"min and max of {axis}", lambda x: x.max(axis, True)[0] - x + x.min(axis, True)[0]
+        ),
         lambda: Call(f"diff along {axis}", lambda x: torch.diff(x, dim=axis)),
-        lambda: Call(f"var_mean over {axis}", lambda x: (x - torch.var_mean(x, axis, keepdim=True)[1])
-             / (torch.var_mean(x, axis, keepdim=True)[0] + 0.2)),
+        lambda: Call(
+            f"var_mean over {axis}",
+            lambda x: (
+                (x - torch.var_mean(x, axis, keepdim=True)[1])
+                / (torch.var_mean(x, axis, keepdim=True)[0] + 0.2)
+            ),
+        ),
         lambda: Call("lerp", lambda x: torch.lerp(x, x.flip(-1), 0.3)),
         lambda: Call("addcmul", lambda x: torch.addcmul(x, x, x.sigmoid(), value=0.5)),
         lambda: Call("fmod and floor", lambda x: x - 0.01 * torch.floor(x * 0.001)),
         lambda: Call("prod of two", lambda x: x[..., :2].prod(-1, keepdim=True) * 0.1 + x),
-        lambda: Call("quantile-free median", lambda x: x - 0.1 * x.mean().expand_as(x)
-             if False else x - 0.1 * x.flatten(1).mean(1).view(-1, *(1,) * (x.ndim - 1))),
+        lambda: Call(
+            "quantile-free median",
+            lambda x: (
+                x - 0.1 * x.mean().expand_as(x)
+                if False
+                else x - 0.1 * x.flatten(1).mean(1).view(-1, *(1,) * (x.ndim - 1))
+            ),
+        ),
         lambda: Call("set a slice", set_slice),
-        lambda: Call("bmm of channels", lambda x: (torch.bmm(x.flatten(2).softmax(-1), x.flatten(2).transpose(1, 2)) @ x.flatten(2)).view_as(x) * 0.3),
-        lambda: Call("cosine similarity", lambda x: x * F.cosine_similarity(x, x.flip(-1) + 0.2, dim=1).unsqueeze(1)),
+        lambda: Call(
+            "bmm of channels",
+            lambda x: (
+                (
+                    torch.bmm(x.flatten(2).softmax(-1), x.flatten(2).transpose(1, 2)) @ x.flatten(2)
+                ).view_as(x)
+                * 0.3
+            ),
+        ),
+        lambda: Call(
+            "cosine similarity",
+            lambda x: x * F.cosine_similarity(x, x.flip(-1) + 0.2, dim=1).unsqueeze(1),
+        ),
         lambda: Call("take a position", lambda x: x + x[..., :1]),
-        lambda: Call("gather along the last", lambda x: x.gather(-1, torch.arange(x.shape[-1] - 1, -1, -1).expand_as(x))),
+        lambda: Call(
+            "gather along the last",
+            lambda x: x.gather(-1, torch.arange(x.shape[-1] - 1, -1, -1).expand_as(x)),
+        ),
         lambda: Call("index_select", lambda x: x.index_select(-1, torch.tensor([0, 2, 1]))),
-        lambda: Call("linspace ramp", lambda x: x * torch.linspace(0.5, 1.5, x.shape[-1], dtype=x.dtype)),
-        lambda: Call("arange positions", lambda x: x + torch.arange(x.shape[-1], dtype=x.dtype) * 0.05),
+        lambda: Call(
+            "linspace ramp", lambda x: x * torch.linspace(0.5, 1.5, x.shape[-1], dtype=x.dtype)
+        ),
+        lambda: Call(
+            "arange positions", lambda x: x + torch.arange(x.shape[-1], dtype=x.dtype) * 0.05
+        ),
     )()
 
 
@@ -499,7 +531,9 @@ def concatenation(draw: Draw, shape: Shape) -> nn.Module:
     parts = []
     for _ in range(draw.between(2, 3)):
         own = draw.channels() if form == "cat" else outputs
-        parts.append(nn.Sequential(same_conv(draw, shape, own), *_maybe(draw, activation(draw, (1, own)))))
+        parts.append(
+            nn.Sequential(same_conv(draw, shape, own), *_maybe(draw, activation(draw, (1, own))))
+        )
     joined = Branches(form, *parts)
     total = sum(part[0].out_channels for part in parts) if form == "cat" else outputs
     after = [randomize(_BATCH_NORMS[_rank(shape) - 1](total))] if draw.chance() else []

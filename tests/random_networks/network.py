@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from random_networks import maps, tokens
-from random_networks.drawing import Call, Constant, Draw, randomize
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from random_networks import maps, tokens
+from random_networks.drawing import Call, Constant, Draw, randomize
 
 Pair = namedtuple("Pair", ["scores", "features"])
 
@@ -228,9 +229,7 @@ class _Builder:
         own = draw.between(3, 6)
         return nn.Sequential(nn.Linear(own, width), nn.SiLU()), (own,)
 
-    def grow(
-        self, parts: list[nn.Module], x: Tensor, kind: str, steps: int
-    ) -> tuple[Tensor, str]:
+    def grow(self, parts: list[nn.Module], x: Tensor, kind: str, steps: int) -> tuple[Tensor, str]:
         for _ in range(steps):
             if self.draw.chance(0.08):
                 x, kind = self.turn(parts, x, kind)
@@ -294,8 +293,12 @@ class _Builder:
         if kind == "tokens":
             channels = x.shape[2]
             return draw.pick(
-                lambda: nn.Sequential(Call("mean", lambda x: x.mean(1)), nn.Linear(channels, classes)),
-                lambda: nn.Sequential(Call("first", lambda x: x[:, 0]), nn.Linear(channels, classes)),
+                lambda: nn.Sequential(
+                    Call("mean", lambda x: x.mean(1)), nn.Linear(channels, classes)
+                ),
+                lambda: nn.Sequential(
+                    Call("first", lambda x: x[:, 0]), nn.Linear(channels, classes)
+                ),
                 lambda: nn.Linear(channels, classes),
                 lambda: nn.Sequential(nn.Flatten(), nn.Linear(flat, classes)),
                 lambda: nn.Sequential(nn.Linear(channels, classes), nn.Softmax(-1)),
@@ -328,7 +331,9 @@ class _Builder:
             ),
             lambda: convolution(channels, classes, 1),
             lambda: nn.Sequential(convolution(channels, 1, 1), nn.Sigmoid()),
-            lambda: nn.Sequential(convolution(channels, classes, 1), Call("argmax", lambda x: x.argmax(1))),
+            lambda: nn.Sequential(
+                convolution(channels, classes, 1), Call("argmax", lambda x: x.argmax(1))
+            ),
             lambda: nn.Identity(),
             lambda: Call(
                 "statistics",

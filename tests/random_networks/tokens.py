@@ -1,11 +1,12 @@
 """Steps over ``(N, T, C)``: attention written in several ways, and what stands around it."""
 
 import torch
-from random_networks.drawing import RESIDUALS, Branches, Call, Constant, Draw, Residual, randomize
-from random_networks.maps import Propose, Shape, activation
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+
+from random_networks.drawing import RESIDUALS, Branches, Call, Constant, Draw, Residual, randomize
+from random_networks.maps import Propose, Shape, activation
 
 
 class Attention(nn.Module):
@@ -181,9 +182,11 @@ def norm(draw: Draw, shape: Shape) -> nn.Module:
         ),
         lambda: Call(
             "layer norm by hand",
-            lambda x, g: (x - x.mean(-1, keepdim=True))
-            / (x.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
-            * g(),
+            lambda x, g: (
+                (x - x.mean(-1, keepdim=True))
+                / (x.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+                * g()
+            ),
             gain,
         ),
         lambda: Call(
@@ -290,13 +293,31 @@ def rearrange(draw: Draw, shape: Shape) -> nn.Module:
         lambda: Call("pairs joined", join_pairs),
         lambda: Call("topk tokens by norm", pick_tokens),
         lambda: Call("cumulative mean", cumulative_mean),
-        lambda: Call("outer product", lambda x: torch.einsum("btc,btd->btcd", x, x).flatten(2) * 0.2),
+        lambda: Call(
+            "outer product", lambda x: torch.einsum("btc,btd->btcd", x, x).flatten(2) * 0.2
+        ),
         lambda: Call("causal difference", lambda x: x - F.pad(x, (0, 0, 1, 0))[:, :-1]),
         lambda: Call("windows", lambda x: x.unfold(1, 2, 1).flatten(2)),
         lambda: Call("masked mean", masked_mean),
-        lambda: Call("one-hot of argmax", lambda x: x + F.one_hot(x.argmax(-1), x.shape[-1]).to(x.dtype)),
-        lambda: Call("bucketize", lambda x: x + 0.1 * torch.bucketize(x.detach(), torch.tensor([-1.0, 0.0, 1.0], dtype=x.dtype)).to(x.dtype)),
-        lambda: Call("scatter_add", lambda x: torch.zeros_like(x).scatter_add(1, torch.arange(x.shape[1]).flip(0).view(1, -1, 1).expand_as(x), x)),
+        lambda: Call(
+            "one-hot of argmax", lambda x: x + F.one_hot(x.argmax(-1), x.shape[-1]).to(x.dtype)
+        ),
+        lambda: Call(
+            "bucketize",
+            lambda x: (
+                x
+                + 0.1
+                * torch.bucketize(x.detach(), torch.tensor([-1.0, 0.0, 1.0], dtype=x.dtype)).to(
+                    x.dtype
+                )
+            ),
+        ),
+        lambda: Call(
+            "scatter_add",
+            lambda x: torch.zeros_like(x).scatter_add(
+                1, torch.arange(x.shape[1]).flip(0).view(1, -1, 1).expand_as(x), x
+            ),
+        ),
         lambda: Call("cdist", lambda x: torch.cdist(x, x)),
     )()
 

@@ -294,6 +294,8 @@ def test_only_an_exchange_of_equal_axes_behind_a_product_is_told(
     from openvino import opset13 as ops
 
     x = ops.parameter(list(shape), np.float32)
-    inner = ops.relu(x) if kind == "Relu" else ops.matmul(x, np.eye(4, dtype=np.float32), False, False)
+    inner = (
+        ops.relu(x) if kind == "Relu" else ops.matmul(x, np.eye(4, dtype=np.float32), False, False)
+    )
     moved = ops.transpose(inner, np.array(order, np.int64))
     assert swaps_equal_axes(openvino.Model([moved], [x], "net")) is found
