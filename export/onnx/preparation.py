@@ -9,6 +9,7 @@ from export.onnx.adaptive_pooling import write_out_adaptive_pools
 from export.onnx.attention import write_out_attention
 from export.onnx.computed_weights import store_computed_weights
 from export.onnx.smooth_resizes import write_out_smooth_resizes
+from export.onnx.stacks import write_out_stacks
 
 aten = torch.ops.aten
 
@@ -24,7 +25,7 @@ def prepare_program(program: ExportedProgram, *, opset: int) -> ExportedProgram:
     Numbers and strings among the results become None: the exporter takes no others. A pool to one
     value a channel becomes a mean: of a value in channels_last the exporter makes a gather out of
     the strides of the result, which is of no use where there are no strides. Adaptive pools,
-    resizes that smooth and attention over more axes than four are written out, and weights that are
+    resizes that smooth, stacks and attention over more axes than four are written out, and weights that are
     computed from others are stored. A clamp has both bounds of one kind.
     """
     (output,) = (node for node in program.graph.nodes if node.op == "output")
@@ -39,6 +40,7 @@ def prepare_program(program: ExportedProgram, *, opset: int) -> ExportedProgram:
         write_out_attention(draft, opset=opset),
         store_computed_weights(draft),
         write_out_smooth_resizes(draft),
+        write_out_stacks(draft),
     ]
     return draft.finish() if constants or any(done) else program
 

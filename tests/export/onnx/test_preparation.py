@@ -286,3 +286,20 @@ def test_a_clamp_between_an_integer_and_a_float_is_exported(clamp, tmp_path):
 
     x = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
     assert_same(Clamped(), export(Clamped(), x, tmp_path), x[:1], x)
+
+
+@pytest.mark.parametrize("stack", [torch.hstack, torch.vstack, torch.dstack, torch.column_stack])
+@pytest.mark.parametrize("axes", [0, 1, 2], ids=["rows", "matrices", "images"])
+def test_stacks_are_concatenations(stack, axes, tmp_path):
+    """The exporter's own form is a loop over a sequence, which OpenVINO cannot open."""
+
+    class Stacked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x[(..., *(0,) * (2 - axes))]
+            return stack([x, x.sin(), -x])
+
+    x = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    proto = export(Stacked(), x, tmp_path)
+    kinds = {node.op_type for node in proto.graph.node}
+    assert "Concat" in kinds and not any("Sequence" in kind for kind in kinds)
+    assert_same(Stacked(), proto, x[:1], x)
