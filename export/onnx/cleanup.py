@@ -73,6 +73,36 @@ def name_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
         value.name = name
 
 
+def store_split_constants(graph: ir.Graph) -> None:
+    """Store the parts of a constant tensor that the graph splits, in place of the whole.
+
+    So the projections of ``nn.MultiheadAttention`` have constant weights and biases each, as
+    whatever looks for them expects. A whole that is read elsewhere stays split.
+    """
+    for node in [node for node in graph if node.op_type == "Split" and node.domain == ""]:
+        whole = node.inputs[0]
+        if whole is None or not whole.is_initializer() or whole.const_value is None:
+            continue
+        sizes = [output.shape for output in node.outputs]
+        axis = node.attributes.get_int("axis", 0)
+        if len(whole.uses()) > 1 or any(s is None or not s.is_static() for s in sizes):
+            continue
+        ends = np.cumsum([shape.numpy()[axis] for shape in sizes if shape is not None])
+        parts = np.split(whole.const_value.numpy(), ends[:-1], axis)
+        for output, part in zip(node.outputs, parts, strict=True):
+            name = str(output.name)
+            stored = ir.Value(
+                name=f"{name}_stored",
+                shape=ir.Shape(part.shape),
+                type=output.type,
+                const_value=ir.tensor(np.ascontiguousarray(part), name=f"{name}_stored"),
+            )
+            graph.register_initializer(stored)
+            output.replace_all_uses_with(stored, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+        graph.initializers.pop(str(whole.name))
+
+
 def settle_squeezes(model: ir.Model) -> None:
     """Write down which axes each Squeeze takes: those of size 1 in what was captured.
 

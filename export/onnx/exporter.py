@@ -16,7 +16,13 @@ from export.capture.program import condense_error, contain_noise
 from export.capture.signature import flatten_outputs
 from export.errors import ExportError
 from export.onnx.circular_padding import write_out_circular_padding
-from export.onnx.cleanup import AxisNames, name_axes, name_outputs, settle_squeezes
+from export.onnx.cleanup import (
+    AxisNames,
+    name_axes,
+    name_outputs,
+    settle_squeezes,
+    store_split_constants,
+)
 from export.onnx.division import guard_division
 from export.onnx.plain_recurrence import list_translations
 from export.onnx.pool_padding import fold_pool_padding
@@ -77,6 +83,7 @@ def to_onnx(
         raise ExportError(f"The ONNX exporter failed: {_find_cause(error)}") from error
     if exported is None:
         raise ExportError("The ONNX exporter returned nothing.")
+    store_split_constants(exported.model.graph)
     name_outputs(exported.model.graph, output_names)
     name_axes(exported.model.graph, axes or {})
     store_recurrent_weights(exported.model)

@@ -8,14 +8,12 @@ from export.fusion.draft import Draft, read_argument
 from export.onnx.adaptive_pooling import write_out_adaptive_pools
 from export.onnx.attention import write_out_attention
 from export.onnx.computed_weights import store_computed_weights
+from export.onnx.options import settle_options
 from export.onnx.smooth_resizes import write_out_smooth_resizes
 from export.onnx.stacks import write_out_stacks
 
 aten = torch.ops.aten
 
-_CLAMPS = frozenset(
-    {aten.clamp.default, aten.clamp_.default, aten.clip.default, aten.clip_.default}
-)
 _POOLS = frozenset({aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default})
 
 
@@ -25,8 +23,8 @@ def prepare_program(program: ExportedProgram, *, opset: int) -> ExportedProgram:
     Numbers and strings among the results become None: the exporter takes no others. A pool to one
     value a channel becomes a mean: of a value in channels_last the exporter makes a gather out of
     the strides of the result, which is of no use where there are no strides. Adaptive pools,
-    resizes that smooth, stacks and attention over more axes than four are written out, and weights that are
-    computed from others are stored. A clamp has both bounds of one kind.
+    resizes that smooth, stacks and attention over more axes than four are written out, weights that
+    are computed from others are stored, and options that it refuses or overlooks are settled.
     """
     (output,) = (node for node in program.graph.nodes if node.op == "output")
     constants = any(not isinstance(v, fx.Node) and v is not None for v in output.args[0])
@@ -34,7 +32,7 @@ def prepare_program(program: ExportedProgram, *, opset: int) -> ExportedProgram:
     if constants:
         draft.drop_constant_outputs()
     done = [
-        _make_bounds_alike(draft),
+        settle_options(draft),
         _pool_by_mean(draft),
         write_out_adaptive_pools(draft),
         write_out_attention(draft, opset=opset),
@@ -43,24 +41,6 @@ def prepare_program(program: ExportedProgram, *, opset: int) -> ExportedProgram:
         write_out_stacks(draft),
     ]
     return draft.finish() if constants or any(done) else program
-
-
-def _make_bounds_alike(draft: Draft) -> bool:
-    """Whether a clamp had an integer for one bound and a float for the other: both become floats.
-
-    The exporter finds no form of the operator for two kinds of numbers.
-    """
-    mixed = [node for node in draft.graph.nodes if _has_mixed_bounds(node)]
-    for node in mixed:
-        value, *bounds = (read_argument(node, name) for name in ("self", "min", "max"))
-        node.args, node.kwargs = (value, *(float(bound) for bound in bounds)), {}
-    return bool(mixed)
-
-
-def _has_mixed_bounds(node: fx.Node) -> bool:
-    if node.target not in _CLAMPS:
-        return False
-    return {type(read_argument(node, name)) for name in ("min", "max")} == {int, float}
 
 
 def _pool_by_mean(draft: Draft) -> bool:

@@ -1,8 +1,8 @@
 """Resizes that smooth (``antialias=True``) between known sizes, as two products with matrices.
 
 Such a resize is linear and works along one axis at a time: ``y = A x B'``, where ``A`` and ``B``
-are what it makes of the identity. OpenVINO 2026.4 smooths in another way than torch, and TensorRT has
-no such resize.
+are what it makes of the identity. OpenVINO 2026.4 smooths in another way than torch, and TensorRT
+has no such resize.
 """
 
 from typing import Any

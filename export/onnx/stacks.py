@@ -4,6 +4,8 @@ The exporter writes them as loops over sequences of tensors, of which neither Op
 has any form.
 """
 
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -12,7 +14,7 @@ from export.fusion.draft import Draft, read_argument
 
 aten = torch.ops.aten
 
-_RANKS = {
+_RANKS: dict[Any, int] = {
     aten.hstack.default: 1,
     aten.vstack.default: 2,
     aten.dstack.default: 3,
@@ -41,7 +43,7 @@ def _choose_axis(node: fx.Node, part: fx.Node) -> int:
         return 2
     if node.target == aten.vstack.default:
         return 0
-    return min(1, part.meta["val"].ndim - 1)
+    return 1 if part.meta["val"].ndim > 1 else 0
 
 
 def _raise_rank(node: fx.Node, part: fx.Node) -> fx.Node:

@@ -133,6 +133,7 @@ class _Check:
         with torch.no_grad():
             result = module(**feeds) if self.made.keyword else module(*feeds.values())
         names, tensors, _ = flatten_outputs(result)
+        names = tuple(f"{name}_out" if name in feeds else name for name in names)
         return {n: t.detach().numpy().copy() for n, t in zip(names, tensors, strict=True)}
 
     def check_fusion(self) -> None:
