@@ -299,3 +299,40 @@ def test_only_an_exchange_of_equal_axes_behind_a_product_is_told(
     )
     moved = ops.transpose(inner, np.array(order, np.int64))
     assert swaps_equal_axes(openvino.Model([moved], [x], "net")) is found
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+@pytest.mark.parametrize("pool", ["GlobalAveragePool", "ReduceMean", "ReduceMax", "ReduceL2"])
+def test_what_is_learned_a_channel_behind_the_pool_of_a_signal_is_of_the_right_channel(
+    tmp_path: Path, pool: str, keep: int
+) -> None:
+    """OpenVINO 2026.4 takes those of other channels for all samples but the first."""
+    random = np.random.default_rng(0)
+    shape = (5, 1) if keep or pool == "GlobalAveragePool" else (5,)
+    scale, shift = (random.normal(size=(1, *shape)).astype(np.float32) for _ in range(2))
+    axis = [] if pool == "GlobalAveragePool" else ["axis"]
+    options = {"keepdims": keep} if axis else {}
+    nodes = [
+        helper.make_node(pool, ["x", *axis], ["pooled"], **options),
+        helper.make_node("Mul", ["pooled", "scale"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "shift"], ["y"]),
+    ]
+    constants = [numpy_helper.from_array(np.array([-1]), "axis")]
+    constants += [numpy_helper.from_array(scale, "scale"), numpy_helper.from_array(shift, "shift")]
+    ports = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 5, 7]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", *shape]),
+    ]
+    graph = helper.make_graph(nodes, "signal", ports[:1], ports[1:], constants)
+    opsets = [helper.make_opsetid("", 20)]
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    compute = {
+        "ReduceMax": lambda x: x.max(-1),
+        "ReduceL2": lambda x: np.sqrt((x**2).sum(-1)),
+    }.get(pool, lambda x: x.mean(-1))
+    with EngineProcess(EngineSpec("openvino", "fp32", str(path), 1)) as engine:
+        for rows in (1, 3):
+            x = random.normal(size=(rows, 5, 7)).astype(np.float32)
+            pooled = compute(x.astype(np.float64)).reshape(rows, *shape)
+            np.testing.assert_allclose(engine({"x": x})["y"], pooled * scale + shift, atol=1e-5)
