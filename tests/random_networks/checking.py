@@ -22,7 +22,6 @@ from torch import Tensor
 from deploy.candidates.schemes import choose_scheme
 from deploy.engines.base import EngineSpec
 from deploy.engines.openvino import OpenVinoEngine
-from export.artifacts import OnnxModel
 from export.capture.copying import deep_copy
 from export.capture.ladder import Exported, export_model
 from export.capture.program import capture
@@ -378,6 +377,3 @@ def quantize_reference(path: Path, target: Path, batches: list[Arrays]) -> None:
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
     )
-
-
-__all__ = ["Findings", "OnnxModel", "check_network", "in_child"]

@@ -453,12 +453,8 @@ def arithmetic(draw: Draw, shape: Shape) -> nn.Module:
         lambda: Call("fmod and floor", lambda x: x - 0.01 * torch.floor(x * 0.001)),
         lambda: Call("prod of two", lambda x: x[..., :2].prod(-1, keepdim=True) * 0.1 + x),
         lambda: Call(
-            "quantile-free median",
-            lambda x: (
-                x - 0.1 * x.mean().expand_as(x)
-                if False
-                else x - 0.1 * x.flatten(1).mean(1).view(-1, *(1,) * (x.ndim - 1))
-            ),
+            "x - 0.1 * mean of the sample",
+            lambda x: x - 0.1 * x.flatten(1).mean(1).view(-1, *(1,) * (x.ndim - 1)),
         ),
         lambda: Call("set a slice", set_slice),
         lambda: Call(

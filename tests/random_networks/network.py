@@ -1,7 +1,6 @@
 """Whole networks: one or two inputs, steps, one or two outputs."""
 
 from collections import namedtuple
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from random_networks import maps, tokens
-from random_networks.drawing import Call, Constant, Draw, randomize
+from random_networks.drawing import Call, Draw, randomize
 
 Pair = namedtuple("Pair", ["scores", "features"])
 
@@ -44,10 +43,8 @@ class RandomNetwork(nn.Module):
 
     def finish(self, parts: list[Tensor]) -> object:
         x = parts[0] if self.join is None else self.join(*parts)
-        outputs = [head(x) for head in (self.heads)] if self.trunk is None else None
-        if outputs is None:
-            y = self.trunk(x)
-            outputs = [head(y) for head in self.heads]
+        y = self.trunk(x)
+        outputs = [head(y) for head in self.heads]
         match self.form:
             case "tensor":
                 return outputs[0]
@@ -342,6 +339,3 @@ class _Builder:
             lambda: Call("topk values", lambda x: x.flatten(1).topk(3, 1).values),
             lambda: Call("logsumexp", lambda x: x.flatten(2).logsumexp(-1)),
         )()
-
-
-_: Callable[..., nn.Module] = Constant
