@@ -19,6 +19,7 @@ KNOWN = {
     26: "int8 of OpenVINO is noisier than it should be",
     27: "int8 of OpenVINO is noise behind a recurrent layer",
     30: "the exporter has no function for torch.hypot",
+    34: "the exporter has no function for torch.hypot",
 }
 """What is left of the slow ones, by seed."""
 ROOT = Path(__file__).parent.parent
