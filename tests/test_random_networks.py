@@ -13,11 +13,9 @@ from random_networks.network import make_network
 QUICK = ("14",)
 SLOW = ("0-35",)
 KNOWN = {
-    7: "int8 of OpenVINO is noisier than it should be, behind the pool of a signal",
     12: "OpenVINO refuses the int8 file: a concatenation of two scales before a product",
     24: "int8 of OpenVINO is noisier than it should be",
     26: "int8 of OpenVINO is noisier than it should be",
-    27: "int8 of OpenVINO is noise behind a recurrent layer",
     30: "the exporter has no function for torch.hypot",
     34: "the exporter has no function for torch.hypot",
 }

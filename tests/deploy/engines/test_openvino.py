@@ -336,3 +336,55 @@ def test_what_is_learned_a_channel_behind_the_pool_of_a_signal_is_of_the_right_c
             x = random.normal(size=(rows, 5, 7)).astype(np.float32)
             pooled = compute(x.astype(np.float64)).reshape(rows, *shape)
             np.testing.assert_allclose(engine({"x": x})["y"], pooled * scale + shift, atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", ["ReduceMax", "ReduceMean"])
+def test_the_scales_of_int8_are_of_the_right_channel_behind_the_pool_of_a_signal(
+    tmp_path: Path, pool: str
+) -> None:
+    """OpenVINO moves them there by itself; of a maximum it took those of other channels."""
+    random = np.random.default_rng(0)
+    codes = random.integers(-63, 64, (9, 3, 5)).astype(np.int8)  # sums of 8 bits may saturate
+    scales = random.uniform(1e-4, 1e-2, 9).astype(np.float32)
+    constants = {
+        "codes": codes,
+        "scales": scales,
+        "zeros": np.zeros(9, np.int8),
+        "bias": random.normal(size=9).astype(np.float32),
+        "axis": np.array([-1]),
+        "step": np.float32(0.02),
+        "zero": np.uint8(128),
+        "low": np.uint8(0),
+        "codes_of_y": np.eye(9, dtype=np.int8) * np.int8(50),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "step", "zero"], ["quantized"]),
+        helper.make_node("DequantizeLinear", ["quantized", "step", "zero"], ["held"]),
+        helper.make_node("DequantizeLinear", ["codes", "scales", "zeros"], ["weight"], axis=0),
+        helper.make_node("Conv", ["held", "weight", "bias"], ["summed"], pads=[2, 2]),
+        helper.make_node("Relu", ["summed"], ["positive"]),
+        helper.make_node(pool, ["positive", "axis"], ["pooled"], keepdims=0),
+        helper.make_node("QuantizeLinear", ["pooled", "step", "low"], ["rounded"]),
+        helper.make_node("DequantizeLinear", ["rounded", "step", "low"], ["answer"]),
+        helper.make_node("DequantizeLinear", ["codes_of_y", "step"], ["weight_of_y"]),
+        helper.make_node("MatMul", ["answer", "weight_of_y"], ["y"]),
+    ]
+    ports = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 20]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 9]),
+    ]
+    stored = [numpy_helper.from_array(np.asarray(value), n) for n, value in constants.items()]
+    graph = helper.make_graph(nodes, "signal", ports[:1], ports[1:], stored)
+    path = tmp_path / "model.onnx"
+    opsets = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    x = random.uniform(-2.5, 2.5, (4, 3, 20)).astype(np.float32)
+    held = np.pad((np.clip(np.rint(x / 0.02), -128, 127) * 0.02), ((0, 0), (0, 0), (2, 2)))
+    windows = np.lib.stride_tricks.sliding_window_view(held, 5, axis=2)
+    weight = codes.astype(np.float64) * scales[:, None, None]
+    summed = np.einsum("nctk,ock->not", windows, weight) + constants["bias"][:, None]
+    positive = np.maximum(summed, 0)
+    expected = np.minimum(positive.max(-1) if pool == "ReduceMax" else positive.mean(-1), 5.1)
+    with EngineProcess(EngineSpec("openvino", "int8", str(path), 1)) as engine:
+        found = engine({"x": x})["y"]
+    np.testing.assert_allclose(found, expected, atol=0.011)  # half a step
