@@ -10,7 +10,8 @@ import numpy as np
 
 from deploy.engines.base import Array, BackendEngine, EngineSpec, Feeds
 from deploy.engines.openvino_messages import condense_message
-from deploy.engines.openvino_snippets import has_joined_products
+from deploy.engines.openvino_reductions import reduce_in_four_axes
+from deploy.engines.openvino_snippets import has_joined_products, swaps_equal_axes
 from export.artifacts import BATCH, SizeRange, TensorSpec
 from export.errors import EngineError
 from export.optional import require
@@ -74,6 +75,7 @@ class OpenVinoEngine(BackendEngine):
         except RuntimeError as error:
             why = condense_message(str(error).replace(spec.path, Path(spec.path).name))
             raise EngineError(f"OpenVINO cannot open {Path(spec.path).name}: {why}") from error
+        reduce_in_four_axes(self._model)
         if has_joined_products(self._model):
             self._options["SNIPPETS_MODE"] = "DISABLE"
         found = [_spec(port) for port in self._model.inputs]
@@ -111,7 +113,10 @@ class OpenVinoEngine(BackendEngine):
         try:
             model = self._model.clone()
             model.reshape({i: list(shape) for i, shape in enumerate(shapes)})
-            compiled = self._core.compile_model(model, "CPU", self._options)
+            options = dict(self._options)
+            if swaps_equal_axes(model):
+                options["SNIPPETS_MODE"] = "DISABLE"
+            compiled = self._core.compile_model(model, "CPU", options)
         except RuntimeError as error:
             raise EngineError(
                 f"OpenVINO cannot compile this model for {shapes}: {error}"

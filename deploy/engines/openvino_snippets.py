@@ -1,15 +1,21 @@
-"""Where the code that OpenVINO generates for a run of operators ("snippets") ends the process.
+"""Where the code that OpenVINO generates for a run of operators ("snippets") does harm.
 
 Where OpenVINO 2026.4 has one thread, asked for or all that the process may use, it makes one
 program of two products of few rows and what lies between them. With two such runs, each added to
 what went into it, a residual MLP ends by a segmentation fault. Without snippets each product is an
 operator of its own, which on two threads takes the same time.
+
+Of attention it makes one program as well, with the exchange of heads and tokens behind it. Where
+there are as many heads as tokens, both fixed, and queries, keys and values are cut out of one
+tensor, this exchange is left out, and the answers are those of other tokens.
 """
 
 from typing import Any
 
 _PRODUCTS = 4
 """In two runs."""
+_SWAP = [0, 2, 1, 3]
+"""The order of axes that brings heads behind tokens, or back."""
 
 
 def has_joined_products(model: Any) -> bool:
@@ -32,3 +38,23 @@ def _takes_what_others_read(node: Any) -> bool:
     sources = [port.get_source_output() for port in node.inputs()]
     computed = all(source.get_node().get_type_name() != "Constant" for source in sources)
     return computed and any(len(source.get_target_inputs()) > 1 for source in sources)
+
+
+def swaps_equal_axes(model: Any) -> bool:
+    """Whether `model` exchanges heads and tokens behind a product, as many of both, and both fixed.
+
+    Models that merely look so may lose some speed.
+    """
+    return any(
+        node.get_type_name() == "Transpose" and _swaps_equal_axes(node) for node in model.get_ops()
+    )
+
+
+def _swaps_equal_axes(node: Any) -> bool:
+    product, order = (port.get_source_output().get_node() for port in node.inputs())
+    shape = node.input(0).get_partial_shape()
+    if product.get_type_name() != "MatMul" or order.get_type_name() != "Constant":
+        return False
+    if shape.rank != len(_SWAP) or list(order.get_data()) != _SWAP:
+        return False
+    return bool(shape[1].is_static and shape[2].is_static and shape[1] == shape[2])

@@ -8,7 +8,7 @@ one place that translates between the two.
 import dataclasses
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,7 +145,8 @@ def describe_call(
     """Run `module` once on `feeds` and record the signature of the call.
 
     With `dynamic_batch` every input's leading axis, and the leading axis of every output that has
-    the same size, is written as ``"batch"``.
+    the same size, is written as ``"batch"``. An output that the model calls as one of its inputs
+    gets a name of its own: ``mask_out``.
 
     Raises:
         InputError: the module fails on these inputs.
@@ -163,6 +164,7 @@ def describe_call(
             "--input says both): they come from --input, else from --data."
         ) from error
     names, tensors, structure = flatten_outputs(result)
+    names = _tell_apart(names, feeds)
     batch = {int(value.shape[0]) for value in feeds.values() if value.ndim}
     dynamic = dynamic_batch and len(batch) == 1
     return CallSignature(
@@ -176,6 +178,19 @@ def describe_call(
         keyword=keyword,
         structure=structure,
     )
+
+
+def _tell_apart(names: tuple[str, ...], inputs: Collection[str]) -> tuple[str, ...]:
+    """Names of outputs of which none is that of an input: a graph has one tensor for a name."""
+    taken = {*names, *inputs}
+    apart = []
+    for name in names:
+        if name in inputs:
+            numbers = ("", *range(2, len(taken) + 3))
+            name = next(free for n in numbers if (free := f"{name}_out{n}") not in taken)
+            taken.add(name)
+        apart.append(name)
+    return tuple(apart)
 
 
 def flatten_outputs(result: object) -> tuple[tuple[str, ...], tuple[torch.Tensor, ...], str]:

@@ -138,7 +138,7 @@ def _distance(found: list[Tensor], exact: list[Tensor]) -> float:
     """
     worst = 0.0
     for found_one, exact_one in zip(found, exact, strict=True):
-        value, true = found_one.double(), exact_one.double()
+        value, true = (one.detach().double() for one in (found_one, exact_one))
         finite = true.isfinite()
         same = (value == true) | (value.isnan() & true.isnan())
         if not torch.where(finite, value.isfinite(), same).all():

@@ -1,7 +1,8 @@
 """What the exporters leave behind, put in the form that engines want."""
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -38,6 +39,68 @@ def name_axes(graph: ir.Graph, axes: AxisNames) -> None:
                 )
     if names:
         _rename(graph, names)
+
+
+def name_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
+    """Give the outputs their names, and what has one of these inside the graph another.
+
+    A model that returns a dict may call an output as its own weight or as the exporter calls a
+    value in between. An output that is an input, a weight or another output has an Identity before.
+    """
+    for index, value in enumerate(graph.outputs):
+        if value.producer() is None or value in graph.outputs[:index]:
+            node = ir.node("Identity", [value])
+            node.outputs[0].shape, node.outputs[0].type = value.shape, value.type
+            graph.append(node)
+            graph.outputs[index] = node.outputs[0]
+    values = [*graph.inputs, *graph.initializers.values()]
+    for node in graph.all_nodes():
+        values += node.outputs
+        for attribute in node.attributes.values():
+            if isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.GRAPH:
+                values += [
+                    *attribute.as_graph().inputs,
+                    *attribute.as_graph().initializers.values(),
+                ]
+    taken = {str(value.name) for value in values} | set(names)
+    for value in values:
+        if value.name in names and value not in graph.inputs:
+            value.name = next(
+                name for n in itertools.count(1) if (name := f"{value.name}_{n}") not in taken
+            )
+            taken.add(value.name)
+    for value, name in zip(graph.outputs, names, strict=False):
+        value.name = name
+
+
+def store_split_constants(graph: ir.Graph) -> None:
+    """Store the parts of a constant tensor that the graph splits, in place of the whole.
+
+    So the projections of ``nn.MultiheadAttention`` have constant weights and biases each, as
+    whatever looks for them expects. A whole that is read elsewhere stays split.
+    """
+    for node in [node for node in graph if node.op_type == "Split" and node.domain == ""]:
+        whole = node.inputs[0]
+        if whole is None or not whole.is_initializer() or whole.const_value is None:
+            continue
+        sizes = [output.shape for output in node.outputs]
+        axis = node.attributes.get_int("axis", 0)
+        if len(whole.uses()) > 1 or any(s is None or not s.is_static() for s in sizes):
+            continue
+        ends = np.cumsum([shape.numpy()[axis] for shape in sizes if shape is not None])
+        parts = np.split(whole.const_value.numpy(), ends[:-1], axis)
+        for output, part in zip(node.outputs, parts, strict=True):
+            name = str(output.name)
+            stored = ir.Value(
+                name=f"{name}_stored",
+                shape=ir.Shape(part.shape),
+                type=output.type,
+                const_value=ir.tensor(np.ascontiguousarray(part), name=f"{name}_stored"),
+            )
+            graph.register_initializer(stored)
+            output.replace_all_uses_with(stored, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+        graph.initializers.pop(str(whole.name))
 
 
 def settle_squeezes(model: ir.Model) -> None:

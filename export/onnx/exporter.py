@@ -16,7 +16,13 @@ from export.capture.program import condense_error, contain_noise
 from export.capture.signature import flatten_outputs
 from export.errors import ExportError
 from export.onnx.circular_padding import write_out_circular_padding
-from export.onnx.cleanup import AxisNames, name_axes, settle_squeezes
+from export.onnx.cleanup import (
+    AxisNames,
+    name_axes,
+    name_outputs,
+    settle_squeezes,
+    store_split_constants,
+)
 from export.onnx.division import guard_division
 from export.onnx.plain_recurrence import list_translations
 from export.onnx.pool_padding import fold_pool_padding
@@ -70,7 +76,6 @@ def to_onnx(
                 dynamo=True,
                 opset_version=opset,
                 input_names=_order_names(program, input_names),
-                output_names=list(output_names),
                 custom_translation_table=list_translations(),
                 verbose=False,
             )
@@ -78,6 +83,8 @@ def to_onnx(
         raise ExportError(f"The ONNX exporter failed: {_find_cause(error)}") from error
     if exported is None:
         raise ExportError("The ONNX exporter returned nothing.")
+    store_split_constants(exported.model.graph)
+    name_outputs(exported.model.graph, output_names)
     name_axes(exported.model.graph, axes or {})
     store_recurrent_weights(exported.model)
     return _finish(exported.model, path, input_names, output_names)
@@ -118,7 +125,9 @@ def torchscript_to_onnx(
     try:
         with contain_noise(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
             traced = torch.jit.trace(flat, values, check_trace=False)  # type: ignore[no-untyped-call]
-            outputs = dict(zip(output_names, flat(*values), strict=True))
+            returned = [f"returned::{name}" for name in output_names]  # as nothing else is called
+            outputs = dict(zip(returned, flat(*values), strict=True))
+            wanted = dict(zip(returned, output_names, strict=True))
             named = {**dict(zip(input_names, values, strict=True)), **outputs}
             batch = next((value.shape[0] for value in values if value.ndim), None)
             target = Path(folder) / "model.onnx"
@@ -129,11 +138,11 @@ def torchscript_to_onnx(
                 dynamo=False,
                 opset_version=min(opset, TORCHSCRIPT_MAX_OPSET),
                 input_names=list(input_names),
-                output_names=list(output_names),
+                output_names=returned,
                 dynamic_axes={
                     name: {
                         **({0: BATCH} if _leads(value, batch) and dynamic_batch else {}),
-                        **(axes or {}).get(name, {}),
+                        **(axes or {}).get(wanted.get(name, name), {}),
                     }
                     for name, value in named.items()
                 },
@@ -141,6 +150,7 @@ def torchscript_to_onnx(
             model = ir.load(target)
             for _ in range(1 if find_user_module(module) is module else 2):
                 _drop_wrapper_scope(model.graph)
+            name_outputs(model.graph, output_names)
             name_axes(model.graph, axes or {})
             return _finish(model, path, input_names, output_names)
     except ExportError:
@@ -229,8 +239,8 @@ def write_onnx(model: ir.Model, path: Path, *, inline_limit: int = INLINE_LIMIT)
     external = f"{path.name}.data" if size > inline_limit else None
     path.parent.mkdir(parents=True, exist_ok=True)
     ir.save(model, path, external_data=external)
-    _adapt_file(path)
     try:
+        _adapt_file(path)
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(

@@ -5,8 +5,12 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from export.fusion.draft import Draft, read_argument
+from export.onnx.adaptive_pooling import write_out_adaptive_pools
 from export.onnx.attention import write_out_attention
 from export.onnx.computed_weights import store_computed_weights
+from export.onnx.options import settle_options
+from export.onnx.smooth_resizes import write_out_smooth_resizes
+from export.onnx.stacks import write_out_stacks
 
 aten = torch.ops.aten
 
@@ -18,8 +22,9 @@ def prepare_program(program: ExportedProgram, *, opset: int) -> ExportedProgram:
 
     Numbers and strings among the results become None: the exporter takes no others. A pool to one
     value a channel becomes a mean: of a value in channels_last the exporter makes a gather out of
-    the strides of the result, which is of no use where there are no strides. Attention over more
-    axes than four is written out, and weights that are computed from others are stored.
+    the strides of the result, which is of no use where there are no strides. Adaptive pools,
+    resizes that smooth, stacks and attention over more axes than four are written out, weights that
+    are computed from others are stored, and options that it refuses or overlooks are settled.
     """
     (output,) = (node for node in program.graph.nodes if node.op == "output")
     constants = any(not isinstance(v, fx.Node) and v is not None for v in output.args[0])
@@ -27,9 +32,13 @@ def prepare_program(program: ExportedProgram, *, opset: int) -> ExportedProgram:
     if constants:
         draft.drop_constant_outputs()
     done = [
+        settle_options(draft),
         _pool_by_mean(draft),
+        write_out_adaptive_pools(draft),
         write_out_attention(draft, opset=opset),
         store_computed_weights(draft),
+        write_out_smooth_resizes(draft),
+        write_out_stacks(draft),
     ]
     return draft.finish() if constants or any(done) else program
 

@@ -14,7 +14,7 @@ from tiny import answer, draw
 
 from deploy.engines import EngineSpec, open_engine
 from deploy.engines import openvino as backend
-from deploy.engines.openvino_snippets import has_joined_products
+from deploy.engines.openvino_snippets import has_joined_products, swaps_equal_axes
 from deploy.engines.process import EngineProcess
 from export.artifacts import TensorSpec
 from export.errors import EngineError
@@ -219,3 +219,120 @@ def test_only_products_that_are_joined_by_a_residual_are_kept_apart(tmp_path: Pa
         if node.op_type == "Add":  # of a constant: a bias
             node.input[0] = "w0"
     assert not has_joined_products(core.read_model(proto.SerializeToString()))
+
+
+def write_attention(path: Path, tokens: int, heads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Attention whose queries, keys and values are cut out of one tensor, and it in float64."""
+    width = 2
+    channels = heads * width
+    weight = np.random.default_rng(0).normal(size=(channels, 3 * channels)).astype(np.float32)
+    integers = {"apart": [0, tokens, 3, heads, width], "joined": [0, tokens, channels]}
+    constants = [numpy_helper.from_array(weight, "w")]
+    constants += [numpy_helper.from_array(np.array(v), k) for k, v in integers.items()]
+    constants += [numpy_helper.from_array(np.array([n]), f"n{n}") for n in range(4)]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["qkv"]),
+        helper.make_node("Reshape", ["qkv", "apart"], ["split"]),
+        helper.make_node("Transpose", ["split"], ["moved"], perm=[2, 0, 3, 1, 4]),
+    ]
+    for n, name in enumerate("qkv"):
+        part = [f"n{n}", f"n{n + 1}", "n0"]
+        nodes.append(helper.make_node("Slice", ["moved", *part], [f"one_{name}"]))
+        nodes.append(helper.make_node("Squeeze", [f"one_{name}", "n0"], [name]))
+    nodes += [
+        helper.make_node("Transpose", ["k"], ["kt"], perm=[0, 1, 3, 2]),
+        helper.make_node("MatMul", ["q", "kt"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["shares"], axis=-1),
+        helper.make_node("MatMul", ["shares", "v"], ["mixed"]),
+        helper.make_node("Transpose", ["mixed"], ["back"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["back", "joined"], ["y"]),
+    ]
+    shape = ["batch", tokens, channels]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "attention", ports[:1], ports[1:], constants)
+    opsets = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+
+    def compute(x: np.ndarray) -> np.ndarray:
+        split = (x.astype(np.float64) @ weight).reshape(len(x), tokens, 3, heads, width)
+        q, k, v = split.transpose(2, 0, 3, 1, 4)
+        shares = np.exp(q @ k.transpose(0, 1, 3, 2))
+        mixed = shares / shares.sum(-1, keepdims=True) @ v
+        return mixed.transpose(0, 2, 1, 3).reshape(x.shape)
+
+    return compute
+
+
+@pytest.mark.parametrize(("tokens", "heads"), [(6, 6), (6, 3), (3, 6)])
+def test_attention_with_as_many_heads_as_tokens_answers_for_the_right_tokens(
+    tmp_path: Path, tokens: int, heads: int
+) -> None:
+    """OpenVINO 2026.4 leaves heads and tokens where they are if there are as many of both."""
+    compute = write_attention(tmp_path / "model.onnx", tokens, heads)
+    with EngineProcess(EngineSpec("openvino", "fp32", str(tmp_path / "model.onnx"), 1)) as engine:
+        for rows in (1, 3):
+            size = (rows, tokens, 2 * heads)
+            x = np.random.default_rng(rows).normal(size=size).astype(np.float32)
+            np.testing.assert_allclose(engine({"x": x})["y"], compute(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "order", "kind", "found"),
+    [
+        ((2, 6, 6, 4), (0, 2, 1, 3), "MatMul", True),
+        ((2, 6, 3, 4), (0, 2, 1, 3), "MatMul", False),
+        ((2, -1, -1, 4), (0, 2, 1, 3), "MatMul", False),
+        ((2, 6, 6, 4), (0, 1, 3, 2), "MatMul", False),
+        ((2, 6, 6, 4), (0, 2, 1, 3), "Relu", False),
+        ((6, 6, 4), (1, 0, 2), "MatMul", False),
+    ],
+)
+def test_only_an_exchange_of_equal_axes_behind_a_product_is_told(
+    shape: tuple[int, ...], order: tuple[int, ...], kind: str, found: bool
+) -> None:
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    from openvino import opset13 as ops
+
+    x = ops.parameter(list(shape), np.float32)
+    inner = (
+        ops.relu(x) if kind == "Relu" else ops.matmul(x, np.eye(4, dtype=np.float32), False, False)
+    )
+    moved = ops.transpose(inner, np.array(order, np.int64))
+    assert swaps_equal_axes(openvino.Model([moved], [x], "net")) is found
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+@pytest.mark.parametrize("pool", ["GlobalAveragePool", "ReduceMean", "ReduceMax", "ReduceL2"])
+def test_what_is_learned_a_channel_behind_the_pool_of_a_signal_is_of_the_right_channel(
+    tmp_path: Path, pool: str, keep: int
+) -> None:
+    """OpenVINO 2026.4 takes those of other channels for all samples but the first."""
+    random = np.random.default_rng(0)
+    shape = (5, 1) if keep or pool == "GlobalAveragePool" else (5,)
+    scale, shift = (random.normal(size=(1, *shape)).astype(np.float32) for _ in range(2))
+    axis = [] if pool == "GlobalAveragePool" else ["axis"]
+    options = {"keepdims": keep} if axis else {}
+    nodes = [
+        helper.make_node(pool, ["x", *axis], ["pooled"], **options),
+        helper.make_node("Mul", ["pooled", "scale"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "shift"], ["y"]),
+    ]
+    constants = [numpy_helper.from_array(np.array([-1]), "axis")]
+    constants += [numpy_helper.from_array(scale, "scale"), numpy_helper.from_array(shift, "shift")]
+    ports = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 5, 7]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", *shape]),
+    ]
+    graph = helper.make_graph(nodes, "signal", ports[:1], ports[1:], constants)
+    opsets = [helper.make_opsetid("", 20)]
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    compute = {
+        "ReduceMax": lambda x: x.max(-1),
+        "ReduceL2": lambda x: np.sqrt((x**2).sum(-1)),
+    }.get(pool, lambda x: x.mean(-1))
+    with EngineProcess(EngineSpec("openvino", "fp32", str(path), 1)) as engine:
+        for rows in (1, 3):
+            x = random.normal(size=(rows, 5, 7)).astype(np.float32)
+            pooled = compute(x.astype(np.float64)).reshape(rows, *shape)
+            np.testing.assert_allclose(engine({"x": x})["y"], pooled * scale + shift, atol=1e-5)

@@ -149,6 +149,25 @@ def test_a_dataclass_that_torch_does_not_know_is_never_dropped_silently(result: 
         flatten_outputs(result)
 
 
+@pytest.mark.parametrize(
+    ("keys", "names"),
+    [
+        (("x", "score"), ("x_out", "score")),
+        (("x", "x_out"), ("x_out2", "x_out")),
+        (("y", "x"), ("y_out", "x_out")),
+    ],
+)
+def test_an_output_called_as_an_input_has_a_name_of_its_own(
+    keys: tuple[str, str], names: tuple[str, str]
+) -> None:
+    module = Returning(lambda x, y: dict(zip(keys, (x, y), strict=True)))
+    feeds = {"x": A, "y": B}
+    signature = describe_call(module, feeds, keyword=False, dynamic_batch=True)
+    assert tuple(spec.name for spec in signature.outputs) == names
+    outputs = signature.call(module, feeds)
+    assert all(torch.equal(outputs[n], value) for n, value in zip(names, (A, B), strict=True))
+
+
 @pytest.mark.parametrize("result", [{"a.b": A, "a": {"b": B}}, {"'x'": A, "x": B}])
 def test_two_outputs_of_one_name_are_refused(result: Any) -> None:
     with pytest.raises(ExportError, match="Two outputs of the model are called"):

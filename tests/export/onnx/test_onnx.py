@@ -230,3 +230,42 @@ def test_torchscript_file_has_the_same_names_and_numbers(tmp_path):
     assert "fc.weight" in {tensor.name for tensor in onnx.load(model.path).graph.initializer}
     x = torch.randn(3, 3, 32, 32)
     np.testing.assert_allclose(run(model, {"image": x})[0], net(x).detach(), rtol=1e-3, atol=1e-4)
+
+
+class Named(nn.Module):
+    """Returns what it computes last under `keys`, its weight and its input beside them."""
+
+    def __init__(self, *keys: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight, self.linear, self.keys = nn.Parameter(torch.randn(4, 4)), nn.Linear(4, 4), keys
+
+    def forward(self, x):
+        y = torch.relu(self.linear(x)) @ self.weight
+        z = torch.relu(y) + self.linear(y)
+        results = (y, z, z, x, self.weight)
+        return dict(zip(self.keys, results, strict=False))
+
+
+@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("weight", "linear.weight"),
+        ("relu", "linear"),
+        ("linear", "relu_1", "add", "matmul", "val_0"),
+        ("first", "second", "again", "input", "kernel"),
+    ],
+)
+def test_outputs_may_be_called_as_weights_and_values_in_between(keys, dynamo, tmp_path):
+    net, x = Named(*keys).eval(), torch.randn(3, 4)
+    names = {"input_names": ["x"], "output_names": list(keys)}
+    if dynamo:
+        model = export(net, x, tmp_path, **names)
+    else:
+        options = {"keyword": False, "dynamic_batch": True, "opset": 20}
+        model = torchscript_to_onnx(net, {"x": x}, tmp_path / "m.onnx", **names, **options)
+    assert [spec.name for spec in model.outputs] == list(keys)
+    wanted = {key: value.detach().numpy() for key, value in net.double()(x.double()).items()}
+    for found, (key, value) in zip(run(model, {"x": x}), wanted.items(), strict=True):
+        np.testing.assert_allclose(found, value, atol=1e-5, err_msg=key)

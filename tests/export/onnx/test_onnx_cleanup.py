@@ -1,5 +1,6 @@
 """What the exporters leave behind: a Squeeze that takes whatever axis is 1 when it runs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ from export import export_model
 from export.capture.agreement import run_onnx
 from export.capture.ladder import Exported
 from export.capture.signature import CallSignature, describe_call
+from quantize.calibration.calibrate import calibrate
+from quantize.int8.insertion import quantize_int8
+from quantize.scheme import NARROW, PRESETS
 
 FEEDS = {"x": torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))}
 
@@ -97,3 +101,40 @@ def test_a_static_batch_of_one_is_squeezed_as_eager_squeezes_it(tmp_path: Path) 
     assert [spec.shape for spec in signature.outputs] == [()]
     (found,) = run_onnx(exported.onnx, {"x": draw(1).numpy()}).values()
     assert found.shape == ()
+
+
+class Queried(nn.Module):
+    """Attention of learned queries, whose weights of keys and values torch cuts out of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.queries = nn.Parameter(torch.randn(1, 3, 8))
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        nn.init.normal_(self.attention.in_proj_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(self.queries.expand(x.shape[0], -1, -1), x, x)[0]
+
+
+def test_weights_that_are_cut_out_of_one_are_stored_and_run_in_int8(tmp_path: Path) -> None:
+    net = Queried().eval()
+    feeds = {"x": torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(1))}
+    signature = describe_call(net, feeds, keyword=False, dynamic_batch=True)
+    options = {"signature": signature, "static_batch": False, "opset": 20}
+    exported = export_model(net, feeds, tmp_path, **options)
+    nodes = onnx.load(exported.onnx.path).graph.node
+    assert not [node for node in nodes if node.op_type == "Split" and len(node.output) == 2]
+    wanted = net.double()(feeds["x"].double()).detach().numpy()
+    arrays = {"x": feeds["x"].numpy()}
+    (found,) = run_onnx(exported.onnx, arrays).values()
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    ranges = calibrate(exported.onnx, [arrays])
+    scheme = replace(PRESETS["openvino"], weight_levels=NARROW)
+    result = quantize_int8(exported.onnx, ranges, scheme, tmp_path / "int8.onnx")
+    assert not [skip for skip in result.skipped if "constant" in skip.reason]
+    core = openvino.Core()
+    graph = core.read_model(result.model.path)
+    graph.reshape([4, 5, 8])
+    (found,) = core.compile_model(graph, "CPU")([arrays["x"]]).values()
+    assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()

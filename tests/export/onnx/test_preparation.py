@@ -268,3 +268,65 @@ def test_a_resize_within_a_weight_is_stored_with_it(tmp_path) -> None:
     proto = export(net, x, tmp_path)
     assert Counter(node.op_type for node in proto.graph.node) == {"Conv": 1}
     assert_same(net, proto, x, x[:1])
+
+
+@pytest.mark.parametrize(
+    "clamp",
+    [
+        lambda x: x.clamp(0, 1.5),
+        lambda x: torch.clip(x, -0.5, 1),
+        lambda x: (x * 1).clamp_(min=-1, max=0.5),
+        lambda x: x.clamp(max=1),
+    ],
+)
+def test_a_clamp_between_an_integer_and_a_float_is_exported(clamp, tmp_path):
+    class Clamped(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return clamp(x)
+
+    x = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    assert_same(Clamped(), export(Clamped(), x, tmp_path), x[:1], x)
+
+
+@pytest.mark.parametrize("stack", [torch.hstack, torch.vstack, torch.dstack, torch.column_stack])
+@pytest.mark.parametrize("axes", [0, 1, 2], ids=["rows", "matrices", "images"])
+def test_stacks_are_concatenations(stack, axes, tmp_path):
+    """The exporter's own form is a loop over a sequence, which OpenVINO cannot open."""
+
+    class Stacked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x[(..., *(0,) * (2 - axes))]
+            return stack([x, x.sin(), -x])
+
+    x = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    proto = export(Stacked(), x, tmp_path)
+    kinds = {node.op_type for node in proto.graph.node}
+    assert "Concat" in kinds
+    assert not any("Sequence" in kind for kind in kinds)
+    assert_same(Stacked(), proto, x[:1], x)
+
+
+@pytest.mark.parametrize(
+    ("pool", "shape"),
+    [
+        (lambda x: F.avg_pool2d(x, 3, 2, 1, divisor_override=4), (2, 7, 6)),
+        (lambda x: F.avg_pool2d(x, (2, 3), 1, (1, 0), False, False, 5), (2, 7, 6)),
+        (lambda x: F.avg_pool3d(x, 2, divisor_override=3), (2, 4, 5, 6)),
+    ],
+)
+def test_the_divisor_of_an_average_pool_is_kept(pool, shape, tmp_path):
+    class Pooled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return pool(x)
+
+    x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    assert_same(Pooled(), export(Pooled(), x, tmp_path), x[:1], x)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_random_slope_is_its_mean(inplace, tmp_path):
+    net = nn.Sequential(nn.Linear(5, 7), nn.RReLU(0.1, 0.5, inplace=inplace)).eval()
+    x = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    proto = export(net, x, tmp_path)
+    assert Counter(node.op_type for node in proto.graph.node) == {"Gemm": 1, "LeakyRelu": 1}
+    assert_same(net, proto, x[:1], x)

@@ -1,0 +1,76 @@
+"""Where OpenVINO joins a reduction with constants of channels, and takes the wrong ones.
+
+OpenVINO 2026.4 computes a scale or a shift of several values, such as a norm's, within the
+reduction before it. Behind one over the last axis of three, as the global pool of a signal has it,
+the answers of all samples but the first are wrong. Over the last two axes of four they are right.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from export.optional import require
+
+_REDUCTIONS = {
+    "ReduceMean": "reduce_mean",
+    "ReduceSum": "reduce_sum",
+    "ReduceMax": "reduce_max",
+    "ReduceMin": "reduce_min",
+    "ReduceProd": "reduce_prod",
+    "ReduceL1": "reduce_l1",
+    "ReduceL2": "reduce_l2",
+}
+"""As OpenVINO's graphs and its Python functions call them."""
+_ONLY_RESHAPE = frozenset({"Reshape", "Squeeze", "Unsqueeze"})
+_LAST = 2
+
+
+def reduce_in_four_axes(model: Any) -> None:
+    """Have `model` (of `openvino.Core.read_model`) reduce two axes of four where that is so."""
+    for node in model.get_ordered_ops():
+        if _reduces_last_of_three(node) and _meets_constant(node):
+            _add_axis(node)
+
+
+def _reduces_last_of_three(node: Any) -> bool:
+    shape = node.input(0).get_partial_shape() if node.get_type_name() in _REDUCTIONS else None
+    if shape is None or shape.rank != _LAST + 1:
+        return False
+    axes = node.input_value(1).get_node()
+    if axes.get_type_name() == "Constant":
+        return [int(axis) % (_LAST + 1) for axis in axes.get_data().reshape(-1)] == [_LAST]
+    reduced = node.output(0).get_partial_shape()  # of a global pool, whose axes are computed
+    return bool(reduced.rank == _LAST + 1 and reduced[1] == shape[1] and reduced[_LAST] == 1)
+
+
+def _meets_constant(node: Any) -> bool:
+    """Whether what comes out meets a constant of several values, shapes aside."""
+    for port in node.output(0).get_target_inputs():
+        reader = port.get_node()
+        if reader.get_type_name() in _ONLY_RESHAPE:
+            if _meets_constant(reader):
+                return True
+            continue
+        others = [value.get_node() for value in reader.input_values()]
+        if any(_holds_several(other) for other in others):
+            return True
+    return False
+
+
+def _holds_several(node: Any) -> bool:
+    while node.get_type_name() == "Convert":
+        node = node.input_value(0).get_node()
+    return bool(node.get_type_name() == "Constant" and node.get_data().size > 1)
+
+
+def _add_axis(node: Any) -> None:
+    ops = require("openvino", extra="openvino").opset13
+    kept = bool(node.get_attributes()["keep_dims"])
+    both = np.array([_LAST, _LAST + 1], np.int64)
+    raised = ops.unsqueeze(node.input_value(0), np.int64(_LAST))
+    result = getattr(ops, _REDUCTIONS[node.get_type_name()])(raised, both, keep_dims=True)
+    result = ops.squeeze(result, both[1:] if kept else both)
+    result.set_friendly_name(node.get_friendly_name())
+    names = node.output(0).get_names()
+    node.output(0).replace(result.output(0))
+    result.output(0).set_names(names)

@@ -1,0 +1,64 @@
+"""Networks that nobody designed: fused, exported, quantized and run as what they were."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from random_networks.network import make_network
+
+QUICK = ("14",)
+SLOW = ("0-35",)
+KNOWN = {
+    7: "int8 of OpenVINO is noisier than it should be, behind the pool of a signal",
+    12: "OpenVINO refuses the int8 file: a concatenation of two scales before a product",
+    24: "int8 of OpenVINO is noisier than it should be",
+    26: "int8 of OpenVINO is noisier than it should be",
+    27: "int8 of OpenVINO is noise behind a recurrent layer",
+    30: "the exporter has no function for torch.hypot",
+    34: "the exporter has no function for torch.hypot",
+}
+"""What is left of the slow ones, by seed."""
+ROOT = Path(__file__).parent.parent
+
+
+def check(*seeds: str) -> dict[int, list[list[str]]]:
+    """What is wrong with the networks of `seeds`, in processes of their own."""
+    found = subprocess.run(
+        [sys.executable, "-m", "random_networks", *seeds],
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+            "OMP_NUM_THREADS": "1",
+        },
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=False,
+    )
+    networks = [json.loads(line) for line in found.stdout.splitlines()]
+    return {network["seed"]: network["wrong"] for network in networks}
+
+
+def test_a_seed_is_always_the_same_network() -> None:
+    for seed in range(6):
+        first, second = make_network(seed), make_network(seed)
+        assert str(first.module) == str(second.module)
+        states = (made.module.state_dict().values() for made in (first, second))
+        pairs = zip(*states, strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_random_network_is_right_in_every_form() -> None:
+    assert check(*QUICK) == {int(seed): [] for seed in QUICK}
+
+
+@pytest.mark.slow
+def test_many_random_networks_are_right_in_every_form() -> None:
+    found = check(*SLOW)
+    assert len(found) == 36
+    assert {seed for seed, wrong in found.items() if wrong} <= set(KNOWN), found
