@@ -1,9 +1,10 @@
 """Where OpenVINO joins a reduction with constants of channels, and takes the wrong ones.
 
 OpenVINO 2026.4 computes a scale or a shift of several values, such as a norm's, within the
-reduction before it. Behind one over the last axis of three, as the global pool of a signal has it,
-the answers of all samples but the first are wrong. Over the last two axes of four they are right.
-In an int8 model the scales of channels come to lie there by themselves, when it is compiled.
+reduction before it, activations in between as well. Behind one over the last axis of three, as the
+global pool of a signal has it, the answers of all samples but the first are wrong. Over the last
+two axes of four they are right. In an int8 model the scales of channels come to lie there by
+themselves, when it is compiled.
 """
 
 from typing import Any
@@ -23,6 +24,13 @@ _REDUCTIONS = {
 }
 """As OpenVINO's graphs and its Python functions call them."""
 _ONLY_RESHAPE = frozenset({"Reshape", "Squeeze", "Unsqueeze"})
+_JOINED = frozenset(
+    {"Abs", "Add", "Ceiling", "Clamp", "Convert", "Divide", "Elu", "Erf", "Exp", "Floor", "Gelu"}
+    | {"HSigmoid", "HSwish", "Identity", "Maximum", "Minimum", "Mish", "Multiply", "Negative"}
+    | {"PRelu", "Power", "Relu", "Round", "Sigmoid", "SoftPlus", "Sqrt", "Subtract", "Swish"}
+    | {"Tanh"}
+)
+"""What may stand between the reduction and the constants."""
 _LAST = 2
 
 
@@ -49,16 +57,19 @@ def _reduces_last_of_three(node: Any) -> bool:
 
 
 def _meets_constant(node: Any) -> bool:
-    """Whether what comes out meets a constant of several values, shapes aside."""
-    for port in node.output(0).get_target_inputs():
-        reader = port.get_node()
-        if reader.get_type_name() in _ONLY_RESHAPE:
-            if _meets_constant(reader):
-                return True
-            continue
-        others = [value.get_node() for value in reader.input_values()]
-        if any(_holds_several(other) for other in others):
-            return True
+    """Whether what comes out meets a constant of several values, shapes and activations aside."""
+    waiting, seen = [node], set()
+    while waiting:
+        for port in waiting.pop().output(0).get_target_inputs():
+            reader = port.get_node()
+            if reader.get_type_name() not in _ONLY_RESHAPE:
+                if any(_holds_several(value.get_node()) for value in reader.input_values()):
+                    return True
+                if not _is_joined(reader, port):
+                    continue
+            if reader.get_name() not in seen:
+                seen.add(reader.get_name())
+                waiting.append(reader)
     return False
 
 
@@ -74,6 +85,15 @@ def _is_of_a_norm(node: Any) -> bool:
         reader.get_type_name() == "Subtract" and source in reader.input_values()
         for reader in readers
     )
+
+
+def _is_joined(reader: Any, port: Any) -> bool:
+    """Whether a reader works on each value, and so goes into the reduction as well.
+
+    What stretches the reduced axis again, as the norm of each token does, is not.
+    """
+    kept = reader.output(0).get_partial_shape() == port.get_partial_shape()
+    return bool(reader.get_type_name() in _JOINED and kept)
 
 
 def _holds_several(node: Any) -> bool:

@@ -5,9 +5,9 @@ program of two products of few rows and what lies between them. With two such ru
 what went into it, a residual MLP ends by a segmentation fault. Without snippets each product is an
 operator of its own, which on two threads takes the same time.
 
-Of attention it makes one program as well, with the exchange of heads and tokens behind it. Where
-there are as many heads as tokens, both fixed, and queries, keys and values are cut out of one
-tensor, this exchange is left out, and the answers are those of other tokens.
+Of attention it makes one program as well, with the exchange of heads and tokens behind it and a
+scale in between. Where there are as many heads as tokens, both fixed, and queries, keys and values
+are cut out of one tensor, this exchange is left out, and the answers are those of other tokens.
 """
 
 from typing import Any
@@ -51,10 +51,21 @@ def swaps_equal_axes(model: Any) -> bool:
 
 
 def _swaps_equal_axes(node: Any) -> bool:
-    product, order = (port.get_source_output().get_node() for port in node.inputs())
+    order = node.input_value(1).get_node()
     shape = node.input(0).get_partial_shape()
-    if product.get_type_name() != "MatMul" or order.get_type_name() != "Constant":
+    if order.get_type_name() != "Constant" or not _comes_of_product(node.input_value(0).get_node()):
         return False
     if shape.rank != len(_SWAP) or list(order.get_data()) != _SWAP:
         return False
     return bool(shape[1].is_static and shape[2].is_static and shape[1] == shape[2])
+
+
+def _comes_of_product(node: Any) -> bool:
+    """Whether it is a product, or one that was scaled, shifted or quantized by constants."""
+    while node.get_type_name() != "MatMul":
+        shape = node.output(0).get_partial_shape()
+        computed = [v for v in node.input_values() if v.get_node().get_type_name() != "Constant"]
+        if len(computed) != 1 or computed[0].get_partial_shape() != shape:
+            return False
+        node = computed[0].get_node()
+    return True

@@ -85,7 +85,8 @@ def store_split_constants(graph: ir.Graph) -> None:
             continue
         sizes = [output.shape for output in node.outputs]
         axis = node.attributes.get_int("axis", 0)
-        if len(whole.uses()) > 1 or any(s is None or not s.is_static() for s in sizes):
+        read_elsewhere = len(whole.uses()) > 1 or whole.is_graph_output()
+        if read_elsewhere or any(s is None or not s.is_static() for s in sizes):
             continue
         ends = np.cumsum([shape.numpy()[axis] for shape in sizes if shape is not None])
         parts = np.split(whole.const_value.numpy(), ends[:-1], axis)

@@ -2,7 +2,7 @@
 
 Such a resize is linear and works along one axis at a time: ``y = A x B'``, where ``A`` and ``B``
 are what it makes of the identity. OpenVINO 2026.4 smooths in another way than torch, and TensorRT
-has no such resize.
+has no such resize. Those of uint8, which round, stay.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ _RESIZES = frozenset({aten._upsample_bilinear2d_aa.vec, aten._upsample_bicubic2d
 
 
 def write_out_smooth_resizes(draft: Draft) -> bool:
-    """Whether there was a resize that smooths, between sizes that are known."""
+    """Whether there was a resize that smooths floats, between sizes that are known."""
     resizes = [node for node in draft.graph.nodes if node.target in _RESIZES]
     written = [_write_out(draft, node) for node in resizes]
     return any(written)
@@ -29,7 +29,7 @@ def _write_out(draft: Draft, node: fx.Node) -> bool:
     source = read_argument(node, "input")
     example: Tensor = node.meta["val"]
     before, after = source.meta["val"].shape[2:], example.shape[2:]
-    if not all(type(size) is int for size in (*before, *after)):
+    if not example.is_floating_point() or not all(type(s) is int for s in (*before, *after)):
         return False
     factors = read_argument(node, "scale_factors")
     matrices = [

@@ -14,6 +14,7 @@ from tiny import answer, draw
 
 from deploy.engines import EngineSpec, open_engine
 from deploy.engines import openvino as backend
+from deploy.engines.openvino_reductions import reduce_in_four_axes
 from deploy.engines.openvino_snippets import has_joined_products, swaps_equal_axes
 from deploy.engines.process import EngineProcess
 from export.artifacts import TensorSpec
@@ -221,14 +222,17 @@ def test_only_products_that_are_joined_by_a_residual_are_kept_apart(tmp_path: Pa
     assert not has_joined_products(core.read_model(proto.SerializeToString()))
 
 
-def write_attention(path: Path, tokens: int, heads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Attention whose queries, keys and values are cut out of one tensor, and it in float64."""
+def write_attention(
+    path: Path, tokens: int, heads: int, scale: float = 1.0
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Scaled attention; queries, keys and values are cut out of one tensor. And it in float64."""
     width = 2
     channels = heads * width
     weight = np.random.default_rng(0).normal(size=(channels, 3 * channels)).astype(np.float32)
     integers = {"apart": [0, tokens, 3, heads, width], "joined": [0, tokens, channels]}
     constants = [numpy_helper.from_array(weight, "w")]
     constants += [numpy_helper.from_array(np.array(v), k) for k, v in integers.items()]
+    constants.append(numpy_helper.from_array(np.float32([scale]), "scale"))
     constants += [numpy_helper.from_array(np.array([n]), f"n{n}") for n in range(4)]
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["qkv"]),
@@ -244,7 +248,10 @@ def write_attention(path: Path, tokens: int, heads: int) -> Callable[[np.ndarray
         helper.make_node("MatMul", ["q", "kt"], ["scores"]),
         helper.make_node("Softmax", ["scores"], ["shares"], axis=-1),
         helper.make_node("MatMul", ["shares", "v"], ["mixed"]),
-        helper.make_node("Transpose", ["mixed"], ["back"], perm=[0, 2, 1, 3]),
+        *([helper.make_node("Mul", ["mixed", "scale"], ["scaled"])] if scale != 1 else []),
+        helper.make_node(
+            "Transpose", ["mixed" if scale == 1 else "scaled"], ["back"], perm=[0, 2, 1, 3]
+        ),
         helper.make_node("Reshape", ["back", "joined"], ["y"]),
     ]
     shape = ["batch", tokens, channels]
@@ -257,18 +264,20 @@ def write_attention(path: Path, tokens: int, heads: int) -> Callable[[np.ndarray
         split = (x.astype(np.float64) @ weight).reshape(len(x), tokens, 3, heads, width)
         q, k, v = split.transpose(2, 0, 3, 1, 4)
         shares = np.exp(q @ k.transpose(0, 1, 3, 2))
-        mixed = shares / shares.sum(-1, keepdims=True) @ v
+        mixed = shares / shares.sum(-1, keepdims=True) @ v * scale
         return mixed.transpose(0, 2, 1, 3).reshape(x.shape)
 
     return compute
 
 
-@pytest.mark.parametrize(("tokens", "heads"), [(6, 6), (6, 3), (3, 6)])
+@pytest.mark.parametrize(
+    ("tokens", "heads", "scale"), [(6, 6, 1), (6, 3, 1), (3, 6, 1), (4, 4, 1.7)]
+)
 def test_attention_with_as_many_heads_as_tokens_answers_for_the_right_tokens(
-    tmp_path: Path, tokens: int, heads: int
+    tmp_path: Path, tokens: int, heads: int, scale: float
 ) -> None:
     """OpenVINO 2026.4 leaves heads and tokens where they are if there are as many of both."""
-    compute = write_attention(tmp_path / "model.onnx", tokens, heads)
+    compute = write_attention(tmp_path / "model.onnx", tokens, heads, scale)
     with EngineProcess(EngineSpec("openvino", "fp32", str(tmp_path / "model.onnx"), 1)) as engine:
         for rows in (1, 3):
             size = (rows, tokens, 2 * heads)
@@ -388,3 +397,61 @@ def test_the_scales_of_int8_are_of_the_right_channel_behind_the_pool_of_a_signal
     with EngineProcess(EngineSpec("openvino", "int8", str(path), 1)) as engine:
         found = engine({"x": x})["y"]
     np.testing.assert_allclose(found, expected, atol=0.011)  # half a step
+
+
+def test_an_activation_before_what_is_learned_a_channel_leaves_the_channels_right(
+    tmp_path: Path,
+) -> None:
+    """OpenVINO 2026.4 joins it with the reduction, and the constants behind it as well."""
+    random = np.random.default_rng(0)
+    scale, half = random.normal(size=(1, 5)).astype(np.float32), np.float32(0.5)
+    between = {  # behind a reduction each: equal ones are made one, which nothing is joined with
+        "Relu": ("ReduceMean", lambda x: np.maximum(x.mean(-1), 0)),
+        "Tanh": ("ReduceSum", lambda x: np.tanh(x.sum(-1))),
+        "Identity": ("ReduceMax", lambda x: x.max(-1)),
+        "Mul": ("ReduceMin", lambda x: x.min(-1) * half),
+    }
+    nodes = []
+    for kind, (reduction, _) in between.items():
+        reduced, activated, y = (f"{kind}_{step}" for step in ("reduced", "activated", "y"))
+        factor = ["half"] if kind == "Mul" else []
+        nodes += [
+            helper.make_node(reduction, ["x", "axis"], [reduced], keepdims=0),
+            helper.make_node(kind, [reduced, *factor], [activated]),
+            helper.make_node("Mul", [activated, "scale"], [y]),
+        ]
+    constants = {"axis": np.array([2]), "scale": scale, "half": half}
+    graph = helper.make_graph(
+        nodes,
+        "signal",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 5, 7])],
+        [
+            helper.make_tensor_value_info(f"{kind}_y", TensorProto.FLOAT, ["batch", 5])
+            for kind in between
+        ],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 20)]
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    x = random.normal(size=(3, 5, 7)).astype(np.float32)
+    with EngineProcess(EngineSpec("openvino", "fp32", str(path), 1)) as engine:
+        found = engine({"x": x})
+    for kind, (_, compute) in between.items():
+        wanted = compute(x.astype(np.float64)) * scale
+        np.testing.assert_allclose(found[f"{kind}_y"], wanted, atol=1e-5, err_msg=kind)
+
+
+def test_the_norm_of_each_token_is_left_as_it_is() -> None:
+    """OpenVINO has a kernel for it as a whole."""
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    from openvino import opset13 as ops
+
+    x = ops.parameter([-1, 4, 8], np.float32)
+    power = ops.reduce_mean(ops.multiply(x, x), np.int64(-1), keep_dims=True)
+    inverse = ops.divide(np.float32(1), ops.sqrt(ops.add(power, np.float32(1e-5))))
+    scaled = ops.multiply(ops.multiply(x, inverse), np.ones(8, np.float32))
+    model = openvino.Model([scaled], [x], "norm")
+    before = [node.get_type_name() for node in model.get_ordered_ops()]
+    reduce_in_four_axes(model)
+    assert [node.get_type_name() for node in model.get_ordered_ops()] == before

@@ -52,6 +52,12 @@ MEAN1, MEAN2, MEAN3 = F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_a
         (MAX2, (7, 12), (5, 8), None),  # more values than there were
         (MAX1, 5, (11,), None),
         (MAX3, (2, 3, 1), (6, 8, 5), None),
+        (
+            MAX2,
+            (19, 2),
+            (31, 5),
+            {"Gather": 1, "Reshape": 1, "Slice": 2, "ReduceMax": 3, "Concat": 1},
+        ),
         (MEAN1, 4, (9,), {"AveragePool": 1}),
         (MEAN2, (4, 6), (10, 7), None),
         (MEAN2, (4, 2), (9, 9), {"AveragePool": 1}),
@@ -78,6 +84,23 @@ def test_openvino_pools_windows_of_different_lengths(tmp_path):
     with EngineProcess(EngineSpec("openvino", "fp32", str(path), 1)) as engine:
         found = engine({"x": x.numpy()})["y"]
     np.testing.assert_allclose(found, MAX2(x.double(), (4, 6)).numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("pool", [MAX1, MEAN1])
+def test_many_windows_take_few_nodes(pool, tmp_path):
+    """A slice for each of 300 took the exporter most of a minute."""
+    x = torch.randn(3, 2, 500, generator=torch.Generator().manual_seed(1))
+    path = export(Pooled(pool, 300), x[:2], tmp_path)
+    assert kinds(path).total() < 30
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for rows in (1, 3):
+        (found,) = session.run(None, {"x": x[:rows].numpy()})
+        np.testing.assert_allclose(found, pool(x[:rows].double(), 300).numpy(), atol=1e-6)
+
+
+def test_a_pool_to_no_value_is_not_written_out(tmp_path):
+    with pytest.raises(ExportError, match="adaptive_avg_pool2d"):
+        export(Pooled(MEAN2, (0, 3)), torch.randn(2, 3, 10, 7), tmp_path)
 
 
 def test_pools_whose_places_are_asked_for_are_refused(tmp_path):

@@ -138,3 +138,19 @@ def test_weights_that_are_cut_out_of_one_are_stored_and_run_in_int8(tmp_path: Pa
     graph.reshape([4, 5, 8])
     (found,) = core.compile_model(graph, "CPU")([arrays["x"]]).values()
     assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
+
+
+def test_a_weight_that_is_split_and_returned_is_both(tmp_path: Path) -> None:
+    class Returned(Queried):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return super().forward(x), self.attention.in_proj_weight
+
+    net = Returned().eval()
+    feeds = {"x": torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(1))}
+    signature = describe_call(net, feeds, keyword=False, dynamic_batch=True)
+    options = {"signature": signature, "static_batch": False, "opset": 20}
+    exported = export_model(net, feeds, tmp_path, **options)
+    assert exported.rung == "dynamo"
+    found = run_onnx(exported.onnx, {"x": feeds["x"].numpy()}).values()
+    for one, wanted in zip(found, net.double()(feeds["x"].double()), strict=True):
+        np.testing.assert_allclose(one, wanted.detach().numpy(), atol=1e-5)

@@ -50,3 +50,18 @@ def test_both_engines_answer_as_torch_at_every_batch(how, tmp_path):
             for found in (session.run(None, feeds)[0], engine(feeds)["y"]):
                 assert found.shape == wanted.shape
                 np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_images_of_uint8_are_resized_as_such(tmp_path):
+    """What smooths those rounds to whole numbers, and a matrix of them would be zeros."""
+    drawn = torch.randint(0, 256, (3, 3, 11, 9), generator=torch.Generator().manual_seed(0))
+    x, how = drawn.to(torch.uint8), {"size": (5, 12), "mode": "bilinear"}
+    program = capture(Resized(**how).eval(), {"x": x[:2]}, keyword=False, dynamic_batch=True)
+    path: Path = tmp_path / "model.onnx"
+    to_onnx(program, path, input_names=["x"], output_names=["y"])
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for rows in (1, 3):
+        (found,) = session.run(None, {"x": x[:rows].numpy()})
+        wanted = F.interpolate(x[:rows].double(), antialias=True, **how).numpy()
+        assert found.dtype == np.uint8
+        np.testing.assert_allclose(found, wanted, atol=1.01)
