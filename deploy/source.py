@@ -27,6 +27,7 @@ from deploy.judging.layouts import LabelForm
 from deploy.judging.reference import run_eager
 from deploy.judging.rows import Outputs
 from deploy.loading.model_files import load_model, prepare_module
+from deploy.loading.unpicklable import OTHER_WAY, describe_unpicklable
 from export.capture.program import condense_error
 from export.capture.signature import CallSignature
 from export.errors import LoadError
@@ -205,10 +206,10 @@ def write_module(module: nn.Module, folder: Path) -> Path:
     try:
         torch.save(module, path, pickle_module=cloudpickle)
     except Exception as error:  # __getstate__ of the user's own classes: whatever it raises
+        what = describe_unpicklable(module, cloudpickle.dumps)
         raise LoadError(
             f"{type(module).__name__} cannot be pickled, so that engine processes could not open "
-            f"it: {condense_error(error)}. Save its state_dict, and name what makes the module "
-            "with --model package.module:factory."
+            f"it: {condense_error(error)}{what}. {OTHER_WAY}"
         ) from error
     return path
 

@@ -38,6 +38,7 @@ NEED_TORCH = {
     "deploy/source.py",
     "deploy/loading/tensors.py",
     "deploy/loading/trust.py",
+    "deploy/loading/unpicklable.py",
     "deploy/loading/weights.py",
     "export/capture/agreement.py",
     "export/capture/amplification.py",

@@ -176,14 +176,29 @@ def check_data(dataset: Dataset, specs: Sequence[TensorSpec]) -> None:
             if not finite.all():
                 first = int(np.argmin(finite))
                 row = int(bound.row_numbers([number * size + first])[0])
-                what = "NaN" if np.isnan(values[first]).any() else "Inf"
                 raise DataError(
-                    f"{bound.source}: input {name!r}, read as {values.dtype}, holds {what} in row "
-                    f"{row}. Mend the row or take it out."
+                    f"{bound.source}: input {name!r}, read as {values.dtype}, holds "
+                    f"{_name_infinite(values[first])} in row {row}. {_mend(values[first])}"
                 )
     check_label_values(bound)
     if bound.calibration is not None:
         check_data(bound.calibration, specs)
+
+
+def _name_infinite(values: np.ndarray) -> str:
+    if np.isnan(values).any():
+        return "NaN"
+    return "Inf" if np.isposinf(values).any() else "-Inf"
+
+
+def _mend(values: np.ndarray) -> str:
+    """What to do about a row that is not finite."""
+    if _name_infinite(values) != "-Inf":
+        return "Mend the row or take it out."
+    return (
+        "Where it hides positions, as an additive mask does, write a large negative number in its "
+        "place, such as -1e9; else mend the row or take it out."
+    )
 
 
 def _is_apart(key: str, names: Sequence[str]) -> bool:

@@ -25,12 +25,14 @@ from deploy.loading.references import describe_missing_module, search_working_di
 from deploy.loading.tensors import check_rebuilds, check_tensors, check_total
 from deploy.loading.trust import (
     TRUST_ALL,
+    explain_missing_globals,
     forced_weights_only,
     isolated_globals,
     refuse_code,
     refuse_legacy,
     resolve_globals,
 )
+from deploy.loading.unpicklable import OTHER_WAY, describe_unpicklable
 from deploy.loading.weights import fill_weights, find_model, make_module
 from export.capture.copying import deep_copy
 from export.errors import ConfigError, DeployError, LoadError, Remedy
@@ -132,8 +134,10 @@ def prepare_module(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
             python_warnings.simplefilter("ignore")
             clone = deep_copy(module)
     except Exception as error:  # __deepcopy__ of the user's own classes: whatever it raises
+        what = describe_unpicklable(module, deep_copy)
         raise LoadError(
-            f"{name} cannot be copied: {_shorten(error)}. It must work with copy.deepcopy."
+            f"{name} cannot be copied: {_shorten(error)}{what}. It must work with copy.deepcopy. "
+            f"{OTHER_WAY}"
         ) from error
     clone, _, notes = _finish_module(clone.to("cpu"))
     parametrized = bake_parametrizations(clone)
@@ -146,7 +150,14 @@ def _read_pickle(file: BinaryIO, path: Path, trust: tuple[str, ...], *, legacy: 
     if TRUST_ALL in trust:
         search_working_directory()
         with _reading(path), invariants():
-            return torch.load(file, map_location="cpu", weights_only=False)
+            try:
+                return torch.load(file, map_location="cpu", weights_only=False)
+            except AttributeError:  # a class may be gone, or an attribute of the user's own code
+                if not legacy:
+                    file.seek(0)
+                    names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+                    explain_missing_globals(names, path)
+                raise
     if not legacy:
         check_rebuilds(read_pickle(file, path), path)
     file.seek(0)

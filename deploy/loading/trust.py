@@ -39,6 +39,10 @@ _ACTIVATIONS = (
 _BUILT_IN = "torch._C._nn"
 """Where a pickle finds those of them that are not written in Python, such as gelu."""
 
+_OF_SCRIPTS = (
+    " Classes of __main__ were defined in the script that saved the model: move them to a module "
+    "that can be imported, and save the model again from there."
+)
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
@@ -122,6 +126,16 @@ def refuse_legacy(path: Path, reason: str) -> TrustError:
     )
 
 
+def explain_missing_globals(names: list[str], path: Path) -> None:
+    """Import each of `names` of a trusted pickle whose reading failed.
+
+    Raises:
+        LoadError: one of them is not there.
+    """
+    for name in names:
+        _import_global(name, path)
+
+
 def _find_torch_module(name: str) -> type[nn.Module] | None:
     """The ``nn.Module`` class of that full name if torch.nn defines it; imports nothing."""
     module_name, _, attribute = name.rpartition(".")
@@ -158,6 +172,8 @@ def _import_global(name: str, path: Path) -> Any:
     except ModuleNotFoundError as error:
         holder = module_name.rpartition(".")[0]
         if error.name == module_name and holder in sys.modules:
+            if holder == "__main__":
+                raise LoadError(f"{path} needs {name}, which is not here.{_OF_SCRIPTS}") from error
             raise LoadError(
                 f"{path} needs {name}, and {holder} has no {module_name.rpartition('.')[2]!r}. It "
                 "was renamed, moved or removed since the model was saved: bring the version of "
@@ -208,10 +224,7 @@ def _refuse(names: list[str], path: Path, trust: tuple[str, ...]) -> TrustError:
             "file asks for."
         )
     if any(name.startswith("__main__.") for name in names):
-        text += (
-            " Classes of __main__ were defined in the script that saved the model: move them to a "
-            "module that can be imported, and save the model again from there."
-        )
+        text += _OF_SCRIPTS
     packages = {
         name.rpartition(".")[0] if name.startswith("torch.") else name.partition(".")[0]
         for name in names

@@ -162,12 +162,12 @@ def export_model(
             refuse_random(module, signature, first)
     reasons = "\n".join(f"  {attempt.rung}: {attempt.error}" for attempt in attempts)
     ranged = any(spec.ranges for spec in signature.inputs)
-    fixed = "one size to each axis that has a range" if ranged else "the batch size"
-    how = "in --input" if ranged else "with --static-batch"
+    # of one batch size, --static-batch, nothing is to be hoped: the static rungs failed as well
+    fixed = ", or give one size to each axis that has a range in --input" if ranged else ""
     raise ExportError(
         "The model could not be exported; each way failed for its own reason. "
-        f"{suggest_remedies(module, reasons)}Change the part of the model that is named, or give "
-        f"{fixed} {how}:\n{reasons}"
+        f"{suggest_remedies(module, reasons)}Change the part of the model that is named{fixed}:\n"
+        f"{reasons}"
     )
 
 

@@ -3,6 +3,7 @@
 from torch import nn
 
 from export.capture.agreement import float_dtypes
+from export.capture.image_model import find_user_module
 
 _FORMAT = (
     "It computes in {}, which ONNX Runtime's kernels for CPUs hardly know: build it in float32, by "
@@ -16,6 +17,11 @@ _VALUES = (
     "Its forward goes on by the value of a tensor (.item(), bool() or an if on one), which a graph "
     "cannot: take that value from the configuration, or compute both ways and choose between them "
     "by torch.where. "
+)
+_PROJECTED = (
+    "ONNX's LSTM has no projection, as {} has (proj_size): train it with proj_size=0, where needed "
+    "with a Linear behind it, or write its steps out in forward, as a loop over a fixed number of "
+    "them. "
 )
 
 
@@ -31,4 +37,15 @@ def suggest_remedies(module: nn.Module, reasons: str) -> str:
         formats |= {"bfloat16"}
     named = _FORMAT.format(" and ".join(sorted(formats))) if formats else ""
     named += _PACKED if "pack_padded_sequence" in reasons else ""
+    if projected := _list_projected(module):
+        named += _PROJECTED.format(", ".join(projected))
     return named + (_VALUES if "DataDependent" in reasons else "")
+
+
+def _list_projected(module: nn.Module) -> list[str]:
+    """Paths of the LSTMs whose hidden state is projected."""
+    return [
+        path or type(part).__name__
+        for path, part in find_user_module(module).named_modules()
+        if isinstance(part, nn.LSTM) and part.proj_size
+    ]

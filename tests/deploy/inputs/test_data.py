@@ -114,6 +114,13 @@ class TestChecks:
         check_data(open_plain(path), [TensorSpec("i", ("batch", 3, "height", 5), "float16")])
         check_data(open_plain(path), [TensorSpec("i", (1, 3, 4, 5), "float32")])
 
+    def test_minus_infinity_of_a_mask_is_answered_with_a_large_number(self, tmp_path: Path) -> None:
+        mask = np.zeros((4, 3), np.float32)
+        mask[2, 1:] = -np.inf
+        spec = TensorSpec("mask", ("batch", 3), "float32")
+        dataset = open_plain(save_npz(tmp_path / "d.npz", mask=mask))
+        refuse(lambda: check_data(dataset, [spec]), "'mask'", "-Inf in row 2.", "-1e9")
+
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     @pytest.mark.parametrize("row", [0, 5, 11])
     def test_row_that_is_not_finite_is_named(self, tmp_path: Path, bad: float, row: int) -> None:

@@ -170,7 +170,27 @@ class TestModule:
     ) -> None:
         path = save(net, tmp_path / "m.pt")
         monkeypatch.delattr(sys.modules[f"{package}.nets"], "Net")
-        refused(path, f"{package}.nets has no 'Net'", "renamed", trust=(package,))
+        for trust in (package, "*"):
+            refused(path, f"{package}.nets has no 'Net'", "renamed", trust=(trust,))
+
+    def test_class_of_a_script_that_is_trusted_is_told_to_move(
+        self, tmp_path: Path, net: nn.Module, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(net), "__module__", "__main__")
+            patch.setattr(sys.modules["__main__"], "Net", type(net), raising=False)
+            path = save(net, tmp_path / "m.pt")
+        for trust in ("__main__", "*"):
+            refused(path, "__main__.Net", "move them to a module", trust=(trust,))
+
+    def test_error_of_a_trusted_class_that_is_there_stays_its_own(
+        self, tmp_path: Path, net: nn.Module, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = save(net, tmp_path / "m.pt")
+        monkeypatch.setattr(
+            type(net), "__setstate__", lambda self, state: self.old_name, raising=False
+        )
+        refused(path, "AttributeError", "old_name", trust=("*",))
 
     def test_class_that_is_imported_late_says_why_it_cannot_be(
         self, tmp_path: Path, net: nn.Module, package: str, monkeypatch: pytest.MonkeyPatch

@@ -1,11 +1,15 @@
 """Where no exporter takes a model, the message says what to change in it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from export import export_model
 from export.capture.program import capture
 from export.capture.remedies import suggest_remedies
+from export.capture.signature import describe_call
 from export.errors import ExportError
 
 
@@ -24,3 +28,31 @@ def test_a_way_that_hangs_on_the_value_of_a_tensor_is_to_be_taken_in_the_graph()
 
 def test_of_a_reason_that_is_not_known_nothing_is_said() -> None:
     assert suggest_remedies(nn.Linear(2, 2), "RuntimeError: no kernel") == ""
+
+
+class Projected(nn.Module):
+    """A recurrent layer whose hidden state is narrower than its cell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(4, 8, proj_size=3, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps: Tensor = self.rnn(x)[0]
+        return steps
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("static", [False, True])
+def test_an_lstm_with_a_projection_is_named_and_no_batch_size_is_asked_for(
+    static: bool, tmp_path: Path
+) -> None:
+    module, feeds = Projected().eval(), {"x": torch.randn(2, 3, 4)}
+    signature = describe_call(module, feeds, keyword=False, dynamic_batch=not static)
+    with pytest.raises(ExportError, match=r"no projection, as rnn has \(proj_size\)") as caught:
+        export_model(module, feeds, tmp_path, signature=signature, static_batch=static, opset=20)
+    assert "--static-batch" not in str(caught.value)
+
+
+def test_an_lstm_without_a_projection_is_not_named() -> None:
+    assert suggest_remedies(nn.Sequential(nn.LSTM(4, 8)), "RuntimeError: no kernel") == ""
