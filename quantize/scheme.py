@@ -31,7 +31,8 @@ class QuantScheme:
             zeros, is read by several, and the size of the batch or of another axis is not known
             when it compiles; so each has a bias that changes no sum.
         weight_levels: codes of weights run from minus this to this: 127, or `NARROW` where the
-            target's kernels add up two products in 16 bits, which would not hold them.
+            target's kernels add up two products in 16 bits, which would not hold them. So does the
+            second operand of a product of two activations, over what was seen of it.
     """
 
     name: str

@@ -57,12 +57,15 @@ def activation_parameters(
         if use is not None and use.ceiling is not None and float(rounded) * 255 > use.ceiling:
             rounded = np.nextafter(rounded, np.float32(0))  # the code 255 must not pass Clip's end
         return rounded, int(np.clip(np.rint(-low / scale), 0, 255))
-    scale = max(-low, high) / 127
-    return np.float32(scale if scale >= SMALLEST_SCALE else 1 / 127), 0
+    levels = scheme.weight_levels if use is not None and use.narrow else 127
+    scale = max(-low, high) / levels
+    return np.float32(scale if scale >= SMALLEST_SCALE else 1 / levels), 0
 
 
 def has_unsigned_codes(low: float, scheme: QuantScheme, use: ActivationUse | None) -> bool:
     """Whether an activation whose values start at `low` gets uint8 codes, not int8."""
+    if use is not None and use.narrow:
+        return False
     return scheme.unsigned_activations and not (
         use is not None and use.symmetric and not use.from_zero and low < 0
     )

@@ -12,7 +12,7 @@ from export.onnx.tensor_types import element_types
 from quantize.placement.matching import WeightUse, keeps_codes, match_weights, zero_based_ceiling
 from quantize.placement.pixels import find_pixels
 from quantize.placement.rules import RULES, OpRule
-from quantize.scheme import PRESETS, QuantScheme
+from quantize.scheme import NARROW, PRESETS, QuantScheme
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class ActivationUse:
         read_by_all: every reader takes the dequantized tensor, not only the int8 operators.
         pair: it has a Q/DQ pair of its own; else it holds what a pair before it left.
         symmetric: zero point 0 whatever the scheme says: int8, or uint8 where nothing is below 0.
+        narrow: int8 in the range of the scheme's weights, in whose place it is multiplied.
         pixels: it is a cast of a uint8 input, so that uint8 codes hold it as it is.
     """
 
@@ -35,6 +36,7 @@ class ActivationUse:
     read_by_all: bool = False
     pair: bool = True
     symmetric: bool = False
+    narrow: bool = False
     pixels: bool = False
 
 
@@ -90,6 +92,7 @@ class _Walk:
     def __init__(self, graph: GraphIndex, scheme: QuantScheme) -> None:
         self._graph, self._scheme = graph, scheme
         self._rules: Mapping[str, OpRule] = RULES[scheme.placement]
+        self._narrow = scheme.weight_levels <= NARROW
         self._types: Mapping[str, int] | None = None
         self.result = Placement()
 
@@ -102,9 +105,10 @@ class _Walk:
                 continue
             if rule.products and self._is_product(node):
                 result.int8.add(number)
-                for name in node.input:
+                for position, name in enumerate(node.input):
                     known = result.activations.get(name, ActivationUse(name))
-                    result.activations[name] = replace(known, symmetric=True)
+                    narrow = known.narrow or (position == 1 and self._narrow)
+                    result.activations[name] = replace(known, symmetric=True, narrow=narrow)
                 continue
             use = match_weights(self._graph, number, self._scheme)
             if isinstance(use, str):
@@ -197,11 +201,15 @@ class _Walk:
         if node.op_type in _PARTS and not self._is_layer(operands[0]):
             return
         result.int8.add(number)
-        symmetric = rule.role == "copy" and any(result.activations[n].symmetric for n in wanted)
+        follows = [result.activations[n] for n in wanted] if rule.role == "copy" else []
+        symmetric = any(use.symmetric for use in follows)
+        narrow = any(use.narrow for use in follows)
         for operand in operands:
             known = result.activations.get(operand, ActivationUse(operand))
-            symmetric = symmetric or known.symmetric
-            result.activations[operand] = replace(known, read_by_all=True, symmetric=symmetric)
+            symmetric, narrow = symmetric or known.symmetric, narrow or known.narrow
+            result.activations[operand] = replace(
+                known, read_by_all=True, symmetric=symmetric, narrow=narrow
+            )
         if rule.role == "copy":
             self._share(number, result.activations[operands[0]], rule)
         else:
@@ -248,9 +256,14 @@ class _Walk:
             ceiling = zero_based_ceiling(graph, folded)
             result.int8.add(folded)
         bound = ceiling if ceiling is not None and np.isfinite(ceiling) else None
-        symmetric = name in result.activations and result.activations[name].symmetric
-        result.activations[name] = ActivationUse(
-            name, bound, ceiling is not None, read_by_all=True, symmetric=symmetric
+        known = result.activations.get(name, ActivationUse(name))
+        result.activations[name] = replace(
+            known,
+            like=name,
+            ceiling=bound,
+            from_zero=ceiling is not None,
+            read_by_all=True,
+            pair=True,
         )
 
 

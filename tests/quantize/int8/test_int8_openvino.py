@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from test_nets import Net, attention, classifier, run, sqnr
 
+from deploy.engines import EngineSpec, open_engine
 from export.artifacts import OnnxModel
 from quantize.calibration.calibrate import calibrate
 from quantize.int8.insertion import quantize_int8
@@ -302,3 +303,26 @@ def test_a_conv_without_bias_may_be_read_in_int8_and_in_float(tmp_path: Path) ->
                 for number, wanted in enumerate(run(model, feeds))
             ]
         assert min(found) > 30, path.name
+
+
+def test_products_of_activations_are_what_the_file_says_where_kernels_saturate(
+    tmp_path: Path,
+) -> None:
+    """Weights of attention that are alike, and values without a sign, make its largest sums."""
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    net = Net(2, 16, 12)
+    weight = np.abs(net.random.normal(0, 0.3, (12, 12))).astype(np.float32)
+    tokens = net.op("Abs", "x")
+    values = net.op("MatMul", tokens, net.constant("values_w", weight), name="values")
+    small = net.op("Mul", "x", net.constant("step", np.float32(0.1).reshape(())))
+    keys = net.op("Transpose", small, perm=[0, 1, 3, 2])
+    alike = net.op("Softmax", net.op("MatMul", "x", keys, name="scores"))
+    model = net.save(tmp_path / "m.onnx", net.op("MatMul", alike, values, name="sums"))
+    scheme = replace(PRESETS["openvino"], weight_levels=NARROW)
+    path = tmp_path / "int8.onnx"
+    made = quantize_int8(model, calibrate(model, [net.feed(64)]), scheme, path).model
+    feed = net.feed(8, seed=2)
+    with open_engine(EngineSpec("openvino", "int8", str(path), 1)) as engine:
+        (found,) = engine(feed).values()
+    assert sqnr(run(made, feed)[0], found) > 100
+    assert sqnr(run(model, feed)[0], found) > 25
