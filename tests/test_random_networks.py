@@ -14,8 +14,6 @@ QUICK = ("14",)
 SLOW = ("0-35",)
 KNOWN = {
     12: "OpenVINO refuses the int8 file: a concatenation of two scales before a product",
-    24: "int8 of OpenVINO is noisier than it should be",
-    26: "int8 of OpenVINO is noisier than it should be",
     30: "the exporter has no function for torch.hypot",
     34: "the exporter has no function for torch.hypot",
 }
