@@ -52,7 +52,10 @@ def _parts(value: object) -> Iterator[tuple[str, object]]:
     elif isinstance(value, types.MethodType):
         yield ".__self__", value.__self__
     elif isinstance(value, types.FunctionType):
-        read = inspect.getclosurevars(value)
+        try:
+            read = inspect.getclosurevars(value)
+        except ValueError:  # it reads a variable that was not set, or no longer is
+            return
         for name, held in {**read.globals, **read.nonlocals}.items():
             yield f", which reads {name}", held
     else:

@@ -2,6 +2,7 @@
 
 import contextvars
 import threading
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,13 @@ def _closure(net: nn.Sequential) -> None:
     )
 
 
+def _unset(net: nn.Sequential) -> None:
+    seen = None
+    hook = lambda module, args, output: seen  # noqa: E731
+    empty = types.FunctionType(hook.__code__, globals(), closure=(types.CellType(),))
+    net[1].register_forward_hook(empty)
+
+
 def _lock(net: nn.Sequential) -> None:
     net[1].state = {"workers": [1, threading.Lock()]}
 
@@ -49,6 +57,7 @@ def _lock(net: nn.Sequential) -> None:
     [
         (_hook, ("cannot be copied", "1.1._forward_hooks[", ".seen (ContextVar)")),
         (_closure, ("cannot be pickled", "1.1._forward_hooks[", "which reads seen (ContextVar)")),
+        (_unset, ("cannot be pickled", "1._forward_hooks[", "(function)")),
         (_lock, ("cannot be copied", "1.state['workers'][1] (lock)")),
     ],
 )
