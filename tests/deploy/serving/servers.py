@@ -224,18 +224,26 @@ def read_to_end(connection: socket.socket) -> bytes:
     return data
 
 
+_GIVEN: set[int] = set()
+"""What `free_port` has returned, a few hundred of 2,500."""
+
+
 def free_port() -> int:
     """A port that nobody listens on.
 
     None of those that the system gives to whoever asks for any, which might take it meanwhile; and
-    every process of the tests has some of its own.
+    every process of the tests has some of its own. None is given twice: whoever has the first may
+    not listen on it yet.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 8
     choice = random.SystemRandom()
     while True:
         port = 12_000 + 2_500 * worker + choice.randrange(2_500)
+        if port in _GIVEN:
+            continue
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            _GIVEN.add(port)
             return port
 
 
