@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export.capture.program import capture
+from export.onnx.execute import ExposedModel
 from export.onnx.exporter import to_onnx
 from export.onnx.preparation import prepare_program
+from export.onnx.tensor_types import float_tensors
 
 
 class Attention(nn.Module):
@@ -112,6 +114,61 @@ def test_a_query_that_sees_no_key_gets_zeros_as_torch_has_it(kind, opset, tmp_pa
     model = core.read_model(proto.SerializeToString())
     (ours,) = core.compile_model(model, "CPU")([x.numpy()]).values()
     np.testing.assert_allclose(ours, exact, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_no_step_of_a_query_that_sees_no_key_holds_nan(kind, tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(3, 48)
+    x[1, :6] = -9.0
+    export(Masked(kind).eval(), x, tmp_path)
+    floats = float_tensors(tmp_path / "model.onnx")
+    assert len(floats) > 5
+    values = ExposedModel(tmp_path / "model.onnx", floats)({"x": x.numpy()})
+    assert not [name for name, value in values.items() if np.isnan(value).any()]
+
+
+class Grouped(nn.Module):
+    """Six heads of queries on as many of keys and of values, or fewer."""
+
+    def __init__(self, keys: int, values: int, kind: str) -> None:
+        super().__init__()
+        self.keys, self.values, self.kind = keys, values, kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = x.reshape(x.shape[0], 6, 6, 4)
+        mask = None if self.kind in ("none", "causal") else _hide_all(x, self.kind)
+        return F.scaled_dot_product_attention(
+            q,
+            q[:, 6 - self.keys :] * 0.5,
+            q[:, : self.values].cos(),
+            mask,
+            is_causal=self.kind == "causal",
+            enable_gqa=True,
+        )
+
+
+@pytest.mark.parametrize(
+    ("keys", "values", "kind", "opset"),
+    [
+        (3, 3, "none", 20),
+        (3, 3, "bool", 20),
+        (1, 1, "float", 20),
+        (3, 3, "constant", 20),
+        (3, 3, "causal", 20),
+        (3, 3, "bool", 23),
+        (3, 3, "causal", 23),
+        (6, 6, "bool", 20),
+        (6, 6, "causal", 23),
+    ],
+)
+def test_heads_of_queries_may_share_one_of_keys(keys, values, kind, opset, tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(3, 144)
+    x[1, :6] = -9.0
+    net = Grouped(keys, values, kind).eval()
+    proto = export(net, x, tmp_path, opset)
+    assert_same(net, proto, x, x[:2], torch.randn(5, 144))
 
 
 def test_a_constant_mask_that_hides_no_row_costs_no_operator(tmp_path):
