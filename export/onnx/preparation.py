@@ -7,8 +7,11 @@ from torch.export import ExportedProgram
 from export.fusion.draft import Draft, read_argument
 from export.onnx.adaptive_pooling import write_out_adaptive_pools
 from export.onnx.attention import write_out_attention
+from export.onnx.composed import compose
 from export.onnx.computed_weights import store_computed_weights
+from export.onnx.fourier import write_out_transforms
 from export.onnx.options import settle_options
+from export.onnx.short_time import write_out_short_time_spectra
 from export.onnx.smooth_resizes import write_out_smooth_resizes
 from export.onnx.stacks import write_out_stacks
 
@@ -24,8 +27,10 @@ def prepare_program(program: ExportedProgram, *, opset: int) -> ExportedProgram:
     value a channel becomes a mean: of a value in channels_last the exporter makes a gather out of
     the strides of the result, which is of no use where there are no strides. Adaptive pools,
     resizes that smooth, stacks and attention over more axes than four are written out, weights that
-    are computed from others are stored, and options that it refuses or overlooks are settled.
+    are computed from others are stored, options that it refuses or overlooks are settled, and
+    operators that it has no function for are composed of others.
     """
+    program = compose(program)
     (output,) = (node for node in program.graph.nodes if node.op == "output")
     constants = any(not isinstance(v, fx.Node) and v is not None for v in output.args[0])
     draft = Draft(program)
@@ -36,6 +41,8 @@ def prepare_program(program: ExportedProgram, *, opset: int) -> ExportedProgram:
         _pool_by_mean(draft),
         write_out_adaptive_pools(draft),
         write_out_attention(draft, opset=opset),
+        write_out_transforms(draft),
+        write_out_short_time_spectra(draft),
         store_computed_weights(draft),
         write_out_smooth_resizes(draft),
         write_out_stacks(draft),

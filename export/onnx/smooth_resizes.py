@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from export.fusion.calls import add_call
 from export.fusion.draft import Draft, read_argument
+from export.onnx.graph import FIXED
 
 aten = torch.ops.aten
 
@@ -37,7 +38,7 @@ def _write_out(draft: Draft, node: fx.Node) -> bool:
         for axis, sizes in enumerate(zip(before, after, strict=True))
     ]
     rows, columns = (
-        draft.add(f"resized_{axis}", _store(matrix, example), beside=None)
+        draft.add(f"{FIXED}resized_{axis}", _store(matrix, example), beside=None)
         for axis, matrix in zip(("rows", "columns"), (matrices[0], matrices[1].T), strict=True)
     )
     with draft.graph.inserting_before(node):

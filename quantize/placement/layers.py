@@ -2,7 +2,7 @@
 
 from onnx import TensorProto
 
-from export.onnx.graph import GraphIndex, attribute, is_standard
+from export.onnx.graph import FIXED, GraphIndex, attribute, is_standard
 
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _PRODUCTS = frozenset({"Gemm", "MatMul"})
@@ -11,8 +11,8 @@ _PRODUCTS = frozenset({"Gemm", "MatMul"})
 def linear_layers(graph: GraphIndex) -> tuple[int, ...]:
     """Numbers of the nodes with constant float32 weights: convolutions, Gemm and MatMul.
 
-    Left out are products with weights of more than two axes, and a Gemm that transposes its input,
-    whose rows are not samples.
+    Left out are products with weights of more than two axes, a Gemm that transposes its input,
+    whose rows are not samples, and what stands for the arithmetic of an operator.
     """
     found = []
     for number, node in enumerate(graph.nodes):
@@ -23,7 +23,7 @@ def linear_layers(graph: GraphIndex) -> tuple[int, ...]:
             continue
         if node.op_type in _PRODUCTS and (len(weight.dims) != 2 or attribute(node, "transA", 0)):
             continue
-        if graph.constant(node.input[0]) is None:
+        if graph.constant(node.input[0]) is None and not node.input[1].startswith(FIXED):
             found.append(number)
     return tuple(found)
 

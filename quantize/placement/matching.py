@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from export.onnx.graph import GraphIndex, attribute, name_node
+from export.onnx.graph import FIXED, GraphIndex, attribute, name_node
 from quantize.scheme import QuantScheme
 
 
@@ -33,6 +33,8 @@ def read_constant_weight(
         return f"its weights are {TensorProto.DataType.Name(weight.data_type).lower()}, not float"
     if graph.constant(node.input[0]) is not None:
         return "its data input is constant"
+    if node.input[1].startswith(FIXED):
+        return "its weights are the arithmetic of an operator"
     return weight
 
 

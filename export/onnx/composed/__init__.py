@@ -1,0 +1,41 @@
+"""Operators for which the exporter has no function, as compositions of those for which it has.
+
+Each composition is a function of torch that takes what the operator takes. ``NotImplemented``, its
+answer to what it does not compose, leaves the operator as it is, and the exporter says that it does
+not know it. Some are kinds of an operator that the exporter writes wrongly.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+from torch.export import ExportedProgram
+
+from export.onnx.composed import fourier, matrices, order, pairs, scans, scattering
+
+COMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    **fourier.COMPOSITIONS,
+    **matrices.COMPOSITIONS,
+    **order.COMPOSITIONS,
+    **pairs.COMPOSITIONS,
+    **scans.COMPOSITIONS,
+    **scattering.COMPOSITIONS,
+}
+"""By operator of torch."""
+
+_NAMES = frozenset(target.name().partition(".")[0] for target in COMPOSITIONS)
+
+
+def compose(program: ExportedProgram) -> ExportedProgram:
+    """`program` with compositions in place of such operators; itself where it has none."""
+    graphs = (m.graph for m in program.graph_module.modules() if isinstance(m, fx.GraphModule))
+    found = (_is_composed(node) for graph in graphs for node in graph.nodes)
+    return program.run_decompositions(COMPOSITIONS) if any(found) else program
+
+
+def _is_composed(node: fx.Node) -> bool:
+    """Whether it is one of them, or what writes the same into its first argument."""
+    name = getattr(node.target, "name", None)
+    if node.op != "call_function" or name is None:
+        return False
+    return name().partition(".")[0].removesuffix("_") in _NAMES

@@ -1,0 +1,228 @@
+"""Fourier transforms as products, and spectra by short times as convolutions."""
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deploy.candidates.schemes import choose_scheme
+from deploy.engines.base import EngineSpec
+from deploy.engines.process import EngineProcess
+from export.artifacts import OnnxModel
+from export.capture.program import capture
+from export.onnx.exporter import contain_noise, to_onnx
+from export.onnx.fourier import make_signal, make_spectrum
+from export.onnx.graph import FIXED
+from export.onnx.preparation import prepare_program
+from quantize.calibration.calibrate import calibrate
+from quantize.int8.insertion import quantize_int8
+
+fft, as_complex = torch.fft, torch.view_as_complex
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Applied(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = self.function(x)
+        return torch.view_as_real(result.resolve_conj()) if result.is_complex() else result
+
+
+def prepare(net: nn.Module, x: Tensor) -> tuple[nn.Module, set[str]]:
+    """What is given to the exporter, as a module, and the names of its operators."""
+    program = capture(net, {"x": x}, keyword=False, dynamic_batch=True)
+    with contain_noise():
+        program = prepare_program(program, opset=20)
+    return program.module(), {str(node.target) for node in program.graph.nodes}
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8])
+def test_matrices_transform_as_sums_of_waves_do(size):
+    x = torch.view_as_complex(draw(3, size, 2).double())
+    parts = torch.view_as_real(x).flatten(-2)
+    for forward, exact in ((True, fft.fft(x)), (False, fft.ifft(x, norm="forward"))):
+        found = (parts @ make_spectrum(size, size, forward=forward)).unflatten(-1, (size, 2))
+        torch.testing.assert_close(torch.view_as_complex(found), exact)
+    for bins in range(1, size + 3):  # those beyond the half count nothing
+        half = torch.view_as_real(torch.view_as_complex(draw(3, bins, 2).double()))
+        exact = fft.irfft(torch.view_as_complex(half), size, norm="forward")
+        torch.testing.assert_close(half.flatten(-2) @ make_signal(bins, size), exact)
+
+
+TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "rfft": lambda x: fft.rfft(x),
+    "rfft ortho": lambda x: fft.rfft(x, norm="ortho"),
+    "rfft cut": lambda x: fft.rfft(x, n=2, dim=1, norm="forward"),
+    "rfft filled": lambda x: fft.rfft(x, n=11, dim=-2),
+    "rfft2": lambda x: fft.rfft2(x, norm="ortho"),
+    "rfft2 axes": lambda x: fft.rfft2(x, s=(6, -1), dim=(3, 1)),
+    "rfftn": lambda x: fft.rfftn(x, s=(4, 9, 2)),
+    "fft": lambda x: fft.fft(x, dim=1),
+    "fft2": lambda x: fft.fft2(x, norm="forward"),
+    "fftn": lambda x: fft.fftn(x, dim=(1, 2, 3)),
+    "ifft of a signal": lambda x: fft.ifft(x),
+    "mixing": lambda x: fft.fft(fft.fft(x, dim=-1), dim=-2).real,
+    "of a spectrum: fft": lambda x: fft.fft(as_complex(x), n=9, dim=2),
+    "of a spectrum: ifft": lambda x: fft.ifft(as_complex(x), norm="forward"),
+    "of a spectrum: ifft2": lambda x: fft.ifft2(as_complex(x), s=(5, 5)),
+    "of a spectrum: ifftn": lambda x: fft.ifftn(as_complex(x), dim=(1, 3), norm="ortho"),
+    "of a spectrum: irfft": lambda x: fft.irfft(as_complex(x)),
+    "of a spectrum: irfft odd": lambda x: fft.irfft(as_complex(x), n=7, norm="ortho"),
+    "of a spectrum: irfft longer": lambda x: fft.irfft(as_complex(x), n=12, dim=1),
+    "of a spectrum: irfft2": lambda x: fft.irfft2(as_complex(x), s=(6, 5), dim=(1, 2)),
+    "of a spectrum: irfftn": lambda x: fft.irfftn(as_complex(x), dim=(1, 2, 3), norm="forward"),
+    "filter": lambda x: fft.irfft2(fft.rfft2(x[..., 0]) * as_complex(x)[..., :3], s=(6, 4)),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transforms_are_products_that_answer_as_torch_does(name):
+    net, shape = Applied(TRANSFORMS[name]), (3, 6, 4, 2)
+    prepared, operators = prepare(net, draw(2, *shape))
+    assert not any("fft" in operator for operator in operators)
+    for batch in (1, 3):
+        x = draw(batch, *shape, seed=batch)
+        exact = net(x.double())
+        found = prepared(x)
+        assert found.shape == exact.shape
+        torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=2e-5)
+
+
+def test_long_transforms_of_a_power_of_two_and_open_sizes_are_left():
+    _, operators = prepare(Applied(lambda x: fft.rfft(x)), draw(2, 2048))
+    assert "aten._fft_r2c.default" in operators
+    _, operators = prepare(Applied(lambda x: fft.rfft(x)), draw(2, 2000))
+    assert "aten._fft_r2c.default" not in operators
+    _, operators = prepare(Applied(lambda x: fft.rfft(x, dim=0)), draw(4, 3))
+    assert "aten._fft_r2c.default" in operators
+
+
+HANN, SHORT = torch.hann_window(16), torch.hamming_window(10)
+SHORT_TIME = {
+    "plain": {"n_fft": 16, "window": HANN},
+    "step": {"n_fft": 16, "hop_length": 3, "window": HANN, "normalized": True},
+    "short window": {"n_fft": 16, "win_length": 10, "window": SHORT, "center": False},
+    "short box": {"n_fft": 16, "hop_length": 4, "win_length": 14},
+    "both sides": {"n_fft": 16, "window": HANN, "onesided": False},
+    "edges": {"n_fft": 16, "window": HANN, "pad_mode": "constant"},
+}
+
+
+class Heard(nn.Module):
+    """Spectra by short times of sounds, each one or all of a batch."""
+
+    def __init__(self, how: dict[str, object]) -> None:
+        super().__init__()
+        window = how.get("window")
+        self.window = nn.Buffer(window.clone()) if isinstance(window, Tensor) else None
+        self.how = {name: value for name, value in how.items() if name != "window"}
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = torch.stft(x, window=self.window, return_complex=True, **self.how)
+        return torch.view_as_real(spectrum)
+
+
+class Said(Heard):
+    """Sounds from spectra."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = torch.view_as_complex(x)
+        how = {name: value for name, value in self.how.items() if name != "pad_mode"}
+        return torch.istft(spectrum, window=self.window, **how)
+
+
+@pytest.mark.filterwarnings("ignore:A window was not provided")
+@pytest.mark.parametrize("name", [*SHORT_TIME, "odd"])
+def test_spectra_by_short_times_are_convolutions_that_answer_as_torch_does(name):
+    net = Heard(SHORT_TIME.get(name, {"n_fft": 15, "hop_length": 5}))
+    prepared, operators = prepare(net, draw(2, 50))
+    assert "aten.stft.default" not in operators
+    for batch in (1, 3):
+        x = draw(batch, 50, seed=batch)
+        exact = copy.deepcopy(net).double()(x.double())
+        torch.testing.assert_close(prepared(x).double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:A window was not", "ignore:The length of signal is shorter")
+@pytest.mark.parametrize("length", [None, 40, 60])
+@pytest.mark.parametrize("name", ["plain", "step", "both sides"])
+def test_sounds_from_spectra_are_convolutions_that_answer_as_torch_does(name, length):
+    how = SHORT_TIME[name] | {"length": length}
+    net = Said(how)
+    size = how["n_fft"]
+    bins = size if how.get("onesided") is False else size // 2 + 1
+    hop = how.get("hop_length", size // 4)
+    frames = 1 + 50 // hop
+    prepared, operators = prepare(net, draw(2, bins, frames, 2))
+    assert "aten.istft.default" not in operators
+    for batch in (1, 3):
+        x = draw(batch, bins, frames, 2, seed=batch)
+        exact = copy.deepcopy(net).double()(x.double())
+        torch.testing.assert_close(prepared(x).double(), exact, rtol=1e-4, atol=1e-5)
+
+
+class Spectrogram(nn.Module):
+    """What a network of sounds begins with, and what one of spectra may have in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.window = nn.Buffer(torch.hann_window(40))
+        self.conv = nn.Conv1d(21, 8, 3, padding=1)
+        self.back = nn.Conv1d(8, 42, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = torch.stft(x, 40, 10, window=self.window, return_complex=True)
+        loud = torch.log1p(spectrum.abs())
+        parts = self.back(F.relu(self.conv(loud))).unflatten(1, (2, 21))
+        mask = torch.complex(parts[:, 0], parts[:, 1])
+        return torch.istft(spectrum * mask, 40, 10, window=self.window, length=x.shape[1])
+
+
+def _export(net: nn.Module, x: Tensor, path: Path) -> OnnxModel:
+    program = capture(net, {"x": x}, keyword=False, dynamic_batch=True)
+    return to_onnx(program, path, input_names=["x"], output_names=["y"])
+
+
+def test_both_engines_hear_and_say_what_torch_does_and_int8_leaves_the_waves(tmp_path):
+    torch.manual_seed(0)
+    net = Spectrogram().eval()
+    model = _export(net, draw(2, 200), tmp_path / "m.onnx")
+    kinds = Counter(node.op_type for node in onnx.load(model.path).graph.node)
+    assert kinds["Conv"] == 3
+    assert not {"STFT", "DFT", "Loop", "ScatterND"} & kinds.keys()
+    session = onnxruntime.InferenceSession(model.path)
+    with EngineProcess(EngineSpec("openvino", "fp32", str(model.path), 1)) as engine:
+        for batch in (1, 3):
+            x = draw(batch, 200, seed=batch)
+            exact = copy.deepcopy(net).double()(x.double()).detach().numpy()
+            for found in (session.run(None, {"x": x.numpy()})[0], engine({"x": x.numpy()})["y"]):
+                np.testing.assert_allclose(found, exact, atol=2e-5 * np.abs(exact).max())
+    waves = _list_waves(model.path)
+    assert len(waves) >= 2
+    ranges = calibrate(model, [{"x": draw(8, 200, seed=5).numpy()}])
+    for target in ("onnxruntime", "openvino"):
+        path = tmp_path / f"{target}.onnx"
+        quantize_int8(model, ranges, choose_scheme(target), path)
+        assert _list_waves(path) == waves
+        kinds = Counter(item.data_type for item in onnx.load(path).graph.initializer)
+        assert kinds[onnx.TensorProto.INT8] >= 2  # both trained layers
+
+
+def _list_waves(path: Path) -> set[str]:
+    initializers = onnx.load(path).graph.initializer
+    floats = {item.name for item in initializers if item.data_type == onnx.TensorProto.FLOAT}
+    return {name for name in floats if name.startswith(FIXED)}
