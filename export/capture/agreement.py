@@ -181,8 +181,10 @@ def measure_error(reference: Array, found: Array, span: float = 0.0) -> float:
 
     The range counts at least as 1% of the largest value, so that near-constant outputs are not
     asked for more digits than float32 has, and as `span`, that of other samples. Infinite if NaN or
-    Inf stand in different places.
+    Inf stand in different places, or the shapes differ.
     """
+    if reference.shape != found.shape:
+        return float("inf")
     if reference.size == 0:
         return 0.0
     if reference.dtype.kind not in "fc":

@@ -80,6 +80,8 @@ def test_same_nan_in_both_is_agreement_and_integers_count_by_share():
     nan = np.array([1.0, np.nan, 3.0])
     assert measure_error(nan, nan) == 0.0
     assert measure_error(np.array([1, 2, 3, 4]), np.array([1, 2, 3, 5])) == 0.25
+    assert measure_error(np.ones((2, 3)), np.ones((2, 6))) == np.inf
+    assert measure_error(np.ones((2, 3)), np.ones(3)) == np.inf
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])

@@ -144,12 +144,34 @@ def test_means_by_place(include_self):
     how = {"include_self": include_self}
     exact = x.scatter_reduce(0, index, source, "mean", **how)
     torch.testing.assert_close(scattering.scatter_reduce(x, 0, index, source, "mean", **how), exact)
-    assert scattering.scatter_reduce(x, 0, index, source, "amax", **how) is NotImplemented
+    found = scattering.scatter_reduce(x, 0, index, source[:3], "amax", **how)
+    assert found is NotImplemented
     for reduce in ("mean", "amax", "amin", "prod"):
         rows = torch.tensor([0, 3, 0, 1, 1, 0])
         exact = x.index_reduce(0, rows, source, reduce, **how)
         found = scattering.index_reduce(x, 0, rows, source, reduce, **how)
         torch.testing.assert_close(found, exact)
+
+
+@pytest.mark.filterwarnings("ignore:The reduce argument of torch.scatter")
+def test_values_put_where_others_are():
+    x, source, index = draw(3, 5), draw(3, 5, seed=1), torch.tensor([[0, 1, 1], [4, 0, 0]])
+    for reduce in ("add", "multiply"):
+        exact = x.scatter(1, index, source, reduce=reduce)
+        found = scattering.scatter_in_a_way(x, 1, index, source, reduce=reduce)
+        torch.testing.assert_close(found, exact)
+        exact = x.scatter(1, index, 1.5, reduce=reduce)
+        found = scattering.scatter_one_in_a_way(x, 1, index, 1.5, reduce=reduce)
+        torch.testing.assert_close(found, exact)
+    places = torch.tensor([[0, 3, 1], [4, 0, 2]])
+    assert torch.equal(scattering.scatter(x, 1, places, source), x.scatter(1, places, source))
+    exact = x.scatter_add(1, index, source)
+    torch.testing.assert_close(scattering.scatter_add(x, 1, index, source), exact)
+    exact = x.scatter_reduce(1, index, source, "amin", include_self=False)
+    how = {"reduce": "amin", "include_self": False}
+    torch.testing.assert_close(scattering.scatter_reduce(x, 1, index, source, **how), exact)
+    for function in (scattering.scatter, scattering.scatter_add):
+        assert function(x, 1, places, source[:2, :3]) is NotImplemented
 
 
 class Everything(nn.Module):
@@ -170,6 +192,7 @@ class Everything(nn.Module):
             + torch.linalg.inv(square) @ x
             + torch.inverse(square) @ x,
             torch.zeros_like(x).scatter_reduce(1, index, x, "mean"),
+            torch.zeros_like(x).scatter_add(1, index[:, :2, :3], x) + x.scatter(1, index[:, :1], x),
             x.index_reduce(1, torch.tensor([0, 2, 1, 0]), x, "amax"),
         )
 
