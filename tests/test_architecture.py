@@ -53,6 +53,7 @@ NEED_TORCH = {
     "export/capture/ladder.py",
     "export/onnx/adaptive_pooling.py",
     "export/onnx/attention.py",
+    "export/onnx/complex",
     "export/onnx/composed",
     "export/onnx/computed_weights.py",
     "export/onnx/exporter.py",

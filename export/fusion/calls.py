@@ -1,6 +1,7 @@
 """New calls of operators in a graph, with the example values that shapes are read from."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from torch import fx
@@ -16,6 +17,9 @@ def add_call(place: fx.Node, target: Callable[..., Any], *args: Any) -> fx.Node:
     """
     made = place.graph.call_function(target, args)
     made.meta = {key: item for key, item in place.meta.items() if key != "val"}
-    with place.meta["val"].fake_mode:
+    value = place.meta["val"]
+    mode = (value[0] if isinstance(value, list | tuple) else value).fake_mode
+    unbound = nullcontext() if mode.shape_env is None else mode.shape_env.suppress_guards()
+    with mode, unbound:  # what is asked of open sizes on the way must not bind them
         made.meta["val"] = target(*fx.node.map_arg(args, lambda item: item.meta["val"]))
     return made

@@ -7,6 +7,7 @@ from torch.export import ExportedProgram
 from export.fusion.draft import Draft, read_argument
 from export.onnx.adaptive_pooling import write_out_adaptive_pools
 from export.onnx.attention import write_out_attention
+from export.onnx.complex import pair_complex_values
 from export.onnx.composed import compose
 from export.onnx.computed_weights import store_computed_weights
 from export.onnx.fourier import write_out_transforms
@@ -43,6 +44,7 @@ def prepare_program(program: ExportedProgram, *, opset: int) -> ExportedProgram:
         write_out_attention(draft, opset=opset),
         write_out_transforms(draft),
         write_out_short_time_spectra(draft),
+        pair_complex_values(draft),
         store_computed_weights(draft),
         write_out_smooth_resizes(draft),
         write_out_stacks(draft),

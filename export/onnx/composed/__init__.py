@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx
 from torch.export import ExportedProgram
 
+from export.onnx.complex.pairs import is_complex
 from export.onnx.composed import fourier, matrices, order, pairs, scans, scattering
 
 COMPOSITIONS: dict[Any, Callable[..., Any]] = {
@@ -27,14 +28,19 @@ _NAMES = frozenset(target.name().partition(".")[0] for target in COMPOSITIONS)
 
 
 def compose(program: ExportedProgram) -> ExportedProgram:
-    """`program` with compositions in place of such operators; itself where it has none."""
+    """`program` with compositions in place of such operators; itself where it has none.
+
+    Nothing is written in place afterwards, wherever there are such operators or complex values.
+    """
     graphs = (m.graph for m in program.graph_module.modules() if isinstance(m, fx.GraphModule))
     found = (_is_composed(node) for graph in graphs for node in graph.nodes)
     return program.run_decompositions(COMPOSITIONS) if any(found) else program
 
 
 def _is_composed(node: fx.Node) -> bool:
-    """Whether it is one of them, or what writes the same into its first argument."""
+    """Whether it is one of them, or what writes the same into its first argument, or complex."""
+    if is_complex(node):
+        return True
     name = getattr(node.target, "name", None)
     if node.op != "call_function" or name is None:
         return False
