@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from deploy.engines.base import Array, BackendEngine, EngineSpec, Feeds
+from deploy.engines.openvino_extremes import keep_extremes_apart
 from deploy.engines.openvino_messages import condense_message
 from deploy.engines.openvino_reductions import reduce_in_four_axes
 from deploy.engines.openvino_snippets import has_joined_products, swaps_equal_axes
@@ -76,6 +77,7 @@ class OpenVinoEngine(BackendEngine):
             why = condense_message(str(error).replace(spec.path, Path(spec.path).name))
             raise EngineError(f"OpenVINO cannot open {Path(spec.path).name}: {why}") from error
         reduce_in_four_axes(self._model)
+        keep_extremes_apart(self._model)
         if has_joined_products(self._model):
             self._options["SNIPPETS_MODE"] = "DISABLE"
         found = [_spec(port) for port in self._model.inputs]

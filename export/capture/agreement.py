@@ -23,6 +23,7 @@ from export.capture.copying import deep_copy
 from export.capture.signature import CallSignature
 from export.errors import ExportError
 from export.masks import open_masks
+from export.onnx.missing_kernels import name_refused_formats
 
 Array = np.ndarray[Any, Any]
 
@@ -221,6 +222,8 @@ def run_onnx(model: OnnxModel, feeds: Mapping[str, Array]) -> dict[str, Array]:
         results = session.run(names, {spec.name: feeds[spec.name] for spec in model.inputs})
     except Exception as error:  # ONNX Runtime's exceptions share no base but this
         text = str(error).strip().splitlines()[0]
+        formats = name_refused_formats(model.path, text)
+        text += f" in {formats}" if formats else ""
         raise ExportError(f"ONNX Runtime cannot run the exported model: {text}") from error
     return dict(zip(names, results, strict=True))
 

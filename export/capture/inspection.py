@@ -11,6 +11,7 @@ Source: Araujo et al., "Computing Receptive Fields of Convolutional Neural Netwo
 """
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -114,17 +115,33 @@ def list_layers(program: ExportedProgram) -> tuple[LayerRow, ...]:
             if source in constants
             for step in constants.computed(source)
         }
+        parts = _count_parts(constants, node)
         rows.append(
             LayerRow(
                 path=find_path(draft, node),
                 operator=_describe(node),
                 output=read_sample_shape(node),
-                parameters=count_parameters(draft, {node, *computed}),
+                parameters=count_parameters(draft, {node, *computed}) + parts,
                 macs=count_macs(node),
                 receptive_field=fields[node].count() if node in fields else None,
             )
         )
     return tuple(rows)
+
+
+def _count_parts(constants: Constants, node: fx.Node) -> int:
+    """Elements of the parts of stored tensors that `node` reads.
+
+    So attention to a memory has the weights of its queries and of its keys and values.
+    """
+    parts = [source for source in node.all_input_nodes if source.target is operator.getitem]
+    stored = [part for part in parts if _cuts(constants, part.args[0])]
+    return sum(int(part.meta["val"].numel()) for part in stored)
+
+
+def _cuts(constants: Constants, node: object) -> bool:
+    """Whether `node` makes several tensors of stored ones alone."""
+    return isinstance(node, fx.Node) and all(s in constants for s in node.all_input_nodes)
 
 
 def _describe(node: fx.Node) -> str:

@@ -49,7 +49,9 @@ def capture(
 
     The batch size is the leading size of the first input with an axis; with `dynamic_batch` the
     leading axis of every input of that size becomes dynamic. Trace with a batch of at least 2:
-    the exporter treats size 1 as a constant.
+    the exporter treats size 1 as a constant. Where it takes another size for one, parameters that
+    are frozen are captured once more as if they were trained: without gradients torch compares
+    strides, and of halves of a tensor that is turned they are those of rows at a batch of 2.
 
     Args:
         module: left untouched; captured in the mode (train or eval) that it is in.
@@ -73,7 +75,50 @@ def capture(
         raise ExportError(
             "torch.export takes no TorchScript model; use the TorchScript exporter for it."
         )
-    batch = next((int(value.shape[0]) for value in feeds.values() if value.ndim), None)
+    try:
+        return _record(module, feeds, keyword, dynamic_batch, strict, inputs)
+    except ExportError as error:
+        frozen = [p for p in module.parameters() if p.is_floating_point() and not p.requires_grad]
+        if not dynamic_batch or not frozen or not _fixes_batch(error, _read_batch(feeds)):
+            raise
+        try:
+            with _trained(frozen):
+                return _record(module, feeds, keyword, dynamic_batch, strict, inputs)
+        except ExportError:
+            raise error from error.__cause__
+
+
+def _read_batch(feeds: Mapping[str, Tensor]) -> int | None:
+    return next((int(value.shape[0]) for value in feeds.values() if value.ndim), None)
+
+
+def _fixes_batch(error: ExportError, batch: int | None) -> bool:
+    """Whether a leading axis was made a constant, the batch of the example."""
+    text = str(error.__cause__)
+    return f"specialized it to be a constant ({batch})" in text and ".size()[0]" in text
+
+
+@contextlib.contextmanager
+def _trained(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Have `parameters` require gradients for the length of the block."""
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+
+
+def _record(
+    module: nn.Module,
+    feeds: Mapping[str, Tensor],
+    keyword: bool,
+    dynamic_batch: bool,
+    strict: bool,
+    inputs: Sequence[TensorSpec],
+) -> ExportedProgram:
+    batch = _read_batch(feeds)
     dims, ranges = make_dims(inputs)
     axes: dict[str, dict[int, object] | None] = {}
     for name, value in feeds.items():

@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -77,31 +78,75 @@ def store_split_constants(graph: ir.Graph) -> None:
     """Store the parts of a constant tensor that the graph splits, in place of the whole.
 
     So the projections of ``nn.MultiheadAttention`` have constant weights and biases each, as
-    whatever looks for them expects. A whole that is read elsewhere stays split.
+    whatever looks for them expects; weights as they are multiplied, which the exporter turns behind
+    the split. A matrix that is read elsewhere as well stays split; of a vector both are stored.
     """
-    for node in [node for node in graph if node.op_type == "Split" and node.domain == ""]:
-        whole = node.inputs[0]
-        if whole is None or not whole.is_initializer() or whole.const_value is None:
+    for whole in list(graph.initializers.values()):
+        splits = [node for node in whole.consumers() if _can_be_stored(node, whole)]
+        alike = {_measure_parts(node) for node in splits}
+        read_elsewhere = len(whole.uses()) > len(splits) or whole.is_graph_output()
+        if len(alike) != 1 or (read_elsewhere and len(whole.shape or ()) != 1):
             continue
-        sizes = [output.shape for output in node.outputs]
-        axis = node.attributes.get_int("axis", 0)
-        read_elsewhere = len(whole.uses()) > 1 or whole.is_graph_output()
-        if read_elsewhere or any(s is None or not s.is_static() for s in sizes):
-            continue
-        ends = np.cumsum([shape.numpy()[axis] for shape in sizes if shape is not None])
-        parts = np.split(whole.const_value.numpy(), ends[:-1], axis)
-        for output, part in zip(node.outputs, parts, strict=True):
-            name = str(output.name)
-            stored = ir.Value(
-                name=f"{name}_stored",
-                shape=ir.Shape(part.shape),
-                type=output.type,
-                const_value=ir.tensor(np.ascontiguousarray(part), name=f"{name}_stored"),
-            )
-            graph.register_initializer(stored)
-            output.replace_all_uses_with(stored, replace_graph_outputs=True)
+        ((axis, sizes),) = alike
+        _store_parts(graph, whole, splits, np.cumsum(sizes)[:-1], axis)
+        if not read_elsewhere:
+            graph.initializers.pop(str(whole.name))
+
+
+def _can_be_stored(node: ir.Node, whole: ir.Value) -> bool:
+    """Whether it splits `whole`, whose values are known, into parts whose sizes are."""
+    if node.op_type != "Split" or node.domain != "" or node.graph is not whole.graph:
+        return False
+    static = all(part.shape is not None and part.shape.is_static() for part in node.outputs)
+    return whole.const_value is not None and node.inputs[0] is whole and static
+
+
+def _measure_parts(node: ir.Node) -> tuple[int, tuple[int, ...]]:
+    """The axis of a Split, and the sizes of the parts along it."""
+    axis = node.attributes.get_int("axis", 0)
+    shapes = [part.shape.numpy() for part in node.outputs if part.shape is not None]
+    return axis, tuple(shape[axis] for shape in shapes)
+
+
+def _store_parts(
+    graph: ir.Graph, whole: ir.Value, splits: Sequence[ir.Node], ends: Any, axis: int
+) -> None:
+    assert whole.const_value is not None
+    parts = np.split(whole.const_value.numpy(), ends, axis)
+    for index, part in enumerate(parts):
+        name = f"{splits[0].outputs[index].name}_stored"
+        stored = _store(graph, name, part, whole.type)
+        for node in splits:
+            node.outputs[index].replace_all_uses_with(stored, replace_graph_outputs=True)
+        _store_turned(graph, stored, part)
+    for node in splits:
         graph.remove(node, safe=True)
-        graph.initializers.pop(str(whole.name))
+
+
+def _store_turned(graph: ir.Graph, stored: ir.Value, part: Any) -> None:
+    """Store `stored` as all of its readers turn it, if they do, in its place."""
+    readers = stored.consumers()
+    orders = {tuple(reader.attributes.get_ints("perm", ())) for reader in readers}
+    turned = all(reader.op_type == "Transpose" and reader.domain == "" for reader in readers)
+    if not turned or len(orders) != 1 or stored.is_graph_output():
+        return
+    name = f"{stored.name}_turned"
+    after = _store(graph, name, part.transpose(*orders.pop()), stored.type)
+    for reader in readers:
+        reader.outputs[0].replace_all_uses_with(after, replace_graph_outputs=True)
+        graph.remove(reader, safe=True)
+    graph.initializers.pop(str(stored.name))
+
+
+def _store(graph: ir.Graph, name: str, array: Any, kind: ir.TypeProtocol | None) -> ir.Value:
+    stored = ir.Value(
+        name=name,
+        shape=ir.Shape(array.shape),
+        type=kind,
+        const_value=ir.tensor(np.ascontiguousarray(array), name=name),
+    )
+    graph.register_initializer(stored)
+    return stored
 
 
 def settle_squeezes(model: ir.Model) -> None:

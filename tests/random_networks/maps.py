@@ -21,17 +21,17 @@ from random_networks.drawing import (
 Shape = tuple[int, ...]
 Propose = Callable[[Draw, Shape], nn.Module]
 
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def _rank(shape: Shape) -> int:
+def read_rank(shape: Shape) -> int:
     return len(shape) - 2
 
 
 def conv(draw: Draw, shape: Shape, outputs: int = 0, **fixed: object) -> nn.Module:
     """A convolution of any kernel, stride, dilation, groups and padding."""
-    rank, inputs = _rank(shape), shape[1]
+    rank, inputs = read_rank(shape), shape[1]
     outputs = outputs or draw.channels()
     kernel = tuple(draw.pick(1, 2, 3, 3, 3, 4, 5) for _ in range(rank))
     if draw.chance(0.6):
@@ -52,7 +52,7 @@ def conv(draw: Draw, shape: Shape, outputs: int = 0, **fixed: object) -> nn.Modu
         "groups": draw.divisor(inputs, outputs) if draw.chance(0.3) else 1,
         "bias": draw.chance(0.6),
     }
-    return _CONVS[rank - 1](inputs, outputs, fixed.pop("kernel", kernel), **(options | fixed))
+    return CONVS[rank - 1](inputs, outputs, fixed.pop("kernel", kernel), **(options | fixed))
 
 
 def same_conv(draw: Draw, shape: Shape, outputs: int = 0) -> nn.Module:
@@ -74,7 +74,7 @@ def same_conv(draw: Draw, shape: Shape, outputs: int = 0) -> nn.Module:
 
 def transposed(draw: Draw, shape: Shape) -> nn.Module:
     """A transposed convolution."""
-    layer = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[_rank(shape) - 1]
+    layer = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[read_rank(shape) - 1]
     outputs, stride = draw.channels(), draw.pick(1, 2, 2)
     return layer(
         shape[1],
@@ -98,9 +98,9 @@ def weight_norm(draw: Draw, shape: Shape) -> nn.Module:
 
 def norm(draw: Draw, shape: Shape) -> nn.Module:
     """A norm with statistics far from the identity."""
-    channels, rank = shape[1], _rank(shape)
+    channels, rank = shape[1], read_rank(shape)
     instance = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[rank - 1]
-    batch = _BATCH_NORMS[rank - 1]
+    batch = BATCH_NORMS[rank - 1]
     layer: nn.Module = draw.pick(
         lambda: batch(channels),
         lambda: batch(channels),
@@ -127,9 +127,9 @@ def conv_norm(draw: Draw, shape: Shape) -> nn.Module:
     """What fuses: a layer, its norm and an activation."""
     layer = draw.pick(conv, conv, same_conv, transposed)(draw, shape)
     outputs = layer.out_channels
-    parts = [layer, randomize(_BATCH_NORMS[_rank(shape) - 1](outputs)), activation(draw, shape)]
+    parts = [layer, randomize(BATCH_NORMS[read_rank(shape) - 1](outputs)), activation(draw, shape)]
     if draw.chance(0.15):
-        parts[0], parts[1] = randomize(_BATCH_NORMS[_rank(shape) - 1](shape[1])), layer
+        parts[0], parts[1] = randomize(BATCH_NORMS[read_rank(shape) - 1](shape[1])), layer
     if draw.chance(0.1):
         parts.insert(1, nn.Dropout(0.3))
     return nn.Sequential(*parts)
@@ -197,9 +197,9 @@ def activation(draw: Draw, shape: Shape) -> nn.Module:
 
 def gate(draw: Draw, shape: Shape) -> nn.Module:
     """Squeeze and excitation, GLU and other products of two branches."""
-    channels, rank = shape[1], _rank(shape)
+    channels, rank = shape[1], read_rank(shape)
     one = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[rank - 1](1)
-    point = _CONVS[rank - 1]
+    point = CONVS[rank - 1]
     inner = max(1, channels // 2)
     sigmoid = draw.pick(nn.Sigmoid, nn.Hardsigmoid, nn.Tanh)()
     axes = tuple(range(2, rank + 2))
@@ -247,7 +247,7 @@ def gate(draw: Draw, shape: Shape) -> nn.Module:
 
 def pool(draw: Draw, shape: Shape) -> nn.Module:
     """A pooling of any kind."""
-    rank = _rank(shape)
+    rank = read_rank(shape)
     kernel, stride = draw.pick(2, 3, 3), draw.pick(1, 2, 2)
     padding = draw.pick(0, 0, 1)
     ceil = draw.chance(0.3)
@@ -273,8 +273,8 @@ def pool(draw: Draw, shape: Shape) -> nn.Module:
 
 def reparameterizable(draw: Draw, shape: Shape) -> nn.Module:
     """Branches that are one layer: identity, 1x1 and larger, norms and scales."""
-    rank, channels = _rank(shape), shape[1]
-    layer, batch = _CONVS[rank - 1], _BATCH_NORMS[rank - 1]
+    rank, channels = read_rank(shape), shape[1]
+    layer, batch = CONVS[rank - 1], BATCH_NORMS[rank - 1]
     groups = draw.divisor(channels) if draw.chance(0.4) else 1
     kernel = draw.pick(3, 3, 5)
     bias = draw.chance(0.3)
@@ -303,7 +303,7 @@ def reparameterizable(draw: Draw, shape: Shape) -> nn.Module:
 
 def pad(draw: Draw, shape: Shape) -> nn.Module:
     """Padding, cropping, or both."""
-    rank = _rank(shape)
+    rank = read_rank(shape)
     sides = [draw.between(0, 2) for _ in range(2 * rank)]
     mode = draw.pick("constant", "reflect", "replicate", "circular")
     if draw.chance(0.2):
@@ -315,7 +315,7 @@ def pad(draw: Draw, shape: Shape) -> nn.Module:
 
 def resize(draw: Draw, shape: Shape) -> nn.Module:
     """Interpolation by a factor or to a size."""
-    rank = _rank(shape)
+    rank = read_rank(shape)
     linear = ("linear", "bilinear", "trilinear")[rank - 1]
     mode = draw.pick("nearest", "nearest", linear, linear, "bicubic" if rank == 2 else linear)
     if rank < 3 and draw.chance(0.15):
@@ -339,7 +339,7 @@ def resize(draw: Draw, shape: Shape) -> nn.Module:
 
 def rearrange(draw: Draw, shape: Shape) -> nn.Module:
     """Values that move and do not change."""
-    channels, rank = shape[1], _rank(shape)
+    channels, rank = shape[1], read_rank(shape)
     axis = draw.between(1, rank + 1)
     size = shape[axis]
     part = draw.between(1, size)
@@ -394,7 +394,7 @@ def rearrange(draw: Draw, shape: Shape) -> nn.Module:
 
 def sample_grid(draw: Draw, shape: Shape) -> nn.Module:
     """Sampling at places that are learned or computed."""
-    if _rank(shape) != 2:
+    if read_rank(shape) != 2:
         raise ValueError("images alone")
     mode, padding = draw.pick("bilinear", "nearest"), draw.pick("zeros", "border", "reflection")
     corners = draw.chance()
@@ -410,7 +410,7 @@ def sample_grid(draw: Draw, shape: Shape) -> nn.Module:
 
 def arithmetic(draw: Draw, shape: Shape) -> nn.Module:
     """Reductions, comparisons and products with constants that broadcast."""
-    channels, rank = shape[1], _rank(shape)
+    channels, rank = shape[1], read_rank(shape)
     axis = draw.between(1, rank + 1)
     ones = (1,) * rank
     scale, shift = Constant(channels, *ones), Constant(1, channels, *ones, learned=False)
@@ -500,7 +500,7 @@ def set_slice(x: Tensor) -> Tensor:
 
 def recurrent(draw: Draw, shape: Shape) -> nn.Module:
     """A recurrent layer along a signal."""
-    if _rank(shape) != 1:
+    if read_rank(shape) != 1:
         raise ValueError("signals alone")
     layer = draw.pick(nn.LSTM, nn.GRU, nn.RNN)(
         shape[1], draw.between(3, 6), batch_first=True, bidirectional=draw.chance()
@@ -514,7 +514,7 @@ def residual(draw: Draw, shape: Shape) -> nn.Module:
     for _ in range(draw.between(1, 3)):
         parts.append(same_conv(draw, shape))
         if draw.chance(0.6):
-            parts.append(randomize(_BATCH_NORMS[_rank(shape) - 1](shape[1])))
+            parts.append(randomize(BATCH_NORMS[read_rank(shape) - 1](shape[1])))
         if draw.chance(0.6):
             parts.append(activation(draw, shape))
     return Residual(nn.Sequential(*parts), draw.one_of(RESIDUALS))
@@ -532,7 +532,7 @@ def concatenation(draw: Draw, shape: Shape) -> nn.Module:
         )
     joined = Branches(form, *parts)
     total = sum(part[0].out_channels for part in parts) if form == "cat" else outputs
-    after = [randomize(_BATCH_NORMS[_rank(shape) - 1](total))] if draw.chance() else []
+    after = [randomize(BATCH_NORMS[read_rank(shape) - 1](total))] if draw.chance() else []
     return nn.Sequential(joined, *after, activation(draw, (1, total)))
 
 
@@ -544,7 +544,7 @@ def shared(draw: Draw, shape: Shape) -> nn.Module:
     """One layer called twice."""
     layer, act = same_conv(draw, shape), activation(draw, shape)
     if draw.chance():
-        layer = nn.Sequential(layer, randomize(_BATCH_NORMS[_rank(shape) - 1](shape[1])))
+        layer = nn.Sequential(layer, randomize(BATCH_NORMS[read_rank(shape) - 1](shape[1])))
     return Call("the same layer twice", lambda x, f, act: f(act(f(x))), layer, act)
 
 

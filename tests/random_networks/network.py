@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from random_networks import maps, tokens
+from random_networks import blocks, calls, maps, tokens
 from random_networks.drawing import Call, Draw, randomize
 
 Pair = namedtuple("Pair", ["scores", "features"])
@@ -16,6 +16,10 @@ LARGEST = 6000
 """Values of a sample in between, at most: hundreds of networks are to be built."""
 IDS = 11
 """Integers of inputs are below this."""
+STEPS = {"maps": maps.STEPS, "tokens": tokens.STEPS}
+BLOCKS = {"maps": blocks.STEPS + calls.STEPS, "tokens": tokens.STEPS}
+FIRST_OF_BLOCKS = 1000
+"""From this seed on, steps are of `BLOCKS`."""
 
 
 class RandomNetwork(nn.Module):
@@ -150,7 +154,7 @@ def make_network(seed: int) -> Made:
     draw = Draw(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        made = _Builder(draw).build(seed)
+        made = _Builder(draw, STEPS if seed < FIRST_OF_BLOCKS else BLOCKS).build(seed)
     made.module.eval()
     for parameter in made.module.parameters():
         parameter.requires_grad_(False)
@@ -158,8 +162,8 @@ def make_network(seed: int) -> Made:
 
 
 class _Builder:
-    def __init__(self, draw: Draw) -> None:
-        self.draw = draw
+    def __init__(self, draw: Draw, steps: dict[str, tuple[maps.Propose, ...]]) -> None:
+        self.draw, self.steps = draw, steps
 
     def build(self, seed: int) -> Made:
         draw = self.draw
@@ -230,7 +234,7 @@ class _Builder:
         for _ in range(steps):
             if self.draw.chance(0.08):
                 x, kind = self.turn(parts, x, kind)
-            proposals = tokens.STEPS if kind == "tokens" else maps.STEPS
+            proposals = self.steps["tokens" if kind == "tokens" else "maps"]
             for _ in range(20):
                 before = x
                 x = self.propose(parts, x, self.draw.one_of(proposals))

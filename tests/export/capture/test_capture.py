@@ -46,6 +46,31 @@ def test_fixed_batch_is_refused_and_not_silently_static():
         capture(Fixed(), {"x": torch.randn(2, 3)}, keyword=False, dynamic_batch=True)
 
 
+class Halves(nn.Module):
+    """Attention of tokens to their own first halves, tokens in front of samples as torch has it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.attention = nn.MultiheadAttention(16, 4, kdim=8, vdim=8, batch_first=True)
+
+    def forward(self, x):
+        half = x[..., :8]
+        return self.attention(x, half, half)[0]
+
+
+def test_a_batch_that_strides_happen_to_fit_is_no_constant():
+    """Without gradients torch compares strides: 16 of a row are 8 times a batch of 2."""
+    net = Halves().eval().requires_grad_(False)
+    program = capture(net, {"x": torch.randn(2, 5, 16)}, keyword=False, dynamic_batch=True)
+    wide = Halves().eval().double()
+    for batch in (1, 2, 3, 11, 12):
+        x = torch.randn(batch, 5, 16)
+        found = program.module()(x)
+        torch.testing.assert_close(found.double(), wide(x.double()), rtol=0, atol=1e-5)
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+
+
 def test_error_names_the_users_module():
     class Inner(nn.Module):
         def forward(self, x):

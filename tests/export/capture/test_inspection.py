@@ -132,3 +132,21 @@ def test_a_normed_weight_counts_with_what_it_is_computed_from(old: bool) -> None
     (row,) = inspect(nn.Sequential(layer), torch.randn(2, 4, 12))
     assert row.parameters == sum(p.numel() for p in layer.parameters())
     assert row.macs == 10 * 6 * 4 * 3
+
+
+class Remembering(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        memory = x.flip(1)
+        return self.attention(x, memory, memory)[0]
+
+
+def test_attention_to_a_memory_has_the_parameters_of_its_projections() -> None:
+    """torch cuts the weights of queries, and of keys and values, out of one."""
+    layer = Remembering()
+    rows = inspect(layer, torch.randn(3, 5, 8))
+    assert [row.parameters for row in rows] == [8 * 9, 16 * 9, 8 * 9]
+    assert sum(row.parameters for row in rows) == sum(p.numel() for p in layer.parameters())

@@ -246,6 +246,22 @@ def test_a_format_without_kernels_is_named_with_the_way_out(tmp_path, dtype):
         climb(net, {"x": torch.randn(2, 3, 9, 9).to(dtype)}, tmp_path)
 
 
+class CastInside(nn.Module):
+    def __init__(self, dtype):
+        super().__init__()
+        self.conv, self.dtype = nn.Conv2d(3, 4, 3), dtype
+
+    def forward(self, x):
+        return self.conv(x).to(self.dtype).relu().to(x.dtype) + 1
+
+
+def test_so_is_one_that_only_forward_casts_to(tmp_path):
+    """ONNX Runtime names the node that it has no kernel for, and not in which format."""
+    feeds = {"x": torch.randn(2, 3, 9, 9)}
+    with pytest.raises(ExportError, match=r"It computes in bfloat16.*module.float\(\)"):
+        climb(CastInside(torch.bfloat16).eval(), feeds, tmp_path)
+
+
 class Packed(nn.Module):
     def __init__(self):
         super().__init__()

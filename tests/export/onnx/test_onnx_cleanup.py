@@ -140,6 +140,47 @@ def test_weights_that_are_cut_out_of_one_are_stored_and_run_in_int8(tmp_path: Pa
     assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
 
 
+class Decoder(nn.Module):
+    """Attention to a memory, twice of the same weights, and once of others with equal biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = (nn.MultiheadAttention(8, 2, batch_first=True) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        memory = x.flip(1) * 2
+        for attention in (self.first, self.first, self.second):
+            x = x + attention(x, memory, memory, need_weights=False)[0]
+        return x + self.second(x, x, x, need_weights=False)[0]
+
+
+def test_projections_of_queries_and_of_a_memory_have_constant_weights(tmp_path: Path) -> None:
+    net = Decoder().eval()
+    assert torch.equal(net.first.in_proj_bias, net.second.in_proj_bias)
+    feeds = {"x": torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(1))}
+    signature = describe_call(net, feeds, keyword=False, dynamic_batch=True)
+    options = {"signature": signature, "static_batch": False, "opset": 20}
+    exported = export_model(net, feeds, tmp_path, **options)
+    graph = onnx.load(exported.onnx.path).graph
+    assert not [node for node in graph.node if node.op_type == "Split"]
+    stored = {constant.name for constant in graph.initializer}
+    products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm")]
+    weighted = [node for node in products if node.input[1] in stored]
+    # q, kv and out of three, but one kv is computed once; qkv and out of one; scores are 8 others
+    assert len(weighted) == 10
+    assert len(products) == 10 + 8
+    wanted = net.double()(feeds["x"].double()).detach().numpy()
+    arrays = {"x": feeds["x"].numpy()}
+    (found,) = run_onnx(exported.onnx, arrays).values()
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    scheme = replace(PRESETS["onnxruntime"], weight_levels=NARROW)
+    ranges = calibrate(exported.onnx, [arrays])
+    result = quantize_int8(exported.onnx, ranges, scheme, tmp_path / "int8.onnx")
+    (found,) = run_onnx(result.model, arrays).values()
+    assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
+
+
 def test_a_weight_that_is_split_and_returned_is_both(tmp_path: Path) -> None:
     class Returned(Queried):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
