@@ -239,3 +239,53 @@ def test_kernels_dilated_past_the_map_are_proven_on_the_map_itself() -> None:
     assert convolved.seen == {(8, 9)}
     exact = model.double()(x.double())
     assert relative_error(result.module(x), exact) < 1e-5
+
+
+def pool_then_layers(m: nn.Module, x: Tensor) -> Tensor:
+    return m.second(m.first(x.mean(0)))
+
+
+def test_layers_of_a_single_vector_are_left() -> None:
+    """A mean over the batch, as networks of sets have it."""
+    torch.manual_seed(0)
+    net = Net(pool_then_layers, first=nn.Linear(5, 4), second=nn.Linear(4, 3)).eval()
+    result = fuse(net, torch.randn(2, 5))
+    assert [skip.reason for skip in result.skipped] == ["the channels are not known"]
+    x = torch.randn(3, 5)
+    assert relative_error(result.module(x), net(x)) < 1e-6
+
+
+def convolve_all_channels(m: nn.Module, x: Tensor) -> Tensor:
+    some, others = x.split([4, 0], 1)
+    return m.point(torch.cat([m.layer(some), others], 1))
+
+
+EMPTY: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
+    "a partial convolution that leaves no channel out": (
+        lambda: Net(convolve_all_channels, layer=nn.Conv2d(4, 4, 1), point=nn.Conv2d(4, 3, 1)),
+        (4, 5, 6),
+        1,
+    ),
+    "a sum of layers without outputs": (
+        lambda: Net(lambda m, x: m.a(x) + m.b(x), a=nn.Linear(5, 0), b=nn.Linear(5, 0)),
+        (5,),
+        2,
+    ),
+    "a layer without outputs before another": (
+        lambda: nn.Sequential(nn.Linear(5, 0), nn.Linear(0, 3)),
+        (5,),
+        2,
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("name", EMPTY)
+def test_channels_may_be_none_at_all(name: str) -> None:
+    make, shape, layers = EMPTY[name]
+    torch.manual_seed(0)
+    net = make().eval()
+    result = fuse(net, torch.randn(2, *shape), merge_always=True)
+    assert result.certificate.model.layers_after == layers
+    x = torch.randn(3, *shape)
+    torch.testing.assert_close(result.module(x), net(x))
