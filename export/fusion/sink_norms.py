@@ -16,7 +16,7 @@ from export.fusion.constants import Constants
 from export.fusion.cost import is_layer
 from export.fusion.draft import Draft, read_argument
 from export.fusion.evaluation import evaluate, hint
-from export.fusion.mutation import Mutations
+from export.fusion.mutation import DROPOUTS, Mutations
 from export.fusion.norm_paths import FLATTENINGS, find_layer
 from export.fusion.norms import NORMS, read_norm
 from export.fusion.options import FusionOptions
@@ -32,12 +32,7 @@ _ADAPTIVE: dict[object, int] = {
 }
 """With the rank of what they pool, a batch included."""
 _SQUEEZES = frozenset({aten.squeeze.dim, aten.squeeze.dims, *FLATTENINGS})
-_WITHOUT_EFFECT = frozenset(
-    {
-        *(aten.dropout.default, aten.feature_dropout.default),
-        *(aten.contiguous.default, aten.clone.default),
-    }
-)
+_WITHOUT_EFFECT = frozenset({*DROPOUTS, aten.contiguous.default, aten.clone.default})
 
 
 def sink_norms(draft: Draft, options: FusionOptions) -> tuple[tuple[Fused, ...], tuple[Skip, ...]]:
