@@ -223,9 +223,9 @@ class Draft:
         return next(name for name in names if name not in taken)
 
 
-def _find_memory(value: object) -> int | None:
-    """Where a tensor lies, the same for all views of it; None where it lies nowhere."""
-    if not isinstance(value, Tensor) or value.layout != torch.strided:
+def _find_memory(value: Any) -> int | None:
+    """Where a tensor lies, the same for all views of it; None where that cannot be asked."""
+    if type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided:
         return None
     return value.untyped_storage().data_ptr() or None
 

@@ -139,7 +139,7 @@ def make_shape(source: fx.Node, map_: LinearMap, *, captured: bool) -> tuple[int
         return tuple(hint(size) for size in source.meta["val"].shape)
     if map_.axes:
         return (2, map_.inputs, *choose_sizes(map_.axes))
-    return (*([_ROWS] if rank == 2 else [2] * (rank - 2) + [_ROWS]), map_.inputs)
+    return (*[2] * (rank - 2), _ROWS, map_.inputs)
 
 
 def _run_original(draft: Draft, trial: Trial, x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -266,6 +266,15 @@ EMPTY: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
         (4, 5, 6),
         1,
     ),
+    "channels from beyond the last": (
+        lambda: Net(
+            lambda m, x: torch.cat([m.layer(x)[:, 4:], m.point(x)], 1),
+            layer=nn.Conv2d(4, 4, 1),
+            point=nn.Conv2d(4, 3, 1),
+        ),
+        (4, 5, 6),
+        2,
+    ),
     "a sum of layers without outputs": (
         lambda: Net(lambda m, x: m.a(x) + m.b(x), a=nn.Linear(5, 0), b=nn.Linear(5, 0)),
         (5,),
