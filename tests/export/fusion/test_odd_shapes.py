@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from export import fuse
 from export.artifacts import SizeRange, TensorSpec
 from export.capture.program import capture, contain_noise
+from export.errors import ExportError
 from export.fusion import FusionOptions, fuse_program
 from export.fusion.batch_norm import BatchNorm
 from export.fusion.cost import count_macs
@@ -298,3 +299,9 @@ def test_channels_may_be_none_at_all(name: str) -> None:
     assert result.certificate.model.layers_after == layers
     x = torch.randn(3, *shape)
     torch.testing.assert_close(result.module(x), net(x))
+
+
+def test_a_model_without_values_is_told_how_to_get_them() -> None:
+    net = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).to("meta").eval()
+    with pytest.raises(ExportError, match=r"0\.weight lies on the meta device.*to_empty"):
+        fuse(net, torch.randn(2, 4, 5, 6, device="meta"))
