@@ -6,6 +6,7 @@ since a norm in inference is a scale and a shift of each channel, and the weight
 to one. What then stands before the layer merges with it; a network that ends with a norm, a global
 pool and a classifier ends with the pool and the classifier. What is done to one value a channel is
 done to all values of the channel at once, so that less is left to do even where nothing merges.
+A norm of one position a channel goes behind the change of shape that takes its axes away.
 """
 
 import torch
@@ -60,7 +61,7 @@ def sink_norms(draft: Draft, options: FusionOptions) -> tuple[tuple[Fused, ...],
 
 
 def _find_steps(norm: fx.Node) -> list[fx.Node]:
-    """What leads from `norm` through an average to layers, or nothing where something else does."""
+    """What leads from `norm` to layers: an average, a change of shape; nothing if anything else."""
     steps: list[fx.Node] = []
     if not isinstance(norm.meta.get("val"), Tensor):
         return []
@@ -71,8 +72,8 @@ def _find_steps(norm: fx.Node) -> list[fx.Node]:
             return []
         node = users[0]
         steps.append(node)
-    averages = any(_averages(step) for step in steps)
-    return steps if averages and node.users else []
+    moves = any(_averages(step) or step.target in _SQUEEZES for step in steps)
+    return steps if moves and node.users else []
 
 
 def _is_layer_of(user: fx.Node, node: fx.Node) -> bool:

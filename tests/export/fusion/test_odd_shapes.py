@@ -256,6 +256,17 @@ def test_layers_of_a_single_vector_are_left() -> None:
     assert relative_error(result.module(x), net(x)) < 1e-6
 
 
+def test_layers_without_a_batch_axis_are_left() -> None:
+    """As many rows as channels, so that the one could be taken for the other."""
+    torch.manual_seed(0)
+    layers = {name: nn.Conv2d(4, 4, 1) for name in "ab"}
+    net = Net(lambda m, x: m.b(m.a(x[0])) + m.a(x[1]), **layers).eval()
+    result = fuse(net, torch.randn(2, 4, 4, 6), merge_always=True)
+    assert result.fused == ()
+    x = torch.randn(3, 4, 4, 6)
+    assert relative_error(result.module(x), net(x)) < 1e-6
+
+
 def convolve_all_channels(m: nn.Module, x: Tensor) -> Tensor:
     some, others = x.split([4, 0], 1)
     return m.point(torch.cat([m.layer(some), others], 1))
@@ -264,6 +275,15 @@ def convolve_all_channels(m: nn.Module, x: Tensor) -> Tensor:
 EMPTY: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "a partial convolution that leaves no channel out": (
         lambda: Net(convolve_all_channels, layer=nn.Conv2d(4, 4, 1), point=nn.Conv2d(4, 3, 1)),
+        (4, 5, 6),
+        1,
+    ),
+    "rows of none before a norm": (
+        lambda: Net(
+            lambda m, x: m.norm(m.layer(x)[:, :, 9:]),
+            layer=nn.Conv2d(4, 4, 1),
+            norm=nn.BatchNorm2d(4),
+        ),
         (4, 5, 6),
         1,
     ),
