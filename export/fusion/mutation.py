@@ -18,6 +18,9 @@ DROPOUTS = frozenset(
 )
 """All forms of dropout; in inference they return what they were given, and change nothing."""
 
+_DETACH = torch.ops.aten.detach_.default
+"""Cuts off gradients alone; every ``torch.tensor(...)`` in a forward ends with it."""
+
 _MAY_RETURN_INPUT = frozenset(
     {
         *DROPOUTS,
@@ -98,13 +101,13 @@ class Mutations:
 
 def written_arguments(node: fx.Node) -> Iterator[fx.Node]:
     """The values that an operator changes in place."""
-    arguments = [(argument.name, argument, value) for argument, value in _schema_arguments(node)]
-    if node.target in DROPOUTS and ("train", False) in [(name, v) for name, _, v in arguments]:
+    values = {argument.name: value for argument, value in _schema_arguments(node)}
+    if node.target is _DETACH or (node.target in DROPOUTS and not values["train"]):
         return
-    learns = any(name == _LEARNS_BY.get(node.target) and value for name, _, value in arguments)
-    for name, argument, value in arguments:
+    learns = values.get(_LEARNS_BY.get(node.target, ""))
+    for argument, value in _schema_arguments(node):
         writes = argument.alias_info is not None and argument.alias_info.is_write
-        if writes or (learns and name in ("running_mean", "running_var")):
+        if writes or (learns and argument.name in ("running_mean", "running_var")):
             yield from _nodes(value)
 
 

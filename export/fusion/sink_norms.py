@@ -104,7 +104,8 @@ def _drops_positions(node: fx.Node, source: fx.Node) -> bool:
     """Whether only axes of size one behind the channels are dropped."""
     before, after = source.meta["val"].shape, node.meta["val"].shape
     ones = all(isinstance(size, int) and size == 1 for size in before[2:])
-    return ones and len(after) == 2 and isinstance(after[1], int) and after[1] == before[1]
+    channels = isinstance(after[1], int) and after[1] == before[1] if len(after) > 1 else False
+    return ones and channels and all(isinstance(n, int) and n == 1 for n in after[2:])
 
 
 def _prove(draft: Draft, norm: fx.Node, steps: list[fx.Node]) -> str | None:

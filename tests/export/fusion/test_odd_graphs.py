@@ -132,6 +132,21 @@ def test_a_pool_in_a_sum_of_branches_is_a_branch_like_any_other() -> None:
     assert relative_error(result.module(x), net(x)) < 1e-6
 
 
+def scale_by_numbers(m: nn.Module, x: Tensor) -> Tensor:
+    return m.b(m.a((x - torch.tensor(0.5)) / torch.tensor([1.0, 2, 3, 4]).view(4, 1, 1)))
+
+
+def test_numbers_that_the_forward_writes_down_are_constants() -> None:
+    """Such as the mean and the deviation of images."""
+    torch.manual_seed(0)
+    net = Net(scale_by_numbers, a=nn.Conv2d(4, 4, 3), b=nn.Conv2d(4, 4, 1)).eval()
+    result = fuse(net, torch.randn(2, 4, 5, 6))
+    assert len(result.fused) == 1
+    assert [n for n in result.module.graph.nodes if "div" in str(n.target)] == []
+    x = torch.randn(3, 4, 5, 6)
+    assert relative_error(result.module(x), net(x)) < 1e-5
+
+
 def list_dropouts(inplace: bool) -> list[nn.Module]:
     kinds = nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout
     return [kind(0.3, inplace) for kind in kinds]
