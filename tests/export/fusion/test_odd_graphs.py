@@ -198,3 +198,10 @@ def test_what_dropout_returns_in_inference_is_what_it_was_given() -> None:
         x = torch.randn(2, 4, 5, 6)
         result = fuse(net.eval(), x, merge_always=True)
         assert relative_error(result.module(x), net(x)) < 1e-5
+
+
+def test_what_is_taken_away_as_a_whole_stands_in_brackets() -> None:
+    layers = {name: nn.Conv2d(4, 4, 1) for name in "ab"}
+    net = Net(lambda m, x: m.a(x) - (m.b(x) - x), **layers).eval()
+    (block,) = fuse(net, torch.randn(2, 4, 5, 6)).fused
+    assert block.structure == "conv1x1(x) - (conv1x1(x) - x)"
