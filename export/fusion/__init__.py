@@ -1,5 +1,6 @@
 """Rewrites of the captured graph that keep its function and cost less."""
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -119,8 +120,9 @@ def fuse(
         merge_always: merge whatever is exact, even where that takes more multiplications.
 
     Raises:
-        ExportError: torch.export cannot capture the model.
+        ExportError: torch.export cannot capture the model, or a tensor of it has no values.
     """
+    _check_values(model)
     if isinstance(inputs, Tensor):
         inputs = (inputs,)
     keyword = isinstance(inputs, Mapping)
@@ -137,6 +139,16 @@ def fuse(
     given = {id(tensor) for tensor in program.state_dict.values()}
     made = [t for t in result.program.state_dict.values() if id(t) not in given]
     return FusionResult(_make_module(result.program, made), result.program, result.certificate)
+
+
+def _check_values(model: nn.Module) -> None:
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+    name = next((name for name, tensor in tensors if tensor.is_meta), None)
+    if name is not None:
+        raise ExportError(
+            f"{name} lies on the meta device and has no values to merge; give the model memory by "
+            "to_empty(device='cpu') and load its weights first"
+        )
 
 
 def _widen_batch(feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:

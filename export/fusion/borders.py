@@ -112,12 +112,26 @@ def _only_fills(
             continue
         if node.target not in _VIEWS or any(user not in aliases for user in node.users):
             return False
-        whole = read_argument(node, "start") in (None, 0) and (
-            read_argument(node, "end") is None or read_argument(node, "end") >= _WHOLE
-        )
-        if read_argument(node, "dim") == 0 and not whole:
+        if not _is_anchored(pad, node):
             return False
     return True
+
+
+def _is_anchored(pad: fx.Node, view: fx.Node) -> bool:
+    """Whether a slice of the padding lies alike at every size that an axis may have.
+
+    Its ends then count from the rims, within the border. Samples must not be told apart.
+    """
+    axis, start, end, step = (read_argument(view, n) for n in ("dim", "start", "end", "step"))
+    sizes, pads = pad.meta["val"].shape, read_argument(pad, "pad")
+    if axis and isinstance(sizes[axis], int):
+        return True
+    place = 2 * (len(sizes) - 1 - int(axis) % len(sizes))
+    before, after = pads[place : place + 2] if axis and place < len(pads) else (0, 0)
+    ends = (start, None if isinstance(end, int) and end >= _WHOLE else end)
+    return step == 1 and all(
+        value is None or (isinstance(value, int) and -after <= value <= before) for value in ends
+    )
 
 
 def _feeds(writers: list[fx.Node]) -> set[fx.Node]:

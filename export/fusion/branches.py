@@ -136,6 +136,8 @@ def _weigh(survey: Survey, region: Region, options: FusionOptions) -> Merger | s
     removed, layers = region.removable(), region.layers()
     saved = [node for node in removed if count_macs(node)]
     before, elements = sum(map(count_macs, saved)), count_elements(region.result)
+    if not elements:
+        return "its result has no elements"
     try:
         sketch = region.work_out(_META)
         if sketch.kernel.numel() > _LARGEST_KERNEL:

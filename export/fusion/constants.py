@@ -57,6 +57,8 @@ class Constants:
         return self.value(node, device) if isinstance(node, fx.Node) and node in self else None
 
     def _is_constant(self, node: fx.Node) -> bool:
+        if any(_gains_bits(source, node) for source in node.all_input_nodes):
+            return False
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             return False
         if torch.Tag.nondeterministic_seeded in node.target.tags or any(written_arguments(node)):
@@ -69,3 +71,16 @@ class Constants:
             and bool(node.all_input_nodes)
             and all(source in self._sources for source in node.all_input_nodes)
         )
+
+
+def _gains_bits(source: fx.Node, node: fx.Node) -> bool:
+    """Whether what was computed in one number format goes on in a finer one.
+
+    ``weight.half().float()`` is rounded to fewer bits on purpose, which float64 would not show.
+    """
+    before, after = source.meta.get("val"), node.meta.get("val")
+    if source.op == "placeholder" or not isinstance(before, Tensor):
+        return False
+    if not (isinstance(after, Tensor) and before.is_floating_point() and after.is_floating_point()):
+        return False
+    return torch.finfo(before.dtype).eps > torch.finfo(after.dtype).eps

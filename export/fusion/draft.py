@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import (
@@ -40,7 +41,7 @@ class Draft:
         self._by_name = {spec.arg.name: spec for spec in self._inputs if spec.kind in _STORED}
         self._state: dict[str, Any] = dict(program.state_dict)
         self._constants: dict[str, Any] = dict(program.constants)
-        self._changed = {node.name for node in Mutations(self.graph).changed()}
+        self._changed = self._find_changed()
 
     def nested_nodes(self) -> Iterator[fx.Node]:
         """The nodes of branches and loop bodies, which are graphs of their own."""
@@ -56,7 +57,7 @@ class Draft:
         spec = self._spec(node)
         if spec is None or not isinstance(node, fx.Node) or node.name in self._changed:
             return None
-        value = self._state.get(spec.target or "", self._constants.get(spec.target or ""))
+        value = self._load(spec)
         return value if isinstance(value, Tensor) else None
 
     def kind(self, node: fx.Node) -> InputKind | None:
@@ -172,6 +173,17 @@ class Draft:
             verifiers=self._program.verifiers,
         )
 
+    def _find_changed(self) -> set[str]:
+        """The nodes whose memory is changed in place, under whatever name it is stored."""
+        names = {node.name for node in Mutations(self.graph).changed()}
+        stored = {name: self._load(spec) for name, spec in self._by_name.items()}
+        memory = {name: _find_memory(value) for name, value in stored.items()}
+        written = {memory.get(name) for name in names} - {None}
+        return names | {name for name, place in memory.items() if place in written}
+
+    def _load(self, spec: InputSpec) -> Any:
+        return self._state.get(spec.target or "", self._constants.get(spec.target or ""))
+
     def _output_specs(self) -> list[Any]:
         """The output entries, naming the values that the output node returns now."""
         (output,) = (node for node in self.graph.nodes if node.op == "output")
@@ -209,6 +221,13 @@ class Draft:
         wanted = f"{scope}.{leaf}" if scope else leaf
         names = (wanted, *(f"{wanted}_{index}" for index in range(1, len(taken) + 2)))
         return next(name for name in names if name not in taken)
+
+
+def _find_memory(value: Any) -> int | None:
+    """Where a tensor lies, the same for all views of it; None where that cannot be asked."""
+    if type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided:
+        return None
+    return value.untyped_storage().data_ptr() or None
 
 
 def _find_fake_mode(node: fx.Node) -> Any:

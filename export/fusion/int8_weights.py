@@ -32,7 +32,7 @@ def measure_sqnr(weight: Tensor, rounded: Tensor) -> float | None:
 
 
 def measure_range_ratio(weight: Tensor) -> float:
-    """The largest range of an output channel over the median one."""
+    """The largest range of an output channel over the median one; 0 where all are zero or none."""
     ranges = weight.flatten(1).abs().amax(1)
-    median = float(ranges[ranges > 0].median()) if bool((ranges > 0).any()) else 1.0
-    return float(ranges.max()) / median
+    live = ranges[ranges > 0]
+    return float(live.max() / live.median()) if live.numel() else 0.0

@@ -11,19 +11,34 @@ from operator import getitem
 import torch
 from torch import fx
 
+DROPOUTS = frozenset(
+    getattr(torch.ops.aten, f"{kind}{suffix}").default
+    for kind in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+    for suffix in ("", "_")
+)
+"""All forms of dropout; in inference they return what they were given, and change nothing."""
+
+_DETACH = torch.ops.aten.detach_.default
+"""Cuts off gradients alone; every ``torch.tensor(...)`` in a forward ends with it."""
+
 _MAY_RETURN_INPUT = frozenset(
     {
-        torch.ops.aten.dropout.default,
-        torch.ops.aten.feature_dropout.default,
-        torch.ops.aten.alpha_dropout.default,
-        torch.ops.aten.feature_alpha_dropout.default,
+        *DROPOUTS,
+        torch.ops.aten.einsum.default,
+        torch.ops.aten.meshgrid.default,
+        torch.ops.aten.meshgrid.indexing,
+        torch.ops.aten.unsafe_chunk.default,
+        torch.ops.aten.unsafe_split.Tensor,
+        torch.ops.aten.unsafe_split_with_sizes.default,
         getitem,
     }
 )
-"""Operators that may return what they were given, although their schema does not say so."""
+"""Operators that may return what they were given, or a view of it, which no schema says."""
 
 _LEARNS_BY: dict[object, str] = {
     torch.ops.aten.batch_norm.default: "training",
+    torch.ops.aten.native_batch_norm.default: "training",
+    torch.ops.aten.cudnn_batch_norm.default: "training",
     torch.ops.aten.instance_norm.default: "use_input_stats",
 }
 """Norms that change their running statistics if that argument is true; their schema hides it."""
@@ -86,18 +101,20 @@ class Mutations:
 
 def written_arguments(node: fx.Node) -> Iterator[fx.Node]:
     """The values that an operator changes in place."""
-    arguments = [(argument.name, argument, value) for argument, value in _schema_arguments(node)]
-    learns = any(name == _LEARNS_BY.get(node.target) and value for name, _, value in arguments)
-    for name, argument, value in arguments:
+    values = {argument.name: value for argument, value in _schema_arguments(node)}
+    if node.target is _DETACH or (node.target in DROPOUTS and not values["train"]):
+        return
+    learns = values.get(_LEARNS_BY.get(node.target, ""))
+    for argument, value in _schema_arguments(node):
         writes = argument.alias_info is not None and argument.alias_info.is_write
-        if writes or (learns and name in ("running_mean", "running_var")):
+        if writes or (learns and argument.name in ("running_mean", "running_var")):
             yield from _nodes(value)
 
 
 def _aliased_arguments(node: fx.Node) -> Iterator[fx.Node]:
     """The values that the result of `node` may share memory with."""
     if node.target in _MAY_RETURN_INPUT:
-        yield from _nodes(node.args[0])
+        yield from _nodes(node.args)
         return
     for argument, value in _schema_arguments(node):
         if argument.alias_info is not None:

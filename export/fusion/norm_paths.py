@@ -4,6 +4,7 @@ import torch
 from torch import fx
 
 from export.fusion.draft import read_argument
+from export.fusion.mutation import DROPOUTS
 
 aten = torch.ops.aten
 
@@ -27,7 +28,6 @@ FLATTENINGS = frozenset(
 )
 _TAKE_SHAPES = frozenset({aten.reshape_as.default, aten.view_as.default, aten.expand_as.default})
 _UNBOUNDED = 2**62
-_WITHOUT_EFFECT = frozenset({aten.dropout.default, aten.feature_dropout.default})
 
 
 def find_layer(norm: fx.Node) -> fx.Node | str | None:
@@ -61,7 +61,7 @@ def _reads_shape(user: fx.Node, node: fx.Node) -> bool:
 
 def _passes_channels_on(node: fx.Node) -> bool:
     """Whether the norm is the same before this as behind it: nothing is done to any value."""
-    if node.target in _WITHOUT_EFFECT:
+    if node.target in DROPOUTS:
         return not read_argument(node, "train")
     return node.target is aten.slice.Tensor and list_cut(node) is not None
 

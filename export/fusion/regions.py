@@ -97,8 +97,9 @@ class Region:
         frame = Frame(self.layout(), device, int8)
         shape = self.source.meta["val"].shape
         like = torch.empty((), dtype=torch.float64, device=device)
-        channels = shape[1] if frame.layout == "first" else shape[-1]
-        if len(shape) < 2 or not isinstance(channels, int):
+        axis = 1 if frame.layout == "first" else len(shape) - 1
+        channels = shape[axis] if len(shape) > 1 else None  # one axis may be the batch or channels
+        if not isinstance(channels, int):
             raise Inexact("the channels are not known")
         spatial = shape[2:] if frame.layout == "first" else ()
         sizes = [size if isinstance(size, int) else None for size in spatial]

@@ -46,7 +46,10 @@ def replace_region(
             target = getattr(aten, f"conv{len(layer.stride)}d").default
             arguments += [[*layer.stride], [*layer.padding], [*layer.dilation], layer.groups]
         node = draft.graph.call_function(target, tuple(arguments))
-    node.meta = {**meta, "val": region.result.meta["val"]}
+        node.meta = {**meta, "val": region.result.meta["val"]}
+        if _needs_copy(region):
+            node = draft.graph.call_function(aten.contiguous.default, (node,))
+            node.meta = {**meta, "val": region.result.meta["val"]}
     region.result.replace_all_uses_with(node)
     _erase(draft, removed)
 
@@ -95,6 +98,23 @@ def _erase(draft: Draft, removed: tuple[fx.Node, ...]) -> None:
         sources = node.all_input_nodes
         draft.graph.erase_node(node)
         queue += [source for source in sources if source not in removed and is_dead(source)]
+
+
+def _needs_copy(region: Region) -> bool:
+    """Whether the region also laid values out anew, which views behind it may count on.
+
+    A convolution lays its output out as its input: in channels_last where that is.
+    """
+    source, result = region.source.meta["val"], region.result.meta["val"]
+    return _is_row_major(result) and not _is_row_major(source)
+
+
+def _is_row_major(value: Tensor) -> bool:
+    """Asked without comparing sizes, which would fix those that are not known."""
+    strides: list[Any] = [1]
+    for size in reversed(value.shape[1:]):
+        strides.append(strides[-1] * size)
+    return [*map(str, value.stride())] == [*map(str, reversed(strides))]
 
 
 def _list_pads(layer: Layer) -> list[int]:

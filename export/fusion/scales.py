@@ -16,12 +16,12 @@ from export.artifacts import Fused, Skip
 from export.fusion.constants import Constants
 from export.fusion.cost import is_layer
 from export.fusion.draft import Draft, read_argument
-from export.fusion.mutation import Mutations
+from export.fusion.mutation import DROPOUTS, Mutations
 from export.fusion.options import FusionOptions
 
 aten = torch.ops.aten
 
-_WITHOUT_EFFECT = frozenset({aten.dropout.default, aten.clone.default, aten.contiguous.default})
+_WITHOUT_EFFECT = frozenset({*DROPOUTS, aten.clone.default, aten.contiguous.default})
 
 
 def hoist_scales(

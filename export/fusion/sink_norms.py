@@ -6,6 +6,7 @@ since a norm in inference is a scale and a shift of each channel, and the weight
 to one. What then stands before the layer merges with it; a network that ends with a norm, a global
 pool and a classifier ends with the pool and the classifier. What is done to one value a channel is
 done to all values of the channel at once, so that less is left to do even where nothing merges.
+A norm of one position a channel goes behind the change of shape that takes its axes away.
 """
 
 import torch
@@ -16,7 +17,7 @@ from export.fusion.constants import Constants
 from export.fusion.cost import is_layer
 from export.fusion.draft import Draft, read_argument
 from export.fusion.evaluation import evaluate, hint
-from export.fusion.mutation import Mutations
+from export.fusion.mutation import DROPOUTS, Mutations
 from export.fusion.norm_paths import FLATTENINGS, find_layer
 from export.fusion.norms import NORMS, read_norm
 from export.fusion.options import FusionOptions
@@ -32,12 +33,7 @@ _ADAPTIVE: dict[object, int] = {
 }
 """With the rank of what they pool, a batch included."""
 _SQUEEZES = frozenset({aten.squeeze.dim, aten.squeeze.dims, *FLATTENINGS})
-_WITHOUT_EFFECT = frozenset(
-    {
-        *(aten.dropout.default, aten.feature_dropout.default),
-        *(aten.contiguous.default, aten.clone.default),
-    }
-)
+_WITHOUT_EFFECT = frozenset({*DROPOUTS, aten.contiguous.default, aten.clone.default})
 
 
 def sink_norms(draft: Draft, options: FusionOptions) -> tuple[tuple[Fused, ...], tuple[Skip, ...]]:
@@ -65,7 +61,7 @@ def sink_norms(draft: Draft, options: FusionOptions) -> tuple[tuple[Fused, ...],
 
 
 def _find_steps(norm: fx.Node) -> list[fx.Node]:
-    """What leads from `norm` through an average to layers, or nothing where something else does."""
+    """What leads from `norm` to layers: an average, a change of shape; nothing if anything else."""
     steps: list[fx.Node] = []
     if not isinstance(norm.meta.get("val"), Tensor):
         return []
@@ -76,8 +72,8 @@ def _find_steps(norm: fx.Node) -> list[fx.Node]:
             return []
         node = users[0]
         steps.append(node)
-    averages = any(_averages(step) for step in steps)
-    return steps if averages and node.users else []
+    moves = any(_averages(step) or step.target in _SQUEEZES for step in steps)
+    return steps if moves and node.users else []
 
 
 def _is_layer_of(user: fx.Node, node: fx.Node) -> bool:
@@ -108,7 +104,8 @@ def _drops_positions(node: fx.Node, source: fx.Node) -> bool:
     """Whether only axes of size one behind the channels are dropped."""
     before, after = source.meta["val"].shape, node.meta["val"].shape
     ones = all(isinstance(size, int) and size == 1 for size in before[2:])
-    return ones and len(after) == 2 and isinstance(after[1], int) and after[1] == before[1]
+    channels = isinstance(after[1], int) and after[1] == before[1] if len(after) > 1 else False
+    return ones and channels and all(isinstance(n, int) and n == 1 for n in after[2:])
 
 
 def _prove(draft: Draft, norm: fx.Node, steps: list[fx.Node]) -> str | None:

@@ -113,7 +113,7 @@ def find_fault(error: Error, dtype: torch.dtype, *, terms: int = 1) -> str | Non
     return None
 
 
-def choose_sizes(axes: Iterable[Axis], *, captured: bool) -> tuple[int, ...]:
+def choose_sizes(axes: Iterable[Axis]) -> tuple[int, ...]:
     """The smallest sizes on which a map shows what it does at the captured ones.
 
     Borders, the inside, and the same remainder by the stride, which decides how much is cut off.
@@ -125,7 +125,7 @@ def choose_sizes(axes: Iterable[Axis], *, captured: bool) -> tuple[int, ...]:
         least = max(least, _MARGIN * axis.stride - axis.margin)
         if axis.size is None:
             sizes.append(least)
-        elif captured or least >= axis.size:
+        elif least >= axis.size:
             sizes.append(axis.size)
         else:
             sizes.append(least + (axis.size - least) % axis.stride)
@@ -135,10 +135,11 @@ def choose_sizes(axes: Iterable[Axis], *, captured: bool) -> tuple[int, ...]:
 def make_shape(source: fx.Node, map_: LinearMap, *, captured: bool) -> tuple[int, ...]:
     """The shape of the random input of a region whose map is `map_`."""
     rank = source.meta["val"].ndim
+    if map_.axes and captured:
+        return tuple(hint(size) for size in source.meta["val"].shape)
     if map_.axes:
-        batch = hint(source.meta["val"].shape[0]) if captured else 2
-        return (batch, map_.inputs, *choose_sizes(map_.axes, captured=captured))
-    return (*([_ROWS] if rank == 2 else [2] * (rank - 2) + [_ROWS]), map_.inputs)
+        return (2, map_.inputs, *choose_sizes(map_.axes))
+    return (*[2] * (rank - 2), _ROWS, map_.inputs)
 
 
 def _run_original(draft: Draft, trial: Trial, x: Tensor, dtype: torch.dtype) -> Tensor:

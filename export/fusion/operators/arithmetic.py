@@ -7,6 +7,7 @@ from torch import fx
 
 from export.fusion.algebra import LinearMap, add_maps, scale_outputs
 from export.fusion.draft import read_argument
+from export.fusion.mutation import DROPOUTS
 from export.fusion.operators.base import (
     Frame,
     Operator,
@@ -33,7 +34,7 @@ _PRODUCTS = (
     *(aten.div.Tensor, aten.div_.Tensor, aten.div.Scalar, aten.div_.Scalar),
 )
 _WITHOUT_EFFECT = (
-    *(aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default),
+    *DROPOUTS,
     *(aten.contiguous.default, aten.clone.default, aten.alias.default),
     *(aten.to.dtype, aten._to_copy.default),
 )

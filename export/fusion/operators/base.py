@@ -128,8 +128,12 @@ def is_constant(survey: Survey, item: object) -> bool:
 def need_constants(survey: Survey, *nodes: object) -> str | None:
     """Why the weights of a layer cannot be read; None if they can."""
     for node in nodes:
-        if node is not None and node not in survey.constants:
-            return "a weight is computed from the data"
+        if not isinstance(node, fx.Node):
+            continue
+        if node not in survey.constants:
+            return "a weight is computed from the data, or rounded to fewer bits on its way"
+        if 0 in node.meta["val"].shape:
+            return "a layer has no channels"
     return None
 
 

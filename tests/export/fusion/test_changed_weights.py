@@ -52,7 +52,16 @@ class Learning(nn.Module):
         return self.second(x)
 
 
-@pytest.mark.parametrize("make", [Pruned, Counted, Learning])
+class Shared(Learning):
+    """The same by the operator itself, and a norm in inference with what it remembers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = None, None, self.mean, self.variance
+        x = torch.native_batch_norm(x, *state, True, 0.1, 1e-5)[0]
+        return F.batch_norm(self.first(x), *state[2:], training=False)
+
+
+@pytest.mark.parametrize("make", [Pruned, Counted, Learning, Shared])
 def test_what_a_forward_changes_is_no_constant(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     net = randomize_norms(make()).eval()

@@ -1,13 +1,29 @@
 """Graphs with parts that nobody asked for: results that are dropped, padding that cuts off."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from families import relative_error
+from nets import randomize_norms
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export import fuse
 from export.fusion.paths import read_module_path
+
+
+class Net(nn.Module):
+    """Calls `function(self, x)` over named submodules."""
+
+    def __init__(self, function: Callable[..., Tensor], **children: nn.Module) -> None:
+        super().__init__()
+        self._function = function
+        for name, child in children.items():
+            self.add_module(name, child)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._function(self, x)
 
 
 class WithDeadHead(nn.Module):
@@ -114,3 +130,78 @@ def test_a_pool_in_a_sum_of_branches_is_a_branch_like_any_other() -> None:
     result = fuse(net, x)
     assert [item.kind for item in result.fused] == ["branches"]
     assert relative_error(result.module(x), net(x)) < 1e-6
+
+
+def scale_by_numbers(m: nn.Module, x: Tensor) -> Tensor:
+    return m.b(m.a((x - torch.tensor(0.5)) / torch.tensor([1.0, 2, 3, 4]).view(4, 1, 1)))
+
+
+def test_numbers_that_the_forward_writes_down_are_constants() -> None:
+    """Such as the mean and the deviation of images."""
+    torch.manual_seed(0)
+    net = Net(scale_by_numbers, a=nn.Conv2d(4, 4, 3), b=nn.Conv2d(4, 4, 1)).eval()
+    result = fuse(net, torch.randn(2, 4, 5, 6))
+    assert len(result.fused) == 1
+    assert [n for n in result.module.graph.nodes if "div" in str(n.target)] == []
+    x = torch.randn(3, 4, 5, 6)
+    assert relative_error(result.module(x), net(x)) < 1e-5
+
+
+def list_dropouts(inplace: bool) -> list[nn.Module]:
+    kinds = nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout
+    return [kind(0.3, inplace) for kind in kinds]
+
+
+DROPPING = {
+    "a layer and its norm": lambda drops: nn.Sequential(
+        nn.Conv2d(4, 4, 1), *drops, nn.BatchNorm2d(4)
+    ),
+    "two layers": lambda drops: nn.Sequential(nn.Conv2d(4, 8, 1), *drops, nn.Conv2d(8, 3, 1)),
+    "a norm, a global pool and a classifier": lambda drops: nn.Sequential(
+        nn.BatchNorm2d(4), *drops, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    ),
+}
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("name", DROPPING)
+def test_every_form_of_dropout_is_nothing_in_inference(name: str, inplace: bool) -> None:
+    torch.manual_seed(0)
+    net = randomize_norms(DROPPING[name](list_dropouts(inplace)).eval())
+    result = fuse(net, torch.randn(2, 4, 5, 6))
+    assert result.certificate.model.layers_after == 1
+    assert [n for n in result.module.graph.nodes if "norm" in str(n.target)] == []
+    x = torch.randn(3, 4, 5, 6)
+    assert relative_error(result.module(x), net(x)) < 1e-5
+
+
+def test_dropout_in_place_that_is_in_training_mode_stays() -> None:
+    net = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Dropout(0.3, inplace=True), nn.Conv2d(8, 3, 1))
+    net.eval()[1].train()
+    result = fuse(net, torch.randn(2, 4, 5, 6), merge_always=True)
+    assert result.fused == ()
+    assert "dropout is in training mode" in [skip.reason for skip in result.skipped]
+
+
+def change_behind_dropout(m: nn.Module, x: Tensor) -> Tensor:
+    x = x * 2
+    y = m.a(x)
+    m.drop(x).detach().add_(1)
+    return y + m.b(x)
+
+
+def test_what_dropout_returns_in_inference_is_what_it_was_given() -> None:
+    """So that a change of the one is a change of the other."""
+    torch.manual_seed(0)
+    for drop in list_dropouts(inplace=True):
+        net = Net(change_behind_dropout, drop=drop, a=nn.Conv2d(4, 4, 3), b=nn.Conv2d(4, 4, 3))
+        x = torch.randn(2, 4, 5, 6)
+        result = fuse(net.eval(), x, merge_always=True)
+        assert relative_error(result.module(x), net(x)) < 1e-5
+
+
+def test_what_is_taken_away_as_a_whole_stands_in_brackets() -> None:
+    layers = {name: nn.Conv2d(4, 4, 1) for name in "ab"}
+    net = Net(lambda m, x: m.a(x) - (m.b(x) - x), **layers).eval()
+    (block,) = fuse(net, torch.randn(2, 4, 5, 6)).fused
+    assert block.structure == "conv1x1(x) - (conv1x1(x) - x)"

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from export import fuse
 from export.artifacts import SizeRange, TensorSpec
 from export.capture.program import capture, contain_noise
+from export.errors import ExportError
 from export.fusion import FusionOptions, fuse_program
 from export.fusion.batch_norm import BatchNorm
 from export.fusion.cost import count_macs
@@ -239,3 +240,88 @@ def test_kernels_dilated_past_the_map_are_proven_on_the_map_itself() -> None:
     assert convolved.seen == {(8, 9)}
     exact = model.double()(x.double())
     assert relative_error(result.module(x), exact) < 1e-5
+
+
+def pool_then_layers(m: nn.Module, x: Tensor) -> Tensor:
+    return m.second(m.first(x.mean(0)))
+
+
+def test_layers_of_a_single_vector_are_left() -> None:
+    """A mean over the batch, as networks of sets have it."""
+    torch.manual_seed(0)
+    net = Net(pool_then_layers, first=nn.Linear(5, 4), second=nn.Linear(4, 3)).eval()
+    result = fuse(net, torch.randn(2, 5))
+    assert [skip.reason for skip in result.skipped] == ["the channels are not known"]
+    x = torch.randn(3, 5)
+    assert relative_error(result.module(x), net(x)) < 1e-6
+
+
+def test_layers_without_a_batch_axis_are_left() -> None:
+    """As many rows as channels, so that the one could be taken for the other."""
+    torch.manual_seed(0)
+    layers = {name: nn.Conv2d(4, 4, 1) for name in "ab"}
+    net = Net(lambda m, x: m.b(m.a(x[0])) + m.a(x[1]), **layers).eval()
+    result = fuse(net, torch.randn(2, 4, 4, 6), merge_always=True)
+    assert result.fused == ()
+    x = torch.randn(3, 4, 4, 6)
+    assert relative_error(result.module(x), net(x)) < 1e-6
+
+
+def convolve_all_channels(m: nn.Module, x: Tensor) -> Tensor:
+    some, others = x.split([4, 0], 1)
+    return m.point(torch.cat([m.layer(some), others], 1))
+
+
+EMPTY: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
+    "a partial convolution that leaves no channel out": (
+        lambda: Net(convolve_all_channels, layer=nn.Conv2d(4, 4, 1), point=nn.Conv2d(4, 3, 1)),
+        (4, 5, 6),
+        1,
+    ),
+    "rows of none before a norm": (
+        lambda: Net(
+            lambda m, x: m.norm(m.layer(x)[:, :, 9:]),
+            layer=nn.Conv2d(4, 4, 1),
+            norm=nn.BatchNorm2d(4),
+        ),
+        (4, 5, 6),
+        1,
+    ),
+    "channels from beyond the last": (
+        lambda: Net(
+            lambda m, x: torch.cat([m.layer(x)[:, 4:], m.point(x)], 1),
+            layer=nn.Conv2d(4, 4, 1),
+            point=nn.Conv2d(4, 3, 1),
+        ),
+        (4, 5, 6),
+        2,
+    ),
+    "a sum of layers without outputs": (
+        lambda: Net(lambda m, x: m.a(x) + m.b(x), a=nn.Linear(5, 0), b=nn.Linear(5, 0)),
+        (5,),
+        2,
+    ),
+    "a layer without outputs before another": (
+        lambda: nn.Sequential(nn.Linear(5, 0), nn.Linear(0, 3)),
+        (5,),
+        2,
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("name", EMPTY)
+def test_channels_may_be_none_at_all(name: str) -> None:
+    make, shape, layers = EMPTY[name]
+    torch.manual_seed(0)
+    net = make().eval()
+    result = fuse(net, torch.randn(2, *shape), merge_always=True)
+    assert result.certificate.model.layers_after == layers
+    x = torch.randn(3, *shape)
+    torch.testing.assert_close(result.module(x), net(x))
+
+
+def test_a_model_without_values_is_told_how_to_get_them() -> None:
+    net = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).to("meta").eval()
+    with pytest.raises(ExportError, match=r"0\.weight lies on the meta device.*to_empty"):
+        fuse(net, torch.randn(2, 4, 5, 6, device="meta"))

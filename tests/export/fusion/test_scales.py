@@ -37,6 +37,9 @@ def scaled(m, x):
 MERGED = {
     "ConvNeXt": scaled,
     "scale first": lambda m, x: x + m.gamma[:, None, None] * m.inner(x).permute(0, 3, 1, 2),
+    "two axes in each other's place": lambda m, x: (
+        m.inner(x).transpose(-1, 1) * m.gamma[:, None, None]
+    ),
 }
 
 
@@ -44,7 +47,7 @@ def count(result, name: str) -> int:
     return sum(name in str(node.target) for node in result.module.graph.nodes)
 
 
-@pytest.mark.parametrize("name", ["ConvNeXt", "scale first"])
+@pytest.mark.parametrize("name", MERGED)
 def test_scale_is_merged_into_the_layer_before_the_change_of_axes(name: str) -> None:
     net, x = Block(MERGED[name]), torch.randn(2, 6, 5, 7)
     before = copy.deepcopy(net.state_dict())

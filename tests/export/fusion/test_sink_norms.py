@@ -33,6 +33,11 @@ SUNK = {
     "pool and flatten": lambda m, x: m.head(m.drop(m.pool(1)(m.norm(x)).flatten(1))),
     "pool and 1x1 convolution": lambda m, x: m.point(m.pool(1)(m.norm(x))).flatten(1),
     "some positions left": lambda m, x: m.point(m.pool(2)(m.norm(x))),
+    "norm behind the pool": lambda m, x: m.head(m.norm(m.pool(1)(x)).flatten(1)),
+    "squeezed": lambda m, x: m.head(m.drop(m.norm(m.pool(1)(x)).squeeze((2, 3)))),
+    "squeezed one after the other": lambda m, x: m.head(
+        m.norm(m.pool(1)(x)).squeeze(-1).squeeze(-1)
+    ),
     "two heads": lambda m, x: m.head(y := m.norm(x).mean((2, 3))) + m.other(y),
 }
 

@@ -37,6 +37,12 @@ def nested(m, x):
     return m.norm(torch.cat([inner, m.large(x.sigmoid())], 1)).relu()
 
 
+def nested_twice(m, x):
+    one = torch.cat([m.small(x.relu()), m.up(x.tanh())], 1)
+    other = torch.cat([m.large(x.sigmoid()), m.small(x.cos())], 1)
+    return m.norm(torch.cat([one, other], 1)).relu()
+
+
 def beside_pool(m, x):
     pooled = nn.functional.max_pool2d(x, 3, 1, 1)
     return m.norm(torch.cat([pooled, m.large(x.sigmoid())], -3)).relu()
@@ -49,6 +55,7 @@ def beside_changed(m, x):
 SPLIT = {
     "two kernels": (two_kernels, 9, 2, 0),
     "nested": (nested, 13, 3, 0),
+    "nested twice": (nested_twice, 17, 4, 0),
     "beside a pool": (beside_pool, 8, 1, 1),
     "beside a value that was changed in place": (beside_changed, 8, 1, 1),
 }
@@ -140,3 +147,21 @@ def test_norm_in_training_mode_is_left() -> None:
     result = fuse(net, torch.randn(2, 3, 6, 7))
     assert not result.fused
     assert count(result, "batch_norm") == 1
+
+
+def test_norm_of_concatenated_features_is_folded_into_linear_layers() -> None:
+    class Features(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Linear(5, 4), nn.Linear(5, 3, bias=False)
+            self.norm = nn.BatchNorm1d(7)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(torch.cat([self.one(x.tanh()), self.other(x.relu())], 1)).relu()
+
+    torch.manual_seed(0)
+    net = randomize_far(Features()).eval()
+    result = fuse(net, torch.randn(2, 5))
+    assert [item.kind for item in result.fused] == ["linear-bn"] * 2
+    x = torch.randn(3, 5)
+    assert relative_error(result.module(x), copy.deepcopy(net).double()(x.double())) < 1e-6
