@@ -13,7 +13,7 @@ from export.capture.copying import deep_copy
 from export.capture.program import capture
 from export.errors import ExportError
 from export.fusion.branches import merge_branches
-from export.fusion.certificate import Certificate, certify
+from export.fusion.certificate import Certificate, certify, find_doubt
 from export.fusion.conv_bn import fold_conv_bn
 from export.fusion.draft import Draft
 from export.fusion.options import FusionOptions
@@ -86,6 +86,8 @@ class FusionResult:
 def fuse_program(program: ExportedProgram, options: FusionOptions = DEFAULTS) -> FusedProgram:
     """Run `PASSES` on a copy of `program`.
 
+    Where the whole is wrong though each rewrite was proved, nothing is done, and `skipped` says so.
+
     Raises:
         ExportError: the rewritten program does not verify.
     """
@@ -101,7 +103,13 @@ def fuse_program(program: ExportedProgram, options: FusionOptions = DEFAULTS) ->
         finished = draft.finish()
     except (RuntimeError, AssertionError, torch._export.verifier.SpecViolationError) as error:
         raise ExportError(f"The fused graph does not verify: {error}") from error
-    return FusedProgram(finished, certify(program, finished, tuple(fused), tuple(skipped)))
+    certificate = certify(program, finished, tuple(fused), tuple(skipped))
+    doubt = find_doubt(program, finished, certificate.model) if fused else None
+    if doubt is None:
+        return FusedProgram(finished, certificate)
+    same = Draft(program).finish()
+    undone = Skip("the whole model", "all of its merges", doubt)
+    return FusedProgram(same, certify(program, same, (), (undone, *skipped)))
 
 
 def fuse(

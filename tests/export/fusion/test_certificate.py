@@ -1,6 +1,7 @@
 """What the proof of a merge rejects, and what it says of the whole model."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,14 +9,19 @@ import torch
 from nets import randomize_norms
 from torch import Tensor, nn
 
+import export.fusion as fusion
 import export.fusion.branches as branches
 from export import fuse
+from export.artifacts import Fused, Skip
 from export.capture.ladder import export_model
 from export.capture.program import capture
 from export.capture.signature import describe_call
 from export.fusion import fuse_program
-from export.fusion.certificate import certify
+from export.fusion.calls import add_call
+from export.fusion.certificate import certify, find_doubt
+from export.fusion.draft import Draft
 from export.fusion.emission import Layer
+from export.fusion.options import FusionOptions
 from export.fusion.trial import Error, find_fault
 
 
@@ -214,3 +220,38 @@ def test_a_format_that_is_named_in_forward_does_not_stop_the_proof() -> None:
     model = fuse(Named().eval(), torch.randn(2, 3, 6, 6)).certificate.model
     assert model.reason is None
     assert model.error_float32 == pytest.approx(0, abs=1e-5)
+
+
+def _spoil_last(draft: Draft, options: FusionOptions) -> tuple[tuple[Fused, ...], tuple[Skip, ...]]:
+    """A rewrite that changes what a merged layer made, after its proof."""
+    last = [node for node in draft.graph.nodes if node.target is torch.ops.aten.conv2d.default][-1]
+    with draft.graph.inserting_after(last):
+        scaled = add_call(last, torch.ops.aten.mul.Scalar, last, 1.01)
+    last.replace_all_uses_with(scaled, delete_user_cb=lambda user: user is not scaled)
+    return (), ()
+
+
+def test_a_model_that_is_wrong_as_a_whole_is_left_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net, x = make_net(), torch.randn(2, 6, 9, 9)
+    monkeypatch.setattr(fusion, "PASSES", (*fusion.PASSES, _spoil_last))
+    result = fuse(net, x)
+    assert not result.fused
+    assert result.skipped[0].where == "the whole model"
+    assert "off by 1.00e-02 of the largest value" in result.skipped[0].reason
+    torch.testing.assert_close(result.module(x), net(x))
+    assert result.certificate.model.layers_after == result.certificate.model.layers_before
+
+
+def test_a_step_that_rounding_crosses_once_is_no_reason_to_leave_a_model() -> None:
+    """A model that jumps may be off by all of its range at one input, and by nothing beside it."""
+    program = capture(make_net(), {"x": torch.randn(2, 6, 9, 9)}, keyword=False, dynamic_batch=True)
+    fused = fuse_program(program)
+    jumped = replace(fused.certificate.model, error_float32=1.0)
+    assert find_doubt(program, fused.program, jumped) is None
+    draft = Draft(fused.program)
+    _spoil_last(draft, FusionOptions())
+    assert "off by 1.00e+00" in str(find_doubt(program, draft.finish(), jumped))
+    unknown = replace(jumped, error_float32=None, noise_float32=None)
+    assert find_doubt(program, draft.finish(), unknown) is None
