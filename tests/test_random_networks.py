@@ -13,9 +13,6 @@ from random_networks.network import make_network
 SLOW = ("0-35", "1000-1011")
 KNOWN = {
     (12, "int8 openvino"): "it refuses the file: a concatenation of two scales before a product",
-    (30, "export"): "the exporter has no function for torch.hypot",
-    (34, "export"): "the exporter has no function for torch.hypot",
-    (1006, "export"): "the exporter has no function for torch.cdist",
     (1009, "openvino fp32"): "it refuses an LSTM behind a turned mean of one channel",
     (1009, "int8 openvino"): "the same",
 }

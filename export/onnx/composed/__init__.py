@@ -8,11 +8,14 @@ not know it. Some are kinds of an operator that the exporter writes wrongly.
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import fx
 from torch.export import ExportedProgram
 
 from export.onnx.complex.pairs import is_complex
 from export.onnx.composed import fourier, matrices, order, pairs, scans, scattering
+
+aten = torch.ops.aten
 
 COMPOSITIONS: dict[Any, Callable[..., Any]] = {
     **fourier.COMPOSITIONS,
@@ -32,9 +35,29 @@ def compose(program: ExportedProgram) -> ExportedProgram:
 
     Nothing is written in place afterwards, wherever there are such operators or complex values.
     """
-    graphs = (m.graph for m in program.graph_module.modules() if isinstance(m, fx.GraphModule))
-    found = (_is_composed(node) for graph in graphs for node in graph.nodes)
-    return program.run_decompositions(COMPOSITIONS) if any(found) else program
+    found = (_is_composed(node) for graph in _list_graphs(program) for node in graph.nodes)
+    if not any(found):
+        return program
+    composed = program.run_decompositions(COMPOSITIONS)
+    for graph in _list_graphs(composed):
+        _free_from_memory(graph)
+    return composed
+
+
+def _list_graphs(program: ExportedProgram) -> list[fx.Graph]:
+    """That of the program, and those of the branches and loops in it."""
+    modules = program.graph_module.modules()
+    return [module.graph for module in modules if isinstance(module, fx.GraphModule)]
+
+
+def _free_from_memory(graph: fx.Graph) -> None:
+    """Let what became a view of how values lie be a change of shape again.
+
+    What is prepared later may lay them out in another way.
+    """
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target is aten.view.default:
+            node.target = aten.reshape.default
 
 
 def _is_composed(node: fx.Node) -> bool:

@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from export.capture.program import capture
 from export.onnx.composed import COMPOSITIONS, matrices, order, pairs, scans, scattering
@@ -208,6 +209,27 @@ def test_all_of_them_are_exported_with_any_batch(tmp_path):
         x = draw(batch, 4, 6, seed=batch).float()
         for found, right in zip(session.run(None, {"x": x.numpy()}), net(x.double()), strict=True):
             np.testing.assert_allclose(found, right.numpy(), rtol=1e-4, atol=1e-5)
+
+
+class Attended(nn.Module):
+    """The heads of attention are put side by side where it happens to lay out its answer so."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = x.unflatten(-1, (2, 3)).transpose(1, 2)
+        mask = x[:, None, None, :, 0] > -1
+        joined = F.scaled_dot_product_attention(q, q.cos(), q * 0.5, mask).transpose(1, 2)
+        return joined.reshape(-1, 6).cumprod(-1).unflatten(0, (-1, 4))
+
+
+def test_what_was_a_view_is_none_of_another_layout(tmp_path):
+    x = draw(2, 4, 6).float()
+    program = capture(Attended(), {"x": x}, keyword=False, dynamic_batch=True)
+    to_onnx(program, tmp_path / "m.onnx", input_names=["x"], output_names=["y"])
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    for batch in (1, 3):
+        x = draw(batch, 4, 6, seed=batch).float()
+        (found,) = session.run(None, {"x": x.numpy()})
+        np.testing.assert_allclose(found, Attended()(x.double()).numpy(), rtol=1e-4, atol=1e-6)
 
 
 class Running(nn.Module):
