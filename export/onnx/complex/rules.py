@@ -18,6 +18,8 @@ aten = torch.ops.aten
 
 Rule = Callable[[Place], Any]
 
+_VIEWS = (aten.view.default, aten._unsafe_view.default)
+
 
 def _open(at: Place) -> fx.Node:
     """``view_as_real``, and what leaves a value as it is."""
@@ -179,9 +181,13 @@ def _fill_with(at: Place) -> Any:
 
 
 def _with_sizes(at: Place, *, more: int) -> fx.Node:
-    """What has a list of sizes for all axes: `more` is the last one's."""
+    """What has a list of sizes for all axes: `more` is the last one's.
+
+    A view becomes a change of shape, since parts do not lie as the values did.
+    """
     value, sizes = at.node.args[:2]
-    return at.call(at.node.target, at.pair(value), [*sizes, more])  # type: ignore[arg-type,misc]
+    target = aten.reshape.default if at.node.target in _VIEWS else at.node.target
+    return at.call(target, at.pair(value), [*sizes, more])  # type: ignore[arg-type,misc]
 
 
 def _permute(at: Place) -> fx.Node:
