@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from deploy.candidates.schemes import choose_scheme
 from deploy.engines.base import EngineSpec
 from deploy.engines.process import EngineProcess
-from export.artifacts import OnnxModel
+from export.artifacts import OnnxModel, SizeRange, TensorSpec
 from export.capture.program import capture
 from export.onnx.exporter import contain_noise, to_onnx
 from export.onnx.fourier import make_signal, make_spectrum
@@ -263,3 +263,32 @@ def test_spectra_of_float64_are_left_since_onnx_runtime_convolves_no_doubles(tmp
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     (found,) = session.run(None, {"x": x.numpy()})
     np.testing.assert_allclose(found, net(x).numpy(), rtol=1e-9, atol=1e-12)
+
+
+class LongConvolution(nn.Module):
+    """A convolution as long as the signal, through spectra of both; and two transforms besides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(draw(3, 50))
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[-1]
+        kernel = fft.rfft(self.kernel[:, :length], n=2 * length)
+        long = fft.irfft(fft.rfft(x, n=2 * length) * kernel, n=2 * length)[..., :length]
+        rough = fft.rfft2(x, norm="ortho") * (1 + 1j)  # neither end of it is real
+        return long + fft.irfft2(rough, s=(3, length), norm="ortho")
+
+
+def test_signals_of_an_open_number_of_values_come_back(tmp_path):
+    net = LongConvolution()
+    sizes = TensorSpec("x", ("batch", 3, "length"), "float32", {"length": SizeRange(4, 12, 40)})
+    program = capture(net, {"x": draw(2, 3, 12)}, keyword=False, dynamic_batch=True, inputs=[sizes])
+    axes = {"x": {2: "length"}}
+    to_onnx(program, tmp_path / "m.onnx", input_names=["x"], output_names=["y"], axes=axes)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    for batch, length in ((1, 4), (2, 12), (3, 39), (1, 40)):
+        x = draw(batch, 3, length, seed=length)
+        exact = copy.deepcopy(net).double()(x.double()).detach().numpy()
+        (found,) = session.run(None, {"x": x.numpy()})
+        np.testing.assert_allclose(found, exact, atol=1e-5 * np.abs(exact).max())
