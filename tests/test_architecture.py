@@ -66,6 +66,7 @@ NEED_TORCH = {
     "export/onnx/short_time.py",
     "export/onnx/smooth_resizes.py",
     "export/onnx/stacks.py",
+    "export/onnx/views.py",
     "export/capture/randomness.py",
     "export/capture/replaced_calls.py",
     "export/capture/remedies.py",

@@ -140,6 +140,8 @@ def find_disagreement(expected: Expectation, outputs: Mapping[str, Array]) -> st
         if name not in outputs:
             return f"{where} is missing"
         found = outputs[name]
+        if reference.dtype.kind == "c" and found.dtype.kind != "c":
+            return f"{where} is complex in eager, and real in the file"
         if found.shape != reference.shape:
             return f"{where} has shape {found.shape}, eager {reference.shape}"
         errors, allowed = _measure_by_tolerance(expected, name, found)
@@ -190,6 +192,8 @@ def measure_error(reference: Array, found: Array, span: float = 0.0) -> float:
         return 0.0
     if reference.dtype.kind not in "fc":
         return float(np.mean(reference != found))
+    if reference.dtype.kind == "c":
+        reference, found = (np.stack([v.real, v.imag], -1) for v in (reference, found))
     reference, found = open_masks(reference.astype(np.float64), found.astype(np.float64))
     finite = np.isfinite(reference)
     if not np.array_equal(reference[~finite], found[~finite], equal_nan=True):

@@ -18,6 +18,11 @@ _VALUES = (
     "cannot: take that value from the configuration, or compute both ways and choose between them "
     "by torch.where. "
 )
+_COMPLEX = (
+    "Engines have no complex values: take and return pairs of real ones (torch.view_as_real), and "
+    "write what is named for complex values as sums and products of their parts. "
+)
+_COMPLEX_SIGNS = ("is complex", "complex-valued input", "Numpy_type 14", "Numpy_type 15")
 _PROJECTED = (
     "ONNX's LSTM has no projection, as {} has (proj_size): train it with proj_size=0, where needed "
     "with a Linear behind it, or write its steps out in forward, as a loop over a fixed number of "
@@ -37,6 +42,7 @@ def suggest_remedies(module: nn.Module, reasons: str) -> str:
         formats |= {"bfloat16"}
     named = _FORMAT.format(" and ".join(sorted(formats))) if formats else ""
     named += _PACKED if "pack_padded_sequence" in reasons else ""
+    named += _COMPLEX if any(sign in reasons for sign in _COMPLEX_SIGNS) else ""
     if projected := _list_projected(module):
         named += _PROJECTED.format(", ".join(projected))
     return named + (_VALUES if "DataDependent" in reasons else "")

@@ -15,6 +15,7 @@ from export.onnx.options import settle_options
 from export.onnx.short_time import write_out_short_time_spectra
 from export.onnx.smooth_resizes import write_out_smooth_resizes
 from export.onnx.stacks import write_out_stacks
+from export.onnx.views import reshape_views
 
 aten = torch.ops.aten
 
@@ -49,6 +50,8 @@ def prepare_program(program: ExportedProgram, *, opset: int) -> ExportedProgram:
         write_out_smooth_resizes(draft),
         write_out_stacks(draft),
     ]
+    if any(done):
+        reshape_views(draft)
     return draft.finish() if constants or any(done) else program
 
 

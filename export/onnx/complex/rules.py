@@ -18,6 +18,15 @@ aten = torch.ops.aten
 
 Rule = Callable[[Place], Any]
 
+_VIEWS = (aten.view.default, aten._unsafe_view.default)
+_CHOICES = {
+    (True, True): aten.where.self,
+    (True, False): aten.where.ScalarOther,
+    (False, True): aten.where.ScalarSelf,
+    (False, False): aten.where.Scalar,
+}
+"""By whether the first and the second value are nodes."""
+
 
 def _open(at: Place) -> fx.Node:
     """``view_as_real``, and what leaves a value as it is."""
@@ -99,6 +108,13 @@ def _negate(at: Place) -> fx.Node:
     return at.call(aten.neg.default, _open(at))
 
 
+def _invert(at: Place) -> Any:
+    """``reciprocal``."""
+    real, imaginary = at.parts(at.node.args[0])
+    size = at.add(at.multiply(real, real), at.multiply(imaginary, imaginary))
+    return at.join(*(at.call(aten.div.Tensor, part, size) for part in (real, at.negate(imaginary))))  # type: ignore[arg-type]
+
+
 def _raise(at: Place) -> Any:
     """``exp``."""
     real, angle = at.parts(at.node.args[0])
@@ -152,19 +168,45 @@ def _sum_products(at: Place) -> Any:
     return _combine(at, lambda p, q: at.call(aten.einsum.default, equation, [p, q]), *values)  # type: ignore[misc]
 
 
+def _apply_layer(at: Place) -> Any:
+    """``linear``."""
+    x, weight = at.node.args[:2]
+    products = _combine(at, partial(at.call, aten.linear.default), x, weight)
+    bias = at.read("bias")
+    return products if bias is None else at.call(aten.add.Tensor, products, at.pair(bias))
+
+
 def _choose(at: Place) -> Any:
     """``where``."""
-    condition = at.call(aten.unsqueeze.default, at.node.args[0], -1)
-    values = at.node.args[1:3]
+    condition, *values = at.node.args[:3]
     if not all(isinstance(value, fx.Node) and is_complex(value) for value in values):
-        return None
+        return _choose_parts(at, condition, *values)
+    condition = at.call(aten.unsqueeze.default, condition, -1)
     return at.call(aten.where.self, condition, *map(at.pair, values))  # type: ignore[arg-type]
+
+
+def _choose_parts(at: Place, condition: Any, x: Any, y: Any) -> Any:
+    """`x` where the condition holds, else `y`, one of which is real or a number."""
+    parts = []
+    for pair in zip(at.parts(x), at.parts(y), strict=True):
+        p, q = (0.0 if part is None else part for part in pair)
+        kind = _CHOICES[isinstance(p, fx.Node), isinstance(q, fx.Node)]
+        parts.append(at.call(kind, condition, p, q))
+    return at.join(*parts)
+
+
+def _hide(at: Place) -> Any:
+    """``masked_fill``."""
+    value, mask, filling = at.node.args[:3]
+    return _choose_parts(at, mask, filling, value)
 
 
 def _fill(at: Place) -> Any:
     """``zeros`` and its kin."""
     size = at.node.args[1] if "new" in str(at.node.target) else at.node.args[0]
-    return at.call(aten.full.default, [*size, 2], 0.0)  # type: ignore[misc]
+    made = at.call(aten.full.default, [*size, 2], 0.0)  # type: ignore[misc]
+    kind = at.node.meta["val"].dtype.to_real()
+    return made if made.meta["val"].dtype == kind else at.call(aten.to.dtype, made, kind)
 
 
 def _fill_like(at: Place) -> fx.Node:
@@ -179,9 +221,13 @@ def _fill_with(at: Place) -> Any:
 
 
 def _with_sizes(at: Place, *, more: int) -> fx.Node:
-    """What has a list of sizes for all axes: `more` is the last one's."""
+    """What has a list of sizes for all axes: `more` is the last one's.
+
+    A view becomes a change of shape, since parts do not lie as the values did.
+    """
     value, sizes = at.node.args[:2]
-    return at.call(at.node.target, at.pair(value), [*sizes, more])  # type: ignore[arg-type,misc]
+    target = aten.reshape.default if at.node.target in _VIEWS else at.node.target
+    return at.call(target, at.pair(value), [*sizes, more])  # type: ignore[arg-type,misc]
 
 
 def _permute(at: Place) -> fx.Node:
@@ -297,6 +343,12 @@ RULES: dict[Any, Rule] = {
     aten.bmm.default: _multiply_matrices,
     aten.einsum.default: _sum_products,
     aten.where.self: _choose,
+    aten.where.ScalarOther: _choose,
+    aten.where.ScalarSelf: _choose,
+    aten.masked_fill.Scalar: _hide,
+    aten.masked_fill.Tensor: _hide,
+    aten.linear.default: _apply_layer,
+    aten.reciprocal.default: _invert,
     aten.zeros.default: _fill,
     aten.new_zeros.default: _fill,
     aten.zeros_like.default: _fill_like,
@@ -316,6 +368,7 @@ RULES: dict[Any, Rule] = {
     aten.slice.Tensor: lambda at: _along(at, "dim"),
     aten.select.int: lambda at: _along(at, "dim"),
     aten.index_select.default: lambda at: _along(at, "dim"),
+    aten.cumsum.default: lambda at: None if at.read("dtype") else _along(at, "dim"),
     aten.flatten.using_ints: lambda at: _along(at, "start_dim", "end_dim"),
     aten.unflatten.int: lambda at: _along(at, "dim"),
     aten.flip.default: lambda at: _along(at, "dims"),

@@ -55,8 +55,25 @@ def _return_real(x: Tensor, sizes: _Sizes, axes: _Sizes, norm: str | None) -> Te
     x, axes = _fit(x, halves, axes)
     if not x.is_complex():
         x = torch.complex(x, torch.zeros_like(x))
-    values: Tensor = aten._fft_c2r(x, axes, 2 - _SCALES[norm], last)
-    return values
+    values: Tensor
+    if isinstance(last, int):
+        values = aten._fft_c2r(x, axes, 2 - _SCALES[norm], last)
+        return values
+    for axis in axes[:-1]:
+        x = aten._fft_c2c(x, [axis], 2 - _SCALES[norm], False)
+    x = _complete(x, axes[-1], last)
+    values = aten._fft_c2c(x, axes[-1:], 2 - _SCALES[norm], False)
+    return values.real
+
+
+def _complete(half: Tensor, axis: int, size: Any) -> Tensor:
+    """All `size` bins of the spectrum of a real signal, of the first half of them.
+
+    Of an open number of values. ONNX Runtime 1.32 takes the number of bins for that of the values
+    where it plans memory for a transform of the half, and refuses to run.
+    """
+    mirrored = half.narrow(axis, 1, (size - 1) // 2).flip(axis)
+    return torch.cat([half, torch.conj_physical(mirrored)], axis)
 
 
 def _list_axes(x: Tensor, sizes: _Sizes, axes: _Sizes) -> list[int]:

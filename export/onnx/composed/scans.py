@@ -41,6 +41,9 @@ def cummin(x: Tensor, dim: int) -> Any:
 def _run_extreme(x: Tensor, dim: int, join: _Join, reduce: Any, sign: int) -> Any:
     if not x.ndim:
         return NotImplemented
+    if x.dtype == torch.bool:
+        values, places = _run_extreme(x.to(torch.uint8), dim, join, reduce, sign)
+        return values.to(torch.bool), places
     worst = sign * math.inf if x.is_floating_point() else _farthest(x.dtype, sign)
     values = _scan(x, dim, join, reduce, worst)
     places = torch.arange(x.shape[dim], device=x.device)

@@ -56,3 +56,31 @@ def test_an_lstm_with_a_projection_is_named_and_no_batch_size_is_asked_for(
 
 def test_an_lstm_without_a_projection_is_not_named() -> None:
     assert suggest_remedies(nn.Sequential(nn.LSTM(4, 8)), "RuntimeError: no kernel") == ""
+
+
+class Spectrum(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.fft(x)
+
+
+class Length(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs()
+
+
+class Logarithm(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.fft(x).log().real
+
+
+@pytest.mark.parametrize(
+    ("module", "dtype"),
+    [(Spectrum(), torch.float32), (Length(), torch.complex64), (Logarithm(), torch.float32)],
+)
+def test_complex_values_where_none_may_be_are_to_become_pairs(
+    module: nn.Module, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    feeds = {"x": torch.randn(2, 5, dtype=dtype)}
+    signature = describe_call(module, feeds, keyword=False, dynamic_batch=True)
+    with pytest.raises(ExportError, match=r"torch\.view_as_real"):
+        export_model(module, feeds, tmp_path, signature=signature, static_batch=False, opset=20)

@@ -21,6 +21,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 CONSTANT = draw(3, 4, seed=7)
 ROTATION = torch.polar(torch.ones(3), torch.arange(3.0))
+LAYER = torch.polar(CONSTANT[:, :3], CONSTANT[:, 1:])
 
 
 def write_into(c: Tensor) -> Tensor:
@@ -59,6 +60,16 @@ CASES = {
     "matrices": lambda x, c, r: c @ c.transpose(-1, -2),
     "constant matrix": lambda x, c, r: c @ torch.complex(CONSTANT, CONSTANT.flip(0)),
     "einsum": lambda x, c, r: torch.einsum("bij,bkj->bik", c, c * r),
+    "inverse": lambda x, c, r: 1 / (c + 3) + torch.reciprocal(c + r - 4),
+    "layer": lambda x, c, r: (
+        torch.nn.functional.linear(c, LAYER, ROTATION) + torch.nn.functional.linear(c, LAYER)
+    ),
+    "hidden": lambda x, c, r: c.masked_fill(r > 0, 0) + c.masked_fill(r[:, :1] < 0, 2 - 1j),
+    "choice with real": lambda x, c, r: (
+        torch.where(r > 0, c, 0) + torch.where(r > 0, r, c) + torch.where(r[:1] > 0, 1j, c[:, :1])
+    ),
+    "running sums": lambda x, c, r: c.cumsum(-1) + c.cumsum(1),
+    "double precision": lambda x, c, r: torch.zeros(5, 4, 3, dtype=torch.cdouble)[:1] + c * 1,
     "choice": lambda x, c, r: torch.where(r > 0, c, c.flip(1)),
     "shapes": lambda x, c, r: (
         c.reshape(-1, 2, 6).permute(0, 2, 1).transpose(-1, 1).flatten(1).unflatten(-1, (3, 4))

@@ -36,7 +36,7 @@ def test_running_products_and_extremes(size, dim):
 
 
 def test_running_extremes_tell_the_last_of_equal_values_and_take_integers():
-    for x in (TIES, TIES.float(), TIES.to(torch.int8)):
+    for x in (TIES, TIES.float(), TIES.to(torch.int8), TIES > 0):
         for own, theirs in ((scans.cummax, torch.cummax), (scans.cummin, torch.cummin)):
             for found, right in zip(own(x, 1), theirs(x, 1), strict=True):
                 assert torch.equal(found, right)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from deploy.candidates.schemes import choose_scheme
 from deploy.engines.base import EngineSpec
 from deploy.engines.process import EngineProcess
-from export.artifacts import OnnxModel
+from export.artifacts import OnnxModel, SizeRange, TensorSpec
 from export.capture.program import capture
 from export.onnx.exporter import contain_noise, to_onnx
 from export.onnx.fourier import make_signal, make_spectrum
@@ -226,3 +226,69 @@ def _list_waves(path: Path) -> set[str]:
     initializers = onnx.load(path).graph.initializer
     floats = {item.name for item in initializers if item.data_type == onnx.TensorProto.FLOAT}
     return {name for name in floats if name.startswith(FIXED)}
+
+
+class GlobalFilter(nn.Module):
+    """A layer of GFNet, which views what comes back in the order that torch gives it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(draw(5, 3, 8, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        images = x.view(x.shape[0], 5, 5, 8)
+        spectrum = fft.rfft2(images, dim=(1, 2), norm="ortho") * as_complex(self.weight)
+        turned = as_complex(torch.view_as_real(spectrum)).view(x.shape[0], 5, 3, 2, 4)
+        spectrum = turned.flatten(-2)
+        return fft.irfft2(spectrum, s=(5, 5), dim=(1, 2), norm="ortho").view(x.shape)
+
+
+def test_what_comes_back_is_viewed_as_torch_orders_it(tmp_path):
+    net = GlobalFilter()
+    program = capture(net, {"x": draw(2, 25, 8)}, keyword=False, dynamic_batch=True)
+    to_onnx(program, tmp_path / "m.onnx", input_names=["x"], output_names=["y"])
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    for batch in (1, 3):
+        x = draw(batch, 25, 8, seed=batch)
+        exact = copy.deepcopy(net).double()(x.double()).detach().numpy()
+        (found,) = session.run(None, {"x": x.numpy()})
+        np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_spectra_of_float64_are_left_since_onnx_runtime_convolves_no_doubles(tmp_path):
+    net = Heard({"n_fft": 16, "window": HANN}).double()
+    x = draw(2, 50).double()
+    program = capture(net, {"x": x}, keyword=False, dynamic_batch=True)
+    to_onnx(program, tmp_path / "m.onnx", input_names=["x"], output_names=["y"])
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    (found,) = session.run(None, {"x": x.numpy()})
+    np.testing.assert_allclose(found, net(x).numpy(), rtol=1e-9, atol=1e-12)
+
+
+class LongConvolution(nn.Module):
+    """A convolution as long as the signal, through spectra of both; and two transforms besides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(draw(3, 50))
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[-1]
+        kernel = fft.rfft(self.kernel[:, :length], n=2 * length)
+        long = fft.irfft(fft.rfft(x, n=2 * length) * kernel, n=2 * length)[..., :length]
+        rough = fft.rfft2(x, norm="ortho") * (1 + 1j)  # neither end of it is real
+        return long + fft.irfft2(rough, s=(3, length), norm="ortho")
+
+
+def test_signals_of_an_open_number_of_values_come_back(tmp_path):
+    net = LongConvolution()
+    sizes = TensorSpec("x", ("batch", 3, "length"), "float32", {"length": SizeRange(4, 12, 40)})
+    program = capture(net, {"x": draw(2, 3, 12)}, keyword=False, dynamic_batch=True, inputs=[sizes])
+    axes = {"x": {2: "length"}}
+    to_onnx(program, tmp_path / "m.onnx", input_names=["x"], output_names=["y"], axes=axes)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    for batch, length in ((1, 4), (2, 12), (3, 39), (1, 40)):
+        x = draw(batch, 3, length, seed=length)
+        exact = copy.deepcopy(net).double()(x.double()).detach().numpy()
+        (found,) = session.run(None, {"x": x.numpy()})
+        np.testing.assert_allclose(found, exact, atol=1e-5 * np.abs(exact).max())
