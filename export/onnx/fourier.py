@@ -22,7 +22,8 @@ from export.onnx.graph import FIXED
 aten = torch.ops.aten
 
 _LARGEST_POWER, _LARGEST = 1024, 4096
-"""Values that a product transforms: of a power of two, for which there is a fast way; of others."""
+"""Values that a product transforms: of a power of two, for which there is a fast way; of others. Of
+others between complex values half as many, whose matrix is as large."""
 
 _WHOLE, _ROOT = 2, 1
 """How torch numbers what is divided by: the number of values, its root; 0 is nothing."""
@@ -47,7 +48,10 @@ def is_product_faster(size: object) -> bool:
 def _is_known(node: fx.Node) -> bool:
     shape = _list_sizes(node)
     wide = read_argument(node, "self").meta["val"].dtype in (torch.float64, torch.complex128)
-    return not wide and all(is_product_faster(size) for size in shape)
+    if wide or not all(is_product_faster(size) for size in shape):
+        return False
+    between = shape if node.target is aten._fft_c2c.default else shape[:-1]
+    return all(int(size) <= _LARGEST // 2 for size in between)
 
 
 def _list_sizes(node: fx.Node) -> list[int | torch.SymInt]:
@@ -138,7 +142,7 @@ def _multiply(
         matrix: float64; by value or part in, then by part out, or by value where `real`.
     """
     example: Tensor = value.meta["val"]
-    stored = draft.add(FIXED + "fourier", store_fixed(matrix, example), beside=None)
+    stored = store_fixed(draft, "fourier", matrix, example)
     rank = read_argument(node, "self").meta["val"].ndim
     last = rank - 1
     value = _swap(node, value, axis, last)
@@ -154,10 +158,21 @@ def _swap(node: fx.Node, value: fx.Node, axis: int, other: int) -> fx.Node:
     return value if axis == other else add_call(node, aten.transpose.int, value, axis, other)
 
 
-def store_fixed(matrix: Tensor, like: Tensor) -> nn.Parameter:
-    """A matrix of float64 as a stored tensor that nothing trains, in the type of `like`."""
+def store_fixed(draft: Draft, name: str, matrix: Tensor, like: Tensor) -> fx.Node:
+    """A matrix of float64 as a stored tensor that nothing trains, in the type of `like`.
+
+    One that is stored already stands for its equals.
+    """
     dtype = like.real.dtype if like.is_complex() else like.dtype
-    return nn.Parameter(matrix.to(like.device, dtype).contiguous(), requires_grad=False)
+    values = matrix.to(like.device, dtype).contiguous()
+    for node in draft.graph.nodes:
+        stored = draft.stored(node)
+        if stored is None or not draft.target(node).startswith(FIXED + name):
+            continue
+        if stored.dtype == dtype and torch.equal(stored, values):
+            found: fx.Node = node
+            return found
+    return draft.add(FIXED + name, nn.Parameter(values, requires_grad=False), beside=None)
 
 
 def make_spectrum(size: int, bins: int, *, forward: bool = True) -> Tensor:

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from export.fusion.calls import add_call
 from export.fusion.draft import Draft, read_argument
 from export.onnx.fourier import is_product_faster, make_signal, make_spectrum, store_fixed
-from export.onnx.graph import FIXED
 
 aten = torch.ops.aten
 
@@ -130,7 +129,7 @@ def _apply_window(
     sides = [left, frame - size - left]
     if window is None:
         waves = waves * F.pad(torch.ones(size, dtype=torch.float64), sides)
-    stored = draft.add(FIXED + "waves", store_fixed(waves, like.meta["val"]), beside=None)
+    stored = store_fixed(draft, "waves", waves, like.meta["val"])
     if window is None:
         return stored
     if any(sides):

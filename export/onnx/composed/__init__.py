@@ -38,7 +38,7 @@ def compose(program: ExportedProgram) -> ExportedProgram:
     found = (_is_composed(node) for graph in _list_graphs(program) for node in graph.nodes)
     if not any(found):
         return program
-    composed = program.run_decompositions(COMPOSITIONS)
+    composed: ExportedProgram = program.run_decompositions(COMPOSITIONS)
     for graph in _list_graphs(composed):
         _free_from_memory(graph)
     return composed

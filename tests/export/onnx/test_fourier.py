@@ -102,6 +102,17 @@ def test_transforms_are_products_that_answer_as_torch_does(name):
         torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=2e-5)
 
 
+def test_equal_transforms_share_their_matrix_and_between_complex_values_half_as_many_are_taken():
+    there_and_back = Applied(lambda x: fft.ifft(fft.fft(fft.ifft(fft.fft(x)))).real)
+    prepared, _ = prepare(there_and_back, draw(2, 3, 6))
+    sizes = sorted(tuple(value.shape) for value in prepared.state_dict().values())
+    assert sizes == [(6, 12), (12, 12), (12, 12)]  # of a signal, there, and back
+    x = draw(2, 3, 6, seed=1)
+    torch.testing.assert_close(prepared(x), x)
+    _, operators = prepare(Applied(lambda x: fft.fft(torch.complex(x, x))), draw(2, 3000))
+    assert "aten._fft_c2c.default" in operators
+
+
 def test_long_transforms_of_a_power_of_two_and_open_sizes_are_left():
     _, operators = prepare(Applied(lambda x: fft.rfft(x)), draw(2, 2048))
     assert "aten._fft_r2c.default" in operators
