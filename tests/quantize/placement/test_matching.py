@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.onnx.graph import GraphIndex
+from export.onnx.graph import FIXED, GraphIndex
+from quantize.placement.layers import linear_layers
 from quantize.placement.matching import WeightUse, keeps_codes, match_weights
 from quantize.scheme import PRESETS
+from quantize.transformers.matmuls import find_matmuls
 
 CHANNELS = 6
 
@@ -53,3 +55,21 @@ def test_only_what_moves_values_keeps_their_codes(
     operator: str, outputs: list[str], options: dict[str, str], kept: bool
 ) -> None:
     assert keeps_codes(helper.make_node(operator, ["x"], outputs, **options)) is kept
+
+
+def test_what_stands_for_the_arithmetic_of_an_operator_stays_float() -> None:
+    random = np.random.default_rng(0)
+    matrices = [
+        numpy_helper.from_array(random.normal(size=(64, 64)).astype(np.float32), name)
+        for name in (f"{FIXED}fourier", "trained")
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["x", f"{FIXED}fourier"], ["h"], name="transform"),
+        helper.make_node("MatMul", ["h", "trained"], ["y"], name="layer"),
+    ]
+    data = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 64])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 64])
+    graph = GraphIndex(helper.make_model(helper.make_graph(nodes, "g", [data], [result], matrices)))
+    assert "arithmetic of an operator" in str(match_weights(graph, 0, PRESETS["tensorrt"]))
+    assert [use.node for use in find_matmuls(graph, what="int4").found] == [1]
+    assert linear_layers(graph) == (1,)
