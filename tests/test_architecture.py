@@ -67,6 +67,7 @@ NEED_TORCH = {
     "export/onnx/smooth_resizes.py",
     "export/onnx/stacks.py",
     "export/onnx/views.py",
+    "export/capture/quick_shapes.py",
     "export/capture/randomness.py",
     "export/capture/replaced_calls.py",
     "export/capture/remedies.py",

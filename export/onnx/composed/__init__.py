@@ -12,6 +12,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
+from export.capture.quick_shapes import shape_quickly
 from export.onnx.complex.pairs import is_complex
 from export.onnx.composed import fourier, matrices, order, pairs, scans, scattering
 
@@ -38,7 +39,8 @@ def compose(program: ExportedProgram) -> ExportedProgram:
     found = (_is_composed(node) for graph in _list_graphs(program) for node in graph.nodes)
     if not any(found):
         return program
-    composed: ExportedProgram = program.run_decompositions(COMPOSITIONS)
+    with shape_quickly():
+        composed: ExportedProgram = program.run_decompositions(COMPOSITIONS)
     for graph in _list_graphs(composed):
         _free_from_memory(graph)
     return composed
