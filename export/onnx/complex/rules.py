@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from export.onnx.complex.pairs import Part, Place, is_complex
+from export.onnx.complex.pairs import Part, Parts, Place, is_complex
 
 aten = torch.ops.aten
 
@@ -84,14 +84,29 @@ def _add(at: Place, *, minus: bool) -> Any:
     )
 
 
-def _multiply(at: Place) -> Any:
+def _take_from(at: Place) -> Any:
+    """``rsub``: the second value without the first."""
+    if at.read("alpha", 1) != 1:
+        return None
     (a, b), (c, d) = at.parts(at.node.args[0]), at.parts(at.node.args[1])
+    return at.join(at.add(c, a, minus=True), at.add(d, b, minus=True))
+
+
+def _multiply(at: Place) -> Any:
+    return _join_products(at, *map(at.parts, at.node.args[:2]))
+
+
+def _join_products(at: Place, x: Parts, y: Parts) -> Any:
+    (a, b), (c, d) = x, y
     real = at.add(at.multiply(a, c), at.multiply(b, d), minus=True)
     return at.join(real, at.add(at.multiply(a, d), at.multiply(b, c)))
 
 
 def _divide(at: Place) -> Any:
-    (a, b), (c, d) = at.parts(at.node.args[0]), at.parts(at.node.args[1])
+    x, y = at.node.args[:2]
+    if isinstance(y, complex):
+        return _join_products(at, at.parts(x), at.parts(1 / y))
+    (a, b), (c, d) = at.parts(x), at.parts(y)
     if d is None:
         kind = aten.div.Tensor if isinstance(c, fx.Node) else aten.div.Scalar
         parts = [part if part is None else at.call(kind, part, c) for part in (a, b)]
@@ -297,6 +312,11 @@ def _index(at: Place) -> Any:
     return at.call(aten.index.Tensor, _open(at), at.read("indices"))
 
 
+def _pass_on(at: Place) -> Any:
+    """``dropout``, which drops nothing in inference."""
+    return None if at.read("train") else _open(at)
+
+
 def _pick(at: Place) -> Any:
     """One of a list."""
     pairs = at.pairs.find(at.node, at.node.args[0])  # type: ignore[arg-type]
@@ -306,11 +326,12 @@ def _pick(at: Place) -> Any:
 _SAME = (
     *(aten.view_as_real.default, aten.clone.default, aten.contiguous.default, aten.alias.default),
     *(aten.detach.default, aten.resolve_conj.default, aten.resolve_neg.default),
-    *(aten.dropout.default, aten.lift_fresh_copy.default),
+    aten.lift_fresh_copy.default,
 )
 
 RULES: dict[Any, Rule] = {
     **dict.fromkeys(_SAME, _open),
+    aten.dropout.default: _pass_on,
     aten.view_as_complex.default: _close,
     aten.real.default: partial(_take, part=0),
     aten.imag.default: partial(_take, part=1),
@@ -326,6 +347,8 @@ RULES: dict[Any, Rule] = {
     aten.add.Scalar: partial(_add, minus=False),
     aten.sub.Tensor: partial(_add, minus=True),
     aten.sub.Scalar: partial(_add, minus=True),
+    aten.rsub.Scalar: _take_from,
+    aten.rsub.Tensor: _take_from,
     aten.mul.Tensor: _multiply,
     aten.mul.Scalar: _multiply,
     aten.div.Tensor: _divide,

@@ -8,15 +8,12 @@ not know it. Some are kinds of an operator that the exporter writes wrongly.
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import fx
 from torch.export import ExportedProgram
 
 from export.capture.quick_shapes import shape_quickly
 from export.onnx.complex.pairs import is_complex
 from export.onnx.composed import fourier, matrices, order, pairs, scans, scattering
-
-aten = torch.ops.aten
 
 COMPOSITIONS: dict[Any, Callable[..., Any]] = {
     **fourier.COMPOSITIONS,
@@ -41,8 +38,6 @@ def compose(program: ExportedProgram) -> ExportedProgram:
         return program
     with shape_quickly():
         composed: ExportedProgram = program.run_decompositions(COMPOSITIONS)
-    for graph in _list_graphs(composed):
-        _free_from_memory(graph)
     return composed
 
 
@@ -50,16 +45,6 @@ def _list_graphs(program: ExportedProgram) -> list[fx.Graph]:
     """That of the program, and those of the branches and loops in it."""
     modules = program.graph_module.modules()
     return [module.graph for module in modules if isinstance(module, fx.GraphModule)]
-
-
-def _free_from_memory(graph: fx.Graph) -> None:
-    """Let what became a view of how values lie be a change of shape again.
-
-    What is prepared later may lay them out in another way.
-    """
-    for node in graph.nodes:
-        if node.op == "call_function" and node.target is aten.view.default:
-            node.target = aten.reshape.default
 
 
 def _is_composed(node: fx.Node) -> bool:

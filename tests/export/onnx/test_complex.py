@@ -49,6 +49,8 @@ CASES = {
     "sum": lambda x, c, r: c + c.flip(1) - torch.sub(c, c.roll(1, -1), alpha=0.5),
     "sum with real": lambda x, c, r: c + r + (r - c) + 2 + c - 1.5,
     "sum that spreads": lambda x, c, r: c + r[:, :1] + (c[:, :1] - r) + ROTATION,
+    "what is left": lambda x, c, r: 2 - c + (1j - c) * 2 + torch.rsub(c, c.flip(1)) + (r - 1j),
+    "shares of numbers": lambda x, c, r: c / (1 + 2j) + r / 2j + 2 / (c + 3),
     "product": lambda x, c, r: c * c.flip(-1) * ROTATION,
     "product with real": lambda x, c, r: r * c * 0.5 * CONSTANT.T,
     "product with numbers": lambda x, c, r: 1j * r + c * (2 - 1j) + r.cos() * (1 + 1j),
