@@ -6,14 +6,17 @@ side: ``[...]`` complex to ``[..., 2]``, as `torch.view_as_real` has it. What is
 values becomes what that is for pairs. An operator without a rule is left to the exporter.
 """
 
+from typing import Any
+
 import torch
 from torch import fx, nn
 
 from export.fusion.draft import Draft
-from export.onnx.complex.pairs import Pairs, is_complex
-from export.onnx.complex.rules import RULES
+from export.onnx.complex import arithmetic, layout
+from export.onnx.complex.pairs import Pairs, Rule, is_complex
 
-aten = torch.ops.aten
+RULES: dict[Any, Rule] = {**arithmetic.RULES, **layout.RULES}
+"""By operator; those that are not here are left to the exporter."""
 
 
 def pair_complex_values(draft: Draft) -> bool:

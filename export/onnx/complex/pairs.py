@@ -84,6 +84,10 @@ class Place:
         found: fx.Node = self.pairs.find(self.node, value)
         return found
 
+    def first(self) -> fx.Node:
+        """The pair of the first argument."""
+        return self.pair(self.node.args[0])  # type: ignore[arg-type]
+
     def parts(self, value: Any) -> Parts:
         """Both parts of a value or a number."""
         if isinstance(value, fx.Node) and is_complex(value):
@@ -154,3 +158,8 @@ class Place:
 
 def _has_shape(part: Part | None, shape: tuple[str, ...]) -> bool:
     return isinstance(part, fx.Node) and tuple(map(str, part.meta["val"].shape)) == shape
+
+
+Rule = Callable[[Place], Any]
+"""Returns what stands for the node of a `Place`: a pair where it is complex, else a real value;
+None: it has no form for these arguments."""
