@@ -1,7 +1,23 @@
 """Small networks that several test files share; seeded, with batch norms far from the identity."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+
+class Net(nn.Module):
+    """Calls `function(self, x)` over named submodules."""
+
+    def __init__(self, function: Callable[..., Any], **children: nn.Module) -> None:
+        super().__init__()
+        self._function = function
+        for name, child in children.items():
+            self.add_module(name, child)
+
+    def forward(self, x: Tensor) -> Any:
+        return self._function(self, x)
 
 
 def randomize_norms(module: nn.Module, seed: int = 0) -> nn.Module:

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from nets import bottleneck_net, randomize_norms
+from nets import Net, bottleneck_net, randomize_norms
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,19 +35,6 @@ def reasons(result) -> list[tuple[str, str]]:
 
 _NON_LINEAR = "a non-linearity (relu) stands between"
 """Why the residual sums of a ResNet are left."""
-
-
-class Net(nn.Module):
-    """Calls `function(self, x)` over named submodules."""
-
-    def __init__(self, function, **children: nn.Module) -> None:
-        super().__init__()
-        self._function = function
-        for name, child in children.items():
-            self.add_module(name, child)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._function(self, x)
 
 
 BLOCKS = {

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from families import RepVgg, build, count_operators, find_layers, randomize_far, relative_error
+from nets import Net
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -21,19 +22,6 @@ LIMIT = 1e-5
 NOISE_FACTOR = 4
 NOISE_FLOOR = 1e-6
 COST = r"\bMACs?\b|multipl|would not pay|grow"
-
-
-class Net(nn.Module):
-    """Calls `function(self, x)` over named submodules."""
-
-    def __init__(self, function: Callable[..., Tensor], **children: nn.Module) -> None:
-        super().__init__()
-        self._function = function
-        for name, child in children.items():
-            self.add_module(name, child)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._function(self, x)
 
 
 class Scaled(nn.Module):

@@ -1,29 +1,14 @@
 """Graphs with parts that nobody asked for: results that are dropped, padding that cuts off."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from families import relative_error
-from nets import randomize_norms
+from nets import Net, randomize_norms
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export import fuse
 from export.fusion.paths import read_module_path
-
-
-class Net(nn.Module):
-    """Calls `function(self, x)` over named submodules."""
-
-    def __init__(self, function: Callable[..., Tensor], **children: nn.Module) -> None:
-        super().__init__()
-        self._function = function
-        for name, child in children.items():
-            self.add_module(name, child)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._function(self, x)
 
 
 class WithDeadHead(nn.Module):
