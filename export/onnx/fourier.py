@@ -5,8 +5,8 @@
 is linear in the real and imaginary parts, which lie side by side: a transform of n values is a
 product with a matrix of 2n columns at most. Of up to 256 values such a product takes ONNX Runtime
 1.32 at most a quarter of the time of its own operator, of 400 a thirtieth. It is as exact or more,
-and a product is what every engine has: OpenVINO answered real transforms wrongly, and TensorRT has no
-such operator.
+and a product is what every engine has: OpenVINO answered real transforms wrongly, and TensorRT has
+no such operator.
 """
 
 import math

@@ -2,8 +2,8 @@
 
 Each bin of a frame is a product of the frame with a window and a wave: all frames are one
 convolution with a step. ONNX Runtime's own operator takes 9 to 18 ms for a second of sound in
-frames of 400 where that convolution takes 0.5 to 0.8; there is none for the way back, and neither OpenVINO
-nor TensorRT has one for either.
+frames of 400 where that convolution takes 0.5 to 0.8; there is none for the way back, and neither
+OpenVINO nor TensorRT has one for either.
 """
 
 import math
