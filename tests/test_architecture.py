@@ -70,6 +70,8 @@ NEED_TORCH = {
     "export/onnx/views.py",
     "export/onnx/wave_products.py",
     "export/onnx/waves.py",
+    "export/capture/open_signals.py",
+    "export/capture/places_along.py",
     "export/capture/quick_shapes.py",
     "export/capture/randomness.py",
     "export/capture/replaced_calls.py",
