@@ -86,6 +86,7 @@ TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "of a spectrum: irfft longer": lambda x: fft.irfft(as_complex(x), n=12, dim=1),
     "of a spectrum: irfft2": lambda x: fft.irfft2(as_complex(x), s=(6, 5), dim=(1, 2)),
     "of a spectrum: irfftn": lambda x: fft.irfftn(as_complex(x), dim=(1, 2, 3), norm="forward"),
+    "frequencies": lambda x: x * fft.fftfreq(4, 0.5)[:, None] * fft.rfftfreq(3) + fft.fftfreq(2),
     "filter": lambda x: fft.irfft2(fft.rfft2(x[..., 0]) * as_complex(x)[..., :3], s=(6, 4)),
 }
 
