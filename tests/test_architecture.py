@@ -64,6 +64,7 @@ NEED_TORCH = {
     "export/onnx/plain_recurrence.py",
     "export/onnx/preparation.py",
     "export/onnx/recurrent_weights.py",
+    "export/onnx/sample_weights.py",
     "export/onnx/short_time.py",
     "export/onnx/smooth_resizes.py",
     "export/onnx/stacks.py",
