@@ -12,7 +12,11 @@ from deploy.engines.base import Array, BackendEngine, EngineSpec, Feeds
 from deploy.engines.openvino_extremes import keep_extremes_apart
 from deploy.engines.openvino_messages import condense_message
 from deploy.engines.openvino_reductions import reduce_in_four_axes
-from deploy.engines.openvino_snippets import has_joined_products, swaps_equal_axes
+from deploy.engines.openvino_snippets import (
+    has_joined_products,
+    has_mish_of_matrices,
+    swaps_equal_axes,
+)
 from export.artifacts import BATCH, SizeRange, TensorSpec
 from export.errors import EngineError
 from export.optional import require
@@ -78,7 +82,7 @@ class OpenVinoEngine(BackendEngine):
             raise EngineError(f"OpenVINO cannot open {Path(spec.path).name}: {why}") from error
         reduce_in_four_axes(self._model)
         keep_extremes_apart(self._model)
-        if has_joined_products(self._model):
+        if has_joined_products(self._model) or has_mish_of_matrices(self._model):
             self._options["SNIPPETS_MODE"] = "DISABLE"
         found = [_spec(port) for port in self._model.inputs]
         self.inputs = take_ranges(found, spec.inputs)
