@@ -11,6 +11,7 @@ import numpy as np
 from deploy.engines.base import Array, BackendEngine, EngineSpec, Feeds
 from deploy.engines.openvino_extremes import keep_extremes_apart
 from deploy.engines.openvino_messages import condense_message
+from deploy.engines.openvino_picks import pick_rows_of_one
 from deploy.engines.openvino_reductions import reduce_in_four_axes
 from deploy.engines.openvino_snippets import (
     has_joined_products,
@@ -82,6 +83,7 @@ class OpenVinoEngine(BackendEngine):
             raise EngineError(f"OpenVINO cannot open {Path(spec.path).name}: {why}") from error
         reduce_in_four_axes(self._model)
         keep_extremes_apart(self._model)
+        pick_rows_of_one(self._model)
         if has_joined_products(self._model) or has_mish_of_matrices(self._model):
             self._options["SNIPPETS_MODE"] = "DISABLE"
         found = [_spec(port) for port in self._model.inputs]
