@@ -24,6 +24,7 @@ from export.capture.dynamic_axes import explain_axes, make_dims
 from export.capture.embedding_bags import EqualBags
 from export.capture.idle_autocast import skip_idle_autocast
 from export.capture.image_model import find_user_module
+from export.capture.padded_encoders import drop_padding
 from export.capture.quick_shapes import shape_quickly
 from export.capture.whole_scales import WholeScales
 from export.errors import ExportError
@@ -134,7 +135,8 @@ def _record(
         unknown = _leave_out_unknown(module, strict)
         idle = contextlib.nullcontext() if strict else skip_idle_autocast()
         bags = contextlib.nullcontext() if strict else EqualBags()
-        plain = (_plain_attention(), masks, unknown, whole, idle, bags)
+        padded = contextlib.nullcontext() if strict else drop_padding()
+        plain = (_plain_attention(), masks, unknown, whole, idle, bags, padded)
         still = (contain_noise(), torch.no_grad(), shape_quickly(), *plain)
         with contextlib.ExitStack() as stack:
             for context in still:
