@@ -1,0 +1,25 @@
+"""Networks over tokens and of several inputs, as their users write them."""
+
+from random_networks import series, tables, texts, torch_transformers
+from random_networks.drawing import Draw
+from random_networks.made import Made
+
+BUILDERS = (
+    texts.build_encoder,
+    texts.build_encoder,
+    texts.build_encoder,
+    texts.build_encoder,
+    texts.build_pair,
+    texts.build_pair,
+    texts.build_cached,
+    torch_transformers.build_own,
+    torch_transformers.build_many,
+    tables.build_crossed,
+    tables.build_history,
+    series.build_forecast,
+)
+
+
+def build(draw: Draw, seed: int) -> Made:
+    """The network of a seed."""
+    return BUILDERS[seed % len(BUILDERS)](draw, seed)
