@@ -17,14 +17,14 @@ class Own(nn.Module):
     def __init__(self, draw: Draw, words: Embedded, memory: bool) -> None:
         super().__init__()
         channels = words.channels
-        heads = draw.divisor(channels)
-        self.words, self.first = words, draw.chance(0.6)
+        heads = draw.pick(2, 2, draw.divisor(channels))
+        self.words, self.first = words, draw.chance(0.75)
         self.causal, self.masked = draw.chance(0.4), draw.pick("key padding", "float")
         options = {
             "activation": draw.pick("relu", "gelu", torch.nn.functional.silu),
             "batch_first": self.first,
-            "norm_first": draw.chance(),
-            "bias": draw.chance(0.8),
+            "norm_first": draw.chance(0.3),
+            "bias": draw.chance(0.9),
         }
         layer = nn.TransformerEncoderLayer(channels, heads, 2 * channels, **options)
         last = nn.LayerNorm(channels) if draw.chance() else None
