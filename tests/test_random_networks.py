@@ -15,11 +15,6 @@ KNOWN = {
     (12, "int8 openvino"): "it refuses the file: a concatenation of two scales before a product",
     (1009, "openvino fp32"): "it refuses an LSTM behind a turned mean of one channel",
     (1009, "int8 openvino"): "the same",
-    (
-        2005,
-        "fp16",
-    ): "an LSTM that no CPU is given: ONNX Runtime's NchwcTransformer ends the process",
-    (2006, "fp16"): "the same",
 }
 """What is left of the slow ones, by seed and stage, and why."""
 ROOT = Path(__file__).parent.parent
