@@ -26,6 +26,7 @@ from export.capture.idle_autocast import skip_idle_autocast
 from export.capture.image_model import find_user_module
 from export.capture.padded_encoders import drop_padding
 from export.capture.quick_shapes import shape_quickly
+from export.capture.taken_rows import TakenRows, TakenRowsOfTensor
 from export.capture.whole_scales import WholeScales
 from export.errors import ExportError
 
@@ -136,7 +137,8 @@ def _record(
         idle = contextlib.nullcontext() if strict else skip_idle_autocast()
         bags = contextlib.nullcontext() if strict else EqualBags()
         padded = contextlib.nullcontext() if strict else drop_padding()
-        plain = (_plain_attention(), masks, unknown, whole, idle, bags, padded)
+        taken = () if strict else (TakenRows(), TakenRowsOfTensor())
+        plain = (_plain_attention(), masks, unknown, whole, idle, bags, padded, *taken)
         still = (contain_noise(), torch.no_grad(), shape_quickly(), *plain)
         with contextlib.ExitStack() as stack:
             for context in still:
