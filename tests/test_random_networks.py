@@ -12,10 +12,8 @@ from random_networks.network import make_network
 
 SLOW = ("0-35", "1000-1011", "2000-2011", "2500-2519")
 KNOWN = {
-    (12, "int8 openvino"): "it refuses the file: a concatenation of two scales before a product",
     (1009, "openvino fp32"): "it refuses an LSTM behind a turned mean of one channel",
     (1009, "int8 openvino"): "the same",
-    (2513, "int8 openvino"): "it refuses the file: the scales of a stack of steps before a product",
 }
 """What is left of the slow ones, by seed and stage, and why."""
 ROOT = Path(__file__).parent.parent

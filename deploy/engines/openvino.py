@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from deploy.engines.base import Array, BackendEngine, EngineSpec, Feeds
+from deploy.engines.openvino_concats import keep_tokens_apart
 from deploy.engines.openvino_extremes import keep_extremes_apart
 from deploy.engines.openvino_messages import condense_message
 from deploy.engines.openvino_picks import pick_rows_of_one
@@ -85,6 +86,7 @@ class OpenVinoEngine(BackendEngine):
             raise EngineError(f"OpenVINO cannot open {Path(spec.path).name}: {why}") from error
         reduce_in_four_axes(self._model)
         keep_extremes_apart(self._model)
+        keep_tokens_apart(self._model)
         pick_rows_of_one(self._model)
         self._divides = compute_exact_remainders(self._model)
         if has_joined_products(self._model) or has_mish_of_matrices(self._model):
