@@ -43,6 +43,7 @@ NEED_TORCH = {
     "export/capture/agreement.py",
     "export/capture/amplification.py",
     "export/capture/arrays.py",
+    "export/capture/padded_encoders.py",
     "export/capture/program.py",
     "export/capture/copying.py",
     "export/capture/dynamic_axes.py",

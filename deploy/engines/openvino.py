@@ -9,10 +9,17 @@ from typing import Any
 import numpy as np
 
 from deploy.engines.base import Array, BackendEngine, EngineSpec, Feeds
+from deploy.engines.openvino_concats import keep_tokens_apart
 from deploy.engines.openvino_extremes import keep_extremes_apart
 from deploy.engines.openvino_messages import condense_message
+from deploy.engines.openvino_picks import pick_rows_of_one
 from deploy.engines.openvino_reductions import reduce_in_four_axes
-from deploy.engines.openvino_snippets import has_joined_products, swaps_equal_axes
+from deploy.engines.openvino_remainders import compute_exact_remainders
+from deploy.engines.openvino_snippets import (
+    has_joined_products,
+    has_mish_of_matrices,
+    swaps_equal_axes,
+)
 from export.artifacts import BATCH, SizeRange, TensorSpec
 from export.errors import EngineError
 from export.optional import require
@@ -32,6 +39,7 @@ What is float in a mix is bf16, and float32 on a CPU that has none.
 """
 _BLOCK = "32"
 """Activations that share a scale where they meet packed weights, as many as weights do."""
+_INT32 = np.iinfo(np.int32)
 _COMPILED_BATCHES = 4
 """How many batch sizes keep a program compiled for their static shape."""
 _Shapes = tuple[tuple[int | tuple[int, int], ...], ...]
@@ -78,7 +86,10 @@ class OpenVinoEngine(BackendEngine):
             raise EngineError(f"OpenVINO cannot open {Path(spec.path).name}: {why}") from error
         reduce_in_four_axes(self._model)
         keep_extremes_apart(self._model)
-        if has_joined_products(self._model):
+        keep_tokens_apart(self._model)
+        pick_rows_of_one(self._model)
+        self._divides = compute_exact_remainders(self._model)
+        if has_joined_products(self._model) or has_mish_of_matrices(self._model):
             self._options["SNIPPETS_MODE"] = "DISABLE"
         found = [_spec(port) for port in self._model.inputs]
         self.inputs = take_ranges(found, spec.inputs)
@@ -95,6 +106,8 @@ class OpenVinoEngine(BackendEngine):
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:
         arrays = [_shareable(feeds[name]) for name in self._names]
+        if self._divides:
+            _refuse_large(dict(zip(self._names, arrays, strict=True)))
         request = self._request_for(tuple([array.shape for array in arrays]))
         try:
             for index, array in enumerate(arrays):  # cheaper than a list for `infer`
@@ -159,6 +172,22 @@ def _shareable(array: Array) -> Array:
     if flags.c_contiguous and flags.writeable:
         return array
     return np.require(array, requirements=("C", "W"))
+
+
+def _refuse_large(feeds: Feeds) -> None:
+    """Integers that OpenVINO, which computes int64 in int32, would take for others.
+
+    Raises:
+        EngineError: there is one.
+    """
+    for name, array in feeds.items():
+        if array.dtype != np.int64 or not array.size:
+            continue
+        if array.max() > _INT32.max or array.min() < _INT32.min:
+            raise EngineError(
+                f"Input {name!r} holds integers beyond {_INT32.max}, which OpenVINO does not have; "
+                "run this model with ONNX Runtime, or take the remainder before."
+            )
 
 
 def cpu_has_bf16() -> bool:

@@ -23,10 +23,11 @@ def keep_extremes_apart(model: Any) -> None:
         return
     for node in nodes:
         if node.get_type_name() in _EXTREMES and node.output(0).get_element_type().is_real():
-            _read_it_twice(node.output(0))
+            read_it_twice(node.output(0))
 
 
-def _read_it_twice(port: Any) -> None:
+def read_it_twice(port: Any) -> None:
+    """Have the readers of `port`, outputs aside, read the larger of it and itself."""
     ops = require("openvino", extra="openvino").opset13
     readers = port.get_target_inputs()
     apart = ops.maximum(port, port)

@@ -5,6 +5,9 @@ program of two products of few rows and what lies between them. With two such ru
 what went into it, a residual MLP ends by a segmentation fault. Without snippets each product is an
 operator of its own, which on two threads takes the same time.
 
+It takes Mish for one of the operators that may lie between, and then has no code for it: such a
+network is refused.
+
 Of attention it makes one program as well, with the exchange of heads and tokens behind it and a
 scale in between. Where there are as many heads as tokens, both fixed, and queries, keys and values
 are cut out of one tensor, this exchange is left out, and the answers are those of other tokens.
@@ -38,6 +41,25 @@ def _takes_what_others_read(node: Any) -> bool:
     sources = [port.get_source_output() for port in node.inputs()]
     computed = all(source.get_node().get_type_name() != "Constant" for source in sources)
     return computed and any(len(source.get_target_inputs()) > 1 for source in sources)
+
+
+def has_mish_of_matrices(model: Any) -> bool:
+    """Whether `model` may have Mish, ``x * tanh(softplus(x))``, where OpenVINO refuses it.
+
+    That is over matrices, as an operator or written out, which OpenVINO joins to one. Models that
+    merely look so may lose some speed.
+    """
+    return any(
+        node.output(0).get_partial_shape().rank == 2
+        for node in model.get_ops()
+        if node.get_type_name() == "Mish" or _is_tanh_of_softplus(node)
+    )
+
+
+def _is_tanh_of_softplus(node: Any) -> bool:
+    if node.get_type_name() != "Tanh":
+        return False
+    return node.input_value(0).get_node().get_type_name() in ("SoftPlus", "Log")
 
 
 def swaps_equal_axes(model: Any) -> bool:

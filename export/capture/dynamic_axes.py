@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import sympy
 from torch.export import Dim
 
 from export.artifacts import SizeRange, TensorSpec
@@ -20,6 +21,8 @@ _SAME = r"^\s*{name} = ([A-Za-z]\w*)$"
 _GUARD = re.compile(r"satisfy the generated guard (.+?)\.?$")
 _SIZE = re.compile(r"L\[[^]]*\]\.size\(\)\[\d+\]")
 _LENGTH = 160
+_SAFE = "axis_"
+"""Before the name of an axis that torch would not take for a name."""
 
 
 class RefusedAxesError(ExportError):
@@ -62,7 +65,7 @@ def make_dims(
                 continue
             sizes = spec.ranges[name]
             if name not in made:
-                made[name] = _make_dim(name, sizes)
+                made[name] = _make_dim(_call_safely(name), sizes)
                 named[name] = NamedAxis(spec.name, axis, sizes)
             dims.setdefault(spec.name, {})[axis] = made[name]
     return dims, named
@@ -75,6 +78,15 @@ def _make_dim(name: str, sizes: SizeRange) -> object:
     return sizes.step * steps
 
 
+def _call_safely(name: str) -> str:
+    """A name that torch, which reads it as a formula, takes for a name: sympy has an ``S``."""
+    try:
+        plain = isinstance(sympy.sympify(name), sympy.Symbol)
+    except (sympy.SympifyError, TypeError, AttributeError):
+        plain = False
+    return name if plain else f"{_SAFE}{name}"
+
+
 def explain_axes(
     text: str, named: Mapping[str, NamedAxis], recurrent: Sequence[str] = ()
 ) -> RefusedAxesError | None:
@@ -83,6 +95,9 @@ def explain_axes(
     `recurrent` are the paths of recurrent networks, which torch.export runs for one number of
     steps: the likeliest reason for an axis that has one size, and one that its message lacks.
     """
+    for name in named:
+        if _call_safely(name) != name:
+            text = re.sub(rf"\b(_?){_SAFE}{re.escape(name)}\b", rf"\g<1>{name}", text)
     found = {name: _explain_axis(name, text) for name in named}
     reasons = {name: reason for name, reason in found.items() if reason is not None}
     if not reasons:

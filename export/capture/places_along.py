@@ -20,9 +20,11 @@ class PlacesAlong(ReplacedCalls):
 
     def answer(self, given: dict[str, Any]) -> Any:
         """The values, of the shape of the places."""
-        value, places, axis = given["input"], given["indices"], given.get("dim")
-        if axis is None:
-            return value.flatten().gather(0, places.flatten())
+        value, places, axis = (given.get(name) for name in self.names)
+        if not isinstance(value, Tensor) or not isinstance(places, Tensor) or "out" in given:
+            return torch.take_along_dim(**given)
+        if axis is None or value.ndim != places.ndim:
+            return torch.take_along_dim(**given)
         axis = axis % value.ndim
         return _stretch(value, places, axis).gather(axis, _stretch(places, value, axis))
 
@@ -30,7 +32,7 @@ class PlacesAlong(ReplacedCalls):
 def _stretch(value: Tensor, other: Tensor, axis: int) -> Tensor:
     """`value` as large as `other` along all axes but `axis` along which it has one value."""
     sizes = [
-        theirs if own == 1 and number != axis else own
+        theirs if number != axis and isinstance(own, int) and own == 1 else own
         for number, (own, theirs) in enumerate(zip(value.shape, other.shape, strict=True))
     ]
     return value.expand(sizes)

@@ -25,6 +25,7 @@ from export.capture.embedding_bags import EqualBags
 from export.capture.idle_autocast import skip_idle_autocast
 from export.capture.image_model import find_user_module
 from export.capture.open_signals import OpenSignals
+from export.capture.padded_encoders import drop_padding
 from export.capture.places_along import PlacesAlong
 from export.capture.quick_shapes import shape_quickly
 from export.capture.whole_scales import WholeScales
@@ -135,8 +136,9 @@ def _record(
         masks = _replaced(torch.nn.modules.transformer, "_detect_is_causal_mask", _say_of_mask)
         unknown = _leave_out_unknown(module, strict)
         idle = contextlib.nullcontext() if strict else skip_idle_autocast()
+        padded = contextlib.nullcontext() if strict else drop_padding()
         replaced = () if strict else (EqualBags(), OpenSignals(), PlacesAlong())
-        plain = (_plain_attention(), masks, unknown, whole, idle, *replaced)
+        plain = (_plain_attention(), masks, unknown, whole, idle, padded, *replaced)
         still = (contain_noise(), torch.no_grad(), shape_quickly(), *plain)
         with contextlib.ExitStack() as stack:
             for context in still:

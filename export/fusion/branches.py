@@ -22,7 +22,7 @@ from export.fusion.norms import NORMS
 from export.fusion.operators import Operators, Survey, is_candidate, read_operators
 from export.fusion.options import FusionOptions
 from export.fusion.paths import find_path
-from export.fusion.regions import Region, grow_regions
+from export.fusion.regions import Region, grow_regions, is_tensor
 
 _META = torch.device("meta")
 _LARGEST_KERNEL = 2**27
@@ -80,6 +80,8 @@ def _find_merger(
     survey: Survey, result: fx.Node, operators: Operators, options: FusionOptions
 ) -> Merger | _Finding | None:
     """The largest region ending in `result` that is worth merging; or the reason; or neither."""
+    if not is_tensor(result):  # the whole of a split: a layer computes one value
+        return None
     position = survey.mutations.position
     regions, stop = grow_regions(result, operators, position)
     finding: _Finding | None = None

@@ -144,7 +144,7 @@ def grow_regions(
     frontier = {result}
     regions = []
     while True:
-        if len(frontier) == 1 and members and _is_tensor(*frontier):
+        if len(frontier) == 1 and members and is_tensor(*frontier):
             (source,) = frontier
             regions.append(_make_region(source, result, members, position))
         latest = max(frontier, key=lambda node: position[node])
@@ -174,7 +174,8 @@ def _make_region(
     return Region(source, result, nodes, dict(members))
 
 
-def _is_tensor(node: fx.Node) -> bool:
+def is_tensor(node: fx.Node) -> bool:
+    """Whether it computes one value, and not several."""
     return isinstance(node.meta.get("val"), torch.Tensor)
 
 

@@ -16,22 +16,33 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantType,
+    quantize_static,
+)
+from onnxruntime.quantization import (
+    quantize_dynamic as quantize_dynamic_reference,
+)
 from torch import Tensor
 
 from deploy.candidates.schemes import choose_scheme
 from deploy.engines.base import EngineSpec
 from deploy.engines.openvino import OpenVinoEngine
+from deploy.inputs.dynamic_axes import settle_axes
 from export.capture.copying import deep_copy
 from export.capture.ladder import Exported, export_model
 from export.capture.program import capture
-from export.capture.signature import describe_call, flatten_outputs
+from export.capture.signature import flatten_outputs
 from export.errors import DeployError, NothingToQuantizeError
 from export.fusion import fuse_program
+from export.ranges import describe_sizes, probe_sizes
 from quantize.calibration.calibrate import calibrate
 from quantize.half.fp16 import convert_fp16
 from quantize.int8.insertion import quantize_int8
-from random_networks.network import Made
+from quantize.transformers.dynamic import quantize_dynamic
+from quantize.transformers.weight_only import WEIGHT_PRESETS, quantize_weights
+from random_networks.made import Made
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -40,6 +51,10 @@ EXACT = 1e-8
 INT8_SLACK_DB, INT8_ENOUGH_DB = 6.0, 25.0
 """int8 may be so much behind ONNX Runtime's own, and is not asked for more than so much."""
 FP16_DB = 30.0
+ENDS_IN_FP16 = ("NchwcTransformer",)
+"""What ends ONNX Runtime's process at a Transpose before a MatMul in float16, on CPUs alone."""
+WEIGHTS_DB = {"int8": 25.0, "int4": 8.0}
+"""By the precision of packed weights, whose activations are int8."""
 BATCHES = (1, 3, 5)
 
 
@@ -114,6 +129,7 @@ def check_network(made: Made, folder: Path) -> Findings:
         check.check_openvino("openvino fp32", check.exported.onnx.path, "fp32", None)
         check.check_fp16()
         check.check_int8()
+        check.check_products()
     return findings
 
 
@@ -137,13 +153,16 @@ class _Check:
 
     def check_fusion(self) -> None:
         """Captured and fused, in float64."""
-        feeds = widen(self.made.feeds(2, seed=1))
+        feeds, keyword = widen(self.made.feeds(2, seed=1)), self.made.keyword
         with self.findings.stage("fusion"):
             try:
-                program = capture(self.wide, feeds, keyword=self.made.keyword, dynamic_batch=True)
+                axes = self.made.describe_inputs()
+                program = capture(
+                    self.wide, feeds, keyword=keyword, dynamic_batch=True, inputs=axes
+                )
             except DeployError as error:
                 self.findings.wrong.append(("capture", str(error)))
-                program = capture(self.wide, feeds, keyword=self.made.keyword, dynamic_batch=False)
+                program = capture(self.wide, feeds, keyword=keyword, dynamic_batch=False)
             fused = fuse_program(program)
             self.findings.notes["fused"] = len(fused.fused)
             self.findings.notes["skipped"] = [
@@ -176,7 +195,7 @@ class _Check:
         made, findings = self.made, self.findings
         with findings.stage("export"):
             feeds = made.feeds(2, seed=1)
-            signature = describe_call(made.module, feeds, keyword=made.keyword, dynamic_batch=True)
+            signature = settle_axes(made, made.describe_at(2, dynamic=True))
             exported = export_model(
                 made.module,
                 feeds,
@@ -198,10 +217,24 @@ class _Check:
                 findings.notes["norms left"] = sum(
                     node.op_type == "BatchNormalization" for node in graph.node
                 )
+            lost = set(made.sizes) - {n for spec in exported.onnx.inputs for n in spec.ranges}
+            if lost:
+                findings.wrong.append(("sizes", f"dynamic axes are lost: {', '.join(lost)}"))
             for batch in BATCHES if exported.dynamic_batch else (2,):
-                samples = made.feeds(batch, seed=3)
-                found = run_onnxruntime(exported.onnx.path, to_arrays(samples))
-                self.compare_float("onnxruntime fp32", samples, found)
+                self.compare_onnxruntime(batch, {})
+            for sizes in self.probes():
+                self.compare_onnxruntime(2, sizes)
+
+    def probes(self) -> tuple[dict[str, int], ...]:
+        """Other sizes of dynamic axes."""
+        assert self.exported is not None
+        return probe_sizes(self.exported.onnx.inputs)
+
+    def compare_onnxruntime(self, batch: int, sizes: dict[str, int]) -> None:
+        assert self.exported is not None
+        samples = self.made.feeds(batch, seed=3, sizes=sizes)
+        found = run_onnxruntime(self.exported.onnx.path, to_arrays(samples))
+        self.compare_float(f"onnxruntime fp32 {describe_sizes(sizes)}".strip(), samples, found)
 
     def compare_float(self, where: str, samples: dict[str, Tensor], found: Arrays) -> None:
         """Within a multiple of what eager itself loses in float32."""
@@ -225,9 +258,10 @@ class _Check:
     def check_openvino(self, stage: str, path: Path, precision: str, floor: float | None) -> None:
         """OpenVINO at fixed sizes, in a process of its own."""
         assert self.exported is not None
-        for batch in (2,) if not self.exported.dynamic_batch else (1, 3):
+        extents = [(1, {}), (3, {}), *((2, sizes) for sizes in self.probes()[1:])]
+        for batch, sizes in [(2, {})] if not self.exported.dynamic_batch else extents:
             with self.findings.stage(stage):
-                samples = self.made.feeds(batch if floor is None else 16, seed=3)
+                samples = self.made.feeds(batch if floor is None else 16, seed=3, sizes=sizes)
                 if not self.exported.dynamic_batch:
                     samples = self.made.feeds(2, seed=3)
                 found = in_child(run_openvino, path, precision, to_arrays(samples))
@@ -267,7 +301,7 @@ class _Check:
             convert_fp16(self.exported.onnx, path)
             samples = self.samples()
             try:
-                found = in_child(run_onnxruntime, path, to_arrays(samples))
+                found = in_child(run_onnxruntime, path, to_arrays(samples), False, ENDS_IN_FP16)
             except RuntimeError as error:
                 if "MLFloat16 data type is not supported" not in str(error):
                     raise
@@ -299,12 +333,39 @@ class _Check:
         for target in ("onnxruntime", "openvino", "tensorrt"):
             with self.findings.stage(f"int8 {target}", NothingToQuantizeError):
                 path = self.folder / f"{target}.onnx"
-                quantize_int8(model, ranges, choose_scheme(target), path)
+                made = quantize_int8(model, ranges, choose_scheme(target), path)
+                self.findings.notes[f"int8 {target} layers"] = made.quantized
+                self.findings.notes[f"int8 {target} left"] = [
+                    f"{skip.where}: {skip.reason}" for skip in made.skipped
+                ]
                 if target == "openvino":
                     self.check_openvino("int8 openvino", path, "int8", floor)
                     continue
                 found = in_child(run_onnxruntime, path, to_arrays(samples), target == "tensorrt")
                 self.hold_sqnr(f"int8 {target}", samples, found, floor)
+
+    def check_products(self) -> None:
+        """Products without calibration: int8 as it comes, and packed weights of 8 and 4 bits."""
+        assert self.exported is not None
+        model, samples = self.exported.onnx, self.samples()
+        with self.findings.stage("dynamic", NothingToQuantizeError):
+            path = self.folder / "dynamic.onnx"
+            quantize_dynamic(model, path)
+            reference = self.folder / "dynamic_reference.onnx"
+            in_child(quantize_dynamic_reference, model.path, reference, None, True)
+            found = in_child(run_onnxruntime, reference, to_arrays(samples))
+            self.hold_sqnr("dynamic reference", samples, found, -float("inf"))
+            floor = min(self.sqnr["dynamic reference"] - INT8_SLACK_DB, INT8_ENOUGH_DB)
+            found = in_child(run_onnxruntime, path, to_arrays(samples))
+            self.hold_sqnr("dynamic", samples, found, floor)
+        for precision, floor in WEIGHTS_DB.items():
+            with self.findings.stage(f"{precision} weights", NothingToQuantizeError):
+                path = self.folder / f"{precision}_weights.onnx"
+                quantize_weights(model, WEIGHT_PRESETS[precision], path)
+                found = in_child(run_onnxruntime, path, to_arrays(samples))
+                self.hold_sqnr(f"{precision} weights", samples, found, floor)
+                found = in_child(run_openvino, path, precision, to_arrays(samples), "weights")
+                self.hold_sqnr(f"{precision} weights openvino", samples, found, floor)
 
 
 def widen(feeds: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -344,23 +405,28 @@ def measure_sqnr(right: Any, found: Any) -> float:
     return 10 * float(np.log10(power / noise)) if noise and power else 200.0
 
 
-def run_onnxruntime(path: Path, feeds: Arrays, plain: bool = False) -> Arrays:
-    """The file in ONNX Runtime; `plain`: as it stands, with no optimizations."""
+def run_onnxruntime(
+    path: Path, feeds: Arrays, plain: bool = False, without: tuple[str, ...] = ()
+) -> Arrays:
+    """The file in ONNX Runtime; `plain`: as it stands, with no optimizations, or some `without`."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     if plain:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
+    )
     names = [output.name for output in session.get_outputs()]
     taken = {put.name for put in session.get_inputs()}
     fed = {name: value for name, value in feeds.items() if name in taken}
     return dict(zip(names, session.run(names, fed), strict=True))
 
 
-def run_openvino(path: Path, precision: str, feeds: Arrays) -> Arrays:
+def run_openvino(path: Path, precision: str, feeds: Arrays, variant: str = "") -> Arrays:
     """The file in OpenVINO, for the sizes of `feeds`."""
-    with OpenVinoEngine(EngineSpec("openvino", precision, str(path), 1)) as engine:
+    spec = EngineSpec("openvino", precision, str(path), 1, variant=variant)
+    with OpenVinoEngine(spec) as engine:
         return engine({spec.name: feeds[spec.name] for spec in engine.inputs})
 
 

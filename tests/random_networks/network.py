@@ -1,25 +1,26 @@
 """Whole networks: one or two inputs, steps, one or two outputs."""
 
 from collections import namedtuple
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from random_networks import blocks, calls, maps, tokens
+from random_networks import blocks, calls, maps, sequences, tokens
 from random_networks.drawing import Call, Draw, randomize
+from random_networks.made import Made, settle
+from random_networks.ports import IDS, Port
 
 Pair = namedtuple("Pair", ["scores", "features"])
 
 LARGEST = 6000
 """Values of a sample in between, at most: hundreds of networks are to be built."""
-IDS = 11
-"""Integers of inputs are below this."""
 STEPS = {"maps": maps.STEPS, "tokens": tokens.STEPS}
 BLOCKS = {"maps": blocks.STEPS + calls.STEPS, "tokens": tokens.STEPS}
 FIRST_OF_BLOCKS = 1000
 """From this seed on, steps are of `BLOCKS`."""
+FIRST_OF_SEQUENCES = 2000
+"""From this seed on, they are those of `sequences`."""
 
 
 class RandomNetwork(nn.Module):
@@ -115,50 +116,14 @@ class Join(nn.Module):
         return self.form
 
 
-@dataclass(frozen=True)
-class Made:
-    """A network in eval mode, and how it is fed.
-
-    Attributes:
-        shapes: of one sample of every input, by name.
-        integers: names of the inputs that are integers below `IDS`.
-        keyword: inputs are given by name.
-    """
-
-    seed: int
-    module: nn.Module
-    shapes: dict[str, tuple[int, ...]]
-    integers: frozenset[str]
-    keyword: bool
-
-    def feeds(self, batch: int, seed: int = 0) -> dict[str, Tensor]:
-        """Samples by input."""
-        generator = torch.Generator().manual_seed(seed)
-        return {
-            name: torch.randint(0, IDS, (batch, *shape), generator=generator)
-            if name in self.integers
-            else torch.randn(batch, *shape, generator=generator)
-            for name, shape in self.shapes.items()
-        }
-
-    def call(self, feeds: dict[str, Tensor]) -> object:
-        """What it returns."""
-        with torch.no_grad():
-            if self.keyword:
-                return self.module(**feeds)
-            return self.module(*feeds.values())
-
-
 def make_network(seed: int) -> Made:
     """The network of a seed, always the same for one version of torch."""
     draw = Draw(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        made = _Builder(draw, STEPS if seed < FIRST_OF_BLOCKS else BLOCKS).build(seed)
-    made.module.eval()
-    for parameter in made.module.parameters():
-        parameter.requires_grad_(False)
-    return made
+        if seed >= FIRST_OF_SEQUENCES:
+            return settle(sequences.build(draw, seed))
+        return settle(_Builder(draw, STEPS if seed < FIRST_OF_BLOCKS else BLOCKS).build(seed))
 
 
 class _Builder:
@@ -203,7 +168,11 @@ class _Builder:
         if count == 1 and draw.chance(0.2):
             form = draw.pick("tuple", "dict")
         module = cls(stems, join, nn.Sequential(*trunk), heads, form)
-        return Made(seed, module, shapes, frozenset(integers), cls is KeywordInput)
+        ports = {
+            name: Port("ids" if name in integers else "floats", shape)
+            for name, shape in shapes.items()
+        }
+        return Made(seed, module, ports, cls is KeywordInput)
 
     def input_shape(self, kind: str) -> tuple[int, ...]:
         draw = self.draw

@@ -222,6 +222,54 @@ def test_only_products_that_are_joined_by_a_residual_are_kept_apart(tmp_path: Pa
     assert not has_joined_products(core.read_model(proto.SerializeToString()))
 
 
+MISH = {
+    "operator": [helper.make_node("Mish", ["a"], ["b"])],
+    "softplus": [
+        helper.make_node("Softplus", ["a"], ["s"]),
+        helper.make_node("Tanh", ["s"], ["t"]),
+        helper.make_node("Mul", ["a", "t"], ["b"]),
+    ],
+    "written out": [
+        helper.make_node("Exp", ["a"], ["e"]),
+        helper.make_node("Add", ["e", "one"], ["f"]),
+        helper.make_node("Log", ["f"], ["s"]),
+        helper.make_node("Tanh", ["s"], ["t"]),
+        helper.make_node("Mul", ["a", "t"], ["b"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("form", MISH)
+def test_mish_between_two_layers_is_not_refused(tmp_path: Path, form: str) -> None:
+    """OpenVINO 2026.4 has no code for it there on one thread."""
+    random = np.random.default_rng(0)
+    first, second = random.normal(0, 0.5, (24, 16)), random.normal(0, 0.5, (16, 8))
+    constants = {"w0": first, "w1": second, "one": np.array(1.0)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w0"], ["a"]),
+        *MISH[form],
+        helper.make_node("MatMul", ["b", "w1"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "mlp",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 24])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 8])],
+        [numpy_helper.from_array(v.astype(np.float32), name) for name, v in constants.items()],
+    )
+    path = tmp_path / "mlp.onnx"
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path
+    )
+    with open_engine(EngineSpec("openvino", "fp32", str(path), 1)) as engine:
+        for rows in (1, 3):
+            x = random.normal(size=(rows, 24)).astype(np.float32)
+            hidden = x.astype(np.float64) @ first.astype(np.float32).astype(np.float64)
+            hidden *= np.tanh(np.logaddexp(0, hidden))
+            right = hidden @ second.astype(np.float32).astype(np.float64)
+            np.testing.assert_allclose(engine({"x": x})["y"], right, rtol=1e-4, atol=1e-5)
+
+
 def write_attention(
     path: Path, tokens: int, heads: int, scale: float = 1.0
 ) -> Callable[[np.ndarray], np.ndarray]:

@@ -66,6 +66,21 @@ def test_an_axis_that_cannot_be_dynamic_is_named_with_the_reason(
     assert "Give such an axis one size in --input" in str(caught.value)
 
 
+@pytest.mark.parametrize("names", [("S", "N"), ("E", "beta"), ("Q", "lambda")])
+@pytest.mark.parametrize(
+    ("net", "words"), [(Product(), "same size as"), (Halver(), "multiple of 4")]
+)
+def test_names_that_mean_something_to_torch_are_names_here(
+    names: tuple[str, str], net: nn.Module, words: str
+) -> None:
+    height, width = names
+    spec = TensorSpec("x", ("batch", 3, height, width), "float32", dict.fromkeys(names, SIZES))
+    with pytest.raises(ExportError, match=words) as caught:
+        run(net, spec)
+    assert "axis_" not in str(caught.value)
+    run(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1)), spec)
+
+
 class Heard(nn.Module):
     """A recurrent network over what a convolution with a stride leaves of the steps."""
 

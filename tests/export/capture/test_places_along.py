@@ -1,5 +1,7 @@
 """Values at places along an axis, of any batch."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -37,13 +39,28 @@ def test_without_an_axis_values_lie_in_a_row():
     assert found.tolist() == [11.0, 0.0, 5.0, 5.0]
 
 
-class Ranked(nn.Module):
+class Taken(nn.Module):
+    def __init__(self, take: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.take = take
+
     def forward(self, x: Tensor) -> Tensor:
-        return torch.take_along_dim(x, x.mean(-1, keepdim=True).argsort(1), dim=1)
+        return self.take(x) * 2
 
 
-def test_any_batch_is_captured():
-    net = Ranked()
+FORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "function": lambda x: torch.take_along_dim(x, x.mean(-1, keepdim=True).argsort(1), 1),
+    "method": lambda x: x.take_along_dim(x[..., :1].argsort(1), dim=-2),
+    "by name": lambda x: torch.take_along_dim(input=x, indices=x[..., :1].argsort(1), dim=1),
+    "fewer": lambda x: torch.take_along_dim(x, x[..., :1].argsort(1)[:, :2], 1),
+    "of one channel": lambda x: torch.take_along_dim(x[..., :1], x.argsort(1), 1),
+    "alike": lambda x: torch.take_along_dim(x, x.argsort(2), 2),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_any_batch_is_captured(form):
+    net = Taken(FORMS[form])
     program = capture(net, {"x": torch.randn(2, 5, 3)}, keyword=False, dynamic_batch=True)
     for batch in (1, 2, 7):
         x = torch.randn(batch, 5, 3, generator=torch.Generator().manual_seed(batch))

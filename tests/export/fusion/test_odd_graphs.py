@@ -190,3 +190,24 @@ def test_what_is_taken_away_as_a_whole_stands_in_brackets() -> None:
     net = Net(lambda m, x: m.a(x) - (m.b(x) - x), **layers).eval()
     (block,) = fuse(net, torch.randn(2, 4, 5, 6)).fused
     assert block.structure == "conv1x1(x) - (conv1x1(x) - x)"
+
+
+class SplitBehind(nn.Module):
+    """Two layers without anything between, whose result is taken apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrow, self.joined = nn.Linear(12, 12, bias=False), nn.Linear(12, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.joined(self.narrow(x)).split([8, 8, 8], -1)
+        return q * k + v
+
+
+def test_two_layers_in_front_of_a_split_become_one() -> None:
+    torch.manual_seed(0)
+    net, x = SplitBehind().eval(), torch.randn(2, 5, 12)
+    result = fuse(net, x)
+    assert result.certificate.model.layers_after == 1
+    exact = net.double()(x.double())
+    assert relative_error(result.module(x), exact) < 1e-6
