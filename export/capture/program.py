@@ -5,6 +5,7 @@ is used here: a program that says it takes any batch takes any batch.
 """
 
 import contextlib
+import functools
 import inspect
 import io
 import logging
@@ -134,7 +135,8 @@ def _record(
         unknown = _leave_out_unknown(module, strict)
         idle = contextlib.nullcontext() if strict else skip_idle_autocast()
         bags = contextlib.nullcontext() if strict else EqualBags()
-        plain = (_plain_attention(), masks, unknown, whole, idle, bags)
+        named = _naming_parameters(module, list(feeds)) if keyword else contextlib.nullcontext()
+        plain = (_plain_attention(), masks, unknown, whole, idle, bags, named)
         still = (contain_noise(), torch.no_grad(), shape_quickly(), *plain)
         with contextlib.ExitStack() as stack:
             for context in still:
@@ -280,3 +282,32 @@ def _positional_shapes(
         return shapes
     named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
     return (*shapes[:named], shapes[named:])
+
+
+@contextlib.contextmanager
+def _naming_parameters(module: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Have ``forward`` of `module` take `names` as parameters, for the length of the block.
+
+    What goes into ``**kwargs`` torch.export counts twice, once by its own name and once within
+    the dict, and then refuses the dynamic axes of either.
+    """
+    own = inspect.signature(module.forward)
+    if all(p.kind is not p.VAR_KEYWORD for p in own.parameters.values()):
+        yield
+        return
+    forward, kept = module.forward, vars(module).get("forward")
+
+    @functools.wraps(forward)
+    def call(*args: object, **kwargs: object) -> object:
+        return forward(*args, **kwargs)
+
+    kinds = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+    call.__signature__ = inspect.Signature(kinds)  # type: ignore[attr-defined]
+    vars(module)["forward"] = call
+    try:
+        yield
+    finally:
+        if kept is None:
+            del vars(module)["forward"]
+        else:
+            vars(module)["forward"] = kept
