@@ -77,25 +77,31 @@ class Problem:
     images: ImageCall | None = None
     label_form: LabelForm = field(default_factory=LabelForm)
 
-    def trace_feeds(self) -> dict[str, torch.Tensor]:
-        """Example inputs for capture: a batch of 2, or the static one; of the data where given.
+    def trace_rows(self) -> Feeds:
+        """Example inputs: a batch of 2, or the static one; of the data where given.
 
         Noise is unlike what the model was made for: where it drives every score of a detector below
         what two runtimes agree on, the class numbers behind them differ, though no export is wrong.
+        """
+        batch = self.static_batch or TRACE_BATCH
+        if self.kind == "synthetic":
+            return self.synthetic(batch, seed=self.seed)
+        count = len(self.evaluation)
+        return self.evaluation.batch(np.arange(batch) * max(1, count // batch) % count)
+
+    def trace_feeds(self) -> dict[str, torch.Tensor]:
+        """`trace_rows` as tensors, for capture.
 
         Raises:
             DataError: the model itself fails on these samples.
         """
-        batch = self.static_batch or TRACE_BATCH
-        if self.kind == "synthetic":
-            return to_tensors(self.synthetic(batch, seed=self.seed))
-        count = len(self.evaluation)
-        rows = self.evaluation.batch(np.arange(batch) * max(1, count // batch) % count)
-        run_reference(
-            lambda feeds: run_eager(self.module, self.signature, feeds),
-            rows,
-            self.evaluation.source,
-        )
+        rows = self.trace_rows()
+        if self.kind != "synthetic":
+            run_reference(
+                lambda feeds: run_eager(self.module, self.signature, feeds),
+                rows,
+                self.evaluation.source,
+            )
         return to_tensors(rows)
 
     def synthetic(self, batch: int, *, seed: int) -> Feeds:
