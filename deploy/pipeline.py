@@ -13,7 +13,7 @@ from torch import nn
 from deploy.bundle.folder import Bundle, read_bundle
 from deploy.bundle.packing import forget_failure, pack_bundle, write_failure
 from deploy.bundle.plugin_files import stage_plugins
-from deploy.bundle.staging import stage_bundle
+from deploy.bundle.staging import make_plain, stage_bundle
 from deploy.cache import open_cache
 from deploy.candidates.calibration import Calibrator
 from deploy.candidates.corrections import Corrections
@@ -93,7 +93,7 @@ def build(
     """
     config = config or BuildConfig()
     plugins = read_plugins(config.plugin)
-    target = _choose_output(model, output or config.output)
+    target = make_plain(_choose_output(model, output or config.output))
     clock, device = _Clock(progress), choose_device(config.device)
     machine = describe_machine()
     with contextlib.ExitStack() as stack:

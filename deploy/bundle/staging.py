@@ -83,6 +83,11 @@ def stage_folder(
         shutil.rmtree(stage, ignore_errors=True)
 
 
+def make_plain(target: Path) -> Path:
+    """`target` without ``..``, which leads nowhere where a folder before it is not there yet."""
+    return target.resolve() if ".." in target.parts else target
+
+
 def _refuse_other(target: Path) -> None:
     """Only a bundle may be replaced: many folders have a manifest.json that is not ours."""
     if not target.exists():

@@ -55,6 +55,16 @@ def test_an_interrupt_leaves_the_old_bundle_and_nothing_else(tmp_path: Path, sta
     assert (target / MANIFEST).read_text() == '{"manifest_sha256": "the old bundle"}'
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("onnxruntime_alone")
+def test_a_path_over_a_folder_that_is_not_there_leads_to_the_bundle(tmp_path: Path) -> None:
+    config = BuildConfig(inputs=("1x3x16x16",), measure_seconds=QUICK)
+    output = tmp_path / "no" / ".." / "net.deploy"
+    bundle = deploy.build(Net().eval(), config, output=output)
+    assert bundle.path == tmp_path / "net.deploy"
+    assert [path.name for path in tmp_path.iterdir()] == ["net.deploy"]
+
+
 def _spoil_weights(folder: Path) -> None:
     """Scale every float initializer of the staged float model, as a wrong exporter might."""
     path = next(folder.glob(".net.deploy.*/model.onnx"))
