@@ -337,7 +337,7 @@ def _path_name(path: tuple[Any, ...]) -> str:
     for depth, key in enumerate(path):
         text = pytree.keystr((key,)).strip("[].'\"")
         parts.append(f"output_{text}" if depth == 0 and text.isdigit() else text)
-    return ".".join(parts)
+    return ".".join(parts) or "output"  # of a key that is empty
 
 
 def _describe_key(key: Any) -> str:
