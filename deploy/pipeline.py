@@ -21,7 +21,7 @@ from deploy.candidates.files import build_candidates
 from deploy.candidates.plans import GpuTarget
 from deploy.config import BuildConfig
 from deploy.engines.device import CUDA, choose_device
-from deploy.findings import Findings, make_report
+from deploy.findings import Findings, describe_one_way, make_report
 from deploy.judging.checking import check_candidates
 from deploy.judging.eager import settle_eager
 from deploy.judging.recording import RecordedReference
@@ -183,10 +183,11 @@ def build(
         )
         if not any(result.parity_holds for result in results):
             where = write_failure(target, make_report(findings, config, clock.seconds))
-            first = results[0]
+            first, one_way = results[0], describe_one_way(exported)
             raise GateError(
                 "No candidate gives the model's answers, so nothing is shipped. "
-                f"{first.name}: {first.reason}. The report says more: {where}"
+                f"{first.name}: {first.reason}. {f'{one_way} ' if one_way else ''}"
+                f"The report says more: {where}"
             )
         with clock.stage("pack"):
             pack_bundle(stage, findings, reference, config, clock.seconds, build_key=key)
