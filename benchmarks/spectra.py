@@ -39,6 +39,11 @@ CASES: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
     "stft of 400 by 160": (hear(400, 160), (1, SECOND)),
     "stft of 512 by 128": (hear(512, 128), (1, SECOND)),
     "stft of 1024 by 256": (hear(1024, 256), (1, SECOND)),
+    "stft of 2048 by 512": (hear(2048, 512), (1, SECOND)),
+    "rfft of 8192, a filter, irfft, 64 channels": (
+        lambda x: torch.fft.irfft(torch.fft.rfft(x, n=8192) * (0.5 - 0.5j), n=8192),
+        (1, 64, 4096),
+    ),
     "rfft2, irfft2 of 14x14, 384 channels": (
         lambda x: torch.fft.irfft2(torch.fft.rfft2(x, norm="ortho"), s=(14, 14), norm="ortho"),
         (1, 384, 14, 14),

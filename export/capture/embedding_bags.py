@@ -21,7 +21,7 @@ class EqualBags(ReplacedCalls):
     What is said of where bags begin, and weights that are renormalized in place, stay as they are.
     """
 
-    function = functional.embedding_bag
+    functions = (functional.embedding_bag,)
     names = (
         *("input", "weight", "offsets", "max_norm", "norm_type", "scale_grad_by_freq", "mode"),
         *("sparse", "per_sample_weights", "include_last_offset", "padding_idx"),

@@ -25,6 +25,8 @@ from export.capture.dynamic_axes import explain_axes, make_dims
 from export.capture.embedding_bags import EqualBags
 from export.capture.idle_autocast import skip_idle_autocast
 from export.capture.image_model import find_user_module
+from export.capture.open_signals import OpenSignals
+from export.capture.places_along import PlacesAlong
 from export.capture.quick_shapes import shape_quickly
 from export.capture.whole_scales import WholeScales
 from export.errors import ExportError
@@ -134,9 +136,9 @@ def _record(
         masks = _replaced(torch.nn.modules.transformer, "_detect_is_causal_mask", _say_of_mask)
         unknown = _leave_out_unknown(module, strict)
         idle = contextlib.nullcontext() if strict else skip_idle_autocast()
-        bags = contextlib.nullcontext() if strict else EqualBags()
         named = _naming_parameters(module, list(feeds)) if keyword else contextlib.nullcontext()
-        plain = (_plain_attention(), masks, unknown, whole, idle, bags, named)
+        replaced = () if strict else (EqualBags(), OpenSignals(), PlacesAlong())
+        plain = (_plain_attention(), masks, unknown, whole, idle, named, *replaced)
         still = (contain_noise(), torch.no_grad(), shape_quickly(), *plain)
         with contextlib.ExitStack() as stack:
             for context in still:

@@ -9,15 +9,15 @@ from torch.overrides import TorchFunctionMode
 class ReplacedCalls(TorchFunctionMode):
     """Answers the calls of one function, whoever makes them.
 
-    A subclass says which in `function` and `names`, and answers in `answer`, within which torch's
+    A subclass says which in `functions` and `names`, and answers in `answer`, within which torch's
     own is called.
 
     Attributes:
-        function: whose calls.
+        functions: whose calls; a method of tensors besides the function of the same name.
         names: of its arguments, in their order.
     """
 
-    function: ClassVar[Callable[..., Any]]
+    functions: ClassVar[tuple[Callable[..., Any], ...]]
     names: ClassVar[tuple[str, ...]]
 
     def answer(self, given: dict[str, Any]) -> Any:
@@ -33,6 +33,6 @@ class ReplacedCalls(TorchFunctionMode):
     ) -> Any:
         """What torch calls in place of every function of its own."""
         given = dict(kwargs or {})
-        if func is not type(self).function or len(args) > len(self.names):
+        if func not in self.functions or len(args) > len(self.names):
             return func(*args, **given)
         return self.answer({**dict(zip(self.names, args, strict=False)), **given})

@@ -17,7 +17,7 @@ class WholeScales(ReplacedCalls):
     a whole factor is the ratio of the sizes.
     """
 
-    function = functional.interpolate
+    functions = (functional.interpolate,)
     names = ("input", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor")
 
     def answer(self, given: dict[str, Any]) -> Any:

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 
 
 def add_call(place: fx.Node, target: Callable[..., Any], *args: Any) -> fx.Node:
@@ -20,6 +21,8 @@ def add_call(place: fx.Node, target: Callable[..., Any], *args: Any) -> fx.Node:
     value = place.meta["val"]
     mode = (value[0] if isinstance(value, list | tuple) else value).fake_mode
     unbound = nullcontext() if mode.shape_env is None else mode.shape_env.suppress_guards()
-    with mode, unbound:  # what is asked of open sizes on the way must not bind them
+    # What is asked of open sizes on the way must not bind them, nor the kernels in C++ that ask for
+    # numbers, as that of a pad does.
+    with mode, unbound, enable_python_dispatcher():
         made.meta["val"] = target(*fx.node.map_arg(args, lambda item: item.meta["val"]))
     return made

@@ -1,7 +1,8 @@
 """Values of a captured graph that do not depend on its inputs, whatever computes them.
 
 Parametrizations (weight norm, spectral norm), ``weight + identity``, ``gamma.view(1, -1, 1, 1)``
-and the like stand in the graph as operators on stored tensors. To a rewrite they are constants.
+and the like stand in the graph as operators on stored tensors, ``torch.full((8, 1, 1), 0.5)`` as an
+operator on nothing. To a rewrite they are constants.
 """
 
 import torch
@@ -10,6 +11,17 @@ from torch import Tensor, fx
 from export.fusion.draft import Draft
 from export.fusion.evaluation import evaluate
 from export.fusion.mutation import Mutations, written_arguments
+
+aten = torch.ops.aten
+
+_MADE = frozenset(
+    {
+        *(aten.full.default, aten.ones.default, aten.zeros.default, aten.scalar_tensor.default),
+        *(aten.eye.default, aten.eye.m, aten.linspace.default),
+        *(aten.arange.default, aten.arange.start, aten.arange.start_step),
+    }
+)
+"""What makes a value out of nothing, and always the same."""
 
 _LARGEST = 2**28
 """Elements of the largest value that is worked out."""
@@ -68,7 +80,7 @@ class Constants:
             isinstance(value, Tensor)
             and all(isinstance(size, int) for size in value.shape)
             and value.numel() <= _LARGEST
-            and bool(node.all_input_nodes)
+            and (bool(node.all_input_nodes) or node.target in _MADE)
             and all(source in self._sources for source in node.all_input_nodes)
         )
 

@@ -1,6 +1,7 @@
 """Sub-graphs from one value to another through linear, shift-invariant operators alone."""
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,10 +60,9 @@ class Region:
             users = {user for user in node.users if user not in companions and not is_dead(user)}
             if node is not self.result and not users <= removed.keys():
                 continue
-            for companion in reversed(companions):
-                if companion.users.keys() <= removed.keys():
-                    removed[companion] = None
+            _remove_unread(companions, removed)  # such as read the node
             removed[node] = None
+            _remove_unread(companions, removed)  # and such as it reads
         return tuple(removed)
 
     def layout(self) -> Layout:
@@ -104,16 +104,15 @@ class Region:
         spatial = shape[2:] if frame.layout == "first" else ()
         sizes = [size if isinstance(size, int) else None for size in spatial]
         maps = {self.source: make_identity(channels, sizes, like)}
-        uses = {node: len([u for u in node.users if u in self.operators]) for node in self.nodes}
+        uses = Counter(i for node in self.nodes for i in set(self.operators[node].inputs))
         for node in self.nodes:
             operator = self.operators[node]
             maps[node] = operator.apply([maps[item] for item in operator.inputs], frame)
             observe(node, maps[node])
             for item in dict.fromkeys(operator.inputs):
-                if item in uses:
-                    uses[item] -= 1
-                    if uses[item] <= 0:
-                        maps.pop(item, None)
+                uses[item] -= 1
+                if not uses[item]:
+                    del maps[item]
         return maps[self.result]
 
     def describe(self) -> str:
@@ -157,6 +156,12 @@ def grow_regions(
         frontier |= {item for item in operator.inputs if item not in members}
         if not frontier:
             return regions, "it reads no value"
+
+
+def _remove_unread(companions: Sequence[fx.Node], removed: dict[fx.Node, None]) -> None:
+    for companion in reversed(companions):
+        if companion.users.keys() <= removed.keys():
+            removed[companion] = None
 
 
 def _make_region(

@@ -11,7 +11,8 @@ from export.fusion.draft import Draft, read_argument
 
 aten = torch.ops.aten
 
-_AVERAGES = frozenset({aten.avg_pool2d.default, aten.avg_pool3d.default})
+_AVERAGES = {aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}
+"""With a divisor of their own, and over how many axes."""
 _FIXED_SLOPES: dict[Any, Any] = {
     aten.rrelu.default: aten.leaky_relu.default,
     aten.rrelu_.default: aten.leaky_relu_.default,
@@ -63,24 +64,54 @@ def _has_mixed_bounds(node: fx.Node) -> bool:
 def _divide_by_override(draft: Draft) -> bool:
     """Whether there was an average pool with a divisor of its own, which the exporter leaves out.
 
-    One that counts its padding divides by the whole window; a factor behind it does the rest. A
-    pool that rounds up divides by less at its end, and stays.
+    One that counts its padding divides by the whole window; a factor behind it does the rest. Where
+    a pool rounds up, zeros stand behind the values that its last windows reach beyond; one of open
+    sizes stays.
     """
-    pools = [
-        node
-        for node in draft.graph.nodes
-        if node.target in _AVERAGES
-        and read_argument(node, "divisor_override")
-        and not read_argument(node, "ceil_mode")
-    ]
+    pools = [node for node in draft.graph.nodes if _divides_otherwise(node)]
     for node in pools:
-        names = ("self", "kernel_size", "stride", "padding", "ceil_mode")
-        axes = node.meta["val"].ndim - 2
-        kernel = read_argument(node, "kernel_size")
-        whole = math.prod(kernel if len(kernel) > 1 else [*kernel] * axes)
+        axes = _AVERAGES[node.target]
+        kernel, stride, padding = (
+            _for_each_axis(read_argument(node, name), axes)
+            for name in ("kernel_size", "stride", "padding")
+        )
+        value = read_argument(node, "self")
         with draft.graph.inserting_before(node):
-            pool = add_call(node, node.target, *(read_argument(node, name) for name in names), True)
-            factor = whole / read_argument(node, "divisor_override")
+            if read_argument(node, "ceil_mode"):
+                value = _reach_beyond(node, value, kernel, stride or kernel, padding)
+                padding = [0] * axes
+            pool = add_call(node, node.target, value, kernel, stride, padding, False, True)
+            if read_argument(node, "ceil_mode"):
+                pool = _cut_to(node, pool, axes)
+            factor = math.prod(kernel) / read_argument(node, "divisor_override")
             scaled = add_call(node, aten.mul.Tensor, pool, factor)
         draft.erase(node, scaled)
     return bool(pools)
+
+
+def _divides_otherwise(node: fx.Node) -> bool:
+    if node.target not in _AVERAGES or not read_argument(node, "divisor_override"):
+        return False
+    known = all(isinstance(size, int) for size in node.meta["val"].shape[-_AVERAGES[node.target] :])
+    return known or not read_argument(node, "ceil_mode")
+
+
+def _for_each_axis(numbers: list[int], axes: int) -> list[int]:
+    return [*numbers] * axes if len(numbers) == 1 else [*numbers]
+
+
+def _reach_beyond(
+    node: fx.Node, value: fx.Node, kernel: list[int], stride: list[int], padding: list[int]
+) -> fx.Node:
+    """`value` with the zeros of its padding around it, and those that the last windows reach."""
+    sides: list[int] = []
+    for ahead, step in zip(reversed(padding), reversed(stride), strict=True):
+        sides += [ahead, ahead + step - 1]
+    return add_call(node, aten.constant_pad_nd.default, value, sides)
+
+
+def _cut_to(node: fx.Node, pool: fx.Node, axes: int) -> fx.Node:
+    """`pool` without windows that begin beyond the values, which `node` has not."""
+    for axis in range(-axes, 0):
+        pool = add_call(node, aten.slice.Tensor, pool, axis, 0, node.meta["val"].shape[axis])
+    return pool

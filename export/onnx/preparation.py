@@ -12,6 +12,7 @@ from export.onnx.composed import compose
 from export.onnx.computed_weights import store_computed_weights
 from export.onnx.fourier import write_out_transforms
 from export.onnx.options import settle_options
+from export.onnx.sample_weights import write_out_sample_weights
 from export.onnx.short_time import write_out_short_time_spectra
 from export.onnx.smooth_resizes import write_out_smooth_resizes
 from export.onnx.stacks import write_out_stacks
@@ -46,6 +47,7 @@ def prepare_program(program: ExportedProgram, *, opset: int) -> ExportedProgram:
         write_out_transforms(draft),
         write_out_short_time_spectra(draft),
         pair_complex_values(draft),
+        write_out_sample_weights(draft),
         store_computed_weights(draft),
         write_out_smooth_resizes(draft),
         write_out_stacks(draft),

@@ -53,6 +53,8 @@ def read_operators(survey: Survey) -> Operators:
 
 def is_candidate(node: fx.Node) -> bool:
     """Whether the operator is one that merges, in some form; norms tell their reasons elsewhere."""
+    if node.target in arithmetic.REDUCTIONS:
+        return arithmetic.is_stacked_sum(node)
     return node.target in _READERS and node.target not in NORMS and node.target not in MATRICES
 
 

@@ -1,6 +1,7 @@
 """Sums, scales and signs as linear maps, and what leaves a value as it is."""
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import fx
@@ -33,6 +34,7 @@ _PRODUCTS = (
     *(aten.mul.Tensor, aten.mul_.Tensor, aten.mul.Scalar, aten.mul_.Scalar),
     *(aten.div.Tensor, aten.div_.Tensor, aten.div.Scalar, aten.div_.Scalar),
 )
+REDUCTIONS = (aten.sum.dim_IntList, aten.mean.dim)
 _WITHOUT_EFFECT = (
     *DROPOUTS,
     *(aten.contiguous.default, aten.clone.default, aten.alias.default),
@@ -95,6 +97,40 @@ def read_product(survey: Survey, node: fx.Node) -> Operator | str:
     return Operator((value,), apply, "scale({})")
 
 
+def is_stacked_sum(node: fx.Node) -> bool:
+    """Whether it is a sum or mean of values that were stacked for it, and of nothing else."""
+    if node.target not in REDUCTIONS:
+        return False
+    stack: fx.Node = read_argument(node, "self")
+    if stack.target is not aten.stack.default or read_argument(node, "keepdim", default=False):
+        return False
+    rank = stack.meta["val"].ndim
+    over = {axis % rank for axis in read_argument(node, "dim") or range(rank)}
+    return over == {read_argument(stack, "dim", 0) % rank}
+
+
+def read_stacked_sum(survey: Survey, node: fx.Node) -> Operator | str:
+    """``sum`` and ``mean`` over the axis on which values were stacked."""
+    if not is_stacked_sum(node):
+        return f"a sum over positions ({name_operator(node)}) stands between"
+    stack = read_argument(node, "self")
+    parts = read_argument(stack, "tensors")
+    if not all(is_value(survey, part) for part in parts):
+        return "a constant is stacked"
+    if {part.meta["val"].dtype for part in parts} != {node.meta["val"].dtype}:
+        return "the number format changes between"
+    if survey.mutations.is_stale(stack):
+        return "a value is changed in place while something still reads it"
+    share = 1 / len(parts) if name_operator(node) == "mean" else 1.0
+
+    def apply(maps: Sequence[LinearMap], frame: Frame) -> LinearMap:
+        total = reduce(lambda one, other: add_maps(one, other, 1.0), maps)
+        return scale_outputs(total, share, None)
+
+    label = f"{name_operator(node)}({', '.join(['{}'] * len(parts))})"
+    return Operator(tuple(parts), apply, label, companions=(stack,))
+
+
 def read_negation(survey: Survey, node: fx.Node) -> Operator | str:
     """``neg``."""
     source = read_argument(node, "self")
@@ -111,6 +147,7 @@ def read_identity(survey: Survey, node: fx.Node) -> Operator | str:
 READERS: dict[object, Reader] = {
     **tabulate(read_sum, *_SUMS),
     **tabulate(read_product, *_PRODUCTS),
+    **tabulate(read_stacked_sum, *REDUCTIONS),
     **tabulate(read_negation, aten.neg.default, aten.neg_.default),
     **tabulate(read_identity, *_WITHOUT_EFFECT),
 }

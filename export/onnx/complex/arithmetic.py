@@ -32,7 +32,10 @@ def _put_together(at: Place) -> Any:
 
 def _point(at: Place) -> Any:
     """``polar``."""
-    length, angle = at.read("abs"), at.read("angle")
+    return _point_to(at, at.read("abs"), at.read("angle"))
+
+
+def _point_to(at: Place, length: Any, angle: Any) -> Any:
     cosine, sine = at.call(aten.cos.default, angle), at.call(aten.sin.default, angle)
     return at.join(at.multiply(length, cosine), at.multiply(length, sine))
 
@@ -109,14 +112,31 @@ def _invert(at: Place) -> Any:
 def _raise(at: Place) -> Any:
     """``exp``."""
     real, angle = at.parts(at.node.args[0])
-    length = at.call(aten.exp.default, real)
-    cosine, sine = at.call(aten.cos.default, angle), at.call(aten.sin.default, angle)
-    return at.join(at.multiply(length, cosine), at.multiply(length, sine))
+    return _point_to(at, at.call(aten.exp.default, real), angle)
+
+
+def _log(at: Place) -> Any:
+    """``log``."""
+    return at.join(at.call(aten.log.default, _measure(at)), _direct(at))
+
+
+def _extract_root(at: Place) -> Any:
+    """``sqrt``, the root to the right of 0."""
+    return _point_to(at, at.call(aten.sqrt.default, _measure(at)), at.multiply(_direct(at), 0.5))
+
+
+def _raise_to(at: Place) -> Any:
+    """``pow`` with a real exponent."""
+    exponent = at.read("exponent")
+    if isinstance(exponent, complex):
+        return None
+    if exponent == 2:
+        return _square(at)
+    length = at.call(aten.pow.Tensor_Scalar, _measure(at), exponent)
+    return _point_to(at, length, at.multiply(_direct(at), exponent))
 
 
 def _square(at: Place) -> Any:
-    if at.read("exponent", 2) != 2:
-        return None
     real, imaginary = at.parts(at.node.args[0])
     squares = at.add(at.multiply(real, real), at.multiply(imaginary, imaginary), minus=True)
     product = at.multiply(at.multiply(real, imaginary), 2)
@@ -216,7 +236,9 @@ RULES: dict[Any, Rule] = {
     aten.neg.default: _negate,
     aten.exp.default: _raise,
     aten.square.default: _square,
-    aten.pow.Tensor_Scalar: _square,
+    aten.pow.Tensor_Scalar: _raise_to,
+    aten.log.default: _log,
+    aten.sqrt.default: _extract_root,
     aten.sum.default: _reduce,
     aten.sum.dim_IntList: _reduce,
     aten.mean.default: _reduce,

@@ -115,6 +115,13 @@ def _index(at: Place) -> Any:
     return at.call(aten.index.Tensor, at.first(), at.read("indices"))
 
 
+def _gather(at: Place) -> fx.Node:
+    """``gather``: both parts from the same places."""
+    places = at.call(aten.unsqueeze.default, at.read("index"), -1)
+    places = at.call(aten.expand.default, places, [*([-1] * at.rank), 2])
+    return at.call(aten.gather.default, at.first(), at.axis(at.read("dim")), places)
+
+
 def _pass_on(at: Place) -> Any:
     """``dropout``, which drops nothing in inference."""
     return None if at.read("train") else at.first()
@@ -173,4 +180,5 @@ RULES: dict[Any, Rule] = {
     aten.constant_pad_nd.default: _pad,
     aten.pad.default: _pad,
     aten.index.Tensor: _index,
+    aten.gather.default: _gather,
 }

@@ -124,6 +124,22 @@ def _along_many(transform: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return compose
 
 
+def _list_frequencies(n: int, d: float = 1.0, **kind: Any) -> Tensor:
+    """``fftfreq``: those forward, then those backward."""
+    waves = torch.arange(n, **_settle(kind))
+    return torch.where(waves < (n + 1) // 2, waves, waves - n) / (n * d)
+
+
+def _list_real_frequencies(n: int, d: float = 1.0, **kind: Any) -> Tensor:
+    """``rfftfreq``."""
+    return torch.arange(n // 2 + 1, **_settle(kind)) / (n * d)
+
+
+def _settle(kind: dict[str, Any]) -> dict[str, Any]:
+    dtype = kind.get("dtype") or torch.get_default_dtype()
+    return {"dtype": dtype, "device": kind.get("device")}
+
+
 COMPOSITIONS: dict[Any, Callable[..., Tensor]] = {
     aten.fft_fft.default: _along_one(_go),
     aten.fft_ifft.default: _along_one(_return),
@@ -137,4 +153,6 @@ COMPOSITIONS: dict[Any, Callable[..., Tensor]] = {
     aten.fft_ifftn.default: _along_many(_return),
     aten.fft_rfftn.default: _along_many(_go_real),
     aten.fft_irfftn.default: _along_many(_return_real),
+    aten.fft_fftfreq.default: _list_frequencies,
+    aten.fft_rfftfreq.default: _list_real_frequencies,
 }

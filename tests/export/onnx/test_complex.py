@@ -57,6 +57,11 @@ CASES = {
     "quotient": lambda x, c, r: c / (c.flip(-1) + 3) + c / (r.abs() + 1) + c / 2,
     "negative": lambda x, c, r: -c,
     "power": lambda x, c, r: torch.exp(c * 0.3) + torch.exp(1j * r) + c**2 + c.square(),
+    "roots": lambda x, c, r: c.sqrt() + c**-0.5 + c.pow(3) + c**2.0,
+    "logarithm": lambda x, c, r: c.log() * (1 - 1j),
+    "gathered": lambda x, c, r: (
+        c.gather(1, r.argsort(1)[:, :2]) + c.gather(-1, r.argsort(-1))[:, :2]
+    ),
     "sums over axes": lambda x, c, r: c.sum(-1) + c.mean(1).sum(-1, keepdim=True) + c.sum(),
     "kept axes": lambda x, c, r: c.sum((1, 2), keepdim=True) * c.mean(-1, keepdim=True),
     "matrices": lambda x, c, r: c @ c.transpose(-1, -2),

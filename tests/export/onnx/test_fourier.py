@@ -19,9 +19,10 @@ from deploy.engines.process import EngineProcess
 from export.artifacts import OnnxModel, SizeRange, TensorSpec
 from export.capture.program import capture
 from export.onnx.exporter import contain_noise, to_onnx
-from export.onnx.fourier import make_signal, make_spectrum
 from export.onnx.graph import FIXED
 from export.onnx.preparation import prepare_program
+from export.onnx.wave_products import split
+from export.onnx.waves import make_signal, make_spectrum
 from quantize.calibration.calibrate import calibrate
 from quantize.int8.insertion import quantize_int8
 
@@ -85,6 +86,7 @@ TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "of a spectrum: irfft longer": lambda x: fft.irfft(as_complex(x), n=12, dim=1),
     "of a spectrum: irfft2": lambda x: fft.irfft2(as_complex(x), s=(6, 5), dim=(1, 2)),
     "of a spectrum: irfftn": lambda x: fft.irfftn(as_complex(x), dim=(1, 2, 3), norm="forward"),
+    "frequencies": lambda x: x * fft.fftfreq(4, 0.5)[:, None] * fft.rfftfreq(3) + fft.fftfreq(2),
     "filter": lambda x: fft.irfft2(fft.rfft2(x[..., 0]) * as_complex(x)[..., :3], s=(6, 4)),
 }
 
@@ -102,22 +104,63 @@ def test_transforms_are_products_that_answer_as_torch_does(name):
         torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=2e-5)
 
 
-def test_equal_transforms_share_their_matrix_and_between_complex_values_half_as_many_are_taken():
+def test_equal_transforms_share_their_matrix():
     there_and_back = Applied(lambda x: fft.ifft(fft.fft(fft.ifft(fft.fft(x)))).real)
     prepared, _ = prepare(there_and_back, draw(2, 3, 6))
     sizes = sorted(tuple(value.shape) for value in prepared.state_dict().values())
     assert sizes == [(6, 12), (12, 12), (12, 12)]  # of a signal, there, and back
     x = draw(2, 3, 6, seed=1)
     torch.testing.assert_close(prepared(x), x)
-    _, operators = prepare(Applied(lambda x: fft.fft(torch.complex(x, x))), draw(2, 3000))
-    assert "aten._fft_c2c.default" in operators
 
 
-def test_long_transforms_of_a_power_of_two_and_open_sizes_are_left():
-    _, operators = prepare(Applied(lambda x: fft.rfft(x)), draw(2, 2048))
-    assert "aten._fft_r2c.default" in operators
-    _, operators = prepare(Applied(lambda x: fft.rfft(x)), draw(2, 2000))
-    assert "aten._fft_r2c.default" not in operators
+LONG: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
+    "rfft": (lambda x: fft.rfft(x), (2, 3, 1024)),
+    "rfft all": (lambda x: fft.fft(x, dim=1, norm="ortho"), (2, 405, 3)),
+    "rfft2": (lambda x: fft.rfft2(x, s=(7, 441)), (2, 3, 7, 430)),
+    "fft": (lambda x: fft.fft(as_complex(x), dim=1), (2, 512, 3, 2)),
+    "ifft": (lambda x: fft.ifft(as_complex(x), norm="ortho"), (2, 2025, 2)),
+    "irfft": (lambda x: fft.irfft(as_complex(x)), (2, 3, 201, 2)),
+    "irfft odd": (lambda x: fft.irfft(as_complex(x), n=405, dim=1), (2, 203, 3, 2)),
+    "irfft filled": (lambda x: fft.irfft(as_complex(x), n=512, norm="forward"), (2, 203, 2)),
+    "irfft cut": (lambda x: fft.irfft(as_complex(x), n=400), (2, 300, 2)),
+    "convolution": (lambda x: fft.irfft(fft.rfft(x) * fft.rfft(x.flip(1)), n=600), (2, 600)),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_long_transforms_are_two_products_that_answer_as_torch_does(name):
+    function, shape = LONG[name]
+    net = Applied(function)
+    prepared, operators = prepare(net, draw(*shape))
+    assert not any("fft" in operator for operator in operators)
+    largest = max(value.numel() for value in prepared.state_dict().values())
+    assert largest <= 8 * 2025  # that of one product would have 400 squared
+    for batch in (1, 3):
+        x = draw(batch, *shape[1:], seed=batch)
+        exact = net(x.double())
+        found = prepared(x)
+        assert found.shape == exact.shape
+        torch.testing.assert_close(
+            found.double(), exact, rtol=0, atol=1e-6 * float(exact.abs().max())
+        )
+
+
+def test_two_products_are_taken_where_they_are_less_work():
+    taken = {size: split(size) for size in (256, 400, 407, 1009, 1024, 2 * 367, 4096, 65536)}
+    assert {size for size, factors in taken.items() if factors} == {400, 407, 1024, 4096, 65536}
+    assert taken[400] == (20, 20)
+    assert taken[407] == (11, 37)
+    assert taken[1024] == (32, 32)
+
+
+@pytest.mark.parametrize(("size", "real"), [(8191, True), (2053, False), (2**17, True)])
+def test_long_transforms_without_fitting_factors_are_left(size, real):
+    function = (lambda x: fft.rfft(x)) if real else (lambda x: fft.fft(torch.complex(x, x)))
+    _, operators = prepare(Applied(function), draw(2, size))
+    assert any("_fft_" in operator for operator in operators)
+
+
+def test_transforms_of_open_sizes_are_left():
     _, operators = prepare(Applied(lambda x: fft.rfft(x, dim=0)), draw(4, 3))
     assert "aten._fft_r2c.default" in operators
 
@@ -130,6 +173,14 @@ SHORT_TIME = {
     "short box": {"n_fft": 16, "hop_length": 4, "win_length": 14},
     "both sides": {"n_fft": 16, "window": HANN, "onesided": False},
     "edges": {"n_fft": 16, "window": HANN, "pad_mode": "constant"},
+}
+HANN_400, SHORT_400 = torch.hann_window(400), torch.hamming_window(300)
+LONG_FRAMES = {
+    "quarters": {"n_fft": 400, "window": HANN_400},
+    "no quarters": {"n_fft": 400, "hop_length": 160, "window": HANN_400, "normalized": True},
+    "one after another": {"n_fft": 400, "hop_length": 400, "onesided": False},
+    "with gaps": {"n_fft": 400, "hop_length": 450, "win_length": 300, "window": SHORT_400},
+    "steps of five": {"n_fft": 400, "hop_length": 5, "window": HANN_400, "center": False},
 }
 
 
@@ -168,6 +219,40 @@ def test_spectra_by_short_times_are_convolutions_that_answer_as_torch_does(name)
         torch.testing.assert_close(prepared(x).double(), exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:A window was not provided")
+@pytest.mark.parametrize("name", LONG_FRAMES)
+def test_long_frames_are_cut_out_and_transformed_by_two_products(name):
+    net = Heard(LONG_FRAMES[name])
+    prepared, operators = prepare(net, draw(2, 1234))
+    assert "aten.stft.default" not in operators
+    assert ("aten.conv1d.default" in operators) == (name == "steps of five")
+    for batch in (1, 3):
+        x = draw(batch, 1234, seed=batch)
+        exact = copy.deepcopy(net).double()(x.double())
+        found = prepared(x)
+        assert found.shape == exact.shape
+        torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:A window was not", "ignore:The length of signal is shorter")
+@pytest.mark.parametrize("length", [None, 900, 1500])
+@pytest.mark.parametrize("name", ["quarters", "no quarters", "one after another"])
+def test_sounds_from_long_frames_are_summed_from_two_products(name, length):
+    how = LONG_FRAMES[name] | {"length": length}
+    net = Said(how)
+    bins = 400 if how.get("onesided") is False else 201
+    frames = 1 + 1234 // how.get("hop_length", 100)
+    prepared, operators = prepare(net, draw(2, bins, frames, 2))
+    assert not {"aten.istft.default", "aten._fft_c2r.default"} & operators
+    assert max(value.numel() for value in prepared.state_dict().values()) <= 2 * 40 * 20
+    for batch in (1, 3):
+        x = draw(batch, bins, frames, 2, seed=batch)
+        exact = copy.deepcopy(net).double()(x.double()).squeeze(0)
+        found = prepared(x).squeeze(0)
+        assert found.shape == exact.shape
+        torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore:A window was not", "ignore:The length of signal is shorter")
 @pytest.mark.parametrize("length", [None, 40, 60])
 @pytest.mark.parametrize("name", ["plain", "step", "both sides"])
@@ -189,18 +274,21 @@ def test_sounds_from_spectra_are_convolutions_that_answer_as_torch_does(name, le
 class Spectrogram(nn.Module):
     """What a network of sounds begins with, and what one of spectra may have in the middle."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        self.window = nn.Buffer(torch.hann_window(40))
-        self.conv = nn.Conv1d(21, 8, 3, padding=1)
-        self.back = nn.Conv1d(8, 42, 3, padding=1)
+        self.size, self.hop = size, size // 4
+        bins = size // 2 + 1
+        self.window = nn.Buffer(torch.hann_window(size))
+        self.conv = nn.Conv1d(bins, 8, 3, padding=1)
+        self.back = nn.Conv1d(8, 2 * bins, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        spectrum = torch.stft(x, 40, 10, window=self.window, return_complex=True)
+        how = (self.size, self.hop)
+        spectrum = torch.stft(x, *how, window=self.window, return_complex=True)
         loud = torch.log1p(spectrum.abs())
-        parts = self.back(F.relu(self.conv(loud))).unflatten(1, (2, 21))
+        parts = self.back(F.relu(self.conv(loud))).unflatten(1, (2, -1))
         mask = torch.complex(parts[:, 0], parts[:, 1])
-        return torch.istft(spectrum * mask, 40, 10, window=self.window, length=x.shape[1])
+        return torch.istft(spectrum * mask, *how, window=self.window, length=x.shape[1])
 
 
 def _export(net: nn.Module, x: Tensor, path: Path) -> OnnxModel:
@@ -208,23 +296,24 @@ def _export(net: nn.Module, x: Tensor, path: Path) -> OnnxModel:
     return to_onnx(program, path, input_names=["x"], output_names=["y"])
 
 
-def test_both_engines_hear_and_say_what_torch_does_and_int8_leaves_the_waves(tmp_path):
+@pytest.mark.parametrize("size", [40, 400])
+def test_both_engines_hear_and_say_what_torch_does_and_int8_leaves_the_waves(size, tmp_path):
     torch.manual_seed(0)
-    net = Spectrogram().eval()
-    model = _export(net, draw(2, 200), tmp_path / "m.onnx")
+    net, length = Spectrogram(size).eval(), 5 * size
+    model = _export(net, draw(2, length), tmp_path / "m.onnx")
     kinds = Counter(node.op_type for node in onnx.load(model.path).graph.node)
-    assert kinds["Conv"] == 3
+    assert kinds["Conv"] == (3 if size == 40 else 2)
     assert not {"STFT", "DFT", "Loop", "ScatterND"} & kinds.keys()
     session = onnxruntime.InferenceSession(model.path)
     with EngineProcess(EngineSpec("openvino", "fp32", str(model.path), 1)) as engine:
         for batch in (1, 3):
-            x = draw(batch, 200, seed=batch)
+            x = draw(batch, length, seed=batch)
             exact = copy.deepcopy(net).double()(x.double()).detach().numpy()
             for found in (session.run(None, {"x": x.numpy()})[0], engine({"x": x.numpy()})["y"]):
                 np.testing.assert_allclose(found, exact, atol=2e-5 * np.abs(exact).max())
     waves = _list_waves(model.path)
     assert len(waves) >= 2
-    ranges = calibrate(model, [{"x": draw(8, 200, seed=5).numpy()}])
+    ranges = calibrate(model, [{"x": draw(8, length, seed=5).numpy()}])
     for target in ("onnxruntime", "openvino"):
         path = tmp_path / f"{target}.onnx"
         quantize_int8(model, ranges, choose_scheme(target), path)
@@ -291,15 +380,34 @@ class LongConvolution(nn.Module):
         return long + fft.irfft2(rough, s=(3, length), norm="ortho")
 
 
-def test_signals_of_an_open_number_of_values_come_back(tmp_path):
-    net = LongConvolution()
-    sizes = TensorSpec("x", ("batch", 3, "length"), "float32", {"length": SizeRange(4, 12, 40)})
-    program = capture(net, {"x": draw(2, 3, 12)}, keyword=False, dynamic_batch=True, inputs=[sizes])
+class Loudness(nn.Module):
+    """What is heard in long frames of which none begins where another ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.window = nn.Buffer(torch.hann_window(400))
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = torch.stft(x.flatten(1), 400, 150, window=self.window, return_complex=True)
+        return torch.log1p(spectrum.abs())
+
+
+@pytest.mark.parametrize(
+    ("net", "rows", "lengths"),
+    [(LongConvolution(), 3, (4, 12, 39, 40)), (Loudness(), 1, (400, 800, 1111, 4000))],
+    ids=["convolution", "loudness"],
+)
+def test_an_open_number_of_values_is_transformed(net, rows, lengths, tmp_path):
+    known = SizeRange(lengths[0], lengths[1], lengths[-1])
+    sizes = TensorSpec("x", ("batch", rows, "length"), "float32", {"length": known})
+    x = draw(2, rows, lengths[1])
+    program = capture(net, {"x": x}, keyword=False, dynamic_batch=True, inputs=[sizes])
     axes = {"x": {2: "length"}}
     to_onnx(program, tmp_path / "m.onnx", input_names=["x"], output_names=["y"], axes=axes)
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
-    for batch, length in ((1, 4), (2, 12), (3, 39), (1, 40)):
-        x = draw(batch, 3, length, seed=length)
+    for batch, length in zip((1, 2, 3, 1), lengths, strict=True):
+        x = draw(batch, rows, length, seed=length)
         exact = copy.deepcopy(net).double()(x.double()).detach().numpy()
         (found,) = session.run(None, {"x": x.numpy()})
+        assert found.shape == exact.shape
         np.testing.assert_allclose(found, exact, atol=1e-5 * np.abs(exact).max())

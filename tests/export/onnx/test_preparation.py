@@ -369,6 +369,8 @@ def test_stacks_are_concatenations(stack, axes, tmp_path):
         (lambda x: F.avg_pool2d(x, 3, 2, 1, divisor_override=4), (2, 7, 6)),
         (lambda x: F.avg_pool2d(x, (2, 3), 1, (1, 0), False, False, 5), (2, 7, 6)),
         (lambda x: F.avg_pool3d(x, 2, divisor_override=3), (2, 4, 5, 6)),
+        (lambda x: F.avg_pool2d(x, 3, 2, 0, True, True, 5), (2, 8, 7)),
+        (lambda x: F.avg_pool2d(x, (2, 1), (3, 2), (1, 0), True, False, 3), (2, 8, 7)),
     ],
 )
 def test_the_divisor_of_an_average_pool_is_kept(pool, shape, tmp_path):
