@@ -38,6 +38,7 @@ from deploy.search.assignments import SearchReport
 from deploy.source import Problem
 from export.artifacts import BATCH
 from export.capture.ladder import Exported
+from export.capture.remedies import warn_of_one_way
 from export.onnx.cost import ModelCost
 from export.tensorrt.options import BuildOptions
 from quantize.audit import Finding
@@ -222,6 +223,11 @@ def _fusion_json(exported: Exported) -> dict[str, Any]:
     }
 
 
+def describe_one_way(exported: Exported) -> str | None:
+    """A warning where the file holds one of several ways through the model's forward."""
+    return warn_of_one_way(exported.rung, " ".join(a.error for a in exported.attempts))
+
+
 def _list_parities(findings: Findings) -> list[ParityReport]:
     return [result.parity for result in findings.results if result.parity is not None]
 
@@ -230,6 +236,8 @@ def _warnings(findings: Findings, config: BuildConfig) -> list[str]:
     warnings = list(findings.problem.warnings)
     if findings.eager.warning is not None:
         warnings.append(findings.eager.warning)
+    if (one_way := describe_one_way(findings.exported)) is not None:
+        warnings.append(one_way)
     kind, held = findings.problem.kind, findings.problem.classes_of
     checked = _list_parities(findings)
     accuracy = next((parity.accuracy for parity in checked), None)

@@ -13,7 +13,7 @@ from torch import nn
 from deploy.bundle.folder import Bundle, read_bundle
 from deploy.bundle.packing import forget_failure, pack_bundle, write_failure
 from deploy.bundle.plugin_files import stage_plugins
-from deploy.bundle.staging import stage_bundle
+from deploy.bundle.staging import make_plain, stage_bundle
 from deploy.cache import open_cache
 from deploy.candidates.calibration import Calibrator
 from deploy.candidates.corrections import Corrections
@@ -21,7 +21,7 @@ from deploy.candidates.files import build_candidates
 from deploy.candidates.plans import GpuTarget
 from deploy.config import BuildConfig
 from deploy.engines.device import CUDA, choose_device
-from deploy.findings import Findings, make_report
+from deploy.findings import Findings, describe_one_way, make_report
 from deploy.judging.checking import check_candidates
 from deploy.judging.eager import settle_eager
 from deploy.judging.recording import RecordedReference
@@ -93,7 +93,7 @@ def build(
     """
     config = config or BuildConfig()
     plugins = read_plugins(config.plugin)
-    target = _choose_output(model, output or config.output)
+    target = make_plain(_choose_output(model, output or config.output))
     clock, device = _Clock(progress), choose_device(config.device)
     machine = describe_machine()
     with contextlib.ExitStack() as stack:
@@ -183,10 +183,11 @@ def build(
         )
         if not any(result.parity_holds for result in results):
             where = write_failure(target, make_report(findings, config, clock.seconds))
-            first = results[0]
+            first, one_way = results[0], describe_one_way(exported)
             raise GateError(
                 "No candidate gives the model's answers, so nothing is shipped. "
-                f"{first.name}: {first.reason}. The report says more: {where}"
+                f"{first.name}: {first.reason}. {f'{one_way} ' if one_way else ''}"
+                f"The report says more: {where}"
             )
         with clock.stage("pack"):
             pack_bundle(stage, findings, reference, config, clock.seconds, build_key=key)

@@ -1,8 +1,9 @@
 """Whether a bundle that stands there already is what a build would make again.
 
-Its key is a hash of all that the build depends on: the model file, the code of its classes, the
-data, the options, the versions of the engines and the machine. What cannot be told from its
-content, such as a callable that yields data or a class of a script, is never taken for unchanged.
+Its key is a hash of all that the build depends on: the model file, the code of its classes, what
+the model answers to a few samples, the data, the options, the versions of the engines and the
+machine. What cannot be told from its content, such as a callable that yields data or a class of a
+script, is never taken for unchanged.
 """
 
 import sys
@@ -13,8 +14,9 @@ from types import ModuleType
 from torch import nn
 
 from deploy.bundle.folder import Bundle, read_bundle
-from deploy.cache import hash_parts, package_versions
+from deploy.cache import hash_batches, hash_parts, package_versions
 from deploy.config import BuildConfig
+from deploy.judging.reference import run_eager
 from deploy.measuring.machine import Machine
 from deploy.source import Problem
 from export.errors import BundleError
@@ -28,12 +30,15 @@ def build_key(problem: Problem, config: BuildConfig, machine: Machine) -> str | 
     """The key of a build; None where something that it depends on cannot be told."""
     data = data_key(config)
     code = _code_key(problem.module, problem.factory)
-    if data is None or code is None:
+    answers = _answer_key(problem)
+    if data is None or code is None or answers is None:
         return None
     options = {k: v for k, v in asdict(config).items() if k not in _NOT_OF_THE_ANSWER}
     hardware = [machine.cpu, machine.cores, machine.features, machine.gpu]
     plugins = [Path(path) for path in config.plugin]
-    return hash_parts(problem.file, code, data, options, package_versions(), hardware, *plugins)
+    return hash_parts(
+        problem.file, code, answers, data, options, package_versions(), hardware, *plugins
+    )
 
 
 def data_key(config: BuildConfig) -> str | None:
@@ -91,6 +96,19 @@ def _code_key(module: nn.Module, factory: str | None) -> str | None:
         version = vars(used).get("__version__") if _is_installed(used) else None
         sources += [name, *([str(version)] if version else _source_files(used))]
     return hash_parts(*sources)
+
+
+def _answer_key(problem: Problem) -> str | None:
+    """Hash of what the model answers, which may hang on more than its code: files that it reads.
+
+    None where it fails, of which the export tells.
+    """
+    rows = problem.trace_rows()
+    try:
+        outputs = run_eager(problem.module, problem.signature, rows)
+    except Exception:  # noqa: BLE001  the user's own code
+        return None
+    return hash_batches([rows, outputs])
 
 
 def _find_used(modules: set[str]) -> set[str]:

@@ -13,6 +13,7 @@ from deploy.engines.base import EngineSpec, Feeds
 from deploy.engines.device import CPU
 from deploy.inputs.batch_axis import STATIC_WARNING, TRACE_BATCH, to_tensors
 from deploy.inputs.data import ArrayRows, Dataset, open_data, split_checked
+from deploy.inputs.data_files import LABELS
 from deploy.inputs.declared import parse_input, synthetic_feeds
 from deploy.inputs.signatures import (
     SettledCall,
@@ -29,7 +30,7 @@ from deploy.judging.rows import Outputs
 from deploy.loading.model_files import load_model, prepare_module
 from deploy.loading.unpicklable import OTHER_WAY, describe_unpicklable
 from export.capture.program import condense_error
-from export.capture.signature import CallSignature
+from export.capture.signature import CallSignature, list_needed
 from export.errors import LoadError
 from export.images import ImageCall
 
@@ -77,25 +78,31 @@ class Problem:
     images: ImageCall | None = None
     label_form: LabelForm = field(default_factory=LabelForm)
 
-    def trace_feeds(self) -> dict[str, torch.Tensor]:
-        """Example inputs for capture: a batch of 2, or the static one; of the data where given.
+    def trace_rows(self) -> Feeds:
+        """Example inputs: a batch of 2, or the static one; of the data where given.
 
         Noise is unlike what the model was made for: where it drives every score of a detector below
         what two runtimes agree on, the class numbers behind them differ, though no export is wrong.
+        """
+        batch = self.static_batch or TRACE_BATCH
+        if self.kind == "synthetic":
+            return self.synthetic(batch, seed=self.seed)
+        count = len(self.evaluation)
+        return self.evaluation.batch(np.arange(batch) * max(1, count // batch) % count)
+
+    def trace_feeds(self) -> dict[str, torch.Tensor]:
+        """`trace_rows` as tensors, for capture.
 
         Raises:
             DataError: the model itself fails on these samples.
         """
-        batch = self.static_batch or TRACE_BATCH
-        if self.kind == "synthetic":
-            return to_tensors(self.synthetic(batch, seed=self.seed))
-        count = len(self.evaluation)
-        rows = self.evaluation.batch(np.arange(batch) * max(1, count // batch) % count)
-        run_reference(
-            lambda feeds: run_eager(self.module, self.signature, feeds),
-            rows,
-            self.evaluation.source,
-        )
+        rows = self.trace_rows()
+        if self.kind != "synthetic":
+            run_reference(
+                lambda feeds: run_eager(self.module, self.signature, feeds),
+                rows,
+                self.evaluation.source,
+            )
         return to_tensors(rows)
 
     def synthetic(self, batch: int, *, seed: int) -> Feeds:
@@ -163,7 +170,7 @@ def open_problem(model: Path | str | nn.Module, config: BuildConfig, scratch: Pa
         loaded = load_model(file, trust=trust, factory=config.model)
         module, form, program = loaded.module, loaded.form, loaded.program
         loaded_warnings, name = loaded.warnings, file.name
-    data = _open(config)
+    data = _open(config, module)
     call = settle_call(module, config, data)
     if call.images is not None:
         module, program = call.module, None
@@ -214,13 +221,26 @@ def write_module(module: nn.Module, folder: Path) -> Path:
     return path
 
 
-def _open(config: BuildConfig) -> Dataset | None:
+def _open(config: BuildConfig, module: nn.Module) -> Dataset | None:
     if config.data is None:
         return None
     limit = config.calibration_samples + config.evaluation_samples
     shapes = [parse_input(text).shape for text in config.inputs]
     images = config.images_for(shapes, uint8=bool(config.image_input))
-    return open_data(config.data, images=images, input_names=None, limit=limit)
+    takes_y = _takes_y(config, module)
+    return open_data(config.data, images=images, input_names=None, limit=limit, takes_y=takes_y)
+
+
+def _takes_y(config: BuildConfig, module: nn.Module) -> bool:
+    """Whether ``y`` is an input and no labels: one of ``--input``, or one of several of forward.
+
+    The only input of a model is `x` in the data, whatever forward calls it.
+    """
+    names = [parse_input(text).name for text in config.inputs]
+    if any(names):
+        return LABELS in names
+    needed = list_needed(module)
+    return LABELS in needed and len(needed) > 1
 
 
 def _split(

@@ -79,6 +79,7 @@ NEED_TORCH = {
     "export/capture/replaced_calls.py",
     "export/capture/remedies.py",
     "export/capture/signature.py",
+    "export/capture/surroundings.py",
     "export/capture/whole_scales.py",
     "export/capture/embedding_bags.py",
 }

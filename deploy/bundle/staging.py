@@ -12,10 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from deploy.bundle.manifest import MANIFEST
+from deploy.full_disk import FULL, explain_full
 from export.errors import BundleError
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What a disk without room says, in the middle of a build."""
 
 _OVERTAKEN = (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST)
 """What a rename says where another command moved `target` away, or put something there."""
@@ -75,14 +73,19 @@ def stage_folder(
             refuse_other(target)
             _replace(stage, target, beside)
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             raise
+        what, fix = explain_full(error, stage.parent, otherwise="choose another --output")
         raise BundleError(
-            f"{target} was not written: {error.strerror} ({error.filename or stage.parent}). What "
-            "was there before is as it was. Make room, or choose another --output."
+            f"{target} was not written: {what}. What was there before is as it was. {fix}"
         ) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def make_plain(target: Path) -> Path:
+    """`target` without ``..``, which leads nowhere where a folder before it is not there yet."""
+    return target.resolve() if ".." in target.parts else target
 
 
 def _refuse_other(target: Path) -> None:

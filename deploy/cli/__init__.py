@@ -13,6 +13,7 @@ import select
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -51,12 +52,10 @@ def main() -> None:
         click.echo(f"Error: {explain_error(error, sys.argv[1:])}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:  # what every look at a path may raise
+        said = _explain_system(error)
+        if said is None:
             raise
-        from deploy.report.wording import clean
-
-        what = clean(f"{error.strerror}: {error.filename}")
-        click.echo(f"Error: {what}. Choose a shorter one.", err=True)
+        click.echo(f"Error: {said}", err=True)
         sys.exit(2)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
@@ -66,6 +65,19 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted. What was there before is as it was.", err=True)
         sys.exit(130)
+
+
+def _explain_system(error: OSError) -> str | None:
+    """What the user can mend of what any look at a path, and any write, may raise; else None."""
+    from deploy.full_disk import FULL, explain_full
+    from deploy.report.wording import clean
+
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{clean(f'{error.strerror}: {error.filename}')}. Choose a shorter one."
+    if error.errno in FULL:
+        what, fix = explain_full(error, Path.cwd(), otherwise="write elsewhere")
+        return f"{clean(what)}. {fix}"
+    return None
 
 
 @contextlib.contextmanager

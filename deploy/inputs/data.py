@@ -65,6 +65,7 @@ def open_data(
     images: ImageConfig,
     input_names: Sequence[str] | None,
     limit: int = CALLABLE_SAMPLES,
+    takes_y: bool = False,
 ) -> Dataset:
     """Open what ``--data`` names; see the top of this file. Float64 is read as float32.
 
@@ -73,6 +74,7 @@ def open_data(
         images: how images of a folder become arrays.
         input_names: the model's inputs, where they are known already.
         limit: samples that are taken from a callable; other sources are opened whole.
+        takes_y: `y` is an input of the model, and there are no labels.
 
     Raises:
         DataError: the source is missing, of no known kind, damaged, empty, larger than the free
@@ -85,13 +87,14 @@ def open_data(
     arrays = read_arrays(source, limit=limit)
     names = tuple(input_names or ())
     apart = {key: arrays.pop(key) for key in list(arrays) if _is_apart(key, names)}
-    dataset = _group_arrays(arrays, source, names)
+    dataset = _group_arrays(arrays, source, names, takes_y=takes_y)
     if not apart:
         return dataset
     calibration = _group_arrays(
         {key.removeprefix(CALIBRATION): value for key, value in apart.items()},
         f"{source} (calibration)",
         names,
+        takes_y=takes_y,
     )
     if calibration.specs() != dataset.specs():
         raise DataError(
@@ -205,9 +208,12 @@ def _is_apart(key: str, names: Sequence[str]) -> bool:
     return key.startswith(CALIBRATION) and key not in names
 
 
-def _group_arrays(arrays: Mapping[str, Array], source: str, names: Sequence[str]) -> Dataset:
+def _group_arrays(
+    arrays: Mapping[str, Array], source: str, names: Sequence[str], *, takes_y: bool
+) -> Dataset:
     """A dataset of named arrays, after checks that need no values."""
-    inputs = {key: value for key, value in arrays.items() if key != LABELS or key in names}
+    takes_y = takes_y or LABELS in names
+    inputs = {key: value for key, value in arrays.items() if key != LABELS or takes_y}
     labels = None if LABELS in inputs else arrays.get(LABELS)
     if not inputs:
         raise DataError(f"{source}: there is no array of inputs. Save one as x.")

@@ -83,7 +83,7 @@ def settle_call(module: nn.Module, config: BuildConfig, data: Dataset | None) ->
         signature = settle_axes(call, signature)
     except InputError as error:
         if config.inputs or data is None:
-            raise
+            raise _blame_dtypes(error, call) from error.__cause__
         _check_alone(data, config)
         raise _blame_data(error, module, data) from error
     empty = [spec.name for spec in signature.outputs if 0 in spec.shape]
@@ -167,6 +167,23 @@ def _check_alone(data: Dataset, config: BuildConfig) -> None:
         for name, rows in data.inputs.items()
     ]
     split_checked(data, config, specs)
+
+
+def _blame_dtypes(error: InputError, call: Call) -> InputError:
+    """`error` with the ``--input`` in the float type of the weights, where types do not fit."""
+    kinds = {str(p.dtype).removeprefix("torch.") for p in call.module.parameters()}
+    kind = kinds.pop() if len(kinds) == 1 else ""
+    differ = [spec for spec in call.specs if spec.dtype in _FLOATS and spec.dtype != kind]
+    told = "type" in str(error.__cause__) and kind in _FLOATS
+    if not told or not differ or isinstance(call.module, ImageModel):
+        return error
+    spec = differ[0]
+    sizes = "x".join(map(str, spec.shape))
+    name = f"{spec.name}:" if len(call.specs) > 1 else ""
+    return InputError(
+        f"{error} The weights are {kind}, and {spec.name} is {spec.dtype}: to give it as {kind}, "
+        f"pass --input {name}{sizes}:{kind}."
+    )
 
 
 def _blame_data(error: InputError, module: nn.Module, data: Dataset) -> DataError:

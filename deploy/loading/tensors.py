@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from export.errors import LoadError
 
@@ -45,6 +46,11 @@ def check_tensors(content: Any, where: str) -> None:
     """
     for name, tensor in _walk_tensors(content):
         label = f"{where}: tensor {name}"
+        if is_lazy(tensor):
+            raise LoadError(
+                f"{label} has no size yet, as layers like nn.LazyLinear leave it. Call the model "
+                "on a sample once, and save it then."
+            )
         if tensor.layout is not torch.strided:
             raise LoadError(
                 f"{label} is sparse ({tensor.layout}), which cannot be exported. Save it dense."

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from deploy.loading.references import import_object
 from export.errors import ConfigError, LoadError
@@ -90,6 +91,7 @@ def fill_weights(
         for key, value in state.items()
         if isinstance(value, torch.Tensor)
         and isinstance(own.get(key), torch.Tensor)
+        and not is_lazy(own[key])  # it takes whatever size comes
         and value.shape != own[key].shape
     ]
     faults = _list_faults("of another shape", shapes)

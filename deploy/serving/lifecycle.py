@@ -38,7 +38,7 @@ from deploy.serving.process_age import process_age_s
 from deploy.serving.supervisor import Supervisor
 from deploy.serving.tracing.spans import open_sender
 from deploy.serving.tracing.traced import TracedApplication
-from export.errors import ConfigError
+from export.errors import DeployError
 
 _LOG = logging.getLogger("deploy.serving")
 _BEAT_S = 1.0
@@ -187,21 +187,21 @@ class Lifecycle:
             # which has no direct way around it, as nothing is noted there
             application = TracedApplication(application, self.repository, self._sender)
         certificate = Certificate(options.tls_cert, options.tls_key) if options.tls_cert else None
-        main = make_server(application, options.port, options, self.statistics)
-        servers = [main]
-        tasks = [await start_server(main, self._listener)]
-        if options.metrics_port:
-            alone = make_metrics_application(self.repository, self.statistics)
-            servers.append(make_server(alone, options.metrics_port, options, self.statistics))
-            tasks.append(await start_server(servers[-1], None))
         grpc_server, grpc_port = None, 0
-        if options.grpc_port:
+        if options.grpc_port:  # before HTTP, by which one is asked whether this is ready
             service = GrpcService(self.repository, options, self.statistics, self._sender)
             grpc_server, grpc_port = await start_grpc(service, options, certificate)
         controller = Controller(self.repository, options, self.statistics)
         try:
+            main = make_server(application, options.port, options, self.statistics)
+            servers = [main]
+            tasks = [await start_server(main, self._listener)]
+            if options.metrics_port:
+                alone = make_metrics_application(self.repository, self.statistics)
+                servers.append(make_server(alone, options.metrics_port, options, self.statistics))
+                tasks.append(await start_server(servers[-1], None))
             control = await controller.start(Path(options.control)) if options.control else None
-        except ConfigError:
+        except DeployError:
             if grpc_server is not None:  # it may not outlive its event loop
                 await grpc_server.stop(None)
             raise

@@ -286,8 +286,9 @@ def _may_be_mask(value: Tensor) -> bool:
 def _run(
     module: nn.Module, signature: CallSignature, feeds: Mapping[str, Tensor]
 ) -> tuple[Tensor, ...]:
+    own = {name: value.clone() for name, value in feeds.items()}  # a model may write to its inputs
     with torch.no_grad():
-        outputs = signature.call(module, feeds)
+        outputs = signature.call(module, own)
     return tuple(tensor.clone() for tensor in outputs.values())
 
 

@@ -12,23 +12,15 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils import _pytree as pytree
 
 from export.artifacts import TensorSpec
 from export.capture.dynamic_axes import explain_axes, make_dims
-from export.capture.embedding_bags import EqualBags
-from export.capture.idle_autocast import skip_idle_autocast
 from export.capture.image_model import find_user_module
-from export.capture.open_signals import OpenSignals
-from export.capture.padded_encoders import drop_padding
-from export.capture.places_along import PlacesAlong
-from export.capture.quick_shapes import shape_quickly
-from export.capture.whole_scales import WholeScales
+from export.capture.surroundings import replaced, surround
 from export.errors import ExportError
 
 _log = logging.getLogger(__name__)
@@ -36,7 +28,6 @@ _NOISY_LOGGERS = ("torch", "onnxscript", "onnx_ir")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _ADVICE = re.compile(r"For more information, run with TORCH_LOGS=\S+")
 _REASON_LENGTH = 300
-_KNOWN = (Tensor, int, float, complex, bool, str, type(None), torch.SymInt, torch.SymFloat)
 """What torch.export takes as a leaf of a result."""
 
 
@@ -130,19 +121,14 @@ def _record(
         axes[name] = {**({0: Dim.DYNAMIC} if leads else {}), **dims.get(name, {})} or None
     args = () if keyword else tuple(feeds.values())
     kwargs = dict(feeds) if keyword else {}
+    named = list(feeds) if keyword else []
     shapes = dict(axes) if keyword else _positional_shapes(module, tuple(axes.values()))
     try:
-        whole = WholeScales() if ranges and not strict else contextlib.nullcontext()
-        masks = _replaced(torch.nn.modules.transformer, "_detect_is_causal_mask", _say_of_mask)
-        unknown = _leave_out_unknown(module, strict)
-        idle = contextlib.nullcontext() if strict else skip_idle_autocast()
-        padded = contextlib.nullcontext() if strict else drop_padding()
-        replaced = () if strict else (EqualBags(), OpenSignals(), PlacesAlong())
-        plain = (_plain_attention(), masks, unknown, whole, idle, padded, *replaced)
-        still = (contain_noise(), torch.no_grad(), shape_quickly(), *plain)
-        with contextlib.ExitStack() as stack:
-            for context in still:
-                stack.enter_context(context)
+        with (
+            contain_noise(),
+            torch.no_grad(),
+            surround(module, named, strict=strict, sizes=bool(ranges)),
+        ):
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=strict)
     except Exception as error:  # the user's own code runs here: whatever it raises is the finding
         place = find_module_path(module, error.__traceback__)
@@ -182,7 +168,7 @@ def contain_noise() -> Iterator[None]:
             contextlib.redirect_stdout(text),
             contextlib.redirect_stderr(text),
             warnings.catch_warnings(record=True) as recorded,
-            _replaced(torch._C, "_jit_onnx_log", lambda *parts: _log.debug("%s", parts)),
+            replaced(torch._C, "_jit_onnx_log", lambda *parts: _log.debug("%s", parts)),
         ):
             caught = recorded
             warnings.simplefilter("always")
@@ -214,65 +200,6 @@ def find_module_path(module: nn.Module, traceback: TracebackType | None) -> str:
         found = paths.get(id(traceback.tb_frame.f_locals.get("self")), found)
         traceback = traceback.tb_next
     return found
-
-
-@contextlib.contextmanager
-def _leave_out_unknown(module: nn.Module, strict: bool) -> Iterator[None]:
-    """Have `module` return None in place of objects that torch knows nothing of.
-
-    A cache of keys and values beside the logits of a language model is one. torch.export refuses
-    the whole result for it, though only tensors become outputs. Tracing bytecode leaves it in.
-    """
-
-    def hook(_module: nn.Module, _args: object, result: object) -> object:
-        if all(isinstance(leaf, _KNOWN) for leaf in pytree.tree_leaves(result)):
-            return result
-        return pytree.tree_map(lambda leaf: leaf if isinstance(leaf, _KNOWN) else None, result)
-
-    handle = None if strict else module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        if handle is not None:
-            handle.remove()
-
-
-def _say_of_mask(_mask: object, is_causal: bool | None = None, _size: object = None) -> bool:
-    """What ``nn.Transformer`` takes for causal: what the caller says is.
-
-    It looks at the values of a mask of which nothing is said. A capture has none, and the answer
-    only chooses between kernels that compute the same.
-    """
-    return is_causal is True
-
-
-@contextlib.contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Keep torch's attention and encoder layers from their kernels of one piece.
-
-    Tracing bytecode takes them otherwise. torch 2.11 cannot trace that of the encoder layer, and
-    ONNX has no form of either.
-    """
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
-
-
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
-    """Another attribute `name` of `owner`, for the length of the block; none where it has none."""
-    if not hasattr(owner, name):
-        yield
-        return
-    kept = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, kept)
 
 
 def _positional_shapes(

@@ -13,10 +13,18 @@ _PACKED = (
     "No exporter takes packed sequences: give the recurrent layer the padded batch as it is, and "
     "pick each sample's last step by its length. "
 )
+_BOTH_WAYS = (
+    "take that value from the configuration, or compute both ways and choose between them by "
+    "torch.where."
+)
 _VALUES = (
     "Its forward goes on by the value of a tensor (.item(), bool() or an if on one), which a graph "
-    "cannot: take that value from the configuration, or compute both ways and choose between them "
-    "by torch.where. "
+    f"cannot: {_BOTH_WAYS} "
+)
+_ONE_WAY = (
+    "The model's forward goes on by the value of a tensor (.item(), bool() or an if on one), and "
+    "the engines hold only the way that it went for the samples that were traced. Where it goes "
+    f"another way they are wrong, also if none of the samples compared did: {_BOTH_WAYS}"
 )
 _COMPLEX = (
     "Engines have no complex values: take and return pairs of real ones (torch.view_as_real), and "
@@ -46,6 +54,17 @@ def suggest_remedies(module: nn.Module, reasons: str) -> str:
     if projected := _list_projected(module):
         named += _PROJECTED.format(", ".join(projected))
     return named + (_VALUES if "DataDependent" in reasons else "")
+
+
+def warn_of_one_way(rung: str, reasons: str) -> str | None:
+    """That a trace follows one way through a forward that has several; None where it has one.
+
+    Args:
+        rung: that held.
+        reasons: why those before it did not.
+    """
+    traced = rung.startswith("torchscript")
+    return _ONE_WAY if traced and "data-dependent" in reasons else None
 
 
 def _list_projected(module: nn.Module) -> list[str]:

@@ -139,6 +139,20 @@ def name_inputs(module: nn.Module, names: Sequence[str | None]) -> tuple[tuple[s
     return (*parameters[: len(names)], *generic[len(parameters) :]), False
 
 
+def list_needed(module: nn.Module) -> tuple[str, ...]:
+    """The parameters of ``forward`` that a call must give; none where they cannot be known."""
+    if isinstance(module, torch.jit.ScriptModule):
+        schema: Any = module.forward
+        arguments = schema.schema.arguments[1:]
+        return tuple(a.name for a in arguments if not a.has_default_value())
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):
+        return ()
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return tuple(p.name for p in parameters if p.default is p.empty and p.kind not in several)
+
+
 def describe_call(
     module: nn.Module, feeds: Mapping[str, torch.Tensor], *, keyword: bool, dynamic_batch: bool
 ) -> CallSignature:
@@ -323,7 +337,7 @@ def _path_name(path: tuple[Any, ...]) -> str:
     for depth, key in enumerate(path):
         text = pytree.keystr((key,)).strip("[].'\"")
         parts.append(f"output_{text}" if depth == 0 and text.isdigit() else text)
-    return ".".join(parts)
+    return ".".join(parts) or "output"  # of a key that is empty
 
 
 def _describe_key(key: Any) -> str:

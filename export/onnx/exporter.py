@@ -121,7 +121,7 @@ def torchscript_to_onnx(
         ExportError: the model cannot be traced or an operator has no ONNX form.
     """
     flat = _Flat(module, tuple(feeds), keyword).eval()
-    values = tuple(feeds.values())
+    values = tuple(value.clone() for value in feeds.values())  # the model may write to its inputs
     try:
         with contain_noise(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
             traced = torch.jit.trace(flat, values, check_trace=False)  # type: ignore[no-untyped-call]

@@ -55,6 +55,33 @@ def test_an_interrupt_leaves_the_old_bundle_and_nothing_else(tmp_path: Path, sta
     assert (target / MANIFEST).read_text() == '{"manifest_sha256": "the old bundle"}'
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("onnxruntime_alone")
+def test_a_path_over_a_folder_that_is_not_there_leads_to_the_bundle(tmp_path: Path) -> None:
+    config = BuildConfig(inputs=("1x3x16x16",), measure_seconds=QUICK)
+    output = tmp_path / "no" / ".." / "net.deploy"
+    bundle = deploy.build(Net().eval(), config, output=output)
+    assert bundle.path == tmp_path / "net.deploy"
+    assert [path.name for path in tmp_path.iterdir()] == ["net.deploy"]
+
+
+class _Switch(torch.nn.Module):
+    """Doubles what it is given if the first value is negative."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x[0, 0].item() < 0 else x
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("onnxruntime_alone")
+def test_one_way_of_several_is_not_shipped_and_what_to_write_is_said(tmp_path: Path) -> None:
+    config = BuildConfig(inputs=("1x4",), measure_seconds=QUICK)
+    with pytest.raises(GateError, match=r"goes on by the value of a tensor .*torch\.where"):
+        deploy.build(_Switch(), config, output=tmp_path / "net.deploy")
+    report = json.loads((tmp_path / "net.failed" / "report.json").read_text())
+    assert any("the way that it went" in warning for warning in report["warnings"])
+
+
 def _spoil_weights(folder: Path) -> None:
     """Scale every float initializer of the staged float model, as a wrong exporter might."""
     path = next(folder.glob(".net.deploy.*/model.onnx"))

@@ -130,6 +130,34 @@ def test_a_function_that_the_classes_use_from_another_file_is_part_of_the_code(
     assert build_key(problem, config, machine) != before
 
 
+def test_a_file_that_the_model_reads_is_part_of_the_build(
+    package: Path, config: BuildConfig, machine: Machine, tmp_path: Path
+) -> None:
+    read = "(Path(__file__).with_name('gain.txt').read_text())"
+    package.write_text(
+        "from pathlib import Path\n"
+        + PACKAGE.replace(".relu()", " * self.gain").replace(
+            "nn.Linear(4, 3)", f"nn.Linear(4, 3)\n        self.gain = float{read}"
+        )
+        + "\ndef make():\n    return Tiny()\n",
+        encoding="utf-8",
+    )
+    gain = package.with_name("gain.txt")
+    config = replace(config, model="reusednets:make")
+    gain.write_text("2", encoding="utf-8")
+    from reusednets import make
+
+    torch.save(make().state_dict(), tmp_path / "tiny.pt")
+    keys = []
+    for text in ("2", "2", "3"):
+        gain.write_text(text, encoding="utf-8")
+        keys.append(
+            build_key(open_problem(tmp_path / "tiny.pt", config, tmp_path), config, machine)
+        )
+    assert keys[0] == keys[1] is not None
+    assert keys[2] not in (keys[0], None)
+
+
 def test_a_callable_is_never_taken_for_unchanged() -> None:
     assert data_key(BuildConfig(data="package.module:batches")) is None
     assert data_key(BuildConfig(inputs=("1x4",))) is not None

@@ -55,6 +55,51 @@ def test_labels_are_held_against_the_output_that_they_are_of(
     assert (problem.kind, problem.warnings) == ("labelled", ())
 
 
+class Distance(nn.Module):
+    """A model of two inputs, one of which has the name of labels in the data."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return (x - y).square().sum(-1)
+
+
+class Optional(Embedding):
+    """A model that takes labels as well, where it is trained."""
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
+        return super().forward(x)
+
+
+class Renamed(Embedding):
+    """A model that calls its only input `y`."""
+
+    def forward(self, y: Tensor) -> dict[str, Tensor]:
+        return super().forward(y)
+
+
+@pytest.mark.parametrize("inputs", [(), ("1x6", "1x6"), ("y:1x6", "x:1x6")])
+def test_an_input_called_y_is_fed_with_y(tmp_path: Path, inputs: tuple[str, ...]) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal((40, 6)).astype(np.float32) for name in ("x", "y")}
+    np.savez(tmp_path / "data.npz", **arrays)  # type: ignore[arg-type]
+    config = BuildConfig(data=str(tmp_path / "data.npz"), inputs=inputs)
+    problem = open_problem(Distance().eval(), config, tmp_path)
+    assert [spec.name for spec in problem.signature.inputs] in (["x", "y"], ["y", "x"])
+    assert problem.kind == "unlabelled"
+    rows = problem.evaluation.batch(np.arange(3))
+    where = [int(np.flatnonzero((arrays["x"] == row).all(1))[0]) for row in rows["x"]]
+    np.testing.assert_array_equal(rows["y"], arrays["y"][where])
+
+
+@pytest.mark.parametrize("kind", [Optional, Renamed])
+def test_y_is_labels_where_the_model_does_not_need_it_beside_x(
+    tmp_path: Path, module: nn.Module, kind: type[nn.Module]
+) -> None:
+    other = kind().eval()
+    other.load_state_dict(module.state_dict())
+    problem = open_labelled(tmp_path, other, save(tmp_path, module))
+    assert (problem.kind, problem.classes_of) == ("labelled", "logits")
+
+
 def test_labels_of_nothing_that_the_model_returns_are_said_to_be(
     tmp_path: Path, module: nn.Module
 ) -> None:

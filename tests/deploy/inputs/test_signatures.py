@@ -160,3 +160,24 @@ class OneGraph(nn.Module):
 
     def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
         return self.graph(nodes[0], edges[0])[None]
+
+
+@pytest.mark.parametrize(
+    ("weights", "given", "hint"),
+    [
+        (torch.float16, "1x4", "The weights are float16, and input is float32: .* 1x4:float16"),
+        (torch.float64, "1x4", "The weights are float64, and input is float32: .* 1x4:float64"),
+        (torch.float32, "1x4:float16", "The weights are float32, .* --input 1x4:float32"),
+    ],
+)
+def test_an_input_of_another_type_than_the_weights_is_told_theirs(
+    weights: torch.dtype, given: str, hint: str
+) -> None:
+    with pytest.raises(InputError, match=hint):
+        settle(nn.Linear(4, 3).to(weights), given)
+
+
+def test_a_wrong_size_is_not_put_down_to_the_type() -> None:
+    with pytest.raises(InputError) as caught:
+        settle(nn.Linear(4, 3).half(), "1x5:float16")
+    assert "The weights are" not in str(caught.value)

@@ -13,6 +13,7 @@ from torch import nn
 
 from deploy.loading.model_files import load_model, prepare_module
 from deploy.loading.references import import_object
+from deploy.loading.weights import fill_weights
 from export.errors import ConfigError, DeployError, LoadError, TrustError
 
 NETS = """
@@ -468,3 +469,19 @@ class TestPrepareModule:
     def test_meta_module_is_refused(self) -> None:
         with pytest.raises(LoadError, match="meta device"):
             prepare_module(nn.Linear(2, 2, device="meta"))
+
+    def test_module_that_was_never_called_and_has_no_sizes_is_refused(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            module = nn.Sequential(nn.LazyLinear(3))
+        with pytest.raises(LoadError, match=r"0\.(weight|bias) has no size yet.* a sample once"):
+            prepare_module(module)
+
+    def test_layers_without_a_size_take_that_of_the_file(self, tmp_path: Path) -> None:
+        source = nn.Sequential(nn.Linear(4, 3))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            module = nn.Sequential(nn.LazyLinear(3))
+        assert fill_weights(module, source.state_dict(), tmp_path / "net.pt", "nets:make") == ()
+        x = torch.ones(2, 4)
+        torch.testing.assert_close(module(x), source(x), rtol=0, atol=0)

@@ -5,6 +5,8 @@ import json
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from servers import (
     Server,
     free_port,
     holding,
+    make_environment,
     rows,
     serving,
     spoil_golden,
@@ -60,6 +63,38 @@ def test_a_port_that_is_taken_is_said(pristine: Path, cli: Cli) -> None:
         port = taken.getsockname()[1]
         code, _, err = cli("serve", pristine, "--port", port, "--grpc-port", 0)
         assert (code, f"cannot listen on 127.0.0.1:{port}" in err) == (1, True)
+
+
+_SLOW_GRPC = """
+import asyncio
+from deploy.cli import main
+from deploy.serving import lifecycle
+start = lifecycle.start_grpc
+async def start_late(*given):
+    await asyncio.sleep(0.5)
+    return await start(*given)
+lifecycle.start_grpc = start_late
+main()
+"""
+
+
+def test_where_http_answers_grpc_does_as_well(pristine: Path, tmp_path: Path) -> None:
+    script, port, grpc_port = tmp_path / "slow_grpc.py", free_port(), free_port()
+    script.write_text(_SLOW_GRPC)
+    ports = ("--port", str(port), "--grpc-port", str(grpc_port), "--drain", "0")
+    command = [sys.executable, str(script), "serve", str(pristine), *ports]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=make_environment())
+    try:
+        wait_until(lambda: process.poll() is not None or _listens(port))
+        assert _listens(grpc_port)
+    finally:
+        process.terminate()
+        assert process.wait(WAIT_S) == 0
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_several_bundles_and_a_repository_with_versions(pristine: Path, tmp_path: Path) -> None:

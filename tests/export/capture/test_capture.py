@@ -37,6 +37,22 @@ def test_module_with_any_number_of_arguments():
     assert program.module()(*(torch.ones(5, 3) for _ in range(3))).shape == (5, 3)
 
 
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("names", [("x", "gain", "bias"), ("bias", "x", "gain")])
+def test_inputs_without_a_parameter_of_their_own_have_a_dynamic_batch(names, strict):
+    class Wrapper(nn.Module):
+        def forward(self, x, *rest, **named):
+            return (x - named["bias"]) * named["gain"].sum(-1, keepdim=True)
+
+    net, feeds = Wrapper(), {name: torch.randn(2, 3) for name in names}
+    program = capture(net, feeds, keyword=True, dynamic_batch=True, strict=strict)
+    assert program.graph_signature.user_inputs == names
+    assert "forward" not in vars(net)
+    other = {name: torch.randn(7, 3) for name in names}
+    expected = (other["x"] - other["bias"]) * other["gain"].sum(-1, keepdim=True)
+    torch.testing.assert_close(program.module()(**other), expected, rtol=0, atol=0)
+
+
 def test_fixed_batch_is_refused_and_not_silently_static():
     class Fixed(nn.Module):
         def forward(self, x):

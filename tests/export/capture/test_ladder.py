@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import onnx
 import pytest
@@ -34,6 +36,43 @@ def assert_repeats(signature, exported, module, feeds):
     assert list(found) == list(expected)
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value.detach().numpy(), rtol=1e-3, atol=1e-4)
+
+
+class Normalizes(nn.Module):
+    """Writes to both of its inputs, and returns one of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x, hidden):
+        x.sub_(0.5).div_(0.25)
+        hidden.logical_not_()
+        return self.layer(x).relu_() * hidden, x
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("scripted", [False, True])
+def test_a_module_that_writes_to_its_inputs_is_exported(tmp_path, scripted):
+    module = Normalizes().eval()
+    feeds = {"x": torch.rand(2, 3, 6, 6), "hidden": torch.rand(2, 4, 1, 1) > 0.5}
+    kept = {name: value.clone() for name, value in feeds.items()}
+    called = torch.jit.script(module) if scripted else module
+    signature = describe_call(
+        called, {n: v.clone() for n, v in feeds.items()}, keyword=False, dynamic_batch=True
+    )
+    exported = export_model(
+        called, feeds, tmp_path, signature=signature, static_batch=False, opset=20
+    )
+    assert exported.rung == ("torchscript" if scripted else "dynamo")
+    assert exported.dynamic_batch
+    assert all(torch.equal(feeds[name], value) for name, value in kept.items())
+    found = run_onnx(exported.onnx, {name: value.numpy() for name, value in kept.items()})
+    wide = copy.deepcopy(module).double()
+    with torch.no_grad():
+        expected = wide(kept["x"].double(), kept["hidden"].clone())
+    for values, exact in zip(found.values(), expected, strict=True):
+        np.testing.assert_allclose(values, exact.numpy(), rtol=0, atol=1e-5)
 
 
 def test_rungs_stand_in_their_order():

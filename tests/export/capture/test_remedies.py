@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from export import export_model
 from export.capture.program import capture
-from export.capture.remedies import suggest_remedies
+from export.capture.remedies import suggest_remedies, warn_of_one_way
 from export.capture.signature import describe_call
 from export.errors import ExportError
 
@@ -24,6 +24,20 @@ def test_a_way_that_hangs_on_the_value_of_a_tensor_is_to_be_taken_in_the_graph()
     with pytest.raises(ExportError) as caught:
         capture(Switch(), {"x": torch.randn(2, 3)}, keyword=False, dynamic_batch=True)
     assert "torch.where" in suggest_remedies(Switch(), str(caught.value))
+
+
+def test_a_file_that_holds_one_way_alone_is_told_of(tmp_path: Path) -> None:
+    feeds = {"x": torch.rand(2, 3)}  # never negative: the other way is in no sample
+    for module, told in ((Switch(), True), (nn.Sequential(nn.Linear(3, 2)), False)):
+        signature = describe_call(module, feeds, keyword=False, dynamic_batch=True)
+        exported = export_model(
+            module, feeds, tmp_path, signature=signature, static_batch=False, opset=20
+        )
+        reasons = " ".join(attempt.error for attempt in exported.attempts)
+        warning = warn_of_one_way(exported.rung, reasons)
+        assert (warning is not None) == told
+        assert warning is None or "torch.where" in warning
+        assert exported.rung == ("torchscript" if told else "dynamo")
 
 
 def test_of_a_reason_that_is_not_known_nothing_is_said() -> None:
@@ -68,14 +82,14 @@ class Length(nn.Module):
         return x.abs()
 
 
-class Logarithm(nn.Module):
+class Tangent(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return torch.fft.fft(x).log().real
+        return torch.fft.fft(x).tan().real
 
 
 @pytest.mark.parametrize(
     ("module", "dtype"),
-    [(Spectrum(), torch.float32), (Length(), torch.complex64), (Logarithm(), torch.float32)],
+    [(Spectrum(), torch.float32), (Length(), torch.complex64), (Tangent(), torch.float32)],
 )
 def test_complex_values_where_none_may_be_are_to_become_pairs(
     module: nn.Module, dtype: torch.dtype, tmp_path: Path

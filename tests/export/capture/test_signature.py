@@ -417,3 +417,8 @@ def test_a_lone_sample_keeps_the_axis_that_squeeze_takes(
         found = signature.call(module, feeds)["output"]
         assert tuple(found.shape) == shape
         torch.testing.assert_close(found.squeeze(), function(feeds["x"], feeds["y"]))
+
+
+def test_an_output_under_an_empty_key_has_a_name():
+    names, _, _ = flatten_outputs({"": torch.zeros(1), "other": torch.zeros(1)})
+    assert names == ("output", "other")
