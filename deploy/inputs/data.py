@@ -212,7 +212,8 @@ def _group_arrays(
     arrays: Mapping[str, Array], source: str, names: Sequence[str], *, takes_y: bool
 ) -> Dataset:
     """A dataset of named arrays, after checks that need no values."""
-    takes_y = takes_y or LABELS in names
+    lone = len(names) == 1 and set(arrays) != {LABELS}  # that is x in the data, whatever its name
+    takes_y = takes_y or (LABELS in names and not lone)
     inputs = {key: value for key, value in arrays.items() if key != LABELS or takes_y}
     labels = None if LABELS in inputs else arrays.get(LABELS)
     if not inputs:

@@ -236,3 +236,27 @@ number = 3
     def test_missing_module_and_missing_name(self) -> None:
         refuse(lambda: open_plain("made_batches:absent"), "--data", kind=ConfigError)
         refuse(lambda: open_plain("no_such_module_here:f"), "--data", kind=ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("saved", "names", "inputs", "labelled"),
+    [
+        (("x", "y"), ["y"], {"y": "x"}, True),
+        (("x",), ["y"], {"y": "x"}, False),
+        (("y",), ["y"], {"y": "y"}, False),
+        (("x", "y"), ["x", "y"], {"x": "x", "y": "y"}, False),
+    ],
+)
+def test_an_only_input_is_x_even_where_it_is_called_y(
+    saved: tuple[str, ...],
+    names: list[str],
+    inputs: dict[str, str],
+    labelled: bool,
+    tmp_path: Path,
+) -> None:
+    arrays = {name: np.arange(6) + 10 * i for i, name in enumerate(saved)}
+    np.savez(tmp_path / "data.npz", **arrays)  # type: ignore[arg-type]
+    data = open_data(str(tmp_path / "data.npz"), images=PLAIN, input_names=names)
+    found = {name: rows.tolist() for name, rows in data.batch(np.arange(6)).items()}
+    assert found == {name: arrays[source].tolist() for name, source in inputs.items()}
+    assert (data.labels is not None) == labelled
