@@ -20,6 +20,7 @@ from deploy.engines.openvino_snippets import (
     has_mish_of_matrices,
     swaps_equal_axes,
 )
+from deploy.engines.openvino_ties import keep_order_of_equals
 from export.artifacts import BATCH, SizeRange, TensorSpec
 from export.errors import EngineError
 from export.optional import require
@@ -88,6 +89,7 @@ class OpenVinoEngine(BackendEngine):
         keep_extremes_apart(self._model)
         keep_tokens_apart(self._model)
         pick_rows_of_one(self._model)
+        keep_order_of_equals(self._model)
         self._divides = compute_exact_remainders(self._model)
         if has_joined_products(self._model) or has_mish_of_matrices(self._model):
             self._options["SNIPPETS_MODE"] = "DISABLE"

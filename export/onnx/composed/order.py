@@ -30,6 +30,11 @@ def _pick(x: Tensor, k: int, dim: int, *, keepdim: bool) -> tuple[Tensor, Tensor
     return (values, places) if keepdim else (values.squeeze(dim), places.squeeze(dim))
 
 
+def sort_stably(x: Tensor, *, stable: bool | None, dim: int = -1, descending: bool = False) -> Any:
+    """Sorted values and their places; of equal values the first comes first, as always in ONNX."""
+    return aten.sort.default(x, dim, descending)
+
+
 def searchsorted(
     boundaries: Tensor,
     x: Tensor,
@@ -57,6 +62,8 @@ def isin(x: Tensor, given: Tensor, *, assume_unique: bool = False, invert: bool 
 
 COMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.median.default: median,
+    aten.sort.stable: sort_stably,
+    aten.argsort.stable: lambda x, **how: sort_stably(x, **how)[1],
     aten.median.dim: median_along,
     aten.kthvalue.default: kthvalue,
     aten.searchsorted.Tensor: searchsorted,

@@ -250,3 +250,32 @@ def test_running_products_of_an_open_number_of_values(tmp_path):
 
 def test_every_composition_is_of_an_operator_that_is_there():
     assert all(isinstance(target, torch._ops.OpOverload) for target in COMPOSITIONS)
+
+
+class Ranked(nn.Module):
+    """Orders of values of which many are equal."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        rounded = x.round()
+        up = rounded.argsort(dim=1, stable=True)
+        down = (rounded > 0).int().argsort(dim=1, descending=True, stable=True)
+        values, places = rounded.sort(dim=-1, stable=True, descending=True)
+        return up, down, values, places
+
+
+def test_of_equal_values_the_first_comes_first(tmp_path):
+    net = Ranked()
+    names = ["up", "down", "values", "places"]
+    program = capture(net, {"x": draw(2, 40).float()}, keyword=False, dynamic_batch=True)
+    to_onnx(program, tmp_path / "m.onnx", input_names=["x"], output_names=names)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    for batch in (1, 3):
+        x = draw(batch, 40, seed=batch).float()
+        exact = [
+            np.argsort(np.round(x.numpy()), 1, kind="stable"),
+            np.argsort(-(np.round(x.numpy()) > 0).astype(int), 1, kind="stable"),
+            -np.sort(-np.round(x.numpy()), 1, kind="stable"),
+            np.argsort(-np.round(x.numpy()), 1, kind="stable"),
+        ]
+        for found, right in zip(session.run(None, {"x": x.numpy()}), exact, strict=True):
+            np.testing.assert_array_equal(found, right)
