@@ -15,6 +15,7 @@ import numpy as np
 from export.optional import require
 
 _REMAINDERS = frozenset({"FloorMod", "Mod"})
+_BYTES = 4
 _LARGEST = 2**22
 """What divides by more stays as it is: what is left is too large for float32."""
 _PART = 2**20
@@ -30,10 +31,9 @@ def compute_exact_remainders(model: Any) -> bool:
 
 
 def _is_of_integers(node: Any) -> bool:
-    if (
-        node.get_type_name() not in _REMAINDERS
-        or not node.output(0).get_element_type().is_integral()
-    ):
+    kind = node.output(0).get_element_type()
+    large = kind.is_integral() and kind.size >= _BYTES  # float32 has all of smaller ones
+    if node.get_type_name() not in _REMAINDERS or not large:
         return False
     divisor = node.input_value(1).get_node()
     if divisor.get_type_name() != "Constant":
@@ -49,4 +49,15 @@ def _bring_near(node: Any) -> None:
     quotient = ops.divide(number, divisor)
     less = ops.subtract(quotient, ops.divide(quotient, ops.constant(np.array(_PART, kind))))
     near = ops.subtract(number, ops.multiply(less, divisor))
-    node.input(0).replace_source_output(near.output(0))
+    if node.get_type_name() == "FloorMod":
+        node.input(0).replace_source_output(near.output(0))
+        return
+    # A small quotient may be rounded up, and what is left has the other sign then.
+    rest = ops.floor_mod(near, divisor)
+    zero = ops.constant(np.array(0, kind))
+    below = ops.logical_and(ops.less(number, zero), ops.greater(rest, zero))
+    result = ops.select(below, ops.subtract(rest, divisor), rest)
+    result.set_friendly_name(node.get_friendly_name())
+    names = node.output(0).get_names()
+    node.output(0).replace(result.output(0))
+    result.output(0).set_names(names)

@@ -4,6 +4,7 @@ This is the original's own arithmetic, operator by operator: what rewrites are h
 """
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,11 +52,13 @@ def evaluate(
     for node in order:
         if node in values or (dtype is not None and node.target is _CHECK):
             continue  # a check of the format that was captured fails in any other
+        named = dtype if node.all_input_nodes else None  # what is made of nothing is rounded first
         given: Any = fx.node.map_aggregate(
-            (node.args, node.kwargs), lambda item: _cast_dtype(item, dtype)
+            (node.args, node.kwargs), partial(_cast_dtype, dtype=named)
         )
         args, kwargs = fx.node.map_arg(given, load)
-        values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+        made: Any = node.target(*args, **kwargs)  # type: ignore[operator]
+        values[node] = fx.node.map_aggregate(made, partial(_cast_value, dtype=dtype))
         for source in node.all_input_nodes:
             if last[source] is node and source not in wanted:
                 values.pop(source, None)
@@ -65,6 +68,11 @@ def evaluate(
 def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """`tensor` in `dtype` if it holds floating numbers."""
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def _cast_value(item: Any, *, dtype: torch.dtype | None) -> Any:
+    """What an operator makes of no floats, such as ``ones``, is of torch's default type."""
+    return cast(item, dtype) if isinstance(item, Tensor) else item
 
 
 def hint(size: int | torch.SymInt) -> int:
@@ -88,7 +96,7 @@ def _read_hint(node: fx.Node) -> Any:
     raise KeyError(node.name)
 
 
-def _cast_dtype(item: Any, dtype: torch.dtype | None) -> Any:
+def _cast_dtype(item: Any, *, dtype: torch.dtype | None) -> Any:
     if dtype is not None and isinstance(item, torch.dtype) and item.is_floating_point:
         return dtype
     return item

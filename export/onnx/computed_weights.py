@@ -1,6 +1,6 @@
-"""Weights that a model computes from stored tensors alone, stored as what they come to.
+"""Weights that a model computes from stored tensors or from nothing, stored as what they come to.
 
-Weight standardization, a scale on a weight, an embedded kernel: the exporter writes the computation
+Weight standardization, a scale on a weight, a kernel of ones: the exporter writes the computation
 into the graph, where whatever looks for constant weights, such as int8, finds none. The same of
 stored tensors that are resized, as position embeddings are for another image size: engines work
 that out when they load, and OpenVINO's way is not torch's where the resize smooths. The value is
@@ -15,6 +15,7 @@ from export.fusion.cost import name_weight
 from export.fusion.draft import Draft, read_argument
 from export.fusion.mutation import Mutations
 from export.fusion.operators.base import name_operator
+from export.fusion.paths import read_module_path
 
 aten = torch.ops.aten
 
@@ -52,8 +53,11 @@ def store_computed_weights(draft: Draft) -> bool:
         if _is_resize(node) and node not in within and _is_worth_storing(constants, node):
             found[node] = "resized"
             within |= {*constants.computed(node)}
-    stored = [_store(draft, constants, node, name) for node, name in found.items()]
-    return any(stored)
+    stored = False
+    for node in [item for item in reversed(draft.graph.nodes) if item in found]:
+        if node.users:  # else it was within a weight that is stored now
+            stored |= _store(draft, constants, node, found[node])
+    return stored
 
 
 def _is_resize(node: fx.Node) -> bool:
@@ -80,10 +84,12 @@ def _store(draft: Draft, constants: Constants, node: fx.Node, name: str) -> bool
         return False
     computed = constants.computed(node)
     stored = [s for item in computed for s in item.all_input_nodes if draft.target(s)]
-    prefix = draft.target(stored[0]).rpartition(".")[0]
-    value = nn.Parameter(tensor.contiguous(), requires_grad=draft.requires_grad(stored[0]))
+    beside = stored[0] if stored else None  # forward may make all of it out of nothing
+    prefix = draft.target(beside).rpartition(".")[0] if beside else read_module_path(node)
+    trains = beside is not None and draft.requires_grad(beside)
+    value = nn.Parameter(tensor.contiguous(), requires_grad=trains)
     wanted = f"{prefix}.{name}" if prefix else name
-    draft.erase(node, draft.add(wanted, value, beside=stored[0]))
+    draft.erase(node, draft.add(wanted, value, beside=beside))
     for item in reversed(computed[:-1]):
         if not item.users:
             draft.graph.erase_node(item)

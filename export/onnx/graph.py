@@ -8,11 +8,11 @@ import onnx
 from onnx import AttributeProto, NodeProto, TensorProto
 
 STANDARD_DOMAINS = ("", "ai.onnx")
+"""Both names of the domain of ONNX's own operators."""
 
 FIXED = "deploy.fixed."
 """How the names of matrices begin that stand for the arithmetic of an operator, which no training
 made: rounding them to int8 would change what the operator is."""
-"""Both names of the domain of ONNX's own operators."""
 
 
 class GraphIndex:

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from export.onnx.complex.pairs import Part, Place, Rule, is_complex
+from export.onnx.composed.pairs import find_angle
 
 aten = torch.ops.aten
 
@@ -48,7 +49,8 @@ def _measure(at: Place) -> fx.Node:
 def _direct(at: Place) -> fx.Node:
     """``angle``."""
     real, imaginary = at.parts(at.node.args[0])
-    return at.call(aten.atan2.default, imaginary, real)
+    angle: fx.Node = find_angle(at.call, imaginary, real)
+    return angle
 
 
 def _mirror(at: Place) -> Any:

@@ -18,6 +18,35 @@ def hypot(x: Tensor, y: Tensor) -> Tensor:
     return torch.sqrt(x * x + y * y)
 
 
+def atan2(y: Tensor, x: Tensor) -> Tensor:
+    """The angle of ``(x, y)``, of zeros by their signs: the exporter's is -pi at ``(-1, 0)``."""
+    angle: Tensor = find_angle(lambda target, *args: target(*args), y, x)
+    return angle
+
+
+def find_angle(call: Callable[..., Any], y: Any, x: Any) -> Any:
+    """`atan2`, each operator by way of `call`, of floats."""
+    below, left = (_is_negative(call, value) for value in (y, x))
+    slope = call(aten.div.Tensor, call(aten.abs.default, y), call(aten.abs.default, x))
+    nowhere = call(aten.logical_and.default, call(aten.eq.Scalar, y, 0), call(aten.eq.Scalar, x, 0))
+    angle = call(aten.masked_fill.Scalar, call(aten.atan.default, slope), nowhere, 0.0)
+    beyond = call(aten.add.Scalar, call(aten.neg.default, angle), math.pi)
+    angle = call(aten.where.self, left, beyond, angle)
+    return call(aten.where.self, below, call(aten.neg.default, angle), angle)
+
+
+def _is_negative(call: Callable[..., Any], value: Any) -> Any:
+    """Whether it is, or is a zero with a minus."""
+    zero = call(aten.eq.Scalar, value, 0)
+    signed = call(aten.where.self, zero, call(aten.reciprocal.default, value), value)
+    return call(aten.lt.Scalar, signed, 0)
+
+
+def _compose_atan2(y: Tensor, x: Tensor) -> Any:
+    floats = y.is_floating_point() and x.is_floating_point()
+    return atan2(y, x) if floats else NotImplemented
+
+
 def fmax(x: Tensor, y: Tensor) -> Tensor:
     """The larger value, or that which is a number."""
     return _choose(x, y, torch.maximum(x, y))
@@ -61,6 +90,7 @@ def _takes_product(x: Tensor, y: Tensor, mode: int) -> bool:
 
 
 COMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    aten.atan2.default: _compose_atan2,
     aten.hypot.default: hypot,
     aten.fmax.default: fmax,
     aten.fmin.default: fmin,

@@ -13,10 +13,10 @@ from export.errors import EngineError
 LARGE = [0, 5, -1, 2**24 + 1, 2**25 - 3, 2**30 + 11, 2**31 - 1, -(2**24) - 1, -(2**31) + 1]
 
 
-def write_remainder(path: Path, kind: type, divisor: int) -> EngineSpec:
+def write_remainder(path: Path, kind: type, divisor: int, *, truncates: bool = False) -> EngineSpec:
     number = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
     graph = helper.make_graph(
-        [helper.make_node("Mod", ["ids", "divisor"], ["rows"])],
+        [helper.make_node("Mod", ["ids", "divisor"], ["rows"], fmod=int(truncates))],
         "hashed",
         [helper.make_tensor_value_info("ids", number, ["batch", len(LARGE)])],
         [helper.make_tensor_value_info("rows", number, ["batch", len(LARGE)])],
@@ -36,6 +36,23 @@ def test_remainders_of_large_integers_are_exact(tmp_path: Path, kind: type, divi
     ids = np.concatenate([np.array([LARGE]), drawn]).astype(kind)
     with open_engine(write_remainder(tmp_path / "model.onnx", kind, divisor)) as engine:
         np.testing.assert_array_equal(engine({"ids": ids})["rows"], ids % divisor)
+
+
+@pytest.mark.parametrize("divisor", [1, 23, 1_048_576, 4_194_301])
+def test_remainders_with_the_sign_of_the_number_are_exact(tmp_path: Path, divisor: int) -> None:
+    random = np.random.default_rng(divisor)
+    drawn = random.integers(-(2**31) + 1, 2**31 - 1, (300, len(LARGE)))
+    ids = np.concatenate([np.array([LARGE]), drawn])
+    spec = write_remainder(tmp_path / "model.onnx", np.int64, divisor, truncates=True)
+    with open_engine(spec) as engine:
+        np.testing.assert_array_equal(engine({"ids": ids})["rows"], np.fmod(ids, divisor))
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16])
+def test_remainders_of_short_integers_stay_as_they_are(tmp_path: Path, kind: type) -> None:
+    ids = np.arange(len(LARGE), dtype=kind)[None] * 13
+    with open_engine(write_remainder(tmp_path / "model.onnx", kind, 7)) as engine:
+        np.testing.assert_array_equal(engine({"ids": ids})["rows"], ids % 7)
 
 
 def test_integers_that_it_has_not_are_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 from families import relative_error
 from nets import randomize_norms
 from torch import Tensor, nn
+from torch.nn import functional
 
 from export import fuse
 
@@ -26,6 +27,20 @@ class Branches(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.put_together([branch(x) for branch in self.branches])
+
+
+class Mixed(nn.Module):
+    """Channels mixed by a matrix of which forward makes a part, before a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mix, self.norm = nn.Parameter(torch.randn(4, 4)), nn.BatchNorm2d(6)
+        randomize_norms(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = torch.linspace(0, 1, 24).view(6, 4) @ self.mix
+        return self.norm(functional.conv2d(x, weight[:, :, None, None]))
 
 
 def change_stack(y: list[Tensor]) -> Tensor:
@@ -61,6 +76,7 @@ MERGED: dict[str, Callable[[list[Tensor]], Tensor]] = {
     "full": lambda y: y[0] * torch.full((6, 1, 1), 0.5) + y[1] + y[2],
     "ones": lambda y: y[0] * (torch.ones(6).view(1, -1, 1, 1) * 0.1) + y[1] + y[2],
     "steps": lambda y: y[0] * torch.linspace(0, 1, 6)[:, None, None] + y[1] + y[2],
+    "half ones": lambda y: y[0] * torch.full((6, 1, 1), 0.1, dtype=torch.float16) + y[1] + y[2],
     "numbers": lambda y: y[0] - (torch.arange(6.0) / 6).view(-1, 1, 1) + y[1] + y[2],
 }
 KEPT: dict[str, Callable[[list[Tensor]], Tensor]] = {
@@ -86,6 +102,13 @@ def test_they_are_one_convolution(name: str) -> None:
     kinds = [str(node.target) for node in result.module.graph.nodes]
     assert sum("conv2d" in kind for kind in kinds) == 1
     assert not any("stack" in kind or "mul" in kind for kind in kinds)
+    _assert_same(result.module, net)
+
+
+def test_a_weight_that_forward_makes_in_part_takes_in_its_norm() -> None:
+    net = Mixed().eval()
+    result = fuse(net, torch.randn(2, 4, 7, 5))
+    assert [item.paths for item in result.fused] == [("norm",)]
     _assert_same(result.module, net)
 
 

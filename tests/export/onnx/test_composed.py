@@ -1,5 +1,6 @@
 """Compositions of operators against the operators themselves."""
 
+import cmath
 import math
 
 import numpy as np
@@ -279,3 +280,34 @@ def test_of_equal_values_the_first_comes_first(tmp_path):
         ]
         for found, right in zip(session.run(None, {"x": x.numpy()}), exact, strict=True):
             np.testing.assert_array_equal(found, right)
+
+
+class Angles(nn.Module):
+    """Angles, logarithms and roots of all pairs of numbers, with zeros of either sign."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        value = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+        root = torch.view_as_real(value.sqrt())
+        return torch.atan2(x[:, 1::2], x[:, ::2]), value.log().imag, root
+
+
+def test_angles_of_zeros_and_of_negative_numbers_are_right_in_a_file(tmp_path):
+    numbers = [0.0, -0.0, 1.0, -1.0, 2.5, -2.5, 1e-30, -1e-30]
+    pairs_of = [(y, x) for x in numbers for y in numbers]
+    feed = torch.tensor([[x, y] for y, x in pairs_of]).flatten().expand(2, -1).contiguous()
+    program = capture(Angles(), {"x": feed}, keyword=False, dynamic_batch=True)
+    to_onnx(program, tmp_path / "m.onnx", input_names=["x"], output_names=["a", "b", "c"])
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    angle, other, root = (part[0] for part in session.run(None, {"x": feed.numpy()}))
+    exact = np.array([math.atan2(y, x) for y, x in pairs_of])
+    assert np.abs(angle - exact).max() < 1e-6
+    assert np.abs(other - exact).max() < 1e-6
+    roots = [cmath.sqrt(complex(x, y)) for y, x in pairs_of]
+    assert np.abs(root - [[value.real, value.imag] for value in roots]).max() < 1e-6
+
+
+@pytest.mark.parametrize("numbers", [draw(3, 1, 5), with_nan(draw(3, 1, 5), 3)])
+def test_angles_of_two(numbers):
+    torch.testing.assert_close(
+        pairs.atan2(numbers, numbers.mT), torch.atan2(numbers, numbers.mT), equal_nan=True
+    )

@@ -3,6 +3,8 @@
 import copy
 import math
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -261,6 +263,51 @@ def test_a_computed_weight_of_two_layers_is_stored_once(tmp_path):
     assert len(matrices) <= 2
     assert "Mul" not in {node.op_type for node in proto.graph.node}
     assert_same(net, proto, torch.randn(1, 6), torch.randn(3, 6))
+
+
+class MadeKernel(nn.Module):
+    """A layer whose weight forward makes, of nothing or of a parameter as well."""
+
+    def __init__(self, filter_by: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mix = nn.Parameter(torch.randn(4, 4))
+        self.filter_by = filter_by
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.filter_by(x, self.mix)
+
+
+MADE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "a box": lambda x, _: F.conv2d(x, torch.ones(4, 1, 3, 3) / 9, padding=1, groups=4),
+    "one number": lambda x, _: F.conv_transpose2d(x, torch.full((4, 1, 2, 2), 0.3), groups=4),
+    "an axis of numbers": lambda x, _: F.linear(x, torch.linspace(0.1, 1, 8).diag()),
+    "a bias": lambda x, mix: F.conv1d(x.flatten(2), mix[..., None], torch.arange(4) / 3),
+    "a product": lambda x, mix: F.conv2d(x, (torch.ones(4, 4) @ mix)[:, :, None, None]),
+    "a convolution": lambda x, mix: F.conv1d(
+        x.flatten(2), F.conv1d(torch.ones(4, 4, 5) / 2, mix[..., None])
+    ),
+    "a product with a sum": lambda x, mix: F.linear(x.flatten(2).mT, mix @ (mix + mix.T)),
+    "a quotient of integers": lambda x, mix: F.linear(
+        x.flatten(2).mT, mix @ (torch.eye(4, dtype=torch.int64) / 2)
+    ),
+    "what is resized": lambda x, _: (
+        x * F.interpolate(torch.eye(4)[None, None] + 1, scale_factor=2, mode="bilinear")
+    ),
+}
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_weights_that_forward_makes_are_stored(made: str, tmp_path: Path) -> None:
+    net, x = MadeKernel(MADE[made]).eval(), torch.randn(3, 4, 8, 8)
+    proto = export(net, x, tmp_path)
+    assert not {"Div", "Resize", "ConstantOfShape", "Range"} & {n.op_type for n in proto.graph.node}
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (found,) = session.run(None, {"x": x.numpy()})
+    expected = net(x).detach().numpy()
+    assert np.abs(found - expected).max() / np.abs(expected).max() < 1e-5
 
 
 class Returned(Shared):
