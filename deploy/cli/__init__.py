@@ -56,6 +56,7 @@ def main() -> None:
         if said is None:
             raise
         click.echo(f"Error: {said}", err=True)
+        _drop_unwritten()
         sys.exit(2)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
@@ -65,6 +66,14 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted. What was there before is as it was.", err=True)
         sys.exit(130)
+
+
+def _drop_unwritten() -> None:
+    """Leave out what standard output takes no more; Python would try again and exit with 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _explain_system(error: OSError) -> str | None:

@@ -63,11 +63,18 @@ def test_one_disk_for_both_is_not_left_by_another_tmpdir(
     assert fix == "Make room, or choose another --output."
 
 
-def test_a_command_whose_output_finds_no_room_ends_with_2_and_no_traceback() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_command_whose_output_finds_no_room_ends_with_2_in_one_line(unbuffered: str) -> None:
     command = [sys.executable, "-m", "deploy", "--help"]
     with open("/dev/full", "w") as device:
-        ended = subprocess.run(command, stdout=device, stderr=subprocess.PIPE, text=True)
+        ended = subprocess.run(
+            command,
+            stdout=device,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
     assert ended.returncode == 2
-    assert ended.stderr.startswith("Error: No space left on device (")
-    assert "Make room" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    (said,) = ended.stderr.splitlines()
+    assert said.startswith("Error: No space left on device (")
+    assert "Make room" in said
