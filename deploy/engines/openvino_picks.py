@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from deploy.engines.openvino_nodes import put_in_place
 from export.optional import require
 
 
@@ -34,7 +35,4 @@ def _keep_axis(node: Any) -> None:
     data, index, axis = node.input_values()
     row = ops.gather(data, ops.unsqueeze(index, np.int64(0)), axis)
     result = ops.squeeze(row, axis)
-    result.set_friendly_name(node.get_friendly_name())
-    names = node.output(0).get_names()
-    node.output(0).replace(result.output(0))
-    result.output(0).set_names(names)
+    put_in_place(node, result)

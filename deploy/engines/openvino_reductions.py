@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from deploy.engines.openvino_nodes import put_in_place
 from export.optional import require
 
 _REDUCTIONS = {
@@ -109,7 +110,4 @@ def _add_axis(node: Any) -> None:
     raised = ops.unsqueeze(node.input_value(0), np.int64(_LAST))
     result = getattr(ops, _REDUCTIONS[node.get_type_name()])(raised, both, keep_dims=True)
     result = ops.squeeze(result, both[1:] if kept else both)
-    result.set_friendly_name(node.get_friendly_name())
-    names = node.output(0).get_names()
-    node.output(0).replace(result.output(0))
-    result.output(0).set_names(names)
+    put_in_place(node, result)

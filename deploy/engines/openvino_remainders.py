@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from deploy.engines.openvino_nodes import put_in_place
 from export.optional import require
 
 _REMAINDERS = frozenset({"FloorMod", "Mod"})
@@ -57,7 +58,4 @@ def _bring_near(node: Any) -> None:
     zero = ops.constant(np.array(0, kind))
     below = ops.logical_and(ops.less(number, zero), ops.greater(rest, zero))
     result = ops.select(below, ops.subtract(rest, divisor), rest)
-    result.set_friendly_name(node.get_friendly_name())
-    names = node.output(0).get_names()
-    node.output(0).replace(result.output(0))
-    result.output(0).set_names(names)
+    put_in_place(node, result)

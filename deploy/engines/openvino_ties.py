@@ -8,6 +8,7 @@ is taken where that is little, and of integers, among which equals are common.
 
 from typing import Any
 
+from deploy.engines.openvino_nodes import put_in_place
 from export.optional import require
 
 _FEW_STEPS = 2**15
@@ -25,11 +26,7 @@ def keep_order_of_equals(model: Any) -> None:
             continue
         kind = how["index_element_type"]
         made = ops.topk(values, count, how["axis"], how["mode"], "value", kind, stable=True)
-        made.set_friendly_name(node.get_friendly_name())
-        for old, new in zip(node.outputs(), made.outputs(), strict=True):
-            names = old.get_names()
-            old.replace(new)
-            new.set_names(names)
+        put_in_place(node, made)
 
 
 def _is_affordable(node: Any, axis: int) -> bool:

@@ -21,12 +21,15 @@ from torch.nn import functional as F
 from export.fusion.calls import add_call
 from export.fusion.draft import Draft, read_argument
 from export.onnx.fixed import store_fixed
-from export.onnx.wave_products import WaveProducts, is_product_faster, split
+from export.onnx.wave_products import WaveProducts, split
 from export.onnx.waves import make_signal, make_spectrum
 
 aten = torch.ops.aten
 
 _Call = Callable[..., fx.Node]
+
+_LARGEST_POWER, _LARGEST = 1024, 4096
+"""Values of frames that are convolved: of a power of two, and of others."""
 
 _MOST_SHARES = 32
 """How many steps long a frame may be that is put together of them."""
@@ -47,7 +50,14 @@ def _is_convolved(node: fx.Node) -> bool:
     kind = read_argument(node, "self").meta["val"].dtype
     plain = not kind.is_complex and kind != torch.float64  # ONNX Runtime convolves no doubles
     aligned = read_argument(node, "align_to_window", default=False)
-    return plain and not aligned and is_product_faster(read_argument(node, "n_fft"), real=True)
+    size = read_argument(node, "n_fft")
+    hop = read_argument(node, "hop_length") or size // 4
+    return plain and not aligned and (_is_cut(size, hop) or _is_convolution_faster(size))
+
+
+def _is_convolution_faster(size: int) -> bool:
+    """Whether one matrix is the way; of a power of two there is a fast way, which is quick then."""
+    return size <= (_LARGEST if size & (size - 1) else _LARGEST_POWER)
 
 
 def _is_summed(node: fx.Node) -> bool:

@@ -234,6 +234,14 @@ def test_long_frames_are_cut_out_and_transformed_by_two_products(name):
         torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:A window was not provided")
+@pytest.mark.parametrize(("size", "hop", "left"), [(2048, 32, True), (2048, 64, False)])
+def test_long_frames_in_many_small_steps_have_no_matrix_of_their_own(size, hop, left):
+    prepared, operators = prepare(Heard({"n_fft": size, "hop_length": hop}), draw(2, size))
+    assert ("aten.stft.default" in operators) == left
+    assert all(value.numel() <= 8 * size for value in prepared.state_dict().values())
+
+
 @pytest.mark.filterwarnings("ignore:A window was not", "ignore:The length of signal is shorter")
 @pytest.mark.parametrize("length", [None, 900, 1500])
 @pytest.mark.parametrize("name", ["quarters", "no quarters", "one after another"])
