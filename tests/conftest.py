@@ -1,12 +1,9 @@
 """Fixtures that every test may use, and the order of the tests."""
 
-import copy
-import functools
 import gc
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -81,51 +78,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_registry() -> Iterator[None]:
-    """The exporter's operators, read once for each opset and copied for every export.
+def _kept_operators() -> Iterator[None]:
+    """Captures and fusions too look up torch's operators once, as exports of the product do."""
+    from export.onnx.kept_operators import keep_operators
 
-    torch reads and compiles its library of them anew each time, two thirds of a small export.
-    """
-    try:
-        from torch.onnx._internal.exporter._registration import ONNXRegistry
-    except ImportError:  # no public name: another version of torch may have it elsewhere
-        yield
-        return
-    read = functools.cache(ONNXRegistry.from_torchlib)
-
-    def copy_registry(*opset: int, **named: int) -> Any:
-        registry = copy.copy(read(*opset, **named))
-        registry.functions = {name: list(found) for name, found in registry.functions.items()}
-        return registry
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(copy_registry))
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _known_operators() -> Iterator[None]:
-    """Operators that torch composes of others, looked up again only where there are more of them.
-
-    Every export looks all of them up by name, several times for each library of operators.
-    """
-    from torch import _C
-
-    try:
-        from torch._export import utils
-
-        look_up = utils._materialize_cpp_cia_ops
-    except (ImportError, AttributeError):  # no public name either
-        yield
-        return
-    known: list[str] = []
-
-    def look_up_new() -> None:
-        found = _C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")
-        if found != known:
-            look_up()
-            known[:] = found
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(utils, "_materialize_cpp_cia_ops", look_up_new)
+    with keep_operators():
         yield

@@ -61,6 +61,7 @@ NEED_TORCH = {
     "export/onnx/cleanup.py",
     "export/onnx/fixed.py",
     "export/onnx/fourier.py",
+    "export/onnx/kept_operators.py",
     "export/onnx/options.py",
     "export/onnx/plain_recurrence.py",
     "export/onnx/preparation.py",

@@ -1,19 +1,17 @@
 """``python -m random_networks SEEDS [--show]``: check networks, each in a process of its own."""
 
 import argparse
-import copy
-import functools
 import json
 import os
 import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a fork has no threads but its own
 
 import torch
+from torch import nn
 
 from export.capture.program import capture
 from export.fusion import fuse_program
@@ -46,27 +44,7 @@ def check_seed(seed: int) -> Findings:
 
 
 def warm_up() -> None:
-    """Read once what torch reads at its first export, and at each one anew."""
-    from torch import _C, nn
-    from torch._export import utils
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-    read, look_up = functools.cache(ONNXRegistry.from_torchlib), utils._materialize_cpp_cia_ops
-    known: list[str] = []
-
-    def copy_registry(*opset: int, **named: int) -> Any:
-        registry = copy.copy(read(*opset, **named))
-        registry.functions = {name: list(found) for name, found in registry.functions.items()}
-        return registry
-
-    def look_up_new() -> None:
-        found = _C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")
-        if found != known:
-            look_up()
-            known[:] = found
-
-    ONNXRegistry.from_torchlib = staticmethod(copy_registry)
-    utils._materialize_cpp_cia_ops = look_up_new
+    """Read once what torch reads at its first export."""
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
     program = capture(net.eval(), {"x": torch.randn(2, 3, 8, 8)}, keyword=False, dynamic_batch=True)
     with tempfile.TemporaryDirectory() as folder:
