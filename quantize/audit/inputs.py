@@ -18,10 +18,13 @@ SCALE_FACTOR = 10.0
 """Between the spreads of calibration and evaluation, beyond which a unit differs, not the data."""
 
 DRIFT = 0.5
-"""Standard deviations between the means of a channel, that must also be 4 standard errors."""
+"""Standard deviations between the means of a channel."""
 
 SPREAD_FACTOR = 2.0
 """Between the standard deviations of a channel."""
+
+SURE = 4.0
+"""Standard errors that one channel of many samples must differ by."""
 
 ENOUGH_FOR_DRIFT = 8
 """Samples of either split."""
@@ -128,10 +131,15 @@ def _check_input_channels(name: str, splits: Splits) -> Iterator[Finding]:
     if min(known.samples, other.samples) < ENOUGH_FOR_DRIFT:
         return
     deviation = np.maximum(known.deviation, 1e-12 + 1e-6 * np.abs(known.mean))
+    errors = _errors_beyond_chance(known.low.size, min(known.samples, other.samples))
     shift = np.abs(other.mean - known.mean)
-    sure = shift > 4 * np.hypot(known.error_of_mean, other.error_of_mean)
+    moved = shift > errors * np.hypot(known.error_of_mean, other.error_of_mean)
+    change = np.abs(other.variance - known.variance)
+    spread = change > errors * np.hypot(known.error_of_variance, other.error_of_variance)
     ratio = np.maximum(other.deviation, 1e-30) / deviation
-    drifted = (sure & (shift > DRIFT * deviation)) | (np.abs(np.log(ratio)) > np.log(SPREAD_FACTOR))
+    drifted = (moved & (shift > DRIFT * deviation)) | (
+        spread & (np.abs(np.log(ratio)) > np.log(SPREAD_FACTOR))
+    )
     drifted[dead] = False
     if drifted.any():
         more = count_more(int(drifted.sum()) - 1, "channel")
@@ -144,6 +152,17 @@ def _check_input_channels(name: str, splits: Splits) -> Iterator[Finding]:
             f"{other.deviation[worst]:.3g} in evaluation{more}. Calibrate on samples like those "
             "that the model will see, prepared alike.",
         )
+
+
+def _errors_beyond_chance(channels: int, samples: int) -> float:
+    """Standard errors that the most different of `channels` must differ by, as `SURE` for one.
+
+    Chance has as many tries as there are channels, and errors of few samples are themselves
+    uncertain: Student's t for the normal deviate z, of which z^2 = d log(1 + t^2 / d) with d
+    degrees of freedom.
+    """
+    square, freedom = SURE**2 + 2 * np.log(channels), samples - 1
+    return float(np.sqrt(freedom * np.expm1(square / freedom)))
 
 
 def _span(statistic: InputStatistic) -> str:

@@ -18,8 +18,9 @@ class InputStatistic:
     Attributes:
         samples: how many were seen.
         low, high: of each channel.
-        total, squares: sums over the samples of each channel's mean and mean square.
-        mean_squares: sum over the samples of the square of each channel's mean.
+        origin: a value near each channel's mean, from which `squares` are measured.
+        total, mean_squares: sums over the samples of each channel's mean, and of its square.
+        squares, squares_squared: likewise of its mean squared distance from `origin`.
         whole: all values were whole numbers.
         pixels: it takes uint8 images.
     """
@@ -27,9 +28,11 @@ class InputStatistic:
     samples: int
     low: np.ndarray
     high: np.ndarray
+    origin: np.ndarray
     total: np.ndarray
-    squares: np.ndarray
     mean_squares: np.ndarray
+    squares: np.ndarray
+    squares_squared: np.ndarray
     whole: bool
     pixels: bool = False
 
@@ -40,26 +43,42 @@ class InputStatistic:
         return result
 
     @property
+    def variance(self) -> np.ndarray:
+        """Of the values of each channel."""
+        offset = self.mean - self.origin
+        result: np.ndarray = np.maximum(self.squares / self.samples - offset**2, 0)
+        return result
+
+    @property
     def deviation(self) -> np.ndarray:
         """Standard deviation of the values of each channel."""
-        result: np.ndarray = np.sqrt(np.maximum(self.squares / self.samples - self.mean**2, 0))
+        result: np.ndarray = np.sqrt(self.variance)
         return result
 
     @property
     def error_of_mean(self) -> np.ndarray:
         """Standard error of `mean`, from how the means of single samples differ."""
-        variance = np.maximum(self.mean_squares / self.samples - self.mean**2, 0)
+        return self._error_of(self.total, self.mean_squares)
+
+    @property
+    def error_of_variance(self) -> np.ndarray:
+        """Standard error of `variance`, from how the spreads of single samples differ."""
+        return self._error_of(self.squares, self.squares_squared)
+
+    def _error_of(self, total: np.ndarray, squares: np.ndarray) -> np.ndarray:
+        variance = np.maximum(squares / self.samples - (total / self.samples) ** 2, 0)
         result: np.ndarray = np.sqrt(variance / max(1, self.samples - 1))
         return result
 
     def merge(self, other: "InputStatistic") -> None:
-        """Add what another saw of the same input."""
+        """Add what another saw of the same input, measured from the same origin."""
         self.samples += other.samples
         self.low = np.minimum(self.low, other.low)
         self.high = np.maximum(self.high, other.high)
         self.total = self.total + other.total
-        self.squares = self.squares + other.squares
         self.mean_squares = self.mean_squares + other.mean_squares
+        self.squares = self.squares + other.squares
+        self.squares_squared = self.squares_squared + other.squares_squared
         self.whole = self.whole and other.whole
 
 
@@ -122,13 +141,19 @@ class InputProfile:
         lows, highs = values.min(axis=2), values.max(axis=2)
         means = values.mean(axis=2, dtype=np.float64)
         known = self.inputs.get(name)
+        origin = means.mean(axis=0)
+        if known is not None and known.origin.shape == origin.shape:
+            origin = known.origin
+        squares = np.square(values - origin[:, None], dtype=np.float64).mean(axis=2)
         new = InputStatistic(
             samples=size,
             low=lows.min(axis=0).astype(np.float64),
             high=highs.max(axis=0).astype(np.float64),
+            origin=origin,
             total=means.sum(axis=0),
-            squares=np.square(values, dtype=np.float64).mean(axis=2).sum(axis=0),
             mean_squares=(means**2).sum(axis=0),
+            squares=squares.sum(axis=0),
+            squares_squared=(squares**2).sum(axis=0),
             whole=(known is None or known.whole) and bool((values == np.rint(values)).all()),
             pixels=pixels,
         )

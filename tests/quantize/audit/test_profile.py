@@ -22,8 +22,17 @@ def test_statistics_are_those_of_all_samples() -> None:
     np.testing.assert_array_equal(found.high, x.max(axis=(0, 2, 3)))
     means = x.mean(axis=(2, 3))
     np.testing.assert_allclose(found.error_of_mean, means.std(axis=0, ddof=1) / 21**0.5, rtol=1e-4)
+    squares = ((x - found.origin[:, None, None]) ** 2).mean(axis=(2, 3))
+    error = squares.std(axis=0, ddof=1) / 21**0.5
+    np.testing.assert_allclose(found.error_of_variance, error, rtol=1e-4)
     assert (profile.samples, profile.repeated, profile.constant) == (21, 0, 0)
     assert not found.whole
+
+
+def test_a_spread_far_from_zero_is_measured_too() -> None:
+    x = np.random.default_rng(0).normal(1e6, 1e-3, (64, 2))
+    found = _profile({"x": x[:8]}, {"x": x[8:]}).inputs["x"]
+    np.testing.assert_allclose(found.deviation, x.std(axis=0), rtol=1e-6)
 
 
 def test_repeated_and_constant_samples_are_counted() -> None:

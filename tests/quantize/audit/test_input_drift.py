@@ -1,0 +1,66 @@
+"""Drift between the splits: what is found, and what chance is not taken for."""
+
+import numpy as np
+import pytest
+
+from quantize.audit.inputs import Splits, check_inputs
+from quantize.audit.profile import InputProfile
+
+
+def _find_drift(calibration: np.ndarray, evaluation: np.ndarray) -> list[str]:
+    profiles = []
+    for split in (calibration, evaluation):
+        profile = InputProfile()
+        for start in range(0, len(split), 16):
+            profile.take({"x": split[start : start + 16].astype(np.float32)})
+        profiles.append(profile)
+    return [found.words for found in check_inputs(Splits(*profiles)) if found.kind == "drift"]
+
+
+def _waves(count: int, random: np.random.Generator) -> np.ndarray:
+    """Tones of any pitch, phase and loudness, 2,000 values each."""
+    pitch, phase, loudness = random.random((3, count, 1))
+    return (0.2 + loudness) * np.sin(np.arange(2000) * (0.05 + pitch) + 2 * np.pi * phase)
+
+
+def _values(count: int, random: np.random.Generator) -> np.ndarray:
+    return random.normal(size=(count, 2000))
+
+
+def _tails(count: int, random: np.random.Generator) -> np.ndarray:
+    return random.standard_t(3, (count, 500))
+
+
+@pytest.mark.parametrize("make", [_waves, _values, _tails])
+@pytest.mark.parametrize("counts", [(8, 8), (32, 64), (256, 244)])
+def test_samples_of_one_kind_have_not_drifted(make, counts) -> None:
+    for seed in range(3):
+        random = np.random.default_rng(seed)
+        assert _find_drift(*(make(count, random) for count in counts)) == []
+
+
+def test_one_column_of_many_that_has_drifted_is_found() -> None:
+    random = np.random.default_rng(0)
+    known, moved = _values(256, random), _values(128, random)
+    moved[:, 1234] += 1.0
+    (words,) = _find_drift(known, moved)
+    assert words.startswith("Channel 1234 of input 'x' has mean ")
+    assert "more channel" not in words
+
+
+def test_one_column_of_many_that_spreads_wider_or_less_is_found() -> None:
+    random = np.random.default_rng(0)
+    known, wide = _values(256, random), _values(128, random)
+    wide[:, 77] *= 3
+    (words,) = _find_drift(known, wide)
+    assert words.startswith("Channel 77 of input 'x'")
+    (words,) = _find_drift(wide, known)
+    assert words.startswith("Channel 77 of input 'x'")
+
+
+def test_a_column_that_evaluation_never_moves_is_found() -> None:
+    random = np.random.default_rng(0)
+    known, still = _values(256, random), _values(128, random)
+    still[:, 5] = known[:, 5].mean()
+    (words,) = _find_drift(known, still)
+    assert words.startswith("Channel 5 of input 'x'")
