@@ -26,7 +26,7 @@ from deploy.judging.checking import check_candidates
 from deploy.judging.eager import settle_eager
 from deploy.judging.recording import RecordedReference
 from deploy.judging.reference import Reference
-from deploy.judging.verdicts import choose, judge_candidate, judge_latency
+from deploy.judging.verdicts import choose, hold_to_float32, judge_candidate, judge_latency
 from deploy.measuring.latency import LatencySettings, measure
 from deploy.measuring.machine import describe_machine, usable_cores
 from deploy.measuring.peaks import measure_peaks
@@ -139,6 +139,7 @@ def build(
         judged: tuple[CandidateResult, ...] = tuple(
             judge_candidate(candidate, parity, threads, problem.kind, config) for candidate in built
         )
+        one_way = describe_one_way(exported)
         audit: tuple[Finding, ...] = ()
         searched: SearchReport | None = None
         if problem.kind != "synthetic" and not isinstance(ranges, DeployError):
@@ -155,6 +156,7 @@ def build(
                     scratch=scratch,
                 )
                 judged, searched = search(judged, sources)
+        judged = hold_to_float32(judged, one_way=one_way is not None)
         with clock.stage("measure latency"):
             peaks = measure_peaks(threads=threads)
             feeds = problem.latency_feeds()
@@ -183,7 +185,7 @@ def build(
         )
         if not any(result.parity_holds for result in results):
             where = write_failure(target, make_report(findings, config, clock.seconds))
-            first, one_way = results[0], describe_one_way(exported)
+            first = results[0]
             raise GateError(
                 "No candidate gives the model's answers, so nothing is shipped. "
                 f"{first.name}: {first.reason}. {f'{one_way} ' if one_way else ''}"

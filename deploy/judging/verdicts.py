@@ -7,8 +7,11 @@ from deploy.candidates.files import Candidate
 from deploy.config import BuildConfig
 from deploy.judging.gates import (
     EXACT,
+    MIN_SQNR_DB,
     NO_CALIBRATION_DATA,
+    SIZE_ENOUGH_DB,
     DataKind,
+    Verdict,
     choose_winner,
     judge_parity,
     judge_speed,
@@ -56,6 +59,35 @@ def judge_candidate(
         spec=candidate.spec(threads),
         parity=report,
         verdict=verdict,
+    )
+
+
+def hold_to_float32(
+    results: tuple[CandidateResult, ...], *, one_way: bool
+) -> tuple[CandidateResult, ...]:
+    """Reject what was made of an exported file that computes something else than the model.
+
+    Fewer bits are held to looser gates, which such a file may pass: both exits of a network that
+    ends early know the classes. It is wrong where no float32 engine holds its gate and the nearest
+    of them is as far off as int8 must not be; where forward goes on by the value of a tensor, and
+    the file goes one way, where that is more than rounding.
+
+    Args:
+        results: judged for parity.
+        one_way: whether the file holds one of several ways of forward.
+    """
+    exact = [r for r in results if r.precision in EXACT and r.parity is not None]
+    nearest = max((r.parity.sqnr_db for r in exact if r.parity is not None), default=0.0)
+    limit = SIZE_ENOUGH_DB if one_way else MIN_SQNR_DB["int8"]
+    if not exact or nearest >= limit or any(result.parity_holds for result in exact):
+        return results
+    reason = f"made of an exported file whose float32 engines are wrong: {exact[0].reason}"
+    wrong = Verdict(False, "made of a file that gives the model's answers in float32", reason)
+    return tuple(
+        replace(result, status="rejected", reason=reason, verdict=wrong)
+        if result.parity_holds
+        else result
+        for result in results
     )
 
 

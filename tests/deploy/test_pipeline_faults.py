@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from built_nets import QUICK, Net, TwoInputs, status
+from built_nets import QUICK, Net, TwoInputs, TwoWays, status
 from onnx import numpy_helper
 from tiny import hide_engines
 
@@ -114,6 +114,25 @@ def test_when_nothing_passes_its_gate_nothing_ships_and_the_report_says_why(
     (tmp_path / "net.failed" / "mine.txt").unlink()
     forget_failure(tmp_path / "net.deploy")
     assert not (tmp_path / "net.failed").exists()
+
+
+@pytest.mark.usefixtures("onnxruntime_alone")
+def test_int8_that_knows_the_classes_does_not_ship_where_the_file_goes_another_way(
+    tmp_path: Path,
+) -> None:
+    net = TwoWays().eval()
+    x = torch.randn(500, 8)
+    with torch.no_grad():
+        y = net.head(x).argmax(1).numpy()
+    np.savez(tmp_path / "data.npz", x=x.numpy(), y=y)
+    config = BuildConfig(data=str(tmp_path / "data.npz"), effort="quick", measure_seconds=QUICK)
+    with pytest.raises(GateError, match="goes on by the value of a tensor"):
+        deploy.build(net, config, output=tmp_path / "net.deploy")
+    report = json.loads((tmp_path / "net.failed" / "report.json").read_text())
+    jsonschema.validate(report, load_schema())
+    rows = {row["name"]: row for row in report["candidates"]}
+    assert rows["onnxruntime-int8"]["parity"]["accuracy"]["candidate"] > 0.99
+    assert "float32 engines are wrong: output" in rows["onnxruntime-int8"]["reason"]
 
 
 def _spoil_once(folder: Path) -> None:

@@ -10,11 +10,12 @@ from latencies import latency
 from deploy.candidates.files import Candidate
 from deploy.candidates.plans import Plan
 from deploy.config import BuildConfig
-from deploy.judging.gates import NO_CALIBRATION_DATA, DataKind
+from deploy.judging.gates import NO_CALIBRATION_DATA, DataKind, Verdict
 from deploy.judging.parity import ParityAccumulator, ParityReport
 from deploy.judging.verdicts import (
     choose,
     describe_poor,
+    hold_to_float32,
     judge_candidate,
     judge_latency,
     size_of,
@@ -190,3 +191,60 @@ def test_a_garbled_sample_is_told_of_where_the_labels_hold_and_refused_without()
     assert "output 'y' in sample 700 (-6.0 dB)" in warning
     exact = replace(found["garbled", "labelled"], precision="fp32")
     assert describe_poor(exact, CONFIG) is None
+
+
+def float32(name: str, scale: float, *, holds: bool) -> CandidateResult:
+    """A float32 engine that answers with `scale` times what is right."""
+    verdict = Verdict(holds, "noise", None if holds else "output 'y' is off")
+    status = "ok" if holds else "rejected"
+    of = result(name, "fp32", status)
+    return replace(of, parity=compared(scale), verdict=verdict, reason=verdict.reason)
+
+
+INT8 = judge(candidate(), compared(1.01))
+
+
+def test_what_is_made_of_a_file_that_is_wrong_in_float32_is_rejected_though_it_holds_its_gate() -> (
+    None
+):
+    assert INT8.parity_holds
+    wrong = (float32("a", 2.0, holds=False), float32("b", 1.5, holds=False))
+    *exact, found = hold_to_float32((*wrong, INT8), one_way=False)
+    assert tuple(exact) == wrong
+    assert (found.status, found.parity_holds, found.ships) == ("rejected", False, False)
+    assert found.reason == (
+        "made of an exported file whose float32 engines are wrong: output 'y' is off"
+    )
+    assert found.parity == INT8.parity
+
+
+@pytest.mark.parametrize(
+    "exact",
+    [
+        (),
+        (float32("a", 1.0, holds=True),),
+        (float32("a", 2.0, holds=False), float32("b", 1.0, holds=True)),  # a fault of one engine
+        (float32("a", 2.0, holds=False), float32("b", 1.01, holds=False)),  # more than rounding
+    ],
+)
+def test_int8_is_left_to_its_own_gate_where_a_float32_engine_holds_or_is_near(
+    exact: tuple[CandidateResult, ...],
+) -> None:
+    results = (*exact, INT8)
+    assert hold_to_float32(results, one_way=False) == results
+
+
+def test_where_forward_has_other_ways_the_file_is_wrong_by_less() -> None:
+    near = float32("a", 1.01, holds=False)
+    rounding = float32("a", 1.0 + 1e-5, holds=False)
+    assert not hold_to_float32((near, INT8), one_way=True)[1].parity_holds
+    assert hold_to_float32((rounding, INT8), one_way=True) == (rounding, INT8)
+
+
+def test_what_was_rejected_or_waits_keeps_its_own_reason() -> None:
+    others = (
+        judge(candidate(), compared(2.0)),
+        judge(candidate("fp16", status="not_run", reason="no NVIDIA GPU")),
+    )
+    wrong = float32("a", 2.0, holds=False)
+    assert hold_to_float32((wrong, *others), one_way=False) == (wrong, *others)
