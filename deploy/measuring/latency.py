@@ -212,7 +212,7 @@ def _run_rounds(session: _Session, running: Mapping[str, EngineProcess]) -> None
             per_round = (time.perf_counter() - started) / done
             fitting = round(session.settings.seconds / session.openings / per_round)
             least, most = (_share(n, session.openings) for n in (_MIN_ROUNDS, _MAX_ROUNDS))
-            rounds = max(least, min(most, fitting))
+            rounds = max(done, least, min(most, fitting))  # a slow one may leave room for fewer
         session.done += 1
         session.progress(Progress("measure latency", session.done, rounds * session.openings))
     session.rounds = rounds

@@ -196,6 +196,25 @@ def test_a_short_one_has_12_rounds_and_a_long_one_60() -> None:
     assert run(fake("openvino-fp32", "5e-3"), seconds=1e4).rounds == 60
 
 
+@pytest.mark.usefixtures("clocked")
+@pytest.mark.parametrize("begin", range(1, 10))
+def test_rounds_that_were_run_count_where_the_machine_grows_slow_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, begin: int
+) -> None:
+    """From some second on all takes 50 times as long: fewer rounds fit than there were already."""
+    clock = deploy.measuring.latency.time.perf_counter
+    monkeypatch.setattr(
+        deploy.measuring.latency.time,
+        "perf_counter",
+        lambda: min(clock(), begin) + 50 * max(0.0, clock() - begin),
+    )
+    report = run(fake("openvino-fp32", "5e-3"), seconds=30.0)
+    assert report.rounds >= 12
+    blocks = report.rounds * report.blocks_per_round
+    assert FakeProcess.log.count("openvino-fp32") == blocks
+    assert report.engines["openvino-fp32"].block_medians.size == blocks
+
+
 @pytest.mark.usefixtures("faked")
 @pytest.mark.parametrize(("others", "openings"), [(1, 3), (2, 3), (3, 2)])
 def test_few_engines_are_opened_three_times_and_more_twice(others: int, openings: int) -> None:
