@@ -10,6 +10,7 @@ from export.onnx.attention import write_out_attention
 from export.onnx.complex import pair_complex_values
 from export.onnx.composed import compose
 from export.onnx.computed_weights import store_computed_weights
+from export.onnx.constant_matrices import store_constant_matrices
 from export.onnx.fourier import write_out_transforms
 from export.onnx.options import settle_options
 from export.onnx.sample_weights import write_out_sample_weights
@@ -30,10 +31,11 @@ def prepare_program(program: ExportedProgram, *, opset: int) -> ExportedProgram:
     value a channel becomes a mean: of a value in channels_last the exporter makes a gather out of
     the strides of the result, which is of no use where there are no strides. Adaptive pools,
     resizes that smooth, stacks and attention over more axes than four are written out, weights that
-    are computed from others are stored, options that it refuses or overlooks are settled, and
-    operators that it has no function for are composed of others.
+    are computed from others are stored, and so is linear algebra of stored tensors, options that it
+    refuses or overlooks are settled, and operators that it has no function for are composed of
+    others.
     """
-    program = compose(program)
+    program = compose(store_constant_matrices(program))
     (output,) = (node for node in program.graph.nodes if node.op == "output")
     constants = any(not isinstance(v, fx.Node) and v is not None for v in output.args[0])
     draft = Draft(program)
