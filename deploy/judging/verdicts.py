@@ -1,5 +1,6 @@
 """Every candidate judged: by the parity gate, then by its speed; and the one that wins."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,7 +78,8 @@ def hold_to_float32(
         one_way: whether the file holds one of several ways of forward.
     """
     exact = [r for r in results if r.precision in EXACT and r.parity is not None]
-    nearest = max((r.parity.sqnr_db for r in exact if r.parity is not None), default=0.0)
+    near = [r.parity.sqnr_db for r in exact if r.parity is not None]
+    nearest = max((sqnr for sqnr in near if not math.isnan(sqnr)), default=-math.inf)
     limit = SIZE_ENOUGH_DB if one_way else MIN_SQNR_DB["int8"]
     if not exact or nearest >= limit or any(result.parity_holds for result in exact):
         return results
