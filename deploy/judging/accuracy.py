@@ -118,9 +118,10 @@ def read_answers(values: Array) -> Array:
 
     Args:
         values: (rows, classes), or (rows, 1) or (rows,), of which integers and booleans are class
-            numbers.
+            numbers; with any further axes of size 1.
     """
-    if values.ndim == 2 and values.shape[1] > 1:
+    values = values.reshape(len(values), math.prod(values.shape[1:]))
+    if values.shape[1] > 1:
         largest: Array = values.argmax(axis=1)
         return largest
     lone = values.reshape(len(values))

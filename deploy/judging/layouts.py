@@ -27,12 +27,16 @@ def list_axes(shape: Sequence[int | str], places: Sequence[int]) -> tuple[int | 
     """The axes of an output on which the classes of labels of `places` may lie; empty: none.
 
     None among them: the output has one value for each label. A lone axis of size 1 in front of the
-    places or behind them is as good as none.
+    places or behind them is as good as none; so is every one where a sample has a single label.
 
     Args:
         shape: of the output, the samples first; names are sizes that are not known.
         places: axes of the labels of one sample; none where it has a single label.
     """
+    if not places:
+        wide = [axis for axis, size in enumerate(shape) if axis and size != 1]
+        lone = (1,) if len(shape) > 1 else (None,)
+        return tuple(wide) if len(wide) == 1 else (lone if not wide else ())
     for trimmed in _trim(tuple(places)):
         found: list[int | None] = [None] if _fits(shape[1:], trimmed) else []
         for axis in dict.fromkeys((1, len(shape) - 1)):

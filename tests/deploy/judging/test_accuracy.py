@@ -215,3 +215,21 @@ def test_an_engine_of_the_same_skill_has_forgotten_nothing(share: float) -> None
             logits, logits + 0.1 * rng.standard_normal(1000), labels
         ).forgotten
     assert forgotten == 0
+
+
+@pytest.mark.parametrize("shape", [(-1, 5, 1, 1), (-1, 1, 5), (-1, 1, 5, 1)])
+def test_axes_of_one_value_beside_the_classes_change_nothing(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    labels, scores = draw(5, 400, 0), rng.standard_normal((400, 5))
+    candidate = scores + 0.3 * rng.standard_normal((400, 5))
+    expected = judge_scores(scores, candidate, labels)
+    assert judge_scores(scores.reshape(shape), candidate.reshape(shape), labels) == expected
+    assert 0 < expected.reference < 1
+
+
+def test_lone_scores_may_have_further_axes_of_one_value() -> None:
+    rng = np.random.default_rng(0)
+    labels, scores = draw(2, 400, 0), rng.standard_normal(400)
+    expected = judge_scores(scores, scores, labels)
+    maps = scores.reshape(400, 1, 1)
+    assert judge_scores(maps, maps, labels) == expected

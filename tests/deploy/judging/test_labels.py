@@ -70,6 +70,24 @@ def test_the_output_that_the_labels_fit_is_chosen_wherever_it_stands(
     assert choose(draw_labels(), outputs, logits=share) == ClassOutput("logits")
 
 
+@pytest.mark.parametrize("shape", [(3, 1, 1), (1, 3)])
+def test_the_classes_of_a_last_convolution_or_token_are_those_of_the_sample(
+    shape: tuple[int, ...],
+) -> None:
+    labels = draw_labels()
+    wide = TensorSpec("logits", (BATCH, *shape), "float32")
+    data, eager = labelled(labels), Eager(labels, logits=0.9)
+
+    def run(feeds: Feeds) -> dict[str, Array]:
+        outputs = eager(feeds)
+        return {**outputs, "logits": outputs["logits"].reshape(-1, *shape)}
+
+    maps = TensorSpec("embedding", (BATCH, 16), "float32")
+    found = find_readings(data, (maps, wide), PLAN)
+    assert [reading.spec.name for reading in found] == ["embedding", "logits"]
+    assert choose_class_output(found, run, data, PLAN) == ClassOutput("logits")
+
+
 def test_the_better_of_two_heads_is_chosen_where_that_is_clear() -> None:
     assert choose(draw_labels(), (AUX, LOGITS), aux=0.7, logits=0.98) == ClassOutput("logits")
 
