@@ -39,9 +39,18 @@ def slogdet(a: Tensor) -> Any:
 
 
 def det(a: Tensor) -> Any:
-    """The determinant of each matrix."""
+    """The determinant of each matrix; of up to three rows by its formula, which is less work."""
     if not _is_small(a):
         return NotImplemented
+    if a.shape[-1] == 1:
+        return a[..., 0, 0]
+    if a.shape[-1] == 2:
+        return a[..., 0, 0] * a[..., 1, 1] - a[..., 0, 1] * a[..., 1, 0]
+    if a.shape[-1] == 3:
+        first, second, third = a.unbind(-2)
+        ahead = second.roll(-1, -1) * third.roll(-2, -1)
+        behind = second.roll(-2, -1) * third.roll(-1, -1)
+        return (first * (ahead - behind)).sum(-1)
     sign, pivots = _find_pivots(a)
     return sign * pivots.prod(-1)
 
