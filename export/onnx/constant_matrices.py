@@ -17,13 +17,17 @@ from export.fusion.mutation import Mutations
 from export.fusion.operators.base import name_operator
 from export.fusion.paths import read_module_path
 
-_NAMES = (
-    *("linalg_", "_linalg_", "inverse", "pinverse", "det", "logdet", "slogdet", "cholesky"),
-    *("matrix_exp", "matrix_power", "triangular_solve", "ormqr", "orgqr", "geqrf", "qr", "svd"),
-)
+_FAMILIES = ("linalg_", "_linalg_", "cholesky")
 """How the names of operators begin."""
 
-_NORMS = ("linalg_norm", "linalg_vector_norm", "linalg_matrix_norm", "linalg_cross", "linalg_diag")
+_OTHERS = frozenset(
+    {
+        *("inverse", "pinverse", "det", "logdet", "slogdet", "matrix_exp", "matrix_power"),
+        *("triangular_solve", "qr", "geqrf", "orgqr", "ormqr", "svd"),
+    }
+)
+
+_LEFT = ("linalg_norm", "linalg_vector_norm", "linalg_matrix_norm", "linalg_cross", "linalg_diag")
 """Those of the same family that the exporter knows, and does well with."""
 
 
@@ -41,7 +45,7 @@ def _is_algebra(node: fx.Node) -> bool:
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return False
     name = name_operator(node)
-    return name.startswith(_NAMES) and not name.startswith(_NORMS)
+    return name in _OTHERS or (name.startswith(_FAMILIES) and not name.startswith(_LEFT))
 
 
 def _find_constant(draft: Draft) -> list[tuple[fx.Node, Constants]]:

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations
 from export.capture.program import capture
 from export.errors import ExportError
 from export.onnx.composed import matrices
+from export.onnx.constant_matrices import store_constant_matrices
 from export.onnx.exporter import to_onnx
 
 ROWS = [1, 2, 3, 8]
@@ -166,6 +167,20 @@ def test_algebra_of_weights_is_stored(make: Callable[[Tensor], Tensor], tmp_path
         np.testing.assert_allclose(found, right.detach().numpy(), rtol=1e-5, atol=limit)
     nodes = onnx.load(tmp_path / "m.onnx").graph.node
     assert len(nodes) < 20  # an elimination of 12 rows would have 200
+
+
+def test_what_is_no_algebra_is_left_as_it_is() -> None:
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(draw(4, 4).float())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight.detach() / torch.linalg.vector_norm(self.weight)
+
+    x = draw(2, 4).float()
+    program = capture(Detached().eval(), {"x": x}, keyword=False, dynamic_batch=True)
+    assert store_constant_matrices(program) is program
 
 
 def test_large_matrices_of_samples_are_named(tmp_path: Path) -> None:
