@@ -73,7 +73,8 @@ def build_engine(
         config.add_optimization_profile(_make_profile(builder, profile))
     path.parent.mkdir(parents=True, exist_ok=True)
     cache = _open_timing_cache(config, path, options, product)
-    plan = builder.build_serialized_network(network, config)
+    with monitor.hold_signals():
+        plan = builder.build_serialized_network(network, config)
     monitor.raise_what_was_raised()
     if plan is None:
         raise EngineError(_explain_builder(product, model.path, log, options))

@@ -1,6 +1,11 @@
 """TensorRT's own progress, nested phases of so many steps each, as one share of the whole."""
 
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 from export.progress import Progress, ProgressCallback
@@ -79,6 +84,7 @@ class BuildMonitor:
         self._stage = stage
         self._progress = progress
         self._raised: BaseException | None = None
+        self._heard: list[int] = []
         self.native = _make_native(trt, self)
 
     def start(self, name: str, steps: int) -> None:
@@ -90,11 +96,37 @@ class BuildMonitor:
         """See `PhaseStack.complete`; False asks TensorRT to stop."""
         self._phases.complete(name, step)
         self._report()
-        return self._raised is None
+        return self._raised is None and not self._heard
 
     def finish(self, name: str) -> None:
         """See `PhaseStack.finish`."""
         self._phases.finish(name)
+
+    @contextlib.contextmanager
+    def hold_signals(self) -> Iterator[None]:
+        """Ctrl-C cancels the build that is the block, and is heard behind it.
+
+        A handler in Python may raise at the first line of any function, and so where TensorRT has
+        called one: it takes that for a failure of its own, or goes on as if nothing had been.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+        held = {number: handler for number, handler in handlers.items() if callable(handler)}
+
+        def hear(number: int, frame: FrameType | None) -> None:
+            self._heard.append(number)
+
+        for number in held:
+            signal.signal(number, hear)
+        try:
+            yield
+        finally:
+            for number, handler in held.items():
+                signal.signal(number, handler)
+            for heard in self._heard[:1]:
+                signal.raise_signal(heard)
 
     def raise_what_was_raised(self) -> None:
         """Raise what the callback raised during the build, if it did."""

@@ -25,6 +25,7 @@ pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is in the rtx extra
 
 from export.tensorrt import BuildOptions, SizeRange, build_engine
 from export.tensorrt.building import hash_onnx
+from export.tensorrt.monitor import PhaseStack
 
 ADA = BuildOptions(targets=("SM89",))
 
@@ -196,6 +197,29 @@ def test_ctrl_c_cancels_the_build_and_leaves_no_file(small: OnnxModel, tmp_path:
         path = tmp_path / "out" / "m.engine"
         with pytest.raises(KeyboardInterrupt):
             build_engine(small, path, options=ADA, progress=interrupt)
+    finally:
+        signal.signal(signal.SIGINT, old)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_ctrl_c_cancels_wherever_it_comes(
+    small: OnnxModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between TensorRT and the callback nothing could catch what the handler raises."""
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals are heard in the main thread alone")
+    start = PhaseStack.start
+
+    def interrupt(phases: PhaseStack, name: str, steps: int) -> None:
+        signal.raise_signal(signal.SIGINT)
+        start(phases, name, steps)
+
+    monkeypatch.setattr(PhaseStack, "start", interrupt)
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build_engine(small, tmp_path / "out" / "m.engine", options=ADA)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, old)
     assert list((tmp_path / "out").iterdir()) == []
