@@ -25,9 +25,7 @@ def solve(a: Tensor, b: Tensor, *, left: bool = True) -> Any:
         return NotImplemented
     if b.ndim == 1 or (b.ndim == a.ndim - 1 and b.shape == a.shape[:-1]):
         return solve(a, b.unsqueeze(-1)).squeeze(-1)
-    broadcast: Any = torch.broadcast_tensors
-    rows, _ = broadcast(a[..., :1], b[..., :1])
-    return _eliminate(a.expand(*rows.shape[:-1], -1), b.expand(*rows.shape[:-1], -1))
+    return _eliminate(*_share_batch(a, b))
 
 
 def slogdet(a: Tensor) -> Any:
@@ -103,6 +101,7 @@ def solve_triangular(
         return solve_triangular(*turned, upper=not upper, unitriangular=unitriangular).transpose(
             -1, -2
         )
+    a, b = _share_batch(a, b)
     rows = a.shape[-1]
     order = range(rows - 1, -1, -1) if upper else range(rows)
     found: dict[int, Tensor] = {}
@@ -111,7 +110,7 @@ def solve_triangular(
         for place, value in found.items():
             row = row - a[..., number : number + 1, place : place + 1] * value
         own = a[..., number : number + 1, number : number + 1]
-        found[number] = row.expand_as(row + own * row) if unitriangular else row / own
+        found[number] = row if unitriangular else row / own
     return torch.cat([found[number] for number in range(rows)], -2)
 
 
@@ -127,6 +126,13 @@ def cholesky_solve(b: Tensor, factor: Tensor, upper: bool = False) -> Any:
 def _is_small(a: Tensor) -> bool:
     rows = a.shape[-1]
     return isinstance(rows, int) and 0 < rows <= _LARGEST and a.is_floating_point()
+
+
+def _share_batch(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Matrices of as many rows, each as often as the other one is there."""
+    broadcast: Any = torch.broadcast_tensors
+    rows, _ = broadcast(a[..., :1], b[..., :1])
+    return a.expand(*rows.shape[:-1], -1), b.expand(*rows.shape[:-1], -1)
 
 
 def _find_pivots(a: Tensor) -> tuple[Tensor, Tensor]:
