@@ -1,6 +1,5 @@
 """OpenVINO on the CPU: fp32 and bf16 from the float ONNX file, int8 from its Q/DQ file."""
 
-import sys
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from deploy.engines.base import Array, BackendEngine, EngineSpec, Feeds
 from deploy.engines.openvino_concats import keep_tokens_apart
+from deploy.engines.openvino_core import import_openvino, open_core
 from deploy.engines.openvino_extremes import keep_extremes_apart
 from deploy.engines.openvino_messages import condense_message
 from deploy.engines.openvino_picks import pick_rows_of_one
@@ -23,7 +23,6 @@ from deploy.engines.openvino_snippets import (
 from deploy.engines.openvino_ties import keep_order_of_equals
 from export.artifacts import BATCH, SizeRange, TensorSpec
 from export.errors import EngineError
-from export.optional import require
 from export.ranges import take_ranges
 
 _HINTS = {
@@ -60,12 +59,12 @@ class OpenVinoEngine(BackendEngine):
     """
 
     def __init__(self, spec: EngineSpec, *, profile: bool = False) -> None:
-        openvino = _import_openvino()
+        openvino = import_openvino()
         if spec.precision not in _HINTS:
             raise EngineError(
                 f"OpenVINO has no precision {spec.precision!r}; choose {', '.join(_HINTS)}."
             )
-        self._core = openvino.Core()
+        self._core = open_core()
         if spec.precision == "bf16" and not _supports_bf16(self._core):
             raise EngineError("This CPU has no bf16 instructions; OpenVINO would run fp32 instead.")
         hint = _HINTS[spec.precision]
@@ -194,17 +193,7 @@ def _refuse_large(feeds: Feeds) -> None:
 
 def cpu_has_bf16() -> bool:
     """Whether the CPU runs bf16 natively, by OpenVINO's own word."""
-    return _supports_bf16(_import_openvino().Core())
-
-
-def _import_openvino() -> Any:
-    """OpenVINO without its telemetry, which at import forks a process that reports to its makers.
-
-    Where the package is not to be had, OpenVINO uses a stub of its own.
-    """
-    modules: dict[str, Any] = sys.modules
-    modules.setdefault("openvino_telemetry", None)
-    return require("openvino", extra="openvino")
+    return _supports_bf16(open_core())
 
 
 def _supports_bf16(core: Any) -> bool:

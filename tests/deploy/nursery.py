@@ -124,7 +124,7 @@ class Child:
 
 def main() -> None:
     """Fork whenever it is asked for, and tell of every end."""
-    import deploy.engines.openvino
+    import deploy.engines.openvino_core
 
     for name in PACKAGES:
         if importlib.util.find_spec(name) is not None:
@@ -132,7 +132,7 @@ def main() -> None:
     for name in ("deploy.engines.worker", *OURS):
         importlib.import_module(name)
     if importlib.util.find_spec("openvino") is not None:
-        deploy.engines.openvino._import_openvino()  # without the thread of its telemetry
+        deploy.engines.openvino_core.import_openvino()  # without the thread of its telemetry
     assert len(os.listdir("/proc/self/task")) == 1, "a thread would be missing in every child"
     gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -14,6 +14,7 @@ from tiny import answer, draw
 
 from deploy.engines import EngineSpec, open_engine
 from deploy.engines import openvino as backend
+from deploy.engines.openvino_core import open_core
 from deploy.engines.openvino_reductions import reduce_in_four_axes
 from deploy.engines.openvino_snippets import has_joined_products, swaps_equal_axes
 from deploy.engines.process import EngineProcess
@@ -211,10 +212,10 @@ def test_nor_where_the_process_may_use_one_core(tmp_path: Path) -> None:
 
 
 def test_only_products_that_are_joined_by_a_residual_are_kept_apart(tmp_path: Path) -> None:
-    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    pytest.importorskip("openvino", reason="openvino is not installed")
     write_residual_mlp(tmp_path / "mlp.onnx", "between")
     proto = onnx.load(tmp_path / "mlp.onnx")
-    core = openvino.Core()
+    core = open_core()
     assert has_joined_products(core.read_model(proto.SerializeToString()))
     for node in proto.graph.node:
         if node.op_type == "Add":  # of a constant: a bias

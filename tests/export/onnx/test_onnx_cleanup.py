@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import openvino
 import pytest
 import torch
 from torch import Tensor, nn
 
+from deploy.engines.openvino_core import open_core
 from export import export_model
 from export.capture.agreement import run_onnx
 from export.capture.ladder import Exported
@@ -81,7 +81,7 @@ def test_the_batch_axis_of_a_lone_sample_stays(form: str, tmp_path: Path) -> Non
 def test_openvino_knows_the_rank_of_what_was_squeezed(tmp_path: Path) -> None:
     net = Scorer().eval()
     _, exported = climb(net, tmp_path)
-    model = openvino.Core().compile_model(exported.onnx.path, "CPU")
+    model = open_core().compile_model(exported.onnx.path, "CPU")
     assert model.outputs[0].get_partial_shape().rank.is_static
     for batch in (1, 3):
         x = draw(batch)
@@ -133,7 +133,7 @@ def test_weights_that_are_cut_out_of_one_are_stored_and_run_in_int8(tmp_path: Pa
     scheme = replace(PRESETS["openvino"], weight_levels=NARROW)
     result = quantize_int8(exported.onnx, ranges, scheme, tmp_path / "int8.onnx")
     assert not [skip for skip in result.skipped if "constant" in skip.reason]
-    core = openvino.Core()
+    core = open_core()
     graph = core.read_model(result.model.path)
     graph.reshape([4, 5, 8])
     (found,) = core.compile_model(graph, "CPU")([arrays["x"]]).values()

@@ -6,11 +6,11 @@ from collections import Counter
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from torch import Tensor, nn
 
+from deploy.engines.openvino_core import open_core
 from export.capture.program import capture
 from export.onnx.exporter import to_onnx
 
@@ -41,7 +41,7 @@ def assert_exported(net, feeds, path, operator, layers):
     kinds = Counter(node.op_type for node in onnx.load(model.path).graph.node)
     assert kinds[operator] == layers
     session = onnxruntime.InferenceSession(str(model.path), providers=["CPUExecutionProvider"])
-    compiled = openvino.Core().compile_model(
+    compiled = open_core().compile_model(
         str(model.path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
     for batch in (1, 3):

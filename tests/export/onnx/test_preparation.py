@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deploy.engines.openvino_core import open_core
 from export.capture.program import capture
 from export.onnx.execute import ExposedModel
 from export.onnx.exporter import to_onnx
@@ -111,7 +111,7 @@ def test_a_query_that_sees_no_key_gets_zeros_as_torch_has_it(kind, opset, tmp_pa
     assert (exact[:, :, 0] if kind == "constant" else exact[1]).eq(0).all()
     proto = export(net, x, tmp_path, opset)
     assert_same(net, proto, x, x[:2])
-    core = openvino.Core()
+    core = open_core()
     core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     model = core.read_model(proto.SerializeToString())
     (ours,) = core.compile_model(model, "CPU")([x.numpy()]).values()
@@ -347,7 +347,7 @@ def test_resized_constants_are_stored(smooth: bool, tmp_path) -> None:
     proto = export(net, x, tmp_path)
     assert "Resize" not in {node.op_type for node in proto.graph.node}
     assert_same(net, proto, x, x[:1])
-    compiled = openvino.Core().compile_model(
+    compiled = open_core().compile_model(
         str(tmp_path / "model.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
     exact = copy.deepcopy(net).double()(x.double()).detach().numpy()

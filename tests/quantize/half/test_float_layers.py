@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from deploy.candidates.schemes import choose_scheme
+from deploy.engines.openvino_core import open_core
 from export.artifacts import BATCH, OnnxModel, TensorSpec
 from quantize.calibration.calibrate import calibrate
 from quantize.int8.insertion import quantize_int8
@@ -89,8 +90,8 @@ def test_what_is_kept_float_keeps_its_weights(kind: str, target: str, tmp_path: 
     onnx.checker.check_model(onnx.load(mixed.path), full_check=True)
     expected = onnxruntime.InferenceSession(str(model.path)).run(None, {"x": x})[0]
     if target == "openvino":
-        openvino = pytest.importorskip("openvino")
-        compiled = openvino.Core().compile_model(
+        pytest.importorskip("openvino")
+        compiled = open_core().compile_model(
             str(mixed.path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
         )
         ours = compiled([x])[0]

@@ -1,0 +1,34 @@
+"""OpenVINO's entry, its import and the one `Core` that a process has."""
+
+import sys
+import threading
+from typing import Any
+
+from export.optional import require
+
+_LOCK = threading.Lock()
+_CORES: list[Any] = []
+
+
+def import_openvino() -> Any:
+    """OpenVINO without its telemetry, which at import forks a process that reports to its makers.
+
+    Where the package is not to be had, OpenVINO uses a stub of its own.
+    """
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("openvino_telemetry", None)
+    return require("openvino", extra="openvino")
+
+
+def open_core() -> Any:
+    """The `openvino.Core` of this process, which stays until its end.
+
+    The plugin of each gives its thread a stack for signals and, when it goes, the one that was
+    there before. Of two that do not go in the reverse of the order in which they came, the first
+    takes its stack with it and the second sets it again: the next signal with a handler, Ctrl-C
+    for one, ends the process by SIGSEGV (openvino 2026.4.1, Linux).
+    """
+    with _LOCK:
+        if not _CORES:
+            _CORES.append(import_openvino().Core())
+        return _CORES[0]

@@ -1,0 +1,40 @@
+"""What OpenVINO does to the process that it is opened in."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from onnx import TensorProto, helper, save
+
+pytest.importorskip("openvino", reason="openvino is not installed")
+
+OUT_OF_ORDER = """
+import os, signal, sys
+import numpy as np
+from deploy.engines import EngineSpec, open_engine
+
+heard = []
+signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+engines = [open_engine(EngineSpec("openvino", "fp32", sys.argv[1], 1)) for _ in range(3)]
+for engine in engines:
+    engine({"x": np.ones((1, 4), np.float32)})
+while engines:  # the oldest first
+    with engines.pop(0):
+        pass
+    os.kill(os.getpid(), signal.SIGINT)
+print(len(heard))
+"""
+
+
+def test_a_signal_is_heard_in_whichever_order_engines_are_closed(tmp_path: Path) -> None:
+    path = tmp_path / "relu.onnx"
+    rows = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 4]) for n in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "net", rows[:1], rows[1:])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+    ended = subprocess.run(
+        [sys.executable, "-c", OUT_OF_ORDER, str(path)], capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode != -signal.SIGSEGV
+    assert (ended.returncode, ended.stdout.strip()) == (0, "3"), ended.stderr
