@@ -20,6 +20,7 @@ signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
 engines = [open_engine(EngineSpec("openvino", "fp32", sys.argv[1], 1)) for _ in range(3)]
 for engine in engines:
     engine({"x": np.ones((1, 4), np.float32)})
+del engine
 while engines:  # the oldest first
     with engines.pop(0):
         pass
