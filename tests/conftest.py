@@ -31,6 +31,25 @@ def pytest_configure(config: pytest.Config) -> None:
         config.args = [*files[start:], *files[:start]]
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Processes side by side have no terminal; the one that hands out the tests has."""
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None:
+        session.config.pluginmanager.register(_FailuresAtOnce(terminal))
+
+
+class _FailuresAtOnce:
+    """Names a test as soon as it fails: of a run that is stopped nothing else would be known."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._terminal.ensure_newline()
+            self._terminal.write_line(f"failed: {report.nodeid} ({report.when})")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
     """What is imported and collected lasts: the garbage collector need not look through it."""
