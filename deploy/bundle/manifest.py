@@ -78,6 +78,10 @@ class Manifest:
     input_ranges: dict[str, tuple[float, float]] | None = None
     images: ImageCall | None = None
 
+    def identity(self) -> str:
+        """SHA-256 over all that it says, and so over every file of the bundle, in hex."""
+        return _hash_content(asdict(self))
+
 
 def read_manifest(root: Path) -> Manifest:
     """Read the manifest of the bundle at `root` and hold every file against it.

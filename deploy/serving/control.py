@@ -17,8 +17,9 @@ from typing import Any
 from deploy.bundle.folder import read_bundle
 from deploy.serving.http.pages import describe_status
 from deploy.serving.metrics import ServerStatistics, render_metrics
+from deploy.serving.models.finding import check_name, name_bundle
 from deploy.serving.models.model import ServedModel
-from deploy.serving.models.repository import ModelRepository, check_name
+from deploy.serving.models.repository import ModelRepository
 from deploy.serving.options import ServeOptions
 from deploy.serving.pauses import settle
 from export.errors import BundleError, ConfigError, DeployError, EngineError
@@ -96,11 +97,12 @@ class Controller:
 
     async def _load(self, command: Mapping[str, Any]) -> dict[str, Any]:
         path = Path(str(command.get("path")))
-        name = str(command.get("name") or path.name.removesuffix(".deploy"))
+        called, numbered = name_bundle(path)
+        name = str(command.get("name") or called)
         check_name(name, path)
-        old = self._repository.find(name)
-        version = str(max((int(model.version) for model in old), default=0) + 1)
-        bundle = await asyncio.to_thread(read_bundle, path)
+        old, highest = self._repository.find(name), self._repository.highest(name)
+        version = str(numbered if (numbered or 0) > highest else highest + 1)
+        bundle = await asyncio.to_thread(lambda: read_bundle(path.resolve()))
         model = ServedModel(name, version, bundle, self._options)
         if not await model.load():
             raise model.failure or EngineError(f"{path} is not ready.")
@@ -138,18 +140,26 @@ class Controller:
     async def _answer_line(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        reply: dict[str, Any]
         try:
             command = json.loads(await reader.readline())
-            if not isinstance(command, dict):
-                raise ConfigError("A command is a JSON object.")
-            reply = {"ok": await self.answer(command)}
-        except DeployError as error:
-            reply = {"error": str(error), "exit_code": error.exit_code}
         except (ValueError, RecursionError) as error:
-            reply = {"error": f"no command: {error}", "exit_code": 2}
+            reply: dict[str, Any] = {"error": f"no command: {error}", "exit_code": 2}
+        else:
+            reply = await self._reply(command)
         writer.write(json.dumps(reply).encode() + b"\n")
         await writer.drain()
+
+    async def _reply(self, command: Any) -> dict[str, Any]:
+        """What came of `command`; whoever sent it waits for that in any case."""
+        try:
+            if not isinstance(command, dict):
+                raise ConfigError("A command is a JSON object.")
+            return {"ok": await self.answer(command)}
+        except DeployError as error:
+            return {"error": str(error), "exit_code": error.exit_code}
+        except Exception as error:  # noqa: BLE001  of no memory, say
+            _LOG.exception("%s failed", command.get("command"))
+            return {"error": f"{type(error).__name__}: {error}", "exit_code": 1}
 
 
 def send_command(path: Path, command: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,6 +167,7 @@ def send_command(path: Path, command: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         ConfigError: none listens there.
+        EngineError: it takes longer than it is waited for.
         DeployError: what the server said against it.
     """
     try:
@@ -166,6 +177,11 @@ def send_command(path: Path, command: Mapping[str, Any]) -> dict[str, Any]:
             connection.sendall(json.dumps(dict(command)).encode() + b"\n")
             with connection.makefile("rb") as answer:
                 reply = json.loads(answer.readline())
+    except TimeoutError as error:
+        raise EngineError(
+            f"The server at {path} has not answered for {_WAIT_S:.0f} s and may still do what it "
+            "was told: see its log, and deploy ctl status."
+        ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"No server answers at {path}: {error}. Start it with deploy serve --control {path}."

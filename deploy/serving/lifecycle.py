@@ -28,20 +28,23 @@ from deploy.serving.http.rest import RestApplication, make_metrics_application
 from deploy.serving.http.server import HttpServer, make_server, port_of, start_server
 from deploy.serving.logs import log_to_stderr
 from deploy.serving.metrics import ServerStatistics
+from deploy.serving.models.finding import FoundBundle, find_bundles, make_models, pin_bundles
 from deploy.serving.models.model import ServedModel
-from deploy.serving.models.repository import ModelRepository, make_models
+from deploy.serving.models.repository import ModelRepository
 from deploy.serving.open_files import allow_open_files
 from deploy.serving.options import ServeOptions
 from deploy.serving.pauses import settle, shorten_turns
+from deploy.serving.peers import is_any_ready
 from deploy.serving.prerequisites import check_prerequisites
 from deploy.serving.process_age import process_age_s
-from deploy.serving.supervisor import Supervisor
+from deploy.serving.supervisor import GAVE_WAY, Supervisor
 from deploy.serving.tracing.spans import open_sender
 from deploy.serving.tracing.traced import TracedApplication
 from export.errors import DeployError
 
 _LOG = logging.getLogger("deploy.serving")
 _BEAT_S = 1.0
+_GIVES_WAY = "not ready, while other workers are: ends, to be started anew"
 _LEAST_S = 2.0
 """Seconds that engines have to return in any case, once connections have ended."""
 
@@ -54,11 +57,10 @@ def serve(paths: Sequence[Path], options: ServeOptions) -> None:
         EngineError: a port is taken.
     """
     check_prerequisites(options)
-    if options.workers > 1:
-        make_models(paths, options)  # what is wrong with them is said once, here
-        Supervisor(paths, options).run()
+    if options.workers > 1:  # what is wrong with them is said once, here
+        Supervisor(pin_bundles(make_models(find_bundles(paths), options)), options).run()
     else:
-        serve_here(paths, options)
+        serve_here(find_bundles(paths), options)
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,12 @@ class WorkerPlace:
 
 
 def serve_here(
-    paths: Sequence[Path], options: ServeOptions, place: WorkerPlace | None = None
+    bundles: Sequence[FoundBundle], options: ServeOptions, place: WorkerPlace | None = None
 ) -> None:
     """Serve in this process; with `place` under a supervisor."""
     log_to_stderr(options.log_level)
     allow_open_files(options.max_connections)
-    models = make_models(paths, options)
+    models = make_models(bundles, options)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         code = runner.run(Lifecycle(models, options, place).run())
         if code is not None:
@@ -95,7 +97,7 @@ def check(paths: Sequence[Path], options: ServeOptions) -> list[str]:
     """
     lines = []
     check_prerequisites(options)
-    for model in make_models(paths, options):
+    for model in make_models(find_bundles(paths), options):
         asyncio.run(_check_model(model))
         opened = model.opened
         assert opened is not None
@@ -132,6 +134,7 @@ class Lifecycle:
         self.statistics = ServerStatistics(deaths=place.deaths if place is not None else None)
         self._options = options
         self._stop = asyncio.Event()
+        self._gives_way = False
         self._sender = open_sender(options.traces, os.environ)
         for model in models:
             self.repository.add(model)
@@ -144,6 +147,7 @@ class Lifecycle:
             an engine is still being opened or does not return.
         """
         shorten_turns()
+        giving_way: asyncio.Task[None] | None = None
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._heed_signal)
@@ -153,22 +157,32 @@ class Lifecycle:
             await self._wait_for(loading)  # others answer meanwhile, and this one would refuse
             if not loading.done():
                 return 0
+            control = Path(self._options.control)
+            if not self.repository.ready and await is_any_ready(control):
+                _LOG.error(_GIVES_WAY)
+                return GAVE_WAY
             listening = await self._listen()
-            beating = asyncio.ensure_future(self._show_life(Path(self._options.control)))
+            beating = asyncio.ensure_future(self._show_life(control))
+            if not self.repository.ready:
+                giving_way = asyncio.ensure_future(self._give_way(control))
         else:
             listening = await self._listen()
             loading = asyncio.ensure_future(self._load())
             beating = None
         await self._stop.wait()
-        await self._drain()
+        if not self._gives_way:  # else there is nobody who has to turn elsewhere
+            await self._drain()
         opened = loading.done()
         loading.cancel()
         returned = await self._end(listening)
-        if beating is not None:
-            beating.cancel()
+        for task in (beating, giving_way):
+            if task is not None:
+                task.cancel()
         if self._sender is not None:
             await asyncio.to_thread(self._sender.stop)
         _LOG.info("stopped")
+        if self._gives_way:
+            return GAVE_WAY
         if not returned:
             return 1
         return None if opened and not listening.controller.busy else 0
@@ -226,6 +240,18 @@ class Lifecycle:
                 with contextlib.suppress(FileNotFoundError):
                     os.utime(control)
             await asyncio.sleep(_BEAT_S)
+
+    async def _give_way(self, control: Path) -> None:
+        """End this worker, whose models are not all ready, as soon as those of another are.
+
+        Until then it says so to whoever asks, since else nobody would.
+        """
+        while not await is_any_ready(control):
+            await asyncio.sleep(_BEAT_S)
+        if not self._stop.is_set():
+            _LOG.error(_GIVES_WAY)
+            self._gives_way = True
+            self._stop.set()
 
     async def _end(self, listening: "_Listening") -> bool:
         """Answer what was accepted, and let go of everything; whether every engine returned."""

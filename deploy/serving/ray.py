@@ -20,7 +20,9 @@ from deploy.serving.http.infer_endpoint import Scope, Send
 from deploy.serving.http.rest import RestApplication
 from deploy.serving.logs import JsonFormatter, log_to_stderr
 from deploy.serving.metrics import ServerStatistics
-from deploy.serving.models.repository import ModelRepository, find_bundles, make_models
+from deploy.serving.models.finding import find_bundles, make_models
+from deploy.serving.models.model import ServedModel
+from deploy.serving.models.repository import ModelRepository
 from deploy.serving.options import ServeOptions, gather_options
 from deploy.serving.ray_config import (
     APPLICATION,
@@ -60,12 +62,15 @@ class BundleReplica:
             DeployError: a bundle was changed, or does not repeat its recorded answers on this node.
         """
         _log_events(self._options.log_level)
-        for model in await asyncio.to_thread(make_models, self._paths, self._options):
+        for model in await asyncio.to_thread(self._read):
             self._repository.add(model)
             await model.load()
             if model.failure is not None:
                 raise model.failure
         return ReplicaApplication(self._repository, self._options)
+
+    def _read(self) -> list[ServedModel]:
+        return make_models(find_bundles(self._paths), self._options)
 
     async def check_health(self) -> None:
         """Have this replica replaced when a model of it takes no requests any more.

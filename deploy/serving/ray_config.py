@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.serving.models.repository import find_bundles
+from deploy.serving.models.finding import find_bundles
 from deploy.serving.options import ServeOptions
 from export.errors import ConfigError
 

@@ -21,14 +21,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from deploy.serving.logs import log_to_stderr
+from deploy.serving.models.finding import FoundBundle
 from deploy.serving.options import ServeOptions
 from export.errors import DeployError, EngineError
 
 _LOG = logging.getLogger("deploy.serving")
 _BACKLOG = 1024
 _TICK_S = 0.05
+GAVE_WAY = 75
+"""Exit code of a worker that was not ready while others were."""
+
 _SHORT_LIFE_S = 5.0
-"""A worker that dies sooner than that again and again waits before it is started."""
+"""A worker that dies sooner than that again and again waits before it is started; so does one that
+dies before it takes requests, which may take any time."""
 
 _LONGEST_S = 30.0
 """Seconds that one waits at most which dies before it takes requests."""
@@ -67,11 +72,12 @@ class _Worker:
         """Seconds between a death and the next start: none at first, then 1, 2, 4 and so on."""
         return 0.0 if self.short_lives < 2 else min(2.0 ** (self.short_lives - 2), self.longest_s)
 
-    def note_death(self, now: float) -> None:
-        """Its process is gone; what it left is taken away."""
-        short = now - self.started < _SHORT_LIFE_S
+    def note_death(self, now: float, code: int) -> None:
+        """Its process is gone, with this exit code; what it left is taken away."""
+        served = code != GAVE_WAY and (self.sign > 0 or self.socket.exists())
+        short = not served or now - self.started < _SHORT_LIFE_S
         self.short_lives = self.short_lives + 1 if short else 0
-        self.longest_s = _LONGEST_READY_S if self.socket.exists() else _LONGEST_S
+        self.longest_s = _LONGEST_READY_S if served else _LONGEST_S
         self.socket.unlink(missing_ok=True)  # else the next would seem to take requests already
         self.process, self.died, self.sign = None, now, 0.0
         self.deaths += 1
@@ -99,12 +105,12 @@ class Supervisor:
     """Starts workers, starts them anew, ends them.
 
     Args:
-        paths: bundles, whose hashes were checked.
+        bundles: as they were found at the start, with their identities.
         options: with more than one worker.
     """
 
-    def __init__(self, paths: Sequence[Path], options: ServeOptions) -> None:
-        self._paths = [str(path.absolute()) for path in paths]
+    def __init__(self, bundles: Sequence[FoundBundle], options: ServeOptions) -> None:
+        self._bundles = [{**asdict(bundle), "path": str(bundle.path)} for bundle in bundles]
         self._options = options
         self._stopping = False
         self._workers: list[_Worker] = []
@@ -198,7 +204,7 @@ class Supervisor:
             if code is None:
                 return
             _LOG.error("worker %d died with %d; another takes its place", worker.number, code)
-            worker.note_death(now)
+            worker.note_death(now, code)
         if now - worker.died < worker.wait_s:
             return
         worker.started = now
@@ -211,7 +217,7 @@ class Supervisor:
     def _start(self, worker: _Worker, listener: socket.socket) -> "subprocess.Popen[bytes]":
         options = replace(self._options, control=str(worker.socket))
         plan = {
-            "paths": self._paths,
+            "bundles": self._bundles,
             "options": asdict(options),
             "socket": listener.fileno(),
             "deaths": worker.deaths,
@@ -250,10 +256,11 @@ def run_worker() -> None:
     plan = json.loads(sys.stdin.buffer.readline())
     given = plan["options"]
     options = ServeOptions(**{**given, "trust": tuple(given["trust"])})
+    bundles = [FoundBundle(**{**each, "path": Path(each["path"])}) for each in plan["bundles"]]
     with socket.socket(fileno=plan["socket"]) as listener:
         place = WorkerPlace(listener, plan["deaths"])
         try:
-            serve_here([Path(path) for path in plan["paths"]], options, place)
+            serve_here(bundles, options, place)
         except DeployError as error:
             _LOG.error("a worker cannot serve: %s", error)
             os._exit(error.exit_code)

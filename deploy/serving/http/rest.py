@@ -32,7 +32,8 @@ from deploy.serving.http.pages import describe_status, render_docs, render_statu
 from deploy.serving.metrics import CONTENT_TYPE, ServerStatistics, render_metrics
 from deploy.serving.models.repository import ModelRepository
 from deploy.serving.options import ServeOptions
-from deploy.serving.summing import ask_peers, sum_metrics
+from deploy.serving.peers import ask_metrics
+from deploy.serving.summing import sum_metrics
 
 _LOG = logging.getLogger("deploy.serving")
 SERVER_NAME = "deploykit"
@@ -201,7 +202,7 @@ class _Routes:
     async def metrics(self, request: Request) -> Response:
         content = render_metrics(self._repository, self._statistics)
         if self._peers is not None:
-            texts = [content.decode(), *await ask_peers(self._peers)]
+            texts = [content.decode(), *await ask_metrics(self._peers)]
             content = sum_metrics(texts).encode()
         return Response(content, headers={"content-type": CONTENT_TYPE})
 

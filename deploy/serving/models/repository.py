@@ -1,93 +1,13 @@
-"""Which models a server has: found on disk at the start, asked for by name and version."""
+"""Which models a server has, asked for by name and version."""
 
 import asyncio
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
-from deploy.bundle.folder import read_bundle
-from deploy.bundle.manifest import MANIFEST
 from deploy.serving.errors import UnknownModelError
 from deploy.serving.models.model import ServedModel
-from deploy.serving.options import ServeOptions
-from export.errors import BundleError, ConfigError
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _NAMED = 8
 """Models, or versions, that a refusal names."""
-
-
-@dataclass(frozen=True)
-class FoundBundle:
-    """A bundle on disk and what it is to be called."""
-
-    name: str
-    version: str
-    path: Path
-
-
-def find_bundles(paths: Iterable[Path]) -> list[FoundBundle]:
-    """The bundles that `paths` stand for.
-
-    A path is a bundle, whose model is called as the folder without ``.deploy``, version 1; or a
-    repository, a folder of bundles and of folders ``NAME/VERSION`` that are bundles.
-
-    Raises:
-        BundleError: a path is neither, or cannot be read.
-        ConfigError: a name that cannot stand in a URL, or one that is there twice.
-    """
-    found: list[FoundBundle] = []
-    for path in paths:
-        try:
-            inside = list(_search(path))
-        except OSError as error:
-            raise BundleError(f"{path} cannot be read: {error}. Check its permissions.") from error
-        if not inside:
-            if not path.exists():
-                raise BundleError(f"{path}: there is no such folder. Make one with deploy build.")
-            raise BundleError(
-                f"{path} is no bundle and holds none: no {MANIFEST} is in it, in a folder of it, "
-                "or in a folder NAME/VERSION. Make one with deploy build."
-            )
-        found += inside
-    seen: set[tuple[str, str]] = set()
-    for bundle in found:
-        check_name(bundle.name, bundle.path)
-        if (bundle.name, bundle.version) in seen:
-            raise ConfigError(
-                f"Two bundles are model {bundle.name!r} version {bundle.version}. A model has the "
-                "name of its folder: rename one, or put versions into folders NAME/1, NAME/2."
-            )
-        seen.add((bundle.name, bundle.version))
-    return found
-
-
-def check_name(name: str, path: Path) -> None:
-    """Hold the name of a model to what can stand in a URL and in a label.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    if not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"{path}: {name!r} cannot be the name of a model; rename the folder to letters, "
-            "digits, '.', '_' and '-'."
-        )
-
-
-def _search(path: Path) -> Iterable[FoundBundle]:
-    if (path / MANIFEST).is_file():
-        yield FoundBundle(path.resolve().name.removesuffix(".deploy"), "1", path)
-        return
-    for folder in sorted(path.iterdir()) if path.is_dir() else ():
-        if (folder / MANIFEST).is_file():
-            yield FoundBundle(folder.name.removesuffix(".deploy"), "1", folder)
-            continue
-        for inner in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if _VERSION.fullmatch(inner.name) and (inner / MANIFEST).is_file():
-                yield FoundBundle(folder.name, inner.name, inner)
 
 
 class ModelRepository:
@@ -102,10 +22,19 @@ class ModelRepository:
         self.draining = False
         self.leaving: set[asyncio.Task[None]] = set()
         self._models: dict[str, dict[str, ServedModel]] = {}
+        self._highest: dict[str, int] = {}
 
     def add(self, model: ServedModel) -> None:
         """Serve `model` from now on, in place of what had its name and version."""
         self._models.setdefault(model.name, {})[model.version] = model
+        self._highest[model.name] = max(self.highest(model.name), int(model.version))
+
+    def highest(self, name: str) -> int:
+        """The highest version of the model called `name` that ever was here; 0: there was none.
+
+        No number comes back: an answer says which version it is of.
+        """
+        return self._highest.get(name, 0)
 
     def get(self, name: str, version: str = "") -> ServedModel:
         """The model called `name`, of `version` or the highest.
@@ -173,15 +102,3 @@ def _name_some(names: Sequence[str]) -> str:
     more = len(names) - _NAMED
     text = ", ".join(names[:_NAMED])
     return f"{text} and {more} more" if more > 0 else text
-
-
-def make_models(paths: Iterable[Path], options: ServeOptions) -> list[ServedModel]:
-    """Read every bundle that `paths` stand for, hashes and all; none is opened yet.
-
-    Raises:
-        BundleError, ConfigError: see `find_bundles` and `deploy.bundle.folder.read_bundle`.
-    """
-    return [
-        ServedModel(found.name, found.version, read_bundle(found.path), options)
-        for found in find_bundles(paths)
-    ]

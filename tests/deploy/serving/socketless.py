@@ -18,7 +18,8 @@ from deploy.serving.http.heads import HeadMemory
 from deploy.serving.http.intake import Intake
 from deploy.serving.http.rest import RestApplication
 from deploy.serving.metrics import ServerStatistics
-from deploy.serving.models.repository import ModelRepository, make_models
+from deploy.serving.models.finding import find_bundles, make_models
+from deploy.serving.models.repository import ModelRepository
 from deploy.serving.options import ServeOptions
 
 _TURNS = 60
@@ -143,7 +144,7 @@ def serving_without_sockets(bundle: Path) -> Iterator[Service]:
     loop = uvloop.new_event_loop()
     options = ServeOptions(threads=1, max_body_mb=1)
     statistics, repository = ServerStatistics(), ModelRepository()
-    (model,) = make_models([bundle], options)
+    (model,) = make_models(find_bundles([bundle]), options)
     repository.add(model)
     assert loop.run_until_complete(model.load())
     application = RestApplication(repository, options, statistics)

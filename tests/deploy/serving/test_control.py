@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import socket
 import ssl
 import stat
@@ -19,7 +20,7 @@ from deploy.serving.control import Controller, send_command
 from deploy.serving.metrics import ServerStatistics
 from deploy.serving.models.repository import ModelRepository
 from deploy.serving.options import ServeOptions
-from export.errors import ConfigError
+from export.errors import ConfigError, EngineError
 
 
 @pytest.fixture
@@ -99,6 +100,59 @@ def test_versions_side_by_side_and_unloaded(pristine: Path, control: Path, cli: 
         assert cli(*flags, "unload", "tiny")[0] == 2
         code, out, _ = cli(*flags, "status")
         assert (code, json.loads(out)["models"]) == (0, [])
+
+
+def test_a_folder_that_is_a_version_is_loaded_as_that(
+    pristine: Path, tmp_path: Path, control: Path, cli: Cli
+) -> None:
+    """Higher than what there was, it keeps its number; else it gets the next, as others do."""
+    for version in ("1", "7", "5"):
+        shutil.copytree(pristine, tmp_path / "net" / version)
+    flags: tuple[Any, ...] = ("ctl", "--control", control)
+    with serving(tmp_path / "net" / "1", "--control", control) as server:
+        assert server.ask("/v2/models/net")["versions"] == ["1"]
+        for given, expected in (("7", "7"), ("5", "8")):
+            code, out, err = cli(*flags, "load", tmp_path / "net" / given)
+            done = json.loads(out)
+            assert (code, done["name"], done["version"]) == (0, "net", expected), err
+        assert cli(*flags, "unload", "net")[0] == 0
+        code, out, _ = cli(*flags, "load", tmp_path / "net" / "1")
+        assert (code, json.loads(out)["version"]) == (0, "9")
+
+
+def test_what_goes_wrong_within_is_told_to_who_asked(
+    control: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no memory, say; a silence would look as if the server were gone."""
+
+    def fail(*_: object) -> None:
+        raise MemoryError("no room for 9 GiB")
+
+    async def scenario() -> None:
+        controller = Controller(ModelRepository(), ServeOptions(), ServerStatistics())
+        listening = await controller.start(control)
+        with monkeypatch.context() as patch:
+            patch.setattr("deploy.serving.control.read_bundle", fail)
+            with pytest.raises(EngineError, match="MemoryError: no room for 9 GiB"):
+                await asyncio.to_thread(
+                    send_command, control, {"command": "load", "path": "net.deploy"}
+                )
+        reply = await asyncio.to_thread(send_command, control, {"command": "status"})
+        assert reply["models"] == []
+        listening.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_server_that_takes_long_is_not_told_to_be_gone(
+    control: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploy.serving.control._WAIT_S", 0.2)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(control))
+        listener.listen()
+        with pytest.raises(EngineError, match=r"has not answered for 0 s and may still do"):
+            send_command(control, {"command": "load"})
 
 
 def test_who_asks_and_goes_or_never_asks_leaves_no_error_in_the_log(

@@ -20,7 +20,8 @@ from deploy.serving.http.body import BodyReader
 from deploy.serving.http.direct import DirectRequest, DirectWay, render_head
 from deploy.serving.http.inference import Answer, InferService
 from deploy.serving.metrics import ServerStatistics
-from deploy.serving.models.repository import ModelRepository, make_models
+from deploy.serving.models.finding import find_bundles, make_models
+from deploy.serving.models.repository import ModelRepository
 from deploy.serving.options import ServeOptions
 
 PATH = "/v2/models/echo/infer"
@@ -127,7 +128,7 @@ class Head:
 def way(identity_bundle: Path) -> DirectWay:
     options, statistics = ServeOptions(), ServerStatistics()
     repository = ModelRepository()
-    for model in make_models([identity_bundle], options):
+    for model in make_models(find_bundles([identity_bundle]), options):
         repository.add(model)
     service = InferService(repository, statistics)
     return DirectWay(service, BodyReader(100, 200, statistics), b"Bearer key")

@@ -230,7 +230,7 @@ from deploy.serving import lifecycle
 from deploy.serving.options import ServeOptions
 
 async def scenario():
-    models = lifecycle.make_models([Path(sys.argv[1])], OPTIONS)
+    models = lifecycle.make_models(lifecycle.find_bundles([Path(sys.argv[1])]), OPTIONS)
     server = lifecycle.Lifecycle(models, OPTIONS)
     running = asyncio.ensure_future(server.run())
     while not server.repository.ready:

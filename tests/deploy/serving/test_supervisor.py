@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from servers import WAIT_S, Server, rows, wait_until
+from servers import ROOT, WAIT_S, Server, rows, spoil_golden, wait_until
 from tiny import Cli, answer
 
+from deploy.bundle.folder import read_bundle
+from deploy.serving.models.finding import find_bundles
 from deploy.serving.options import ServeOptions
 from deploy.serving.summing import sum_metrics
-from deploy.serving.supervisor import Supervisor, _Worker
+from deploy.serving.supervisor import GAVE_WAY, Supervisor, _Worker
 from export.errors import EngineError
 
 X = np.array([[1, 2, 3, 4]], np.float32)
@@ -107,16 +110,124 @@ def test_a_worker_that_took_requests_waits_little_however_often_it_dies(tmp_path
     waits = []
     for now in range(9):
         worker.started = float(now)
-        worker.note_death(now + 0.5)
+        worker.note_death(now + 0.5, -9)
         waits.append(worker.wait_s)
     assert waits == [0, 1, 2, 4, 8, 16, 30, 30, 30]
     worker.socket.touch()
-    worker.note_death(10.0)
+    worker.note_death(10.0, -9)
     assert worker.wait_s == 1
     assert not worker.socket.exists()
+    worker.socket.touch()
     worker.started = 20.0
-    worker.note_death(30.0)
+    worker.note_death(30.0, -9)
     assert (worker.wait_s, worker.deaths) == (0, 11)
+
+
+def test_what_lies_there_since_the_start_is_not_served_beside_what_was_there(
+    bundle_path: Path, tmp_path: Path
+) -> None:
+    """A worker that is killed is replaced by one that reads the bundles once more."""
+    server = Server(bundle_path, "--workers", "2")
+    first, _ = wait_for_workers(server, 2)
+    try:
+        aside = tmp_path / "aside"
+        shutil.copytree(bundle_path, aside)
+        spoil_golden(bundle_path, 2.0)  # a sound bundle, of other recorded answers
+        read_bundle(bundle_path)
+        os.kill(first, signal.SIGKILL)
+        refused = server.wait_for("a worker cannot serve")
+        assert "is another bundle than when the server started" in refused["message"]
+        with Clients(server) as clients:
+            clients.wait_for_more()
+        assert set(clients.outcomes) == {"right"}
+        shutil.rmtree(bundle_path)
+        aside.rename(bundle_path)
+        wait_for_workers(server, 3)
+    finally:
+        assert server.stop() == 0
+
+
+@pytest.fixture
+def doubtful(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """A file by which one worker finds that it computes something else, and the environment for it.
+
+    There is no other way to have the machine change.
+    """
+    flag = tmp_path / "doubt"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "import deploy.serving.models.readiness as readiness\n"
+        "find = readiness.find_mismatch\n"
+        "def doubt(*args, **options):\n"
+        f"    if not os.path.exists({str(flag)!r}):\n"
+        "        return find(*args, **options)\n"
+        f"    os.unlink({str(flag)!r})\n"
+        "    return 'y is another'\n"
+        "readiness.find_mismatch = doubt\n"
+    )
+    before = os.environ.get("PYTHONPATH", "")
+    return flag, {"PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT), before))}
+
+
+def test_a_worker_that_is_not_ready_leaves_requests_to_those_that_are(
+    pristine: Path, doubtful: tuple[Path, dict[str, str]]
+) -> None:
+    flag, environment = doubtful
+    server = Server(pristine, "--workers", "2", env=environment)
+    first, _ = wait_for_workers(server, 2)
+    try:
+        flag.touch()
+        with Clients(server) as clients:
+            clients.wait_for_more()
+            os.kill(first, signal.SIGKILL)
+            server.wait_for("not ready, while other workers are")
+            wait_for_workers(server, 3)
+            clients.wait_for_more()
+        assert set(clients.lost()) <= LOST
+        assert server.metrics()["deploy_worker_deaths_total"] == 2
+    finally:
+        assert server.stop() == 0
+
+
+def test_of_workers_that_start_together_none_that_is_not_ready_stays(
+    pristine: Path, doubtful: tuple[Path, dict[str, str]]
+) -> None:
+    flag, environment = doubtful
+    flag.touch()
+    server = Server(pristine, "--workers", "2", env=environment)
+    try:
+        server.wait_for("not ready, while other workers are")
+        wait_until(lambda: [e["message"] for e in server.events].count("ready") == 2)
+        wait_until(lambda: server.metrics()["deploy_ready"] == 1)
+        with Clients(server) as clients:
+            clients.wait_for_more()
+        assert set(clients.outcomes) == {"right"}
+    finally:
+        assert server.stop() == 0
+
+
+def test_where_no_worker_is_ready_each_says_so(bundle_path: Path) -> None:
+    spoil_golden(bundle_path, 2.0)
+    server = Server(bundle_path, "--workers", "2")
+    pids = wait_for_workers(server, 2)
+    for _ in range(30):
+        assert server.request("GET", "/v2/health/live")[0] == 200
+        assert server.request("GET", "/v2/health/ready")[0] == 503
+        time.sleep(0.1)  # well beyond the time in which one would leave it to another
+    assert wait_for_workers(server, 2) == pids
+    assert server.stop() == 0
+
+
+def test_how_long_a_worker_needs_to_fail_gives_it_no_quicker_start(tmp_path: Path) -> None:
+    """It opens and verifies, for as long as that takes, beside those that answer."""
+    worker = _Worker(0, tmp_path / "0.sock")
+    for now, code in ((100.0, 1), (200.0, GAVE_WAY), (300.0, 1), (400.0, GAVE_WAY)):
+        worker.started = now
+        if code == GAVE_WAY:
+            worker.socket.touch()
+            worker.count_silence(now)
+        worker.note_death(now + 60, code)
+    assert (worker.short_lives, worker.wait_s) == (4, 4)
 
 
 def test_a_worker_that_cannot_be_started_leaves_the_others_alone(
@@ -127,7 +238,7 @@ def test_a_worker_that_cannot_be_started_leaves_the_others_alone(
     def refuse(*args: object, **options: object) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    supervisor = Supervisor([pristine], ServeOptions(workers=2))
+    supervisor = Supervisor(find_bundles([pristine]), ServeOptions(workers=2))
     worker = _Worker(0, tmp_path / "0.sock")
     with socket.socket() as listener:
         with monkeypatch.context() as patch:
@@ -168,13 +279,13 @@ def test_silence_counts_from_the_last_sign_of_life(tmp_path: Path) -> None:
     assert worker.count_silence(131.0) == 30
     os.utime(worker.socket, (5, 5))
     assert worker.count_silence(132.0) == 0
-    worker.note_death(133.0)
+    worker.note_death(133.0, -9)
     assert worker.count_silence(200.0) == 0
 
 
 def test_silence_while_all_were_stopped_does_not_count(pristine: Path, tmp_path: Path) -> None:
     """As in a container that is paused, whose clock goes on."""
-    supervisor = Supervisor([pristine], ServeOptions(workers=2))
+    supervisor = Supervisor(find_bundles([pristine]), ServeOptions(workers=2))
     worker = _Worker(0, tmp_path / "0.sock")
     worker.socket.touch()
     supervisor._workers = [worker]
@@ -195,12 +306,12 @@ def test_a_port_of_grpc_that_a_server_has_just_left_is_taken(pristine: Path) -> 
         port = listener.getsockname()[1]
         options = ServeOptions(workers=2, grpc_port=port)
         with pytest.raises(EngineError, match="cannot listen"):
-            Supervisor([pristine], options)._check_grpc_port()
+            Supervisor(find_bundles([pristine]), options)._check_grpc_port()
         with socket.create_connection(("127.0.0.1", port)) as client:
             accepted, _ = listener.accept()
             accepted.close()  # first, so that this side waits for what is still under way
             assert client.recv(1) == b""
-    Supervisor([pristine], options)._check_grpc_port()
+    Supervisor(find_bundles([pristine]), options)._check_grpc_port()
 
 
 def test_a_worker_that_is_stopped_is_killed_and_replaced(pristine: Path, tmp_path: Path) -> None:
