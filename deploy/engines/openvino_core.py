@@ -27,8 +27,13 @@ def open_core() -> Any:
     there before. Of two that do not go in the reverse of the order in which they came, the first
     takes its stack with it and the second sets it again: the next signal with a handler, Ctrl-C
     for one, ends the process by SIGSEGV (openvino 2026.4.1, Linux).
+
+    Weights that stand beside a file are read, not mapped: who writes over that file would change
+    the answers at batch sizes that are compiled later, and who shortens it would end the process.
     """
     with _LOCK:
         if not _CORES:
-            _CORES.append(import_openvino().Core())
+            core = import_openvino().Core()
+            core.set_property({"ENABLE_MMAP": False})
+            _CORES.append(core)
         return _CORES[0]

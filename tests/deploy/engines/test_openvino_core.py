@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from onnx import TensorProto, helper, save
+from onnx import TensorProto, helper, numpy_helper, save
+
+from deploy.engines import EngineSpec, open_engine
 
 pytest.importorskip("openvino", reason="openvino is not installed")
 
@@ -27,6 +30,25 @@ while engines:  # the oldest first
     os.kill(os.getpid(), signal.SIGINT)
 print(len(heard))
 """
+
+
+def test_weights_beside_the_file_are_those_that_were_there_when_it_was_opened(
+    tmp_path: Path,
+) -> None:
+    path, data = tmp_path / "product.onnx", tmp_path / "product.bin"
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    rows = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 64]) for n in "xy"]
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    stored = numpy_helper.from_array(weight, "w")
+    graph = helper.make_graph([node], "net", rows[:1], rows[1:], [stored])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    save(model, path, save_as_external_data=True, location=data.name, size_threshold=0)
+    with open_engine(EngineSpec("openvino", "fp32", str(path), 1)) as engine:
+        engine({"x": np.eye(64, dtype=np.float32)})
+        with data.open("r+b") as file:
+            file.write(bytes(data.stat().st_size))
+        got = engine({"x": 2 * np.eye(64, dtype=np.float32)[:3]})["y"]  # compiled only now
+    np.testing.assert_allclose(got, 2 * weight[:3], 1e-6)
 
 
 def test_a_signal_is_heard_in_whichever_order_engines_are_closed(tmp_path: Path) -> None:
