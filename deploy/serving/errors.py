@@ -10,7 +10,8 @@
     │   └── NonFiniteError          500  INTERNAL            it answered NaN or infinity
     ├── NotOfferedError             501  UNIMPLEMENTED       what this server does not do
     ├── UnavailableError            503  UNAVAILABLE         not ready, or shutting down
-    │   └── QueueFullError          503  UNAVAILABLE         more waits than the queue may hold
+    │   ├── QueueFullError          503  UNAVAILABLE         more waits than the queue may hold
+    │   └── WithdrawnError          503  UNAVAILABLE         accepted, and the server ends before
     └── DeadlineError               504  DEADLINE_EXCEEDED   not run within the time it had
 
 Messages go to whoever asked, so none names a path of the server or carries a traceback.
@@ -27,12 +28,14 @@ class RequestError(Exception):
         code: name of the gRPC status code.
         reason: the label that failures are counted under.
         retry_after: seconds after which trying again may help; None: it will not.
+        counted: its model has counted the request as failed, which nobody is to do again.
     """
 
     status = 500
     code = "INTERNAL"
     reason = "OTHER"
     retry_after: int | None = None
+    counted = False
 
 
 class MalformedRequestError(RequestError):
@@ -102,6 +105,15 @@ class QueueFullError(UnavailableError):
     def __init__(self, message: str, retry_after: int = 1) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class WithdrawnError(UnavailableError):
+    """The server ends and has withdrawn the request, which was counted then."""
+
+    counted = True
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down")
 
 
 class DeadlineError(RequestError):

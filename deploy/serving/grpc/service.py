@@ -214,7 +214,7 @@ class GrpcService:
             try:
                 return await answer(messages, context)
             except RequestError as error:
-                if error.status in (401, 404):
+                if not error.counted:
                     self._statistics.refuse(error.status)
                 await _abort(context, getattr(grpc.StatusCode, error.code), str(error))
             except (grpc.aio.AbortError, asyncio.CancelledError):

@@ -15,7 +15,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any
 
-from deploy.serving.errors import RequestError, UnavailableError, UnknownModelError
+from deploy.serving.errors import RequestError, UnknownModelError, WithdrawnError
 from deploy.serving.http.body import BodyReader, Reservation
 from deploy.serving.http.encoding import JOIN_BELOW
 from deploy.serving.http.heads import Head
@@ -206,7 +206,7 @@ class DirectRequest:
             self._release()
             self._service.log(499, self.head.caller)
         else:
-            self._refuse(UnavailableError("the server is shutting down"))
+            self._refuse(WithdrawnError())
 
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Run what the server must not end before."""

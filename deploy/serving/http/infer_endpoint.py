@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from functools import partial
 from typing import Any
 
-from deploy.serving.errors import MalformedRequestError, RequestError, UnavailableError
+from deploy.serving.errors import MalformedRequestError, RequestError, WithdrawnError
 from deploy.serving.http.body import BodyReader, DisconnectedError, Receive
 from deploy.serving.http.inference import Accepted, Answer, Caller, InferService, Target
 from deploy.serving.http.slices import Hold
@@ -75,7 +75,7 @@ class InferEndpoint:
         except asyncio.CancelledError:
             if connection.lost:
                 raise DisconnectedError from None
-            raise UnavailableError("the server is shutting down") from None
+            raise WithdrawnError from None
         finally:
             connection.withdraw = None
 

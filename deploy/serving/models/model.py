@@ -125,7 +125,9 @@ class ServedModel:
         if trace is not None:
             self._note(trace, request)
         if self._batcher is None or not self.ready:
-            raise UnavailableError(f"model {self.name!r} is not ready")
+            error = UnavailableError(f"model {self.name!r} is not ready")
+            self.statistics.fail(error, time.monotonic() - started)
+            raise error
         limit = self._options.timeout
         timeout = limit if request.timeout_s is None else min(limit, request.timeout_s)
         try:

@@ -66,6 +66,8 @@ class ModelStatistics:
         """Count a request that was not answered with a result; None: its sender went away."""
         reason = "CANCELED" if error is None else error.reason
         self.failures[reason if reason in self.failures else "OTHER"] += 1
+        if error is not None:
+            error.counted = True
         self._finish(seconds)
 
     @property
