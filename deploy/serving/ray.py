@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from deploy.serving.http.infer_endpoint import Scope, Send
 from deploy.serving.http.rest import RestApplication
 from deploy.serving.logs import JsonFormatter, log_to_stderr
 from deploy.serving.metrics import ServerStatistics
-from deploy.serving.models.finding import find_bundles, make_models
+from deploy.serving.models.finding import find_bundles, hold_to, identify, make_models
 from deploy.serving.models.model import ServedModel
 from deploy.serving.models.repository import ModelRepository
 from deploy.serving.options import ServeOptions, gather_options
@@ -48,18 +48,27 @@ class BundleReplica:
     Args:
         paths: bundles or repositories, on the replica's own node.
         options: of the server.
+        identities: of the bundles by ``NAME/VERSION``, all to be served and no others; None:
+            whatever is there.
     """
 
-    def __init__(self, paths: Sequence[str], options: ServeOptions) -> None:
+    def __init__(
+        self,
+        paths: Sequence[str],
+        options: ServeOptions,
+        identities: Mapping[str, str] | None = None,
+    ) -> None:
         self._paths = [Path(path) for path in paths]
         self._options = options
+        self._identities = identities
         self._repository = ModelRepository()
 
     async def __serve_build_asgi_app__(self) -> "ReplicaApplication":
         """The application, once every model is ready.
 
         Raises:
-            DeployError: a bundle was changed, or does not repeat its recorded answers on this node.
+            DeployError: a bundle was changed, is another than replicas before had, or does not
+                repeat its recorded answers on this node.
         """
         _log_events(self._options.log_level)
         for model in await asyncio.to_thread(self._read):
@@ -70,7 +79,10 @@ class BundleReplica:
         return ReplicaApplication(self._repository, self._options)
 
     def _read(self) -> list[ServedModel]:
-        return make_models(find_bundles(self._paths), self._options)
+        found = find_bundles(self._paths)
+        if self._identities is not None:
+            found = hold_to(found, self._identities)
+        return make_models(found, self._options)
 
     async def check_health(self) -> None:
         """Have this replica replaced when a model of it takes no requests any more.
@@ -113,8 +125,9 @@ def build_application(args: dict[str, Any]) -> Any:
     """What the config file of Ray Serve names as ``import_path``.
 
     Args:
-        args: ``bundles``, a list of paths, and options of ``deploy serve`` by the names of their
-            flags. ``DEPLOY_SERVE_*`` of the node where this runs count where `args` says nothing.
+        args: ``bundles``, a list of paths; ``identities`` as `BundleReplica` has them, or none; and
+            options of ``deploy serve`` by the names of their flags. ``DEPLOY_SERVE_*`` of the node
+            where this runs count where `args` says nothing.
 
     Returns:
         A bound Ray Serve application.
@@ -126,11 +139,21 @@ def build_application(args: dict[str, Any]) -> Any:
     bundles = flags.pop("bundles", None)
     if not isinstance(bundles, list) or not bundles or not all(isinstance(b, str) for b in bundles):
         raise ConfigError(f"args: bundles must be a list of paths, not {bundles!r}.")
-    return make_application(bundles, gather_options(flags, os.environ, Path.cwd()))
+    identities = flags.pop("identities", None)
+    if identities is not None and not _is_text_by_text(identities):
+        raise ConfigError("args: identities must be text by NAME/VERSION, as it was written.")
+    options = gather_options(flags, os.environ, Path.cwd())
+    return make_application(bundles, options, identities)
 
 
-def make_application(paths: Sequence[str], options: ServeOptions) -> Any:
-    """A bound Ray Serve application of the bundles at `paths`.
+def _is_text_by_text(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
+
+
+def make_application(
+    paths: Sequence[str], options: ServeOptions, identities: Mapping[str, str] | None
+) -> Any:
+    """A bound Ray Serve application of the bundles at `paths`; the rest is as in `BundleReplica`.
 
     Raises:
         ConfigError: options that Ray Serve has not.
@@ -142,7 +165,7 @@ def make_application(paths: Sequence[str], options: ServeOptions) -> Any:
     deployment = serve.deployment(serve.ingress()(BundleReplica)).options(
         name=DEPLOYMENT, max_constructor_retry_count=_ATTEMPTS, **describe_deployment(options)
     )
-    return deployment.bind(list(paths), options)
+    return deployment.bind(list(paths), options, identities)
 
 
 def serve_on_ray(paths: Sequence[Path], options: ServeOptions) -> None:
@@ -156,12 +179,12 @@ def serve_on_ray(paths: Sequence[Path], options: ServeOptions) -> None:
         EngineError: no replica could be started.
     """
     check_options(options)
-    find_bundles(paths)
+    identities = identify(make_models(find_bundles(paths), options))
     log_to_stderr(options.log_level)
-    bundles = [str(path.resolve()) for path in paths]
+    bundles = [os.path.abspath(path) for path in paths]
     with _cluster(options.host) as (serve, joined):
         serve.start(proxy_location="EveryNode", http_options=describe_http(options))
-        application = make_application(bundles, options)
+        application = make_application(bundles, options, identities)
         try:
             serve.run(application, name=APPLICATION, route_prefix="/")
             _LOG.info("ready", extra={"http_port": options.port})

@@ -5,11 +5,12 @@ Where the two have a limit of the same kind, one follows from the other.
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.serving.models.finding import find_bundles
+from deploy.serving.models.finding import find_bundles, identify, make_models
 from deploy.serving.options import ServeOptions
 from export.errors import ConfigError
 
@@ -125,12 +126,15 @@ def write_config(path: Path, paths: Sequence[Path], options: ServeOptions) -> Pa
         `path`.
 
     Raises:
-        BundleError, ConfigError: no such bundles, options that Ray Serve has not, or `path` cannot
-            be written.
+        BundleError, ConfigError: no such bundles or damaged ones, options that Ray Serve has not,
+            or `path` cannot be written.
     """
     check_options(options)
-    find_bundles(paths)
-    bundles = [str(each.resolve()) for each in paths]
+    arguments = {
+        "bundles": [os.path.abspath(each) for each in paths],
+        "identities": identify(make_models(find_bundles(paths), options)),
+        **_describe_arguments(settle_threads(options)),
+    }
     lines = [
         "# serve run FILE, or serve deploy FILE on a cluster whose nodes were started with",
         *(f"#   {name}={value}" for name, value in ENVIRONMENT.items()),
@@ -143,7 +147,7 @@ def write_config(path: Path, paths: Sequence[Path], options: ServeOptions) -> Pa
         "    route_prefix: /",
         f"    import_path: {IMPORT_PATH}",
         "    args:  # a change here is a new version of every replica",
-        *_lines({"bundles": bundles, **_describe_arguments(settle_threads(options))}, 6),
+        *_lines(arguments, 6),
         "    deployments:  # a change of numbers here does not",
         f"      - name: {DEPLOYMENT}",
         *_lines(describe_deployment(options), 8),

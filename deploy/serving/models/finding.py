@@ -2,8 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deploy.bundle.folder import Bundle, read_bundle
@@ -104,6 +104,31 @@ def make_models(bundles: Iterable[FoundBundle], options: ServeOptions) -> list[S
     return [ServedModel(found.name, found.version, _read(found), options) for found in bundles]
 
 
+def hold_to(found: Sequence[FoundBundle], identities: Mapping[str, str]) -> list[FoundBundle]:
+    """`found`, each to be read as the bundle of its identity.
+
+    Args:
+        found: on this machine.
+        identities: by ``NAME/VERSION``; see `identify`.
+
+    Raises:
+        BundleError: there are others than these, or some are missing.
+    """
+    there = {f"{bundle.name}/{bundle.version}": bundle for bundle in found}
+    if there.keys() != identities.keys():
+        raise BundleError(
+            f"Here are {', '.join(sorted(there))}, and to be served are "
+            f"{', '.join(sorted(identities))}. Put the bundles in their places, or write the "
+            "config anew."
+        )
+    return [replace(bundle, identity=identities[name]) for name, bundle in there.items()]
+
+
+def identify(models: Sequence[ServedModel]) -> dict[str, str]:
+    """The identities of the bundles of `models` by ``NAME/VERSION``."""
+    return {f"{m.name}/{m.version}": m.bundle.manifest.identity() for m in models}
+
+
 def pin_bundles(models: Sequence[ServedModel]) -> list[FoundBundle]:
     """The bundles of `models`, to be read again elsewhere: these and no others in their place."""
     return [
@@ -116,8 +141,8 @@ def _read(found: FoundBundle) -> Bundle:
     bundle = read_bundle(found.path)
     if found.identity not in (None, bundle.manifest.identity()):
         raise BundleError(
-            f"{found.path} is another bundle than when the server started, and answers of two "
-            "would be mixed. Put it back, or restart the server."
+            f"{found.path} is another bundle than when the server started or its config was "
+            "written, and answers of two would be mixed. Put it back, or start anew."
         )
     return bundle
 

@@ -23,9 +23,10 @@ from servers import ROOT, free_port, rows
 from test_readiness import spoil_golden
 from tiny import answer, draw
 
+from deploy.bundle.folder import read_bundle
 from deploy.serving.options import ServeOptions
 from deploy.serving.ray import BundleReplica, ReplicaApplication, build_application
-from export.errors import ConfigError, EngineError, GateError
+from export.errors import BundleError, ConfigError, EngineError, GateError
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: the extra `ray`"
@@ -78,11 +79,26 @@ def test_a_replica_that_answers_otherwise_than_recorded_never_starts(bundle_path
         asyncio.run(replica.__serve_build_asgi_app__())
 
 
+def test_a_replica_that_comes_later_has_the_bundles_of_those_before(bundle_path: Path) -> None:
+    """What was put in their place since is refused, sound as it is; so are more and fewer."""
+    identity = {"tiny/1": read_bundle(bundle_path).manifest.identity()}
+    asyncio.run(BundleReplica([str(bundle_path)], OPTIONS, identity).__serve_build_asgi_app__())
+    spoil_golden(bundle_path, 2.0)
+    for identities, match in (
+        (identity, "is another bundle than when the server started or its config was written"),
+        ({**identity, "net/2": "0"}, "Here are tiny/1, and to be served are net/2, tiny/1"),
+    ):
+        replica = BundleReplica([str(bundle_path)], OPTIONS, identities)
+        with pytest.raises(BundleError, match=match):
+            asyncio.run(replica.__serve_build_asgi_app__())
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         ({}, "bundles must be a list of paths, not None"),
         ({"bundles": "a.deploy"}, "bundles must be a list of paths, not 'a.deploy'"),
+        ({"bundles": ["a"], "identities": ["0"]}, "identities must be text by NAME/VERSION"),
         ({"bundles": ["a"], "max-bach": 4}, "unknown option 'max-bach'. Did you mean max-batch?"),
         ({"bundles": ["a"], "max-batch": "4"}, "max-batch must be int, not '4'"),
     ],

@@ -6,6 +6,7 @@ import pytest
 import yaml
 from tiny import Cli
 
+from deploy.bundle.folder import read_bundle
 from deploy.serving.options import ServeOptions
 from deploy.serving.ray_config import describe_deployment, describe_http, write_config
 from export.errors import BundleError, ConfigError
@@ -24,7 +25,8 @@ def test_the_file_says_the_options_and_where_the_bundles_are(
     (application,) = content["applications"]
     assert application["import_path"] == "deploy.serving.ray:build_application"
     assert application["args"] == {
-        "bundles": [str(pristine.resolve())],
+        "bundles": [str(pristine)],
+        "identities": {"tiny/1": read_bundle(pristine).manifest.identity()},
         "max-batch": 16,
         "shadow": 0.25,
         "threads": 2,  # as many as a replica has cores

@@ -136,7 +136,7 @@ def test_what_lies_there_since_the_start_is_not_served_beside_what_was_there(
         read_bundle(bundle_path)
         os.kill(first, signal.SIGKILL)
         refused = server.wait_for("a worker cannot serve")
-        assert "is another bundle than when the server started" in refused["message"]
+        assert "is another bundle than when the server started or its config" in refused["message"]
         with Clients(server) as clients:
             clients.wait_for_more()
         assert set(clients.outcomes) == {"right"}
