@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ COMMANDS = (
 def main() -> None:
     """Entry point of the ``deploy`` command."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # clean up as well
+    # torch's own encoders make some from a padding mask, and warn whoever runs one of the first
+    warnings.filterwarnings("ignore", "The PyTorch API of nested tensors", UserWarning)
     try:
         cli(standalone_mode=False, prog_name="deploy")
     except DeployError as error:
