@@ -1,7 +1,9 @@
 """What linear algebra makes of stored tensors alone, stored: a determinant, inverse or factor.
 
 A flow whose volume is ``slogdet(weight)``, a rotation by ``matrix_exp``: the exporter knows few of
-these operators, and none of them depends on the input. Worked out in float64.
+these operators, and none of them depends on the input. Worked out in float64, but for what float32
+has otherwise by more than rounding: the pseudoinverse of a matrix that lacks a rank, say, cuts off
+what is small for its own type. The model computes that, and was trained with it.
 """
 
 import operator
@@ -13,6 +15,7 @@ from torch.export import ExportedProgram
 
 from export.fusion.constants import Constants
 from export.fusion.draft import Draft
+from export.fusion.evaluation import evaluate
 from export.fusion.mutation import Mutations
 from export.fusion.operators.base import name_operator
 from export.fusion.paths import read_module_path
@@ -26,6 +29,9 @@ _OTHERS = frozenset(
         *("triangular_solve", "qr", "geqrf", "orgqr", "ormqr", "svd"),
     }
 )
+
+_ROUNDING = 1e-3
+"""Of the largest value: what differs by less is float32's rounding, by more another result."""
 
 _LEFT = ("linalg_norm", "linalg_vector_norm", "linalg_matrix_norm", "linalg_cross", "linalg_diag")
 """Those of the same family that the exporter knows, and does well with."""
@@ -65,12 +71,7 @@ def _store(draft: Draft, node: fx.Node, constants: Constants) -> bool:
     """Give what reads the results of `node` stored tensors; whether they are numbers to store."""
     if not node.users:  # what read it is stored by now
         return False
-    device = torch.device("cpu")
-    args, kwargs = fx.node.map_arg(
-        (node.args, node.kwargs), lambda source: constants.value(source, device)
-    )
-    with torch.no_grad():
-        made: Any = node.target(*args, **kwargs)  # type: ignore[operator]
+    made = _work_out(draft, node, constants)
     parts = {node: made} if isinstance(made, Tensor) else _read_parts(node, made)
     if not parts or not all(part.isfinite().all() for part in parts.values()):
         return False
@@ -85,6 +86,27 @@ def _store(draft: Draft, node: fx.Node, constants: Constants) -> bool:
     if not isinstance(made, Tensor):
         draft.graph.erase_node(node)
     return True
+
+
+def _work_out(draft: Draft, node: fx.Node, constants: Constants) -> Any:
+    """Its results in float64 where they are those of the model's own types but for rounding."""
+    needed = {s for source in node.all_input_nodes for s in constants.computed(source)}
+    order = [each for each in draft.graph.nodes if each in needed or each is node]
+    with torch.no_grad():
+        exact, own = (
+            evaluate(draft, order, {}, dtype=dtype, keep=(node,))[node]
+            for dtype in (torch.float64, None)
+        )
+    return exact if all(map(_agree, _tensors(exact), _tensors(own))) else own
+
+
+def _tensors(made: Any) -> list[Tensor]:
+    return [made] if isinstance(made, Tensor) else list(made)
+
+
+def _agree(exact: Tensor, own: Tensor) -> bool:
+    scale = exact.abs().amax() if exact.numel() else 0
+    return bool(((exact - own).abs() <= _ROUNDING * scale).all())
 
 
 def _read_parts(node: fx.Node, made: Any) -> dict[fx.Node, Tensor]:

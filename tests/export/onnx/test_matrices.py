@@ -169,6 +169,37 @@ def test_algebra_of_weights_is_stored(make: Callable[[Tensor], Tensor], tmp_path
     assert len(nodes) < 20  # an elimination of 12 rows would have 200
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        torch.linalg.pinv,
+        torch.pinverse,
+        lambda w: w.T * torch.linalg.matrix_rank(w),
+        lambda w: (torch.linalg.eigh(w @ w.T)[1] * torch.arange(12.0))[:, :9].T,
+    ],
+    ids=["pinv", "pinverse", "rank", "eigenvectors of nothing"],
+)
+def test_what_lacks_a_rank_is_stored_as_the_model_has_it(
+    make: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    """What float32 rounds to nothing is something in float64, whose inverse is large."""
+
+    class Projection(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter((draw(12, 3) @ draw(3, 9, seed=1)).float())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ make(self.weight)
+
+    net = Projection().eval()
+    session = export(net, draw(2, 9).float(), tmp_path, "y")
+    x = draw(3, 9, seed=2).float()
+    right = net(x).detach().numpy()
+    (found,) = session.run(None, {"x": x.numpy()})
+    np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-5 * np.abs(right).max())
+
+
 def test_what_is_no_algebra_is_left_as_it_is() -> None:
     class Detached(nn.Module):
         def __init__(self) -> None:
