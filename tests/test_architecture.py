@@ -66,6 +66,7 @@ NEED_TORCH = {
     "export/onnx/options.py",
     "export/onnx/plain_recurrence.py",
     "export/onnx/preparation.py",
+    "export/onnx/query_scales.py",
     "export/onnx/recurrent_weights.py",
     "export/onnx/sample_weights.py",
     "export/onnx/short_time.py",

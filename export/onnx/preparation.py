@@ -13,6 +13,7 @@ from export.onnx.computed_weights import store_computed_weights
 from export.onnx.constant_matrices import store_constant_matrices
 from export.onnx.fourier import write_out_transforms
 from export.onnx.options import settle_options
+from export.onnx.query_scales import scale_queries
 from export.onnx.sample_weights import write_out_sample_weights
 from export.onnx.short_time import write_out_short_time_spectra
 from export.onnx.smooth_resizes import write_out_smooth_resizes
@@ -30,10 +31,10 @@ def prepare_program(program: ExportedProgram, *, opset: int) -> ExportedProgram:
     Numbers and strings among the results become None: the exporter takes no others. A pool to one
     value a channel becomes a mean: of a value in channels_last the exporter makes a gather out of
     the strides of the result, which is of no use where there are no strides. Adaptive pools,
-    resizes that smooth, stacks and attention over more axes than four are written out, weights that
-    are computed from others are stored, and so is linear algebra of stored tensors, options that it
-    refuses or overlooks are settled, and operators that it has no function for are composed of
-    others.
+    resizes that smooth, stacks and attention over more axes than four are written out, scales of
+    masked scores are put to their queries, weights that are computed from others are stored, and so
+    is linear algebra of stored tensors, options that it refuses or overlooks are settled, and
+    operators that it has no function for are composed of others.
     """
     program = compose(store_constant_matrices(program))
     (output,) = (node for node in program.graph.nodes if node.op == "output")
@@ -46,6 +47,7 @@ def prepare_program(program: ExportedProgram, *, opset: int) -> ExportedProgram:
         _pool_by_mean(draft),
         write_out_adaptive_pools(draft),
         write_out_attention(draft, opset=opset),
+        scale_queries(draft),
         write_out_transforms(draft),
         write_out_short_time_spectra(draft),
         pair_complex_values(draft),

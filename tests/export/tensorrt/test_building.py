@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from export.errors import ConfigError, DeployError, EngineError
 from export.gpu import read_gpu
 from export.onnx.exporter import to_onnx
 from export.progress import Progress
+from quantize.half.bf16 import convert_bf16
 from quantize.half.fp16 import convert_fp16
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is in the rtx extra")
@@ -154,6 +156,29 @@ def test_a_recurrent_layer_in_float32_beside_16_bits_is_named_where_the_builder_
         build_engine(half, tmp_path / "m.engine", options=ADA)
     whole = convert_fp16(model, tmp_path / "whole.onnx").model
     assert build_engine(whole, tmp_path / "m.engine", options=ADA).path.stat().st_size > 1000
+
+
+class HandWrittenAttention(nn.Module):
+    """As decoders have it: scaled scores, minus infinity where a key comes later; [N, 16, 48]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.Linear(48, 144)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Four heads of twelve channels."""
+        query, key, value = self.parts(x).view(-1, 16, 3, 4, 12).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = (query @ key.mT) * (1.0 / 12**0.5)
+        scores = scores.masked_fill(torch.ones(16, 16).tril() == 0, float("-inf"))
+        return (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("convert", [convert_fp16, convert_bf16])
+def test_masked_attention_is_built_in_16_bits(convert: Any, tmp_path: Path) -> None:
+    net = HandWrittenAttention().eval()
+    model = export(net, torch.randn(2, 16, 48), tmp_path / "model.onnx")
+    half = convert(model, tmp_path / "half.onnx").model
+    assert build_engine(half, tmp_path / "m.engine", options=ADA).path.stat().st_size > 1000
 
 
 def test_progress_comes_from_the_builder_and_never_falls(small: OnnxModel, tmp_path: Path) -> None:
