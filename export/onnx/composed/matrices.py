@@ -24,7 +24,7 @@ def solve(a: Tensor, b: Tensor, *, left: bool = True) -> Any:
     if not _is_small(a) or not left:
         return NotImplemented
     if b.ndim == 1 or (b.ndim == a.ndim - 1 and b.shape == a.shape[:-1]):
-        return solve(a, b.unsqueeze(-1)).squeeze(-1)
+        return _eliminate(*_share_batch(a, b.unsqueeze(-1))).squeeze(-1)
     return _eliminate(*_share_batch(a, b))
 
 

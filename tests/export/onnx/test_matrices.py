@@ -54,6 +54,12 @@ def test_determinants(rows: int) -> None:
 
 
 @pytest.mark.parametrize("rows", ROWS)
+def test_one_vector_solves_for_a_batch_of_one(rows: int) -> None:
+    a, b = positive(1, rows, rows), draw(rows)
+    torch.testing.assert_close(matrices.solve(a, b), torch.linalg.solve(a, b))
+
+
+@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("upper", [False, True])
 def test_factors_read_the_triangle_that_they_give(rows: int, upper: bool) -> None:
     a = positive(4, rows, rows)
