@@ -13,7 +13,10 @@ from typing import Any
 import torch
 
 _TABLES: dict[tuple[Any, ...], Any] = {}
-"""The exporter's functions by operator, by what was asked for: the opset."""
+"""The exporter's functions by operator, by what was asked for, the opset, and `_list_operators`."""
+
+_LATER = ("torchvision::", "quantized_decomposed::")
+"""Operators that the exporter knows, and that come where their library is imported."""
 
 _looked_up: list[str] = []
 """Names of the composed operators that torch has looked up already."""
@@ -42,7 +45,7 @@ def _keep_table() -> Iterator[None]:
     read = original.__func__
 
     def from_torchlib(cls: Any, *args: Any, **options: Any) -> Any:
-        asked = (cls, args, tuple(options.items()))
+        asked = (cls, args, tuple(options.items()), _list_operators())
         if asked not in _TABLES:
             _TABLES[asked] = read(cls, *args, **options)
         registry = copy.copy(_TABLES[asked])
@@ -54,6 +57,12 @@ def _keep_table() -> Iterator[None]:
         yield
     finally:
         owner.from_torchlib = original
+
+
+def _list_operators() -> frozenset[str]:
+    """Names in `_LATER` that are there by now; the exporter passes over all others."""
+    list_names = getattr(torch._C, "_dispatch_get_all_op_names", list[str])
+    return frozenset(name for name in list_names() if name.startswith(_LATER))
 
 
 @contextlib.contextmanager

@@ -47,6 +47,26 @@ def test_a_table_is_read_once_for_each_opset(table: type[Registry]) -> None:
     assert table.reads == 4  # each opset by name and by place
 
 
+def test_operators_of_torchvision_that_come_later_are_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kept_operators, "_TABLES", {})
+    name = "torchvision::roi_align"
+    with keep_operators():
+        before = _registration.ONNXRegistry.from_torchlib()
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    try:
+        if name not in torch._C._dispatch_get_all_op_names():
+            assert name not in before.functions
+            library.define("roi_align(Tensor x, Tensor rois, float s, int h, int w) -> Tensor")
+        with keep_operators():
+            after = _registration.ONNXRegistry.from_torchlib()
+        assert after.functions.keys() == _registration.ONNXRegistry.from_torchlib().functions.keys()
+        assert name in after.functions
+    finally:
+        library._destroy()
+
+
 def test_what_one_export_registers_no_other_has(table: type[Registry]) -> None:
     def translate(x: object) -> object:
         return x
