@@ -62,6 +62,11 @@ class ParityReport:
         return min(output.nearness_db for output in self.outputs)
 
     @property
+    def least_sqnr_db(self) -> float:
+        """`sqnr_db`, or that at other sizes where it is less."""
+        return min(self.sqnr_db, *(seen.sqnr_db for seen in self.sizes_checked), math.inf)
+
+    @property
     def judged_accuracy(self) -> Accuracy | None:
         """The accuracy, where the labels judge anything; see `Accuracy.above_chance`."""
         return self.accuracy if self.accuracy is not None and self.accuracy.above_chance else None

@@ -70,15 +70,15 @@ def hold_to_float32(
 
     Fewer bits are held to looser gates, which such a file may pass: both exits of a network that
     ends early know the classes. It is wrong where no float32 engine holds its gate and the nearest
-    of them is as far off as int8 must not be; where forward goes on by the value of a tensor, and
-    the file goes one way, where that is more than rounding.
+    of them is as far off as int8 must not be, at any of the sizes that were run; where forward goes
+    on by the value of a tensor, and the file goes one way, where that is more than rounding.
 
     Args:
         results: judged for parity.
         one_way: whether the file holds one of several ways of forward.
     """
     exact = [r for r in results if r.precision in EXACT and r.parity is not None]
-    near = [r.parity.sqnr_db for r in exact if r.parity is not None]
+    near = [r.parity.least_sqnr_db for r in exact if r.parity is not None]
     nearest = max((sqnr for sqnr in near if not math.isnan(sqnr)), default=-math.inf)
     limit = SIZE_ENOUGH_DB if one_way else MIN_SQNR_DB["int8"]
     if not exact or nearest >= limit or any(result.parity_holds for result in exact):

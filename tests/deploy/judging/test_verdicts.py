@@ -11,7 +11,7 @@ from deploy.candidates.files import Candidate
 from deploy.candidates.plans import Plan
 from deploy.config import BuildConfig
 from deploy.judging.gates import NO_CALIBRATION_DATA, DataKind, Verdict
-from deploy.judging.parity import ParityAccumulator, ParityReport
+from deploy.judging.parity import ParityAccumulator, ParityReport, SizeParity
 from deploy.judging.verdicts import (
     choose,
     describe_poor,
@@ -239,6 +239,26 @@ def test_where_forward_has_other_ways_the_file_is_wrong_by_less() -> None:
     rounding = float32("a", 1.0 + 1e-5, holds=False)
     assert not hold_to_float32((near, INT8), one_way=True)[1].parity_holds
     assert hold_to_float32((rounding, INT8), one_way=True) == (rounding, INT8)
+
+
+def test_a_file_that_is_wrong_at_other_sizes_alone_is_wrong() -> None:
+    """Int8, farther off everywhere, may lie no more than 10 dB farther off there and pass."""
+    sizes = {"t": 7}
+    twelve = SizeParity(sizes, 12.0)
+    report = replace(compared(1.0 + 1e-7), sizes_checked=(twelve,))
+    found = judge(candidate("fp32"), report, "labelled")
+    coarse = replace(compared(1.09), sizes_checked=(SizeParity(sizes, 11.0),))
+    int8 = judge(candidate(), coarse, "labelled")
+    assert not found.parity_holds
+    assert int8.parity_holds
+    held = hold_to_float32((found, int8), one_way=False)
+    assert held[0] == found
+    assert held[1].status == "rejected"
+    assert held[1].reason is not None
+    assert "at t=7 the SQNR is 12.0 dB" in held[1].reason
+    near = replace(report, sizes_checked=(replace(twelve, sqnr_db=25.0),))
+    other = judge(candidate("fp32"), near, "labelled")
+    assert hold_to_float32((found, other, int8), one_way=False) == (found, other, int8)
 
 
 def test_what_was_rejected_or_waits_keeps_its_own_reason() -> None:
