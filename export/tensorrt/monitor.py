@@ -125,7 +125,7 @@ class BuildMonitor:
         finally:
             for number, handler in held.items():
                 signal.signal(number, handler)
-            for heard in self._heard[:1]:
+            for heard in dict.fromkeys(self._heard):
                 signal.raise_signal(heard)
 
     def raise_what_was_raised(self) -> None:

@@ -1,9 +1,14 @@
 """Nested phases as one share of the whole."""
 
+import signal
+import threading
+from types import SimpleNamespace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.tensorrt.monitor import PhaseStack
+from export.tensorrt.monitor import BuildMonitor, PhaseStack
 
 
 def test_the_share_is_that_of_the_outermost_phase_with_what_is_inside() -> None:
@@ -48,3 +53,20 @@ def test_whatever_is_told_the_share_stays_between_0_and_1_and_never_falls(told) 
         share = phases.share()
         assert last <= share <= 1
         last = share
+
+
+def test_each_signal_is_heard_behind_the_build_where_handlers_only_note_it() -> None:
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals are heard in the main thread alone")
+    numbers, noted = (signal.SIGTERM, signal.SIGINT), []
+    old = [signal.signal(number, lambda heard, _: noted.append(heard)) for number in numbers]
+    try:
+        monitor = BuildMonitor(SimpleNamespace(IProgressMonitor=object), "build", lambda _: None)
+        with monitor.hold_signals():
+            for number in (*numbers, signal.SIGTERM):
+                signal.raise_signal(number)
+            assert noted == []
+    finally:
+        for number, handler in zip(numbers, old, strict=True):
+            signal.signal(number, handler)
+    assert noted == list(numbers)
