@@ -30,10 +30,15 @@ def open_core() -> Any:
 
     Weights that stand beside a file are read, not mapped: who writes over that file would change
     the answers at batch sizes that are compiled later, and who shortens it would end the process.
+
+    What OpenVINO's binding sets up when a type is first asked for its counterpart in numpy is set
+    up here: two threads that come to it at once wait for each other for ever.
     """
     with _LOCK:
         if not _CORES:
-            core = import_openvino().Core()
+            openvino = import_openvino()
+            openvino.Type.f32.to_dtype()
+            core = openvino.Core()
             core.set_property({"ENABLE_MMAP": False})
             _CORES.append(core)
         return _CORES[0]

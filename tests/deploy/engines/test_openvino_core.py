@@ -32,6 +32,36 @@ print(len(heard))
 """
 
 
+AT_ONCE = """
+import sys, threading
+import numpy as np
+from deploy.engines import EngineSpec, open_engine
+from deploy.engines.openvino_core import import_openvino, open_core
+
+open_core()
+sys.setswitchinterval(1e-6)
+ready, sums = threading.Barrier(4), []
+
+def use():
+    ready.wait()
+    import_openvino().Type.f32.to_dtype()  # as every engine asks
+    with open_engine(EngineSpec("openvino", "fp32", sys.argv[1], 1)) as engine:
+        sums.append(float(engine({"x": np.ones((1, 4), np.float32)})["y"].sum()))
+
+threads = [threading.Thread(target=use, daemon=True) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join(20)
+print(sums)
+"""
+
+
+def test_threads_may_open_their_first_engines_at_once(tmp_path: Path) -> None:
+    ended = run_script(AT_ONCE, tmp_path)
+    assert (ended.returncode, ended.stdout.strip()) == (0, "[4.0, 4.0, 4.0, 4.0]"), ended.stderr
+
+
 def test_weights_beside_the_file_are_those_that_were_there_when_it_was_opened(
     tmp_path: Path,
 ) -> None:
@@ -52,12 +82,17 @@ def test_weights_beside_the_file_are_those_that_were_there_when_it_was_opened(
 
 
 def test_a_signal_is_heard_in_whichever_order_engines_are_closed(tmp_path: Path) -> None:
-    path = tmp_path / "relu.onnx"
+    ended = run_script(OUT_OF_ORDER, tmp_path)
+    assert ended.returncode != -signal.SIGSEGV
+    assert (ended.returncode, ended.stdout.strip()) == (0, "3"), ended.stderr
+
+
+def run_script(script: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """A script in a process of its own, which is given the file of a network, [N, 4] to itself."""
+    path = folder / "relu.onnx"
     rows = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 4]) for n in "xy"]
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "net", rows[:1], rows[1:])
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
-    ended = subprocess.run(
-        [sys.executable, "-c", OUT_OF_ORDER, str(path)], capture_output=True, text=True, timeout=120
+    return subprocess.run(
+        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, timeout=120
     )
-    assert ended.returncode != -signal.SIGSEGV
-    assert (ended.returncode, ended.stdout.strip()) == (0, "3"), ended.stderr
