@@ -58,6 +58,7 @@ NEED_TORCH = {
     "export/onnx/composed",
     "export/onnx/computed_weights.py",
     "export/onnx/constant_matrices.py",
+    "export/onnx/constant_systems.py",
     "export/onnx/exporter.py",
     "export/onnx/cleanup.py",
     "export/onnx/fixed.py",

@@ -19,6 +19,7 @@ from export.fusion.evaluation import evaluate
 from export.fusion.mutation import Mutations
 from export.fusion.operators.base import name_operator
 from export.fusion.paths import read_module_path
+from export.onnx.constant_systems import solve_by_inverses
 
 _FAMILIES = ("linalg_", "_linalg_", "cholesky")
 """How the names of operators begin."""
@@ -42,7 +43,9 @@ def store_constant_matrices(program: ExportedProgram) -> ExportedProgram:
     if not any(map(_is_algebra, program.graph.nodes)):
         return program
     draft, done = Draft(program), False
-    while any(_store(draft, node, known) for node, known in _find_constant(draft)):
+    while solve_by_inverses(draft) or any(
+        _store(draft, node, known) for node, known in _find_constant(draft)
+    ):
         done = True  # what takes the result of it may be constant now
     return draft.finish() if done else program
 

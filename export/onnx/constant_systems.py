@@ -1,0 +1,91 @@
+"""Linear systems whose matrix is stored: solved by a product with its inverse, which is stored too.
+
+A Mahalanobis distance, the density of a normal distribution, the variance of a Gaussian process:
+the exporter has none of these operators, and an elimination takes fifteen for each row. The inverse
+is one of those that `export.onnx.constant_matrices` works out, in float64.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from export.fusion.calls import add_call
+from export.fusion.constants import Constants
+from export.fusion.draft import Draft, read_argument
+from export.fusion.mutation import Mutations
+
+aten = torch.ops.aten
+
+
+def solve_by_inverses(draft: Draft) -> bool:
+    """Whether there were systems of one stored matrix, to be solved for values that are none."""
+    constants = Constants(draft, Mutations(draft.graph))
+    found = [node for node in draft.graph.nodes if _has_stored_matrix(node, constants)]
+    for node in found:
+        with draft.graph.inserting_before(node):
+            given = read_argument(node, _SYSTEMS[node.target][0])
+            inverse = _SYSTEMS[node.target][1](node, partial(add_call, node))
+            left = read_argument(node, "left", True)
+            sides = (inverse, given) if left else (given, inverse)
+            draft.erase(node, add_call(node, aten.matmul.default, *sides))
+    return bool(found)
+
+
+def _has_stored_matrix(node: fx.Node, constants: Constants) -> bool:
+    if node.target not in _SYSTEMS:
+        return False
+    given = read_argument(node, _SYSTEMS[node.target][0])
+    others = [source for source in node.all_input_nodes if source is not given]
+    return (
+        given not in constants
+        and bool(others)
+        and all(source in constants for source in others)
+        and all(_is_one_matrix(node, source.meta["val"]) for source in others)
+    )
+
+
+def _is_one_matrix(node: fx.Node, example: Tensor) -> bool:
+    """Not several, of which each would solve for its own sample; pivots of one are a vector.
+
+    What `torch.linalg.solve` takes for a vector for each matrix of a batch, a product does not.
+    """
+    before = example.shape[:-2]
+    return not before if node.target is aten.linalg_solve.default else all(n == 1 for n in before)
+
+
+def _invert(node: fx.Node, call: Callable[..., fx.Node]) -> fx.Node:
+    return call(aten.linalg_inv.default, read_argument(node, "A"))
+
+
+def _invert_triangular(node: fx.Node, call: Callable[..., fx.Node]) -> fx.Node:
+    matrix, upper = read_argument(node, "self"), read_argument(node, "upper")
+    part = aten.triu.default if upper else aten.tril.default
+    if not read_argument(node, "unitriangular"):
+        return call(aten.linalg_inv.default, call(part, matrix))
+    ones = call(aten.eye.default, matrix.meta["val"].shape[-1])
+    beside = call(part, matrix, 1 if upper else -1)
+    return call(aten.linalg_inv.default, call(aten.add.Tensor, beside, ones))
+
+
+def _invert_product(node: fx.Node, call: Callable[..., fx.Node]) -> fx.Node:
+    factor, upper = read_argument(node, "input2"), read_argument(node, "upper")
+    return call(aten.cholesky_inverse.default, factor, upper)
+
+
+def _invert_factors(node: fx.Node, call: Callable[..., fx.Node]) -> fx.Node:
+    factors, pivots = read_argument(node, "LU"), read_argument(node, "pivots")
+    ones = call(aten.eye.default, factors.meta["val"].shape[-1])
+    inverse = call(aten.linalg_lu_solve.default, factors, pivots, ones)
+    return call(aten.t.default, inverse) if read_argument(node, "adjoint") else inverse
+
+
+_SYSTEMS: dict[Any, tuple[str, Callable[[fx.Node, Callable[..., fx.Node]], fx.Node]]] = {
+    aten.linalg_solve.default: ("B", _invert),
+    aten.linalg_solve_triangular.default: ("B", _invert_triangular),
+    aten.cholesky_solve.default: ("self", _invert_product),
+    aten.linalg_lu_solve.default: ("B", _invert_factors),
+}
+"""By operator the name of what it is solved for, and what makes the inverse."""

@@ -1,0 +1,119 @@
+"""Systems of a stored matrix are products with its inverse, whatever they are solved by."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+
+from export.capture.program import capture
+from export.onnx.exporter import to_onnx
+
+Solve = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class System(nn.Module):
+    """A covariance and its factor, solved for each of [N, n]."""
+
+    def __init__(self, rows: int, solve: Solve) -> None:
+        super().__init__()
+        a = torch.randn(rows, rows, generator=torch.Generator().manual_seed(rows))
+        self.matrix = nn.Parameter(a @ a.mT / rows + torch.eye(rows))
+        self.register_buffer("factor", torch.linalg.cholesky(self.matrix.detach()))
+        self.solve = solve
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.solve(self.matrix, self.factor, x)
+
+
+def by_factors(a: Tensor, factor: Tensor, x: Tensor) -> Tensor:
+    factors, pivots = torch.linalg.lu_factor(a)
+    return torch.linalg.lu_solve(factors, pivots, x, left=False, adjoint=True)
+
+
+def density(a: Tensor, factor: Tensor, x: Tensor) -> Tensor:
+    zero = torch.zeros(factor.shape[-1], dtype=x.dtype)
+    return MultivariateNormal(zero, scale_tril=factor, validate_args=False).log_prob(x)
+
+
+def triangular(*, upper: bool, left: bool, unit: bool) -> Solve:
+    def solve(a: Tensor, factor: Tensor, x: Tensor) -> Tensor:
+        """Reads one triangle; what stands in the other is none of its business."""
+        given = x.mT if left else x
+        return torch.linalg.solve_triangular(
+            a, given, upper=upper, left=left, unitriangular=unit
+        ).sum(0 if left else 1)
+
+    return solve
+
+
+SOLVES: dict[str, Solve] = {
+    "solve": lambda a, factor, x: torch.linalg.solve(a, x.mT).mT,
+    "from the right": lambda a, factor, x: torch.linalg.solve(a, x, left=False),
+    "of three axes": lambda a, factor, x: torch.linalg.solve(a, x.unsqueeze(-1)).squeeze(-1),
+    "of one vector": lambda a, factor, x: torch.linalg.solve(a, x.sum(0)) + 0 * x,
+    "by a factor": lambda a, factor, x: torch.cholesky_solve(x.mT, factor).mT,
+    "by the upper": lambda a, factor, x: torch.cholesky_solve(x.mT, factor.mT, upper=True).mT,
+    "by a factor that is made": lambda a, factor, x: (
+        torch.cholesky_solve(x.mT, torch.linalg.cholesky(a)).mT
+    ),
+    "by pivots": by_factors,
+    "density": density,
+    **{
+        f"triangular {upper} {left} {unit}": triangular(upper=upper, left=left, unit=unit)
+        for upper in (False, True)
+        for left in (False, True)
+        for unit in (False, True)
+    },
+}
+
+
+def export(net: nn.Module, x: Tensor, path: Path) -> onnx.GraphProto:
+    program = capture(net, {"x": x}, keyword=False, dynamic_batch=True)
+    to_onnx(program, path, input_names=["x"], output_names=["y"], opset=20)
+    return onnx.load(path).graph
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        *((name, 20) for name in SOLVES),
+        *((name, rows) for name in ("solve", "of one vector", "density") for rows in (1, 3)),
+    ],
+)
+def test_stored_matrices_are_inverted_before(name: str, rows: int, tmp_path: Path) -> None:
+    net = System(rows, SOLVES[name]).eval()
+    graph = export(net, torch.randn(2, rows), tmp_path / "m.onnx")
+    x = torch.randn(3, rows, generator=torch.Generator().manual_seed(1))
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    (found,) = session.run(None, {"x": x.numpy()})
+    exact = net.double()(x.double()).detach().numpy()
+    np.testing.assert_allclose(found, exact, rtol=1e-5, atol=2e-6 * np.abs(exact).max())
+    assert len(graph.node) < 20  # an elimination of three rows has 50
+
+
+def test_a_matrix_of_each_sample_is_eliminated(tmp_path: Path) -> None:
+    """Several stored matrices as well, where each solves for its own vector."""
+
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrices = nn.Parameter(torch.randn(2, 4, 4) + 4 * torch.eye(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            own = torch.eye(4) + x.unsqueeze(-1) * 0.1 / math.sqrt(4)
+            return torch.linalg.solve(own, x.unsqueeze(-1)).squeeze(-1) + torch.linalg.solve(
+                self.matrices, x.unsqueeze(1).expand(-1, 2, -1).unsqueeze(-1)
+            ).sum((1, 3))
+
+    net = Several().eval()
+    export(net, torch.randn(2, 4), tmp_path / "m.onnx")
+    x = torch.randn(3, 4)
+    (found,) = onnxruntime.InferenceSession(tmp_path / "m.onnx").run(None, {"x": x.numpy()})
+    np.testing.assert_allclose(found, net.double()(x.double()).detach(), rtol=1e-4, atol=1e-5)
