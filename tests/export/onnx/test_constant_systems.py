@@ -98,6 +98,26 @@ def test_stored_matrices_are_inverted_before(name: str, rows: int, tmp_path: Pat
     assert len(graph.node) < 20  # an elimination of three rows has 50
 
 
+def test_an_inverse_that_float32_has_with_much_error_is_exact(tmp_path: Path) -> None:
+    class Steep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            turn, _ = torch.linalg.qr(
+                torch.randn(20, 20, generator=torch.Generator().manual_seed(2))
+            )
+            self.matrix = nn.Parameter(turn * torch.logspace(0, -6, 20) @ turn.mT)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.linalg.solve(self.matrix, x.mT).mT
+
+    net = Steep().eval()
+    export(net, torch.randn(2, 20), tmp_path / "m.onnx")
+    x = torch.randn(3, 20)
+    (found,) = onnxruntime.InferenceSession(tmp_path / "m.onnx").run(None, {"x": x.numpy()})
+    exact = net.double()(x.double()).detach().numpy()
+    np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-6 * np.abs(exact).max())
+
+
 def test_a_matrix_of_each_sample_is_eliminated(tmp_path: Path) -> None:
     """Several stored matrices as well, where each solves for its own vector."""
 
