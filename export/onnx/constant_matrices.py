@@ -105,13 +105,11 @@ def _work_out(draft: Draft, node: fx.Node, constants: Constants) -> Any:
     needed = {s for source in node.all_input_nodes for s in constants.computed(source)}
     order = [each for each in draft.graph.nodes if each in needed or each is node]
     with torch.no_grad():
-        exact, own = (
-            evaluate(draft, order, {}, dtype=dtype, keep=(node,))[node]
-            for dtype in (torch.float64, None)
-        )
-    smooth = all(name_operator(each) in _SMOOTH for each in order if _is_algebra(each))
-    alike = smooth or all(map(_agree, _tensors(exact), _tensors(own)))
-    return exact if alike else own
+        exact = evaluate(draft, order, {}, dtype=torch.float64, keep=(node,))[node]
+        if all(name_operator(each) in _SMOOTH for each in order if _is_algebra(each)):
+            return exact
+        own = evaluate(draft, order, {}, dtype=None, keep=(node,))[node]
+    return exact if all(map(_agree, _tensors(exact), _tensors(own))) else own
 
 
 def _tensors(made: Any) -> list[Tensor]:

@@ -170,13 +170,12 @@ class InferService:
 
     def refuse(self, error: RequestError, target: Target, caller: Caller) -> Answer:
         """The answer with an error, which is counted and logged."""
-        model = None if error.status in (404, 405) else self._find(target)
-        if error.counted:
-            pass
-        elif model is None:
-            self.statistics.refuse(error.status)
-        else:
-            model.statistics.fail(error, time.monotonic() - caller.started)
+        if not error.counted:
+            model = None if error.status in (404, 405) else self._find(target)
+            if model is None:
+                self.statistics.refuse(error.status)
+            else:
+                model.statistics.fail(error, time.monotonic() - caller.started)
         self.log(error.status, caller)
         return make_refusal(error, caller.identity, close=self.repository.draining)
 

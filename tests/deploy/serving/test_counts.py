@@ -7,11 +7,9 @@ from typing import Any
 
 import grpc
 import pytest
-from servers import SILENCE_S, Server, rows, spoil_golden
+from servers import Server, rows, spoil_golden
+from test_grpc import call, make_request
 
-from deploy.serving.grpc.messages import INFERENCE
-
-METHOD = "/inference.GRPCInferenceService/ModelInfer"
 GOOD = rows([1, 2, 3, 4])
 LONG = rows(*[[1, 2, 3, 4]] * 3)
 FAILED = 'nv_inference_request_failure{{model="tiny",version="1",reason="{}"}}'
@@ -40,16 +38,9 @@ def grow(server: Server, before: dict[str, float]) -> dict[str, float]:
 
 
 def infer_grpc(server: Server, model: str, size: int, token: str) -> None:
-    message = INFERENCE["ModelInferRequest"](model_name=model)
-    entry = message.inputs.add(name="x", datatype="FP32", shape=[size, 4])
-    entry.contents.fp32_contents.extend([1.0] * size * 4)
-    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
-        infer = channel.unary_unary(
-            METHOD,
-            request_serializer=lambda request: request.SerializeToString(),
-            response_deserializer=INFERENCE["ModelInferResponse"].FromString,
-        )
-        infer(message, timeout=SILENCE_S, metadata=(("authorization", f"Bearer {token}"),))
+    message = make_request(size)
+    message.model_name = model
+    call(server, message, metadata=(("authorization", f"Bearer {token}"),))
 
 
 @pytest.mark.parametrize(
