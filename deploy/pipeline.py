@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -50,6 +51,10 @@ from quantize.calibration.ranges import Ranges
 _ROUNDING_BATCHES = 2
 """Batches of calibration samples on which the losses of 16 bits are measured."""
 
+_ONE_AT_A_TIME = threading.RLock()
+"""Held by the build of this process: side by side they would time each other, and torch's exporters
+change torch while they run."""
+
 
 @dataclass
 class _Clock:
@@ -75,6 +80,8 @@ def build(
 ) -> Bundle:
     """Take a trained model to a bundle: fuse, export, quantize, check, measure, choose, pack.
 
+    Builds of several threads happen one after the other.
+
     Args:
         model: a model file in any of its forms, or a module (which is not changed).
         config: the options; inputs must come from it or from its data.
@@ -95,8 +102,9 @@ def build(
     plugins = read_plugins(config.plugin)
     target = make_plain(_choose_output(model, output or config.output))
     clock, device = _Clock(progress), choose_device(config.device)
-    machine = describe_machine()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_ONE_AT_A_TIME)
+        machine = describe_machine()
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deploy-")))
         with clock.stage("load"):
             problem = open_problem(model, config, scratch)

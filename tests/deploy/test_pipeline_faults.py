@@ -1,6 +1,7 @@
 """`build` where something goes wrong: interrupts, engines that fail, gates, what cannot be used."""
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +54,36 @@ def test_an_interrupt_leaves_the_old_bundle_and_nothing_else(tmp_path: Path, sta
         deploy.build(Net().eval(), config, output=target, progress=_Fault(stage, _interrupt))
     assert [path.name for path in tmp_path.iterdir()] == ["net.deploy"]
     assert (target / MANIFEST).read_text() == '{"manifest_sha256": "the old bundle"}'
+
+
+def test_of_two_builds_in_threads_the_second_waits_for_the_first(tmp_path: Path) -> None:
+    config = BuildConfig(inputs=("1x3x16x16",), measure_seconds=QUICK)
+    begun, seen = threading.Event(), []
+
+    def first() -> None:
+        begun.set()
+        threading.Event().wait(0.5)  # time for the other to begin, which it must not
+        seen.append("first")
+        raise KeyboardInterrupt
+
+    def second() -> None:
+        seen.append("second")
+        raise KeyboardInterrupt
+
+    def run(name: str, action: Callable[[], None]) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            deploy.build(
+                Net().eval(), config, output=tmp_path / name, progress=_Fault("load", action)
+            )
+
+    threads = [threading.Thread(target=run, args=("a.deploy", first))]
+    threads += [threading.Thread(target=run, args=("b.deploy", second))]
+    threads[0].start()
+    assert begun.wait(60)
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert seen == ["first", "second"]
 
 
 @pytest.mark.slow
