@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from export.onnx.kept_overrides import keep_overrides
+
 _TABLES: dict[tuple[Any, ...], Any] = {}
 """The exporter's functions by operator, by what was asked for, the opset, and `_list_operators`."""
 
@@ -29,7 +31,7 @@ def keep_operators() -> Iterator[None]:
     What an export registers (``custom_translation_table``) is its own, and operators that came
     since are looked up. Where another release of torch has no such parts, nothing changes.
     """
-    with _keep_table(), _keep_composed():
+    with _keep_table(), _keep_composed(), keep_overrides():
         yield
 
 
