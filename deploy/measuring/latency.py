@@ -29,7 +29,10 @@ _MIN_ROUNDS, _MAX_ROUNDS = 12, 60
 _OPENINGS, _OPENINGS_OF_FEW, _FEW = 2, 3, 4
 _SETTLE_S = 0.005
 _WARM_CALLS = 3
-_WARM_BLOCKS, _STABLE = 10, 0.03
+_LONG_S = 0.75
+"""Seconds from which a call goes without warm-up and fills a block alone: what another engine left
+cold costs milliseconds. Below, there are as many calls of either kind as it holds."""
+_WARM_BLOCKS, _STABLE, _WARM_S = 10, 0.03, 3.0
 _P99_SAMPLES = 1000
 _BASELINE, _CONTROL = "baseline", "control"
 
@@ -100,6 +103,7 @@ class _Session:
     seconds: float = 0.0
     first: dict[str, float] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
+    warm: dict[str, int] = field(default_factory=dict)
     times: dict[str, list[Floats]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -162,18 +166,21 @@ def _measure_opening(session: _Session) -> None:
 
 
 def _start(session: _Session, name: str, process: EngineProcess | DeployError) -> EngineProcess:
-    """Make an engine's first call, and warm it up to a stable median."""
+    """Make an engine's first call, and warm it up to a stable median, or for `_WARM_S`."""
     if isinstance(process, DeployError):
         raise process
     block = _block_seconds(session.settings, engines=len(session.specs))
     first = process.prepare(session.feeds)
-    median = float(process.time(1)[0])
+    median = spent = float(process.time(1)[0])
     for _ in range(_WARM_BLOCKS):
-        previous, median = median, float(np.median(process.time(_calls_for(median, block))))
-        if abs(median - previous) <= _STABLE * previous:
+        calls = _calls_for(median, block)
+        previous, median = median, float(np.median(process.time(calls)))
+        spent += calls * median
+        if abs(median - previous) <= _STABLE * previous or spent > _WARM_S:
             break
     session.first.setdefault(name, first)
     session.calls.setdefault(name, _calls_for(median, block))
+    session.warm.setdefault(name, _fit_calls(median, _WARM_CALLS))
     return process
 
 
@@ -184,7 +191,13 @@ def _block_seconds(settings: LatencySettings, *, engines: int) -> float:
 
 
 def _calls_for(seconds_per_call: float, block: float) -> int:
-    return max(_MIN_CALLS, min(_MAX_CALLS, math.ceil(block / max(seconds_per_call, 1e-7))))
+    least = max(1, _fit_calls(seconds_per_call, _MIN_CALLS))
+    return max(least, min(_MAX_CALLS, math.ceil(block / max(seconds_per_call, 1e-7))))
+
+
+def _fit_calls(seconds_per_call: float, most: int) -> int:
+    """Calls that fit into `_LONG_S`, up to `most`."""
+    return min(most, int(_LONG_S / max(seconds_per_call, 1e-7)))
 
 
 def _run_rounds(session: _Session, running: Mapping[str, EngineProcess]) -> None:
@@ -202,7 +215,7 @@ def _run_rounds(session: _Session, running: Mapping[str, EngineProcess]) -> None
                 continue
             time.sleep(_SETTLE_S)  # thread pools of the engine before spin on for a while
             try:
-                block = running[name].time(session.calls[name], warmup=_WARM_CALLS)
+                block = running[name].time(session.calls[name], warmup=session.warm[name])
             except DeployError as error:
                 session.fail(name, error)
             else:

@@ -65,7 +65,7 @@ class FakeProcess:
                 raise EngineError("signal SIGSEGV")
         path = path.removeprefix("dies ").replace("opens once", "1e-2")
         seconds = np.full(calls, float(path.removesuffix(" rarely slow")))
-        if path.endswith("rarely slow"):
+        if path.endswith("rarely slow") and calls > 1:
             seconds[0] = 5.0
         return seconds * (1 + 1e-3 * np.sin(np.arange(calls) + self.blocks))
 
@@ -242,6 +242,37 @@ def test_a_block_has_as_many_calls_as_fill_10_ms_once_an_engine_is_warm(
     )  # 12 rounds of two blocks of each, torch twice
     for name, calls in (("openvino-fp32", 15), ("openvino-int8", 3)):
         assert report.engines[name].samples == report.rounds * report.blocks_per_round * calls
+
+
+@pytest.fixture
+def asked(faked: None, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """Of every block its engine, its calls and those before it; none takes as long as the last."""
+    found: list[tuple[str, int, int]] = []
+
+    class RestlessProcess(FakeProcess):
+        def time(self, calls: int, *, warmup: int = 0) -> np.ndarray[Any, Any]:
+            found.append((self.spec.name, calls, warmup))
+            return super().time(calls, warmup=warmup) * (1 + 0.1 * (len(found) % 2))
+
+    monkeypatch.setattr(deploy.engines.process, "EngineProcess", RestlessProcess)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("seconds", "calls", "before", "warming"),
+    [("5e-3", 3, 3, 11), ("0.2", 3, 3, 6), ("0.5", 1, 1, 6), ("2.0", 1, 0, 2)],
+)
+def test_the_longer_a_call_takes_the_fewer_there_are(
+    asked: list[tuple[str, int, int]], seconds: str, calls: int, before: int, warming: int
+) -> None:
+    name = "openvino-fp32"
+    report = run(fake(name, seconds), seconds=1e-3)
+    blocks = [block for block in asked if block[0] == name]
+    timed = report.rounds * report.blocks_per_round
+    assert report.rounds == 12
+    assert report.engines[name].samples == timed * calls
+    assert blocks[-1] == (name, calls, before)
+    assert len(blocks) == timed + report.openings * warming
 
 
 @pytest.mark.usefixtures("faked")
