@@ -77,9 +77,10 @@ def _invert_product(node: fx.Node, call: Callable[..., fx.Node]) -> fx.Node:
 
 def _invert_factors(node: fx.Node, call: Callable[..., fx.Node]) -> fx.Node:
     factors, pivots = read_argument(node, "LU"), read_argument(node, "pivots")
-    ones = call(aten.eye.default, factors.meta["val"].shape[-1])
-    inverse = call(aten.linalg_lu_solve.default, factors, pivots, ones)
-    return call(aten.t.default, inverse) if read_argument(node, "adjoint") else inverse
+    example: Tensor = factors.meta["val"]
+    ones = call(aten.eye.default, example.shape[-1], dtype=example.dtype)
+    adjoint = read_argument(node, "adjoint")
+    return call(aten.linalg_lu_solve.default, factors, pivots, ones, adjoint=adjoint)
 
 
 _SYSTEMS: dict[Any, tuple[str, Callable[[fx.Node, Callable[..., fx.Node]], fx.Node]]] = {
