@@ -114,6 +114,31 @@ def test_an_inverse_that_float32_has_with_much_error_is_exact(tmp_path: Path) ->
     np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-6 * np.abs(exact).max())
 
 
+def test_the_variance_of_a_gaussian_process_stays_one(tmp_path: Path) -> None:
+    """b^T K^-1 b is 1 where b is seen, whatever the condition of K, which is a million here."""
+
+    class Process(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            seen = torch.rand(60, 2, generator=torch.Generator().manual_seed(0))
+            self.register_buffer("seen", seen)
+            kernel = self.relate(seen.double()) + 1e-6 * torch.eye(60, dtype=torch.float64)
+            self.register_buffer("factor", torch.linalg.cholesky(kernel).to(seen.dtype))
+
+        def relate(self, x: Tensor) -> Tensor:
+            return torch.exp(-5.5 * (x[:, None] - self.seen.to(x.dtype)).square().sum(-1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            b = self.relate(x).mT
+            return (b * torch.cholesky_solve(b, self.factor)).sum(0)
+
+    net = Process().eval()
+    export(net, torch.rand(2, 2), tmp_path / "m.onnx")
+    x = torch.rand(50, 2, generator=torch.Generator().manual_seed(1))
+    (found,) = onnxruntime.InferenceSession(tmp_path / "m.onnx").run(None, {"x": x.numpy()})
+    np.testing.assert_allclose(found, net.double()(x.double()).detach(), atol=1e-4, rtol=0)
+
+
 def test_factors_of_other_types_and_in_a_batch_of_one_are_inverted_too(tmp_path: Path) -> None:
     class Factored(nn.Module):
         def __init__(self) -> None:
