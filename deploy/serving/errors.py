@@ -28,7 +28,7 @@ class RequestError(Exception):
         code: name of the gRPC status code.
         reason: the label that failures are counted under.
         retry_after: seconds after which trying again may help; None: it will not.
-        counted: its model has counted the request as failed, which nobody is to do again.
+        counted: its model has counted the request, as failed or answered; nobody is to do it again.
     """
 
     status = 500

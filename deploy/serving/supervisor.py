@@ -23,13 +23,20 @@ from pathlib import Path
 from deploy.serving.logs import log_to_stderr
 from deploy.serving.models.finding import FoundBundle
 from deploy.serving.options import ServeOptions
-from export.errors import DeployError, EngineError
+from export.errors import BundleError, DeployError, EngineError
 
 _LOG = logging.getLogger("deploy.serving")
 _BACKLOG = 1024
 _TICK_S = 0.05
 GAVE_WAY = 75
 """Exit code of a worker that was not ready while others were."""
+
+REFUSED = 65
+"""Exit code of a worker whose bundles are not those that were found at the start."""
+
+_REFUSALS = 3
+"""So many in a row in every place end the server: a bundle that was being put back is there by then
+(the last two are a second apart at least), and nobody answers meanwhile."""
 
 _SHORT_LIFE_S = 5.0
 """A worker that dies sooner than that again and again waits before it is started; so does one that
@@ -63,6 +70,7 @@ class _Worker:
     died: float = float("-inf")
     deaths: int = 0
     short_lives: int = 0
+    refusals: int = 0
     longest_s: float = _LONGEST_S
     sign: float = 0.0
     seen: float = 0.0
@@ -77,6 +85,7 @@ class _Worker:
         served = code != GAVE_WAY and (self.sign > 0 or self.socket.exists())
         short = not served or now - self.started < _SHORT_LIFE_S
         self.short_lives = self.short_lives + 1 if short else 0
+        self.refusals = self.refusals + 1 if code == REFUSED else 0
         self.longest_s = _LONGEST_READY_S if served else _LONGEST_S
         self.socket.unlink(missing_ok=True)  # else the next would seem to take requests already
         self.process, self.died, self.sign = None, now, 0.0
@@ -120,6 +129,7 @@ class Supervisor:
 
         Raises:
             EngineError: a port is taken.
+            BundleError: no worker is left, and there are other bundles now than at the start.
         """
         log_to_stderr(self._options.log_level)
         self._check_grpc_port()
@@ -136,6 +146,7 @@ class Supervisor:
                     last = self._forgive_pause(last)
                     for worker in self._workers:
                         self._look_after(worker, listener)
+                    self._check_refusals()
                     time.sleep(_TICK_S)
                 self._end()
         finally:
@@ -214,6 +225,18 @@ class Supervisor:
             _LOG.error("worker %d cannot be started: %s", worker.number, error)
             worker.note_failure(now)
 
+    def _check_refusals(self) -> None:
+        """Whoever connects would wait without end while nobody can serve.
+
+        Raises:
+            BundleError: no worker runs that took requests, and none will.
+        """
+        if not self._stopping and all(each.refusals >= _REFUSALS for each in self._workers):
+            raise BundleError(
+                "No worker is left and none can start: the bundles are not those that were there "
+                "when the server started, see above. Start it anew, to serve what is there now."
+            )
+
     def _start(self, worker: _Worker, listener: socket.socket) -> "subprocess.Popen[bytes]":
         options = replace(self._options, control=str(worker.socket))
         plan = {
@@ -263,5 +286,5 @@ def run_worker() -> None:
             serve_here(bundles, options, place)
         except DeployError as error:
             _LOG.error("a worker cannot serve: %s", error)
-            os._exit(error.exit_code)
+            os._exit(REFUSED if isinstance(error, BundleError) else error.exit_code)
     os._exit(0)  # engines of vendors may hold threads that never end

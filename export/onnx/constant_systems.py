@@ -2,7 +2,13 @@
 
 A Mahalanobis distance, the density of a normal distribution, the variance of a Gaussian process:
 the exporter has none of these operators, and an elimination takes fifteen for each row. The inverse
-is one of those that `export.onnx.constant_matrices` works out, in float64.
+is one of those that `export.onnx.constant_matrices` works out, in float64. A Cholesky factor is
+inverted itself, for two products:
+
+    (L L^H)^-1 b = L^-H (L^-1 b)
+
+Its product with b^H is a sum of squares, as the variance of a process has it. With the inverse of
+the whole the error of that is float32's times the condition of the matrix.
 """
 
 from collections.abc import Callable
@@ -27,10 +33,13 @@ def solve_by_inverses(draft: Draft) -> bool:
     for node in found:
         with draft.graph.inserting_before(node):
             given = read_argument(node, _SYSTEMS[node.target][0])
-            inverse = _SYSTEMS[node.target][1](node, partial(add_call, node))
+            inverses = _SYSTEMS[node.target][1](node, partial(add_call, node))
             left = read_argument(node, "left", True)
-            sides = (inverse, given) if left else (given, inverse)
-            draft.erase(node, add_call(node, aten.matmul.default, *sides))
+            solved = given
+            for inverse in reversed(inverses) if left else inverses:
+                sides = (inverse, solved) if left else (solved, inverse)
+                solved = add_call(node, aten.matmul.default, *sides)
+            draft.erase(node, solved)
     return bool(found)
 
 
@@ -56,36 +65,40 @@ def _is_one_matrix(node: fx.Node, example: Tensor) -> bool:
     return not before if node.target is aten.linalg_solve.default else all(n == 1 for n in before)
 
 
-def _invert(node: fx.Node, call: Callable[..., fx.Node]) -> fx.Node:
-    return call(aten.linalg_inv.default, read_argument(node, "A"))
+def _invert(node: fx.Node, call: Callable[..., fx.Node]) -> tuple[fx.Node, ...]:
+    return (call(aten.linalg_inv.default, read_argument(node, "A")),)
 
 
-def _invert_triangular(node: fx.Node, call: Callable[..., fx.Node]) -> fx.Node:
+def _invert_triangular(node: fx.Node, call: Callable[..., fx.Node]) -> tuple[fx.Node, ...]:
     matrix, upper = read_argument(node, "self"), read_argument(node, "upper")
     part = aten.triu.default if upper else aten.tril.default
     if not read_argument(node, "unitriangular"):
-        return call(aten.linalg_inv.default, call(part, matrix))
+        return (call(aten.linalg_inv.default, call(part, matrix)),)
     ones = call(aten.eye.default, matrix.meta["val"].shape[-1])
     beside = call(part, matrix, 1 if upper else -1)
-    return call(aten.linalg_inv.default, call(aten.add.Tensor, beside, ones))
+    return (call(aten.linalg_inv.default, call(aten.add.Tensor, beside, ones)),)
 
 
-def _invert_product(node: fx.Node, call: Callable[..., fx.Node]) -> fx.Node:
-    factor, upper = read_argument(node, "input2"), read_argument(node, "upper")
-    return call(aten.cholesky_inverse.default, factor, upper)
+def _invert_product(node: fx.Node, call: Callable[..., fx.Node]) -> tuple[fx.Node, ...]:
+    upper = read_argument(node, "upper")
+    factor = call(aten.triu.default if upper else aten.tril.default, read_argument(node, "input2"))
+    sides = (factor, call(aten.adjoint.default, factor))
+    return tuple(call(aten.linalg_inv.default, s) for s in (sides if upper else sides[::-1]))
 
 
-def _invert_factors(node: fx.Node, call: Callable[..., fx.Node]) -> fx.Node:
+def _invert_factors(node: fx.Node, call: Callable[..., fx.Node]) -> tuple[fx.Node, ...]:
     factors, pivots = read_argument(node, "LU"), read_argument(node, "pivots")
-    ones = call(aten.eye.default, factors.meta["val"].shape[-1])
-    inverse = call(aten.linalg_lu_solve.default, factors, pivots, ones)
-    return call(aten.t.default, inverse) if read_argument(node, "adjoint") else inverse
+    example: Tensor = factors.meta["val"]
+    ones = call(aten.eye.default, example.shape[-1], dtype=example.dtype)
+    adjoint = read_argument(node, "adjoint")
+    return (call(aten.linalg_lu_solve.default, factors, pivots, ones, adjoint=adjoint),)
 
 
-_SYSTEMS: dict[Any, tuple[str, Callable[[fx.Node, Callable[..., fx.Node]], fx.Node]]] = {
+_Invert = Callable[[fx.Node, Callable[..., fx.Node]], tuple[fx.Node, ...]]
+_SYSTEMS: dict[Any, tuple[str, _Invert]] = {
     aten.linalg_solve.default: ("B", _invert),
     aten.linalg_solve_triangular.default: ("B", _invert_triangular),
     aten.cholesky_solve.default: ("self", _invert_product),
     aten.linalg_lu_solve.default: ("B", _invert_factors),
 }
-"""By operator the name of what it is solved for, and what makes the inverse."""
+"""By operator the name of what it is solved for, and what makes the inverse, or its factors."""

@@ -46,10 +46,12 @@ _SCALES = frozenset({aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div
 
 def scale_queries(draft: Draft) -> bool:
     """Whether there were scores to take a scale from."""
-    constants = Constants(draft, Mutations(draft.graph))
+    mutations = Mutations(draft.graph)
+    constants = Constants(draft, mutations)
     nodes = [node for node in draft.graph.nodes if node.target in _SOFTMAX]
-    found = [scale for node in nodes if (scale := _find_scale(node, constants)) is not None]
-    for scale in dict.fromkeys(found):
+    scales = dict.fromkeys(_find_scale(node, constants) for node in nodes)
+    found = [scale for scale in scales if scale is not None and not _is_late(scale, mutations)]
+    for scale in found:
         product: Any = scale.args[0]
         query, key = product.args[:2]
         with draft.graph.inserting_before(scale):
@@ -80,6 +82,14 @@ def _find_scale(softmax: fx.Node, constants: Constants) -> fx.Node | None:
         elif masked and _scales_product(node, constants):
             return node
     return None
+
+
+def _is_late(scale: fx.Node, mutations: Mutations) -> bool:
+    """Whether queries or keys, which are read where `scale` is, may be others by then."""
+    sources = scale.all_input_nodes[0].all_input_nodes
+    return any(
+        mutations.is_changed_between(source, scale, without=frozenset()) for source in sources
+    )
 
 
 def _scales_product(node: fx.Node, constants: Constants) -> bool:

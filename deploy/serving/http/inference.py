@@ -128,10 +128,13 @@ class InferService:
         """
         try:
             parts, header = encode_response(_respond(accepted, outputs), accepted.request)
-        except RequestError:
+        except RequestError as error:
+            error.counted = True  # as answered, by its model
             raise
         except Exception as error:
-            raise _blame_ourselves(error) from error
+            blamed = _blame_ourselves(error)
+            blamed.counted = True
+            raise blamed from error
         return self._make_answer(parts, header, caller)
 
     async def answer_in_turns(
@@ -151,10 +154,13 @@ class InferService:
         try:
             response = _respond(accepted, outputs)
             parts, header = await encode_in_slices(response, accepted.request, hold)
-        except RequestError:
+        except RequestError as error:
+            error.counted = True  # as answered, by its model
             raise
         except Exception as error:
-            raise _blame_ourselves(error) from error
+            blamed = _blame_ourselves(error)
+            blamed.counted = True
+            raise blamed from error
         return self._make_answer(parts, header, caller)
 
     def _make_answer(self, parts: Parts, header: int | None, caller: Caller) -> Answer:

@@ -225,11 +225,11 @@ class ServedModel:
 
     def _start(self, opened: OpenedModel) -> None:
         measured = self.bundle.times().get(opened.name)
-        self.statistics = (
-            ModelStatistics(None, self.report["measurement"]["batch"])
-            if measured is None
-            else ModelStatistics(measured.p50_ms, measured.rows)
-        )
+        statistics = self.statistics  # what was refused meanwhile stays counted
+        if measured is None:
+            statistics.reported_rows = self.report["measurement"]["batch"]
+        else:
+            statistics.reported_ms, statistics.reported_rows = measured.p50_ms, measured.rows
         ranges = self.bundle.manifest.input_ranges or {}
         self.guard = Guard(GuardPlan(ranges, opened.exempt, self._options.nonfinite))
         axes = {name: t.batch_axis or 0 for name, t in opened.signature.outputs.items()}

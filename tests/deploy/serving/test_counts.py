@@ -1,14 +1,22 @@
 """Every request is counted once, whatever becomes of it and however it came."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
-from servers import Server, rows, spoil_golden
+from servers import Server, rows, serving, spoil_golden
 from test_grpc import call, make_request
+
+from deploy.bundle.folder import read_bundle
+from deploy.serving.errors import UnavailableError
+from deploy.serving.models.model import ServedModel
+from deploy.serving.options import ServeOptions
+from deploy.serving.protocol import InferRequest
 
 GOOD = rows([1, 2, 3, 4])
 LONG = rows(*[[1, 2, 3, 4]] * 3)
@@ -100,3 +108,30 @@ def test_where_the_model_is_not_ready(bundle_path: Path) -> None:
         }
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize("values", [1, 2**17])
+def test_an_answer_that_json_cannot_hold_was_counted_by_its_model(
+    identity_bundle: Path, values: int
+) -> None:
+    """A small one is written at once, a large one in slices."""
+    with serving(identity_bundle, "--nonfinite", "report") as server:
+        before = count(server)
+        data = [1.0] * (values - 1) + [-1.0]  # the logarithm of the last is NaN
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, values], "data": data}
+        assert server.infer("echo", {"inputs": [tensor]})[0] == 400
+        grown = grow(server, before)
+    assert grown == {'nv_inference_request_success{model="echo",version="1"}': 1}
+
+
+def test_what_was_refused_while_a_model_was_loading_stays_counted(pristine: Path) -> None:
+    async def ask_and_load() -> int:
+        model = ServedModel("tiny", "1", read_bundle(pristine), ServeOptions())
+        feeds = {"x": np.ones((1, 4), np.float32)}
+        with pytest.raises(UnavailableError):
+            model.submit(InferRequest("", feeds, 1, ()))
+        assert await model.load()
+        await model.unload()
+        return model.statistics.failures["UNAVAILABLE"]
+
+    assert asyncio.run(ask_and_load()) == 1

@@ -20,8 +20,8 @@ from deploy.bundle.folder import read_bundle
 from deploy.serving.models.finding import find_bundles
 from deploy.serving.options import ServeOptions
 from deploy.serving.summing import sum_metrics
-from deploy.serving.supervisor import GAVE_WAY, Supervisor, _Worker
-from export.errors import EngineError
+from deploy.serving.supervisor import GAVE_WAY, REFUSED, Supervisor, _Worker
+from export.errors import BundleError, EngineError
 
 X = np.array([[1, 2, 3, 4]], np.float32)
 LOST = {"BrokenPipeError", "ConnectionResetError", "IncompleteRead", "RemoteDisconnected"}
@@ -145,6 +145,45 @@ def test_what_lies_there_since_the_start_is_not_served_beside_what_was_there(
         wait_for_workers(server, 3)
     finally:
         assert server.stop() == 0
+
+
+def test_where_no_worker_is_left_and_the_bundle_is_another_the_server_ends(
+    bundle_path: Path,
+) -> None:
+    """Whoever connects would wait for an answer without end."""
+    server = Server(bundle_path, "--workers", "2")
+    pids = wait_for_workers(server, 2)
+    try:
+        spoil_golden(bundle_path, 2.0)
+        os.kill(pids[0], signal.SIGKILL)
+        server.wait_for("a worker cannot serve")
+        assert server.infer("tiny", rows([1, 2, 3, 4]))[0] == 200
+        os.kill(pids[1], signal.SIGKILL)
+        with pytest.raises((OSError, http.client.HTTPException)):
+            server.infer("tiny", rows([1, 2, 3, 4]))
+        assert server.process.wait(WAIT_S) == 2
+        server._reader.join(WAIT_S)
+        assert "Start it anew" in "".join(server.other)
+    finally:
+        server.stop()
+
+
+def test_only_refusals_of_all_workers_and_again_and_again_end_the_server(pristine: Path) -> None:
+    supervisor = Supervisor(find_bundles([pristine]), ServeOptions(workers=2))
+    workers = [_Worker(number, pristine / f"{number}.sock") for number in range(2)]
+    supervisor._workers = workers
+
+    def end(*codes: int) -> None:
+        for worker, code in zip(workers, codes, strict=True):
+            worker.note_death(0.0, code)
+        supervisor._check_refusals()
+
+    for codes in ((REFUSED, REFUSED), (REFUSED, 1), (REFUSED, REFUSED), (-9, REFUSED)):
+        end(*codes)
+    end(REFUSED, REFUSED)
+    end(REFUSED, REFUSED)
+    with pytest.raises(BundleError, match="Start it anew"):
+        end(REFUSED, REFUSED)
 
 
 @pytest.fixture

@@ -114,6 +114,63 @@ def test_an_inverse_that_float32_has_with_much_error_is_exact(tmp_path: Path) ->
     np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-6 * np.abs(exact).max())
 
 
+def test_the_variance_of_a_gaussian_process_stays_one(tmp_path: Path) -> None:
+    """b^T K^-1 b is 1 where b is seen, whatever the condition of K, which is a million here."""
+
+    class Process(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            seen = torch.rand(60, 2, generator=torch.Generator().manual_seed(0))
+            self.register_buffer("seen", seen)
+            kernel = self.relate(seen.double()) + 1e-6 * torch.eye(60, dtype=torch.float64)
+            self.register_buffer("factor", torch.linalg.cholesky(kernel).to(seen.dtype))
+
+        def relate(self, x: Tensor) -> Tensor:
+            return torch.exp(-5.5 * (x[:, None] - self.seen.to(x.dtype)).square().sum(-1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            b = self.relate(x).mT
+            return (b * torch.cholesky_solve(b, self.factor)).sum(0)
+
+    net = Process().eval()
+    export(net, torch.rand(2, 2), tmp_path / "m.onnx")
+    x = torch.rand(50, 2, generator=torch.Generator().manual_seed(1))
+    (found,) = onnxruntime.InferenceSession(tmp_path / "m.onnx").run(None, {"x": x.numpy()})
+    np.testing.assert_allclose(found, net.double()(x.double()).detach(), atol=1e-4, rtol=0)
+
+
+def test_factors_of_other_types_and_in_a_batch_of_one_are_inverted_too(tmp_path: Path) -> None:
+    class Factored(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            a = torch.randn(
+                4, 4, dtype=torch.complex128, generator=torch.Generator().manual_seed(3)
+            )
+            self.register_buffer("of_complex", a.to(torch.complex64))
+            self.register_buffer("of_double", a.real.clone())
+            self.register_buffer("one", a.imag[None].float())
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            solved = [
+                torch.linalg.lu_solve(*factors, x.mT.to(factors[0].dtype), adjoint=adjoint).mT
+                for factors in map(torch.linalg.lu_factor, self.buffers())
+                for adjoint in (False, True)
+            ]
+            return *(torch.view_as_real(each).flatten(1) for each in solved[:2]), *solved[2:]
+
+    net = Factored().eval()
+    export(net, torch.randn(2, 4), tmp_path / "m.onnx", *"abcdef")
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    for number, found in enumerate(session.run(None, {"x": x.numpy()})):
+        stored = list(net.buffers())[number // 2].numpy().astype(np.complex128)
+        matrix = np.swapaxes(stored.conj(), -1, -2) if number % 2 else stored
+        exact = np.swapaxes(np.linalg.inv(matrix) @ x.numpy().T.astype(np.complex128), -1, -2)
+        exact = np.ascontiguousarray(exact)
+        exact = exact.view(np.float64) if number < 2 else exact.real
+        np.testing.assert_allclose(found, exact, rtol=1e-5, atol=2e-6 * np.abs(exact).max())
+
+
 def test_a_matrix_of_each_sample_is_eliminated(tmp_path: Path) -> None:
     """Several stored matrices as well, where each solves for its own vector."""
 

@@ -71,6 +71,13 @@ def read_twice(net, q, k, pad):
     return (products / 2.0).masked_fill(HIDDEN, -math.inf) + products.tanh()
 
 
+def changed_later(net, q, k, pad):
+    queries = q.clone()
+    products = queries @ k.mT
+    queries.mul_(3.0)
+    return (products / 2.0).masked_fill(HIDDEN, -math.inf) + queries.mean()
+
+
 def export(net: nn.Module, path: Path) -> onnx.ModelProto:
     x = torch.randn(2, TOKENS, WIDTH)
     program = capture(net, {"x": x}, keyword=False, dynamic_batch=True)
@@ -83,7 +90,7 @@ def test_queries_are_scaled_in_place_of_masked_scores(scores: Mask, tmp_path: Pa
     check(scores, tmp_path, "the mask")
 
 
-@pytest.mark.parametrize("scores", [unmasked, of_each_head, read_twice])
+@pytest.mark.parametrize("scores", [unmasked, of_each_head, read_twice, changed_later])
 def test_other_scores_keep_their_scale(scores: Mask, tmp_path: Path) -> None:
     check(scores, tmp_path, "a scale")
 
