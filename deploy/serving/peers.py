@@ -34,5 +34,5 @@ async def _ask(path: Path, command: str) -> dict[str, Any] | None:
             writer.close()
     except (OSError, ValueError, TimeoutError):
         return None
-    done: dict[str, Any] = reply["ok"]
+    done: dict[str, Any] | None = reply.get("ok")  # it failed where there is none
     return done
