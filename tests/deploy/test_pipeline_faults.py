@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from built_nets import QUICK, Net, TwoInputs, TwoWays, status
+from nets import randomize_norms
 from onnx import numpy_helper
 from tiny import hide_engines
 
@@ -133,6 +134,31 @@ def test_int8_that_knows_the_classes_does_not_ship_where_the_file_goes_another_w
     rows = {row["name"]: row for row in report["candidates"]}
     assert rows["onnxruntime-int8"]["parity"]["accuracy"]["candidate"] > 0.99
     assert "float32 engines are wrong: output" in rows["onnxruntime-int8"]["reason"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("onnxruntime_alone")
+def test_int8_ships_where_the_float_model_that_it_was_made_of_does_not(tmp_path: Path) -> None:
+    """One is rejected for more than rounding, the other is as near as int8 must be."""
+    x = torch.randn(120, 3, 16, 16)
+    np.savez(tmp_path / "data.npz", x=x.numpy())
+    config = BuildConfig(
+        data=str(tmp_path / "data.npz"),
+        effort="quick",
+        calibration_samples=60,
+        min_agreement=0.5,
+        measure_seconds=QUICK,
+    )
+    fault = _Fault("check parity", lambda: _spoil_once(tmp_path))
+    bundle = deploy.build(
+        randomize_norms(Net()).eval(), config, output=tmp_path / "net.deploy", progress=fault
+    )
+    assert "onnxruntime-fp32" not in bundle.manifest.engines
+    assert status(bundle.report(), "onnxruntime-fp32")[0] == "rejected"
+    rows = {row["name"]: row for row in bundle.report()["candidates"]}
+    assert rows["onnxruntime-int8"]["parity"]["passed"]
+    with deploy.load(bundle.path, engine="onnxruntime-int8") as engine:
+        assert engine({"x": x[:3].numpy()})["output"].shape == (3, 4)
 
 
 def _spoil_once(folder: Path) -> None:
