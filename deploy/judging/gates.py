@@ -27,6 +27,9 @@ MIN_SQNR_DB: Mapping[str, float] = {
 NOISE_FACTOR = 10.0
 """A float32 engine may lose this many times what eager itself loses against float64."""
 NOISE_FLOOR = 1e-6
+LOOSE_LIMIT = 0.01
+"""Of the largest value. Noise that allows more is no rounding: somewhere a threshold was crossed,
+and the largest difference is as large as can be, of a wrong engine as well. Its power tells."""
 MIN_CONSISTENCY_DB = 20.0
 SIZE_LOSS_DB = 10.0
 """How much farther from the reference an engine may be at other sizes of its dynamic axes."""
@@ -136,7 +139,7 @@ def _judge_exact(report: ParityReport, recorded: Mapping[str, float] | None) -> 
             error, noise = output.error_eager, recorded.get(output.name)
         if error is None or noise is None:
             return Verdict(False, gate, "there is no noise floor to judge it by")
-        limit = factor * max(noise, NOISE_FLOOR / NOISE_FACTOR)
+        limit = max(factor * max(noise, NOISE_FLOOR / NOISE_FACTOR), output.step)
         unit = "of its values" if output.integer else "of its largest value"
         if not error <= limit:
             return Verdict(
@@ -151,6 +154,14 @@ def _judge_exact(report: ParityReport, recorded: Mapping[str, float] | None) -> 
                 gate,
                 f"output {output.name!r} differs from eager by {output.error_eager:.2g} {unit}"
                 f"{where}, more than {limit + noise:.2g}",
+            )
+        times = output.power_ratio
+        if recorded is None and limit > LOOSE_LIMIT and times is not None and times > factor**2:
+            return Verdict(
+                False,
+                f"{gate}, and at most {factor**2:.0f}x its power",
+                f"output {output.name!r} is off in far more values than eager: its error has "
+                f"{times:,.0f} times the mean power of eager's own",
             )
     return Verdict(True, gate)
 

@@ -43,6 +43,11 @@ class OutputParity:
         pixels: integers that are colour images, see `hold_colours`, whose values are amounts.
         worst_samples: the samples that fare worst; empty of integers that are no amounts, without
             an axis of samples, and where outputs are identical.
+        step: relative rounding of the reference's format where that is coarser than float32, else
+            0: a value that lies between two numbers of float16 may become either.
+        power_ratio: mean power of the error over that of eager's own, which is taken against the
+            exact output; the larger of that against the exact output and that against eager, which
+            is of all samples. None of integers, and where no floor was taken.
     """
 
     name: str
@@ -61,6 +66,8 @@ class OutputParity:
     compared: int = 0
     pixels: bool = False
     worst_samples: tuple[SampleParity, ...] = ()
+    step: float = 0.0
+    power_ratio: float | None = None
 
     @property
     def is_amount(self) -> bool:
@@ -105,11 +112,15 @@ class OutputAccumulator:
     same_top1: int | None = 0
     error64: float = 0.0
     noise64: float = 0.0
+    error_power64: float = 0.0
+    noise_power64: float = 0.0
+    count64: int = 0
     scale64: float = 0.0
     seen64: bool = False
     finite: bool = True
     integer: bool = False
     colours: bool = False
+    step: float = 0.0
     differing: _Differing = field(default_factory=_Differing)
     channels: ChannelPowers = field(default_factory=ChannelPowers)
     samples: SamplePowers = field(default_factory=SamplePowers)
@@ -133,6 +144,7 @@ class OutputAccumulator:
                 f"{list(reference.shape)}"
             )
         self.integer = self.integer or reference.dtype.kind in "biu"
+        self.step = float(np.finfo(np.float16).eps) if reference.dtype == np.float16 else 0.0
         ours, theirs = self._open(self._order(reference), self._order(candidate))
         if not same_nonfinite(ours, theirs):
             self.finite = False
@@ -201,8 +213,12 @@ class OutputAccumulator:
         exact, noisy, theirs = exact[shared], noisy[shared], theirs[shared]
         self.seen64 = True
         self.scale64 = max(self.scale64, float(np.abs(exact).max(initial=0.0)))
-        self.error64 = max(self.error64, float(np.abs(theirs - exact).max(initial=0.0)))
-        self.noise64 = max(self.noise64, float(np.abs(noisy - exact).max(initial=0.0)))
+        error, noise = np.abs(theirs - exact), np.abs(noisy - exact)
+        self.error64 = max(self.error64, float(error.max(initial=0.0)))
+        self.noise64 = max(self.noise64, float(noise.max(initial=0.0)))
+        self.error_power64 += float(np.square(error).sum())
+        self.noise_power64 += float(np.square(noise).sum())
+        self.count64 += exact.size
 
     def result(self) -> OutputParity:
         """The metrics of all that was added."""
@@ -228,7 +244,18 @@ class OutputAccumulator:
             compared=self.count if self.integer else self.rows,
             pixels=pixels,
             worst_samples=() if self.integer and not pixels else self.samples.result(),
+            step=self.step,
+            power_ratio=None if self.integer or not self.seen64 else self._compare_powers(),
         )
+
+    def _compare_powers(self) -> float:
+        """Mean powers of errors over that of eager's noise; infinite over none."""
+        size64 = max(self.count64, 1)
+        noise = self.noise_power64 / size64
+        error = max(self.error_power64 / size64, self.error / max(self.count, 1))
+        if noise == 0:
+            return math.inf if error else 0.0
+        return error / noise
 
     def _errors(self) -> tuple[float, float, float]:
         """From eager, from the exact output, and of eager from that."""

@@ -104,10 +104,50 @@ def test_fp32_limit_is_never_below_one_millionth(error: float) -> None:
     assert judge(report(exact, exact + error, exact=exact), "fp32").passed is (error < 1e-6)
 
 
+@pytest.mark.parametrize(("steps", "passes"), [(1, True), (2, False)])
+def test_fp32_of_an_output_of_float16_may_be_the_next_number(steps: int, passes: bool) -> None:
+    """What lies between two of its numbers may become either, where eager happens to differ from
+    float64 in none."""
+    exact = np.linspace(-1.9, 1.9, 640).astype(np.float16).reshape(64, 10)
+    candidate = exact.copy()
+    for _ in range(steps):
+        candidate[5, 9] = np.nextafter(candidate[5, 9], np.float16(9))
+        candidate[63, 9] = np.nextafter(candidate[63, 9], np.float16(9))
+    verdict = judge(report(exact, candidate, exact=exact.astype(np.float64)), "fp32")
+    assert verdict.passed is passes
+
+
 def test_fp32_is_relative_to_the_largest_value_so_an_error_of_a_small_channel_is_not_seen() -> None:
     """Noise is taken from the whole output too: outputs of mixed units are best kept apart."""
     exact = np.array([[1000.0, 1e-3]])
     assert judge(report(exact, exact * [1, 1.5], exact=exact), "fp32").passed
+
+
+def masks(flips: int, seed: int, rows: int = 64) -> Array:
+    """Maps of 0 and 1, of which some values fall the other way than with no seed."""
+    values = (np.random.default_rng(3).random((rows, 1, 16, 16)) > 0.5).astype(np.float32)
+    places = np.random.default_rng(seed).choice(values.size, flips, replace=False)
+    values.flat[places] = 1 - values.flat[places]
+    return values
+
+
+@pytest.mark.parametrize(("flips", "passes"), [(1, True), (20, True), (600, False), (8000, False)])
+def test_fp32_of_which_eager_itself_crosses_a_threshold_may_not_differ_everywhere(
+    flips: int, passes: bool
+) -> None:
+    """Three values of eager's are as wrong as can be; so is any wrong value of a candidate."""
+    verdict = judge(report(masks(3, 1), masks(flips, 2), exact=masks(0, 0)), "fp32")
+    assert verdict.passed is passes
+    assert passes or "times the mean power of eager's own" in str(verdict.reason)
+
+
+def test_fp32_that_is_wrong_where_no_floor_was_taken_is_seen_by_its_power() -> None:
+    floor = ({"y": masks(0, 0)}, {"y": masks(3, 1)})
+    accumulator = ParityAccumulator(("y",))
+    accumulator.update({"y": masks(3, 1)}, {"y": masks(2, 2)}, rows=64, floor=floor)
+    assert judge(accumulator.result(), "fp32").passed
+    accumulator.update({"y": masks(3, 1)}, {"y": 1 - masks(3, 1)}, rows=64)
+    assert not judge(accumulator.result(), "fp32").passed
 
 
 @pytest.mark.parametrize("name", WRONG)
