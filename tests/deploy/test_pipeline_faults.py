@@ -222,6 +222,25 @@ def test_a_model_that_returns_nan_is_refused_with_what_to_do(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+class _Dice(torch.nn.Module):
+    """Throws where the first value of a sample is high."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.rand(len(x), 1) * (x[:, :1] > 9)
+
+
+@pytest.mark.usefixtures("onnxruntime_alone")
+def test_a_model_that_is_random_for_one_sample_alone_is_refused(tmp_path: Path) -> None:
+    x = np.zeros((64, 4), np.float32)
+    x[60, 0] = 10
+    np.savez(tmp_path / "data.npz", x=x, calibration_x=x[:32])
+    config = BuildConfig(data=str(tmp_path / "data.npz"), measure_seconds=QUICK)
+    with pytest.raises(
+        InputError, match=r"samples 38 to 63 of .* draws random numbers with aten\.rand"
+    ):
+        deploy.build(_Dice(), config, output=tmp_path / "net.deploy")
+
+
 @pytest.mark.usefixtures("onnxruntime_alone")
 def test_data_that_the_model_fails_on_is_named(tmp_path: Path) -> None:
     ids = np.random.default_rng(0).integers(0, 50, (40, 7))
