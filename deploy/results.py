@@ -28,6 +28,7 @@ _UNREPORTED = (
     "lost_channels",
     "compared",
     "pixels",
+    "varying_db",
     "step",
     "power_ratio",
 )

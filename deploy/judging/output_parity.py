@@ -43,6 +43,9 @@ class OutputParity:
         pixels: integers that are colour images, see `hold_colours`, whose values are amounts.
         worst_samples: the samples that fare worst; empty of integers that are no amounts, without
             an axis of samples, and where outputs are identical.
+        varying_db: 10 log10 of the power of all by which its values differ (see
+            `deploy.judging.channels`) over that of the error; None where they do not, or enough are
+            not seen, and of integers.
         step: relative rounding of the reference's format where that is coarser than float32, else
             0: a value that lies between two numbers of float16 may become either.
         power_ratio: mean power of the error over that of eager's own, which is taken against the
@@ -66,6 +69,7 @@ class OutputParity:
     compared: int = 0
     pixels: bool = False
     worst_samples: tuple[SampleParity, ...] = ()
+    varying_db: float | None = None
     step: float = 0.0
     power_ratio: float | None = None
 
@@ -227,6 +231,7 @@ class OutputAccumulator:
         error_eager, error64, noise64 = self._errors()
         agreement = None if self.same_top1 is None else self.same_top1 / max(self.rows, 1)
         pixels = self.colours and span >= _PIXEL_SPAN
+        varying = None if self.integer else self.channels.measure_variation()
         return OutputParity(
             name=self.name,
             max_abs=self.max_abs,
@@ -244,6 +249,7 @@ class OutputAccumulator:
             compared=self.count if self.integer else self.rows,
             pixels=pixels,
             worst_samples=() if self.integer and not pixels else self.samples.result(),
+            varying_db=None if varying is None else decibels(varying, 1.0),
             step=self.step,
             power_ratio=None if self.integer or not self.seen64 else self._compare_powers(),
         )

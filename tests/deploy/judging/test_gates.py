@@ -172,6 +172,45 @@ def test_fp32_without_any_noise_to_judge_by_is_rejected() -> None:
     ).passed
 
 
+def heights(offset: float, shape: tuple[int, ...] = (64, 1, 8, 8)) -> Array:
+    """Values of spread 1 around an offset."""
+    return offset + np.random.default_rng(4).standard_normal(shape)
+
+
+@pytest.mark.parametrize("precision", FEWER_BITS)
+@pytest.mark.parametrize("shape", [(64, 1, 8, 8), (64,), (64, 1), (64, 5), (64, 8, 5), (64, 5, 8)])
+@pytest.mark.parametrize("share", [0.0, 0.9, 1.0])
+def test_answers_that_are_all_their_mean_are_rejected_whatever_their_sqnr(
+    share: float, shape: tuple[int, ...], precision: str
+) -> None:
+    """0.9: nine tenths of what they differ by is left, an error of a hundredth of its power."""
+    eager = heights(3000, shape)
+    candidate = share * eager + (1 - share) * eager.mean()
+    verdict = judge(report(eager, candidate), precision, min_agreement=0.0)
+    assert verdict.passed is (share > 0)
+    assert verdict.passed or "its mean would be as near" in str(verdict.reason)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_means_of_channels_are_not_what_their_values_differ_by(axis: int) -> None:
+    means = np.linspace(1000, 3000, 6)
+    eager = np.moveaxis(heights(0, (64, 8, 6)) + means, 2, axis)
+    candidate = np.moveaxis(np.zeros((64, 8, 6)) + means, 2, axis)
+    verdict = judge(report(eager, candidate), "int8")
+    assert "its mean would be as near" in str(verdict.reason)
+
+
+def test_answers_that_do_not_differ_at_all_may_be_their_mean() -> None:
+    eager = np.full((64, 5), 3000.0, np.float32)
+    assert judge(report(eager, eager + 1), "int8", min_agreement=0.0).passed
+
+
+def test_on_noise_answers_need_not_differ() -> None:
+    eager = heights(3000, (64, 5))
+    candidate = np.full_like(eager, eager.mean())
+    assert judge(report(eager, candidate), "bf16", "synthetic").passed
+
+
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "mixed"])
 def test_rounding_of_its_own_precision_passes(precision: str) -> None:
     step = {"fp16": 2**-11, "bf16": 2**-8}.get(precision, 2**-6)
@@ -262,7 +301,8 @@ def test_agreement_rejects_what_a_large_offset_hides_from_the_sqnr() -> None:
         assert not verdict.passed
         assert "top-1 agrees" in str(verdict.reason)
         assert "--min-agreement" in str(verdict.reason)
-        assert judge(parity, "int8", min_agreement=0.0).passed
+        without = judge(parity, "int8", min_agreement=0.0)
+        assert without.passed is (name == "two channels swapped")
 
 
 @pytest.mark.parametrize("differ", [8, 9])
