@@ -28,6 +28,7 @@ _UNREPORTED = (
     "lost_channels",
     "compared",
     "pixels",
+    "flat_channels",
     "varying_db",
     "step",
     "power_ratio",

@@ -6,6 +6,7 @@ does it of values that differ little beside what they have in common: of tempera
 int8 may keep the 300, and give the same answer to everything.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,8 @@ _LEAST_POWER = 1e-14
 """Of the largest channel's: what is smaller is the rounding of float32."""
 _LEAST_VARIATION = 1e-12
 """Of the power of values: where they differ by less, it is by the rounding of float32."""
+_NAMED = 5
+"""Channels that are named in a warning."""
 _FEWEST_VALUES = 8
 """Of a channel, over all samples. With fewer, all of them may happen to be small: of five channels
 of one value each, one was below an error of 25 dB in one output of eight."""
@@ -45,6 +48,20 @@ class LostChannels:
         return self.lost / max(self.live, 1)
 
 
+@dataclass(frozen=True)
+class FlatChannels:
+    """Along the axis of an output that fares worst, as an engine may ship with, if they are few.
+
+    Attributes:
+        numbers: of the channels whose error has at least the power of all by which their values
+            should differ from their mean: that would have been as good.
+        count: channels in all.
+    """
+
+    numbers: tuple[int, ...]
+    count: int
+
+
 @dataclass
 class _Powers:
     """By channel the sums over its values: squares, squared errors and the values themselves."""
@@ -66,6 +83,13 @@ class _Powers:
         if not error or not varies > _LEAST_VARIATION * float(self.signal.sum()):
             return None
         return varies / error
+
+    def list_flat(self, values: int) -> tuple[int, ...]:
+        """Numbers of the channels of which the error leaves nothing but the mean."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            varies = self.signal - self.total**2 / values
+            live = (varies > _LEAST_VARIATION * self.signal) & _are_live(self.signal)
+            return tuple(int(number) for number in np.flatnonzero(live & (self.error >= varies)))
 
 
 @dataclass
@@ -126,6 +150,15 @@ class ChannelPowers:
         ratios = [powers.measure_variation(values) for powers, values in found]
         return min((ratio for ratio in ratios if ratio is not None), default=None)
 
+    def find_flat(self) -> FlatChannels | None:
+        """None where there is no axis of channels, or no channel is flat."""
+        found = [
+            FlatChannels(powers.list_flat(values), len(powers.signal))
+            for powers, values in self._list_channels()
+        ]
+        worst = max(found, key=lambda each: len(each.numbers) / each.count, default=None)
+        return worst if worst is not None and worst.numbers else None
+
     def _list_channels(self) -> list[tuple[_Powers, int]]:
         """By axis the powers of its channels, with the number of values of each, where enough."""
         return [
@@ -152,6 +185,28 @@ def explain_constant(name: str, varying_db: float | None, least: float) -> str |
     )
 
 
+def warn_of_flat(engine: str, outputs: Iterable[tuple[str, FlatChannels | None]]) -> str | None:
+    """A sentence on channels of which an engine gives nothing but their mean; None without any.
+
+    Args:
+        engine: whose answers they are.
+        outputs: by the name of each output such channels of it.
+    """
+    named = [
+        f"{', '.join(map(str, flat.numbers[:_NAMED]))}"
+        f"{' and more' if len(flat.numbers) > _NAMED else ''} of the {flat.count} of {name!r}"
+        for name, flat in outputs
+        if flat is not None
+    ]
+    if not named:
+        return None
+    return (
+        f"{engine} gives nothing but their mean in channels whose values differ little beside "
+        f"others: {'; '.join(named)}. If they matter, return them as an output of its own, less "
+        "their mean."
+    )
+
+
 def _sum_powers(ours: Floats, error: Floats, axis: int) -> _Powers:
     shape = (-1, ours.shape[axis], int(np.prod(ours.shape[axis + 1 :])))
     shaped, missed = ours.reshape(shape), error.reshape(shape)
@@ -164,5 +219,11 @@ def _sum_powers(ours: Floats, error: Floats, axis: int) -> _Powers:
 
 def _count_lost(powers: _Powers) -> LostChannels:
     signal, error = powers.signal, powers.error
-    live = signal > _LEAST_POWER * signal.max()
+    live = _are_live(signal)
     return LostChannels(int((live & (error >= signal)).sum()), int(live.sum()))
+
+
+def _are_live(signal: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which channels hold more than the rounding of the largest."""
+    live: np.ndarray[Any, np.dtype[np.bool_]] = signal > _LEAST_POWER * signal.max()
+    return live

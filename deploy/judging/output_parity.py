@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from deploy.engines.base import Array
-from deploy.judging.channels import ChannelPowers, LostChannels
+from deploy.judging.channels import ChannelPowers, FlatChannels, LostChannels
 from deploy.judging.worst_samples import SampleParity, SamplePowers
 from export.masks import open_masks
 
@@ -43,6 +43,7 @@ class OutputParity:
         pixels: integers that are colour images, see `hold_colours`, whose values are amounts.
         worst_samples: the samples that fare worst; empty of integers that are no amounts, without
             an axis of samples, and where outputs are identical.
+        flat_channels: see there; None without any, and of integers.
         varying_db: 10 log10 of the power of all by which its values differ (see
             `deploy.judging.channels`) over that of the error; None where they do not, or enough are
             not seen, and of integers.
@@ -69,6 +70,7 @@ class OutputParity:
     compared: int = 0
     pixels: bool = False
     worst_samples: tuple[SampleParity, ...] = ()
+    flat_channels: FlatChannels | None = None
     varying_db: float | None = None
     step: float = 0.0
     power_ratio: float | None = None
@@ -249,6 +251,7 @@ class OutputAccumulator:
             compared=self.count if self.integer else self.rows,
             pixels=pixels,
             worst_samples=() if self.integer and not pixels else self.samples.result(),
+            flat_channels=None if self.integer else self.channels.find_flat(),
             varying_db=None if varying is None else decibels(varying, 1.0),
             step=self.step,
             power_ratio=None if self.integer or not self.seen64 else self._compare_powers(),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from deploy.candidates.files import Candidate
 from deploy.config import BuildConfig
+from deploy.judging.channels import warn_of_flat
 from deploy.judging.gates import (
     EXACT,
     MIN_SQNR_DB,
@@ -133,3 +134,14 @@ def describe_poor(result: CandidateResult, config: BuildConfig) -> str | None:
         return None
     samples = ((output.name, output.worst_samples) for output in result.parity.outputs)
     return warn_of_poor(result.name, samples, least_sqnr(result.precision, config))
+
+
+def describe_flat(result: CandidateResult, kind: DataKind) -> str | None:
+    """A warning of channels that are nothing but their mean; None without any.
+
+    Of float32 engines there is none, nor on noise, of which all answers may be alike.
+    """
+    if result.parity is None or result.precision in EXACT or kind == "synthetic":
+        return None
+    outputs = ((output.name, output.flat_channels) for output in result.parity.outputs)
+    return warn_of_flat(result.name, outputs)

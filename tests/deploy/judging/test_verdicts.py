@@ -14,6 +14,7 @@ from deploy.judging.gates import NO_CALIBRATION_DATA, DataKind, Verdict
 from deploy.judging.parity import ParityAccumulator, ParityReport, SizeParity
 from deploy.judging.verdicts import (
     choose,
+    describe_flat,
     describe_poor,
     hold_to_float32,
     judge_candidate,
@@ -191,6 +192,22 @@ def test_a_garbled_sample_is_told_of_where_the_labels_hold_and_refused_without()
     assert "output 'y' in sample 700 (-6.0 dB)" in warning
     exact = replace(found["garbled", "labelled"], precision="fp32")
     assert describe_poor(exact, CONFIG) is None
+
+
+def test_a_channel_that_is_nothing_but_its_mean_is_told_of_the_winner() -> None:
+    """One of twelve, so that no gate fails."""
+    values = np.random.default_rng(0).standard_normal((400, 12))
+    values[:, 4] *= 1e-3
+    theirs = values.copy()
+    theirs[:, 4] = 0
+    parity = ParityAccumulator(("y",))
+    parity.update({"y": values}, {"y": theirs}, rows=400)
+    found = judge(candidate(), parity.result())
+    assert found.status == "ok"
+    assert "4 of the 12 of 'y'" in str(describe_flat(found, "unlabelled"))
+    assert describe_flat(found, "synthetic") is None
+    assert describe_flat(replace(found, precision="fp32"), "unlabelled") is None
+    assert describe_flat(judge(candidate(), compared(1.01)), "unlabelled") is None
 
 
 def float32(name: str, scale: float, *, holds: bool) -> CandidateResult:
