@@ -15,6 +15,7 @@ from deploy.judging.parity import ParityAccumulator, ParityReport, SizeParity
 from deploy.judging.verdicts import (
     choose,
     describe_flat,
+    describe_loose,
     describe_poor,
     hold_to_float32,
     judge_candidate,
@@ -208,6 +209,26 @@ def test_a_channel_that_is_nothing_but_its_mean_is_told_of_the_winner() -> None:
     assert describe_flat(found, "synthetic") is None
     assert describe_flat(replace(found, precision="fp32"), "unlabelled") is None
     assert describe_flat(judge(candidate(), compared(1.01)), "unlabelled") is None
+
+
+def of_chaos(noise: float) -> CandidateResult:
+    """A float32 engine and eager, each as far from float64 as the other."""
+    rng = np.random.default_rng(0)
+    exact = rng.standard_normal((64, 10))
+    eager, found = (exact + noise * rng.standard_normal(exact.shape) for _ in range(2))
+    parity = ParityAccumulator(("y",))
+    parity.update({"y": eager}, {"y": found}, rows=64, floor=({"y": exact}, {"y": eager}))
+    return judge(candidate("fp32"), parity.result())
+
+
+def test_a_float32_engine_that_passes_by_eagers_own_noise_is_told_of() -> None:
+    assert of_chaos(0.5).parity_holds
+    said = str(describe_loose(of_chaos(0.5)))
+    assert said.startswith("onnxruntime-fp32 is far from eager in output 'y' (")
+    assert "eager in float32 is as far from itself in float64" in said
+    assert of_chaos(1e-6).parity_holds
+    assert describe_loose(of_chaos(1e-6)) is None
+    assert describe_loose(judge(candidate(), compared(1.01))) is None
 
 
 def float32(name: str, scale: float, *, holds: bool) -> CandidateResult:
