@@ -14,10 +14,10 @@ from deploy.idle_options import describe_idle
 from deploy.judging.class_scores import ClassScores
 from deploy.judging.eager import ON_CPU, EagerBaseline
 from deploy.judging.gates import Verdict
-from deploy.judging.label_notes import describe_reading, warn_of_labels
+from deploy.judging.label_notes import describe_reading, warn_of_labels, warn_of_unseen
 from deploy.judging.parity import ParityReport
 from deploy.judging.picks import warn_of_picks
-from deploy.judging.verdicts import describe_poor
+from deploy.judging.verdicts import describe_flat, describe_loose, describe_poor
 from deploy.measuring.latency import LatencyReport
 from deploy.measuring.machine import Machine
 from deploy.report import SCHEMA_VERSION
@@ -251,6 +251,9 @@ def _warnings(findings: Findings, config: BuildConfig) -> list[str]:
         others = [spec.name for spec in outputs if spec.name != held]
         labels = warn_of_labels(accuracy, held, others)
         warnings += [labels] if labels is not None else []
+        if accuracy is not None and accuracy.above_chance:
+            unseen = _describe_unseen(findings.problem, held)
+            warnings += [unseen] if unseen is not None else []
     pairs = any(spec.shape.count(BATCH) > 1 for spec in findings.problem.signature.outputs)
     if pairs or any(parity.batch_dependent for parity in checked):
         warnings.append(
@@ -267,7 +270,8 @@ def _warnings(findings: Findings, config: BuildConfig) -> list[str]:
         row = _row(findings, winner)
         left = (describe_float(row), describe_cpu(row))
         poor = describe_poor(winner, config)
-        warnings.extend(sentence for sentence in (*left, poor) if sentence is not None)
+        judged = (describe_flat(winner, kind), describe_loose(winner))
+        warnings.extend(sentence for sentence in (*left, poor, *judged) if sentence is not None)
     warnings.extend(finding.words for finding in findings.audit)
     outliers = warn_of_outliers(_fusion_json(findings.exported)["fused"])
     if outliers is not None and not int8_holds(findings.results):
@@ -286,6 +290,17 @@ def _warnings(findings: Findings, config: BuildConfig) -> list[str]:
             "quiet machine.".format(*findings.latency.control_ci95)
         )
     return warnings
+
+
+def _describe_unseen(problem: Problem, held: str) -> str | None:
+    """A warning of classes without a sample, where each has one label and a score a class."""
+    labels = problem.evaluation.labels
+    spec = next(spec for spec in problem.signature.outputs if spec.name == held)
+    sizes = [size for size in spec.shape[1:] if size != 1]
+    classes = sizes[0] if len(sizes) == 1 else None
+    if labels is None or labels.ndim != 1 or not isinstance(classes, int):
+        return None
+    return warn_of_unseen(labels, classes, held)
 
 
 def _describe_idle(findings: Findings, config: BuildConfig) -> tuple[str, ...]:

@@ -118,6 +118,7 @@ def build(
         cache = open_cache(enabled=not config.no_cache)
         with clock.stage("export"):
             exported, problem = _export(problem, config, stage, progress)
+            problem = problem.check_repeats()
         reference = Reference(problem.module, problem.signature, threads=threads)
         recorded = RecordedReference(reference)
         with clock.stage("calibrate"):

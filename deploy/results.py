@@ -21,6 +21,20 @@ from export.tensorrt.record import EngineRecord
 
 Status = Literal["ok", "rejected", "failed", "not_run"]
 
+_UNREPORTED = (
+    "finite",
+    "error_eager",
+    "integer",
+    "lost_channels",
+    "compared",
+    "pixels",
+    "flat_channels",
+    "varying_db",
+    "step",
+    "power_ratio",
+)
+"""Of an output's parity: what the gates alone need."""
+
 
 @dataclass(frozen=True)
 class CandidateResult:
@@ -150,7 +164,7 @@ def _parity_json(result: CandidateResult, kind: DataKind) -> dict[str, Any] | No
 
 def _output_json(output: OutputParity) -> dict[str, Any]:
     values = asdict(output)
-    for key in ("finite", "error_eager", "integer", "lost_channels", "compared", "pixels"):
+    for key in _UNREPORTED:
         del values[key]
     decibels = decibels_json(output.sqnr_db)
     return {

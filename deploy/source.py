@@ -26,6 +26,7 @@ from deploy.judging.label_choice import ClassOutput, choose_class_output
 from deploy.judging.labels import find_readings
 from deploy.judging.layouts import LabelForm
 from deploy.judging.reference import run_eager
+from deploy.judging.repeats import check_repeats
 from deploy.judging.rows import Outputs
 from deploy.loading.model_files import load_model, prepare_module
 from deploy.loading.unpicklable import OTHER_WAY, describe_unpicklable
@@ -135,6 +136,16 @@ class Problem:
             variant="" if device == CPU else device,
             images=self.images,
         )
+
+    def check_repeats(self) -> "Problem":
+        """The same with what is to be said of a model that may not repeat its answers.
+
+        Raises:
+            InputError: it does not.
+            DataError: it fails on the data.
+        """
+        found = check_repeats(self.module, self.signature, self.evaluation, self.check_plan())
+        return replace(self, warnings=(*self.warnings, *found))
 
     def with_static_batch(self) -> "Problem":
         """The same for a model that cannot be exported with a dynamic batch.

@@ -32,6 +32,7 @@ NEED_TORCH = {
     "deploy/loading/parametrizations.py",
     "deploy/pipeline.py",
     "deploy/judging/reference.py",
+    "deploy/judging/repeats.py",
     "deploy/inputs/batch_axis.py",
     "deploy/inputs/signatures.py",
     "deploy/reuse.py",

@@ -45,6 +45,7 @@ def pack_bundle(
 
     What fails its parity gate does not ship, nor does a file that no engine opens.
     """
+    report = make_report(findings, config, stages)  # looks into files that may not ship
     shipped = [result for result in findings.results if result.ships]
     used = {file for r in shipped for file in (r.file, r.source) if file is not None}
     for file in used:
@@ -60,7 +61,6 @@ def pack_bundle(
     specs = {result.name: result.spec for result in shipped if result.spec is not None}
     feeds = _golden_feeds(findings, reference, config, engines=1 + len(specs))
     record_golden(feeds, reference, specs).save(stage / bundles.GOLDEN)
-    report = make_report(findings, config, stages)
     _write_report(stage, report)
     problem = findings.problem
     write_manifest(

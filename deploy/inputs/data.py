@@ -49,6 +49,14 @@ CALLABLE_SAMPLES = 4096
 
 _UNNAMED = ("x", "arr_0")
 _CHUNK_ELEMENTS = 2**22
+_MEND = {
+    "NaN": "Where it stands for what is missing, and the model is made for that, write a number in "
+    "its place and give a mask of what is missing as an input of its own (int8 has no NaN); else "
+    "mend the row or take it out.",
+    "Inf": "Mend the row or take it out.",
+    "-Inf": "Where it hides positions, as an additive mask does, write a large negative number in "
+    "its place, such as -1e9; else mend the row or take it out.",
+}
 
 
 @dataclass(frozen=True)
@@ -196,12 +204,7 @@ def _name_infinite(values: np.ndarray) -> str:
 
 def _mend(values: np.ndarray) -> str:
     """What to do about a row that is not finite."""
-    if _name_infinite(values) != "-Inf":
-        return "Mend the row or take it out."
-    return (
-        "Where it hides positions, as an additive mask does, write a large negative number in its "
-        "place, such as -1e9; else mend the row or take it out."
-    )
+    return _MEND[_name_infinite(values)]
 
 
 def _is_apart(key: str, names: Sequence[str]) -> bool:

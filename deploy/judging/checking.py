@@ -228,7 +228,7 @@ def _check_batch_sizes(
     Compared are the outputs whose samples lie on one axis, which is in `axes`. Nothing is asked of
     the candidates of a model whose own answers depend on the batch.
     """
-    own = ParityAccumulator(tuple(axes), axes=axes)
+    own = ParityAccumulator(tuple(axes), axes=axes, few_integers=True)
     _run_batch_sizes(reference, own, feeds)
     if own.consistency_db is not None and own.consistency_db < _BATCH_DEPENDENT_DB:
         for comparison in running.values():

@@ -6,6 +6,7 @@ from typing import Literal
 
 from deploy.config import BuildConfig
 from deploy.judging.accuracy_gate import hold_accuracy
+from deploy.judging.channels import explain_constant
 from deploy.judging.label_notes import LABELS_JUDGE_NOTHING, MIN_LABELLED
 from deploy.judging.output_parity import OutputParity
 from deploy.judging.parity import ParityReport
@@ -27,6 +28,9 @@ MIN_SQNR_DB: Mapping[str, float] = {
 NOISE_FACTOR = 10.0
 """A float32 engine may lose this many times what eager itself loses against float64."""
 NOISE_FLOOR = 1e-6
+LOOSE_LIMIT = 0.01
+"""Of the largest value. Noise that allows more is no rounding: somewhere a threshold was crossed,
+and the largest difference is as large as can be, of a wrong engine as well. Its power tells."""
 MIN_CONSISTENCY_DB = 20.0
 SIZE_LOSS_DB = 10.0
 """How much farther from the reference an engine may be at other sizes of its dynamic axes."""
@@ -136,7 +140,7 @@ def _judge_exact(report: ParityReport, recorded: Mapping[str, float] | None) -> 
             error, noise = output.error_eager, recorded.get(output.name)
         if error is None or noise is None:
             return Verdict(False, gate, "there is no noise floor to judge it by")
-        limit = factor * max(noise, NOISE_FLOOR / NOISE_FACTOR)
+        limit = max(factor * max(noise, NOISE_FLOOR / NOISE_FACTOR), output.step)
         unit = "of its values" if output.integer else "of its largest value"
         if not error <= limit:
             return Verdict(
@@ -151,6 +155,14 @@ def _judge_exact(report: ParityReport, recorded: Mapping[str, float] | None) -> 
                 gate,
                 f"output {output.name!r} differs from eager by {output.error_eager:.2g} {unit}"
                 f"{where}, more than {limit + noise:.2g}",
+            )
+        times = output.power_ratio
+        if recorded is None and limit > LOOSE_LIMIT and times is not None and times > factor**2:
+            return Verdict(
+                False,
+                f"{gate}, and at most {factor**2:.0f}x its power",
+                f"output {output.name!r} is off in far more values than eager: its error has "
+                f"{times:,.0f} times the mean power of eager's own",
             )
     return Verdict(True, gate)
 
@@ -206,6 +218,15 @@ def _judge_sqnr(outputs: tuple[OutputParity, ...], least: float) -> Verdict:
     return Verdict(True, gate)
 
 
+def _judge_variation(outputs: tuple[OutputParity, ...], verdict: Verdict, least: float) -> Verdict:
+    """`verdict`, unless an output passes by what its values have in common alone."""
+    for output in outputs if verdict.passed else ():
+        constant = explain_constant(output.name, output.varying_db, least)
+        if constant is not None:
+            return Verdict(False, f"{verdict.gate} and values that differ as they do", constant)
+    return verdict
+
+
 def _judge_unlabelled_outputs(
     report: ParityReport, precision: str, config: BuildConfig, gate: str
 ) -> Verdict:
@@ -218,6 +239,7 @@ def _judge_unlabelled_outputs(
     if not others:
         return Verdict(True, gate)
     verdict = _judge_outputs(others, precision, config)
+    verdict = _judge_variation(others, verdict, least_sqnr(precision, config))
     which = "all outputs" if scored else "other outputs"
     return replace(verdict, gate=f"{gate}; {which}: {verdict.gate}")
 
@@ -231,8 +253,11 @@ def _judge_without_labels(
     many = report.accuracy is not None and report.accuracy.read_as is not None
     judged = [output for output in judged if not output.integer and not many]
     agreement = judged[0].top1_agreement if judged else None
-    if not verdict.passed or kind == "synthetic" or agreement is None:
+    if not verdict.passed or kind == "synthetic":  # answers to noise may be all alike
         return verdict
+    least_db = least_sqnr(precision, config)
+    if agreement is None:
+        return _judge_variation(report.outputs, verdict, least_db)
     least = config.min_agreement
     gate = f"{verdict.gate} and top-1 agreement at least {least:.0%}"
     if not holds_share(judged[0], least):
@@ -242,7 +267,8 @@ def _judge_without_labels(
             f"top-1 agrees on {agreement:.1%} of {judged[0].compared} samples, below {least:.0%}; "
             "pass labels with the data, or --min-agreement 0 if this is no classifier",
         )
-    return Verdict(True, f"{gate}{explain_few(judged[0], least)}")
+    verdict = Verdict(True, f"{gate}{explain_few(judged[0], least)}")
+    return _judge_variation(report.outputs, verdict, least_db)
 
 
 def judge_speed(latency: EngineLatency, *, over: str = "eager") -> Verdict:

@@ -28,8 +28,9 @@ _CHOICE_LABELS = 2**22
 """Labels of maps are as many as pixels: they and all readings of them are held at once."""
 _FEWEST_MAPS = 4
 _NO_CLASSES = (
-    "The data has labels, but no output is (batch, classes), or one score or class number for each "
-    "sample, or, where places are labelled, (batch, classes, places): accuracy is not judged."
+    "The data has labels, but no output is (batch, classes), or one class number for each sample, "
+    "or one score where labels are 0 and 1, or, where places are labelled, (batch, classes, places)"
+    ": accuracy is not judged. Leave out what a regression is to predict."
 )
 _NOTHING_LABELLED = (
     "All labels of the samples to judge on are 255, -1 or -100, which stand for nothing: accuracy "

@@ -2,11 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
+from deploy.engines.base import Array
 from deploy.judging.accuracy import Accuracy
 from deploy.judging.parity import ParityReport
 
 MIN_LABELLED = 300
 """Samples with labels from which the accuracy decides."""
+_NAMED = 8
+"""Classes that a warning names."""
 LABELS_JUDGE_NOTHING = "the labels judge nothing: eager's own accuracy is not above chance"
 
 
@@ -43,3 +48,26 @@ def warn_of_labels(accuracy: Accuracy | None, held: str, others: Sequence[str]) 
             f"({MIN_LABELLED} are needed); {instead}."
         )
     return None
+
+
+def warn_of_unseen(labels: Array, classes: int, held: str) -> str | None:
+    """That accuracy says nothing of some classes, since no sample is of them; None where all are.
+
+    Nor is anything said where chance leaves out as many: of n samples that are drawn from C classes
+    alike, C (1 - 1/C)^n miss on average, give or take the root of that.
+
+    Args:
+        labels: class numbers, (rows,).
+        classes: how many the output `held` tells apart.
+    """
+    unseen = np.setdiff1d(np.arange(classes), labels)
+    missed = classes * (1 - 1 / classes) ** len(labels)
+    if unseen.size <= missed + 3 * missed**0.5:
+        return None
+    named = ", ".join(map(str, unseen[:_NAMED]))
+    more = f" and {unseen.size - _NAMED} more" if unseen.size > _NAMED else ""
+    return (
+        f"{unseen.size} of the {classes} classes of {held!r} ({named}{more}) are those of no "
+        "sample that was judged: the accuracy says nothing of what engines make of them. Pass "
+        "samples of every class that the model will see."
+    )

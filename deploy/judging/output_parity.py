@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from deploy.engines.base import Array
-from deploy.judging.channels import ChannelPowers, LostChannels
+from deploy.judging.channels import ChannelPowers, FlatChannels, LostChannels
 from deploy.judging.worst_samples import SampleParity, SamplePowers
 from export.masks import open_masks
 
@@ -43,6 +43,15 @@ class OutputParity:
         pixels: integers that are colour images, see `hold_colours`, whose values are amounts.
         worst_samples: the samples that fare worst; empty of integers that are no amounts, without
             an axis of samples, and where outputs are identical.
+        flat_channels: see there; None without any, and of integers.
+        varying_db: 10 log10 of the power of all by which its values differ (see
+            `deploy.judging.channels`) over that of the error; None where they do not, or enough are
+            not seen, and of integers.
+        step: relative rounding of the reference's format where that is coarser than float32, else
+            0: a value that lies between two numbers of float16 may become either.
+        power_ratio: mean power of the error over that of eager's own, which is taken against the
+            exact output; the larger of that against the exact output and that against eager, which
+            is of all samples. None of integers, and where no floor was taken.
     """
 
     name: str
@@ -61,6 +70,10 @@ class OutputParity:
     compared: int = 0
     pixels: bool = False
     worst_samples: tuple[SampleParity, ...] = ()
+    flat_channels: FlatChannels | None = None
+    varying_db: float | None = None
+    step: float = 0.0
+    power_ratio: float | None = None
 
     @property
     def is_amount(self) -> bool:
@@ -105,11 +118,15 @@ class OutputAccumulator:
     same_top1: int | None = 0
     error64: float = 0.0
     noise64: float = 0.0
+    error_power64: float = 0.0
+    noise_power64: float = 0.0
+    count64: int = 0
     scale64: float = 0.0
     seen64: bool = False
     finite: bool = True
     integer: bool = False
     colours: bool = False
+    step: float = 0.0
     differing: _Differing = field(default_factory=_Differing)
     channels: ChannelPowers = field(default_factory=ChannelPowers)
     samples: SamplePowers = field(default_factory=SamplePowers)
@@ -133,6 +150,7 @@ class OutputAccumulator:
                 f"{list(reference.shape)}"
             )
         self.integer = self.integer or reference.dtype.kind in "biu"
+        self.step = float(np.finfo(np.float16).eps) if reference.dtype == np.float16 else 0.0
         ours, theirs = self._open(self._order(reference), self._order(candidate))
         if not same_nonfinite(ours, theirs):
             self.finite = False
@@ -201,8 +219,12 @@ class OutputAccumulator:
         exact, noisy, theirs = exact[shared], noisy[shared], theirs[shared]
         self.seen64 = True
         self.scale64 = max(self.scale64, float(np.abs(exact).max(initial=0.0)))
-        self.error64 = max(self.error64, float(np.abs(theirs - exact).max(initial=0.0)))
-        self.noise64 = max(self.noise64, float(np.abs(noisy - exact).max(initial=0.0)))
+        error, noise = np.abs(theirs - exact), np.abs(noisy - exact)
+        self.error64 = max(self.error64, float(error.max(initial=0.0)))
+        self.noise64 = max(self.noise64, float(noise.max(initial=0.0)))
+        self.error_power64 += float(np.square(error).sum())
+        self.noise_power64 += float(np.square(noise).sum())
+        self.count64 += exact.size
 
     def result(self) -> OutputParity:
         """The metrics of all that was added."""
@@ -211,6 +233,7 @@ class OutputAccumulator:
         error_eager, error64, noise64 = self._errors()
         agreement = None if self.same_top1 is None else self.same_top1 / max(self.rows, 1)
         pixels = self.colours and span >= _PIXEL_SPAN
+        varying = None if self.integer else self.channels.measure_variation()
         return OutputParity(
             name=self.name,
             max_abs=self.max_abs,
@@ -228,7 +251,20 @@ class OutputAccumulator:
             compared=self.count if self.integer else self.rows,
             pixels=pixels,
             worst_samples=() if self.integer and not pixels else self.samples.result(),
+            flat_channels=None if self.integer else self.channels.find_flat(),
+            varying_db=None if varying is None else decibels(varying, 1.0),
+            step=self.step,
+            power_ratio=None if self.integer or not self.seen64 else self._compare_powers(),
         )
+
+    def _compare_powers(self) -> float:
+        """Mean powers of errors over that of eager's noise; infinite over none."""
+        size64 = max(self.count64, 1)
+        noise = self.noise_power64 / size64
+        error = max(self.error_power64 / size64, self.error / max(self.count, 1))
+        if noise == 0:
+            return math.inf if error else 0.0
+        return error / noise
 
     def _errors(self) -> tuple[float, float, float]:
         """From eager, from the exact output, and of eager from that."""

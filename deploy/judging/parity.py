@@ -79,6 +79,8 @@ class ParityAccumulator:
     `axes` has the axis of the samples by output, None where there is none; by default the first.
     `numbers` has the row in the data of every sample, in order; None: they are counted.
     `label_form` says how the output `classes_of` is read beside its labels.
+    `few_integers` has each integer count at other batch sizes: of the reference itself, of which
+    none falls the other way.
     """
 
     names: tuple[str, ...]
@@ -86,6 +88,7 @@ class ParityAccumulator:
     axes: Mapping[str, int | None] = field(default_factory=dict)
     numbers: Array | None = None
     label_form: LabelForm = field(default_factory=LabelForm)
+    few_integers: bool = False
     outputs: dict[str, OutputAccumulator] = field(default_factory=dict)
     accuracy: LabelAccumulator | None = None
     consistency_db: float | None = None
@@ -164,13 +167,14 @@ class ParityAccumulator:
     def _find_worst(self, ours: Mapping[str, Array], theirs: Mapping[str, Array]) -> float:
         """The least nearness of the outputs in `ours`; -inf where NaN or Inf stand elsewhere.
 
-        A few integers are passed over beside other outputs: one that falls the other way, which the
-        gate of integers allows, would be a large share of them.
+        A few integers are passed over beside other outputs, but for `few_integers`: one that falls
+        the other way, which the gate of integers allows, would be a large share of them.
         """
         compared = [OutputAccumulator(name, self.axes.get(name, 0)) for name in ours]
         for each in compared:
             each.update(ours[each.name], theirs[each.name])
-        telling = [each for each in compared if not each.integer or each.count >= _FEWEST_INTEGERS]
+        fewest = 0 if self.few_integers else _FEWEST_INTEGERS
+        telling = [each for each in compared if not each.integer or each.count >= fewest]
         found = [each.result() for each in telling or compared]
         return min(each.nearness_db if each.finite else -math.inf for each in found)
 

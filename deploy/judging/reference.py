@@ -64,7 +64,7 @@ class Reference:
         if self._is_small(feeds):
             reruns.append(self._run_channels_last(feeds))
         for rerun in reruns:
-            if rerun is not None and _is_same_answer(eager, rerun):
+            if rerun is not None and is_same_answer(eager, rerun):
                 noisy = {name: _farther(exact[name], noisy[name], rerun[name]) for name in eager}
         return exact, noisy
 
@@ -144,7 +144,7 @@ def run_eager(
     return {name: to_numpy(value) for name, value in outputs.items()}
 
 
-def _is_same_answer(eager: Outputs, rerun: Outputs) -> bool:
+def is_same_answer(eager: Outputs, rerun: Outputs) -> bool:
     """Whether a rerun differs by rounding alone: a model may depend on the order of its batch."""
     for name, values in eager.items():
         if values.shape != rerun[name].shape or not same_nonfinite(values, rerun[name]):

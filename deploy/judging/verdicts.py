@@ -6,6 +6,7 @@ from pathlib import Path
 
 from deploy.candidates.files import Candidate
 from deploy.config import BuildConfig
+from deploy.judging.channels import warn_of_flat
 from deploy.judging.gates import (
     EXACT,
     MIN_SQNR_DB,
@@ -133,3 +134,30 @@ def describe_poor(result: CandidateResult, config: BuildConfig) -> str | None:
         return None
     samples = ((output.name, output.worst_samples) for output in result.parity.outputs)
     return warn_of_poor(result.name, samples, least_sqnr(result.precision, config))
+
+
+def describe_flat(result: CandidateResult, kind: DataKind) -> str | None:
+    """A warning of channels that are nothing but their mean; None without any.
+
+    Of float32 engines there is none, nor on noise, of which all answers may be alike.
+    """
+    if result.parity is None or result.precision in EXACT or kind == "synthetic":
+        return None
+    outputs = ((output.name, output.flat_channels) for output in result.parity.outputs)
+    return warn_of_flat(result.name, outputs)
+
+
+def describe_loose(result: CandidateResult) -> str | None:
+    """A warning that a float32 engine passes since eager is as far off itself; None of others."""
+    if result.parity is None or result.precision not in EXACT:
+        return None
+    least = MIN_SQNR_DB["int8"]
+    far = [o for o in result.parity.outputs if o.is_amount and o.sqnr_db < least]
+    if not far:
+        return None
+    named = ", ".join(f"{output.name!r} ({output.sqnr_db:.1f} dB)" for output in far)
+    return (
+        f"{result.name} is far from eager in output {named}, and passes since eager in float32 is "
+        "as far from itself in float64: a threshold, a rank or steps that magnify rounding stand "
+        "there, and no engine can be judged by it. Return what comes before, or bring labels."
+    )

@@ -170,7 +170,12 @@ def _measure_by_tolerance(
 
 
 def measure_sample_errors(reference: Array, found: Array) -> list[float]:
-    """`measure_error` of each sample, all over the range of the whole `reference`."""
+    """`measure_error` of each sample, all over the range of the whole `reference`.
+
+    A single number of the whole batch is one sample.
+    """
+    if not reference.ndim:
+        return [measure_error(reference, found)]
     errors = []
     for index in range(len(reference)):
         mixed = reference.astype(found.dtype)
@@ -183,8 +188,9 @@ def measure_error(reference: Array, found: Array, span: float = 0.0) -> float:
     """Largest difference over the range of `reference`; for integers, the share that differs.
 
     The range counts at least as 1% of the largest value, so that near-constant outputs are not
-    asked for more digits than float32 has, and as `span`, that of other samples. Infinite if NaN or
-    Inf stand in different places, or the shapes differ.
+    asked for more digits than float32 has, and as `span`, that of other samples. A single number
+    of a whole batch, such as a loss, has no other beside it, and its value stands for its range.
+    Infinite if NaN or Inf stand in different places, or the shapes differ.
     """
     if reference.shape != found.shape:
         return float("inf")
@@ -192,6 +198,7 @@ def measure_error(reference: Array, found: Array, span: float = 0.0) -> float:
         return 0.0
     if reference.dtype.kind not in "fc":
         return float(np.mean(reference != found))
+    lone = not reference.ndim
     if reference.dtype.kind == "c":
         reference, found = (np.stack([v.real, v.imag], -1) for v in (reference, found))
     reference, found = open_masks(reference.astype(np.float64), found.astype(np.float64))
@@ -204,7 +211,8 @@ def measure_error(reference: Array, found: Array, span: float = 0.0) -> float:
     if reference.size == 0:
         return 0.0
     largest = float(np.abs(reference).max())
-    scale = max(float(reference.max() - reference.min()), 0.01 * largest, span)
+    least = largest if lone else 0.01 * largest
+    scale = max(float(reference.max() - reference.min()), least, span)
     difference = float(np.abs(found - reference).max())
     return difference / scale if scale else difference
 

@@ -10,6 +10,9 @@ gets one of its own:
   step of float32 brings about. What is wrong is magnified there too, so that it still shows.
 - none where it is neither, as beyond a discontinuity: such a sample proves nothing, and the others
   must. Where there is no other, the tolerance of the whole model stands.
+
+A single number of the whole batch, such as a loss, is one sample; where it proves nothing, since it
+is next to nothing itself, the samples of the other outputs must.
 """
 
 from collections.abc import Mapping
@@ -61,13 +64,10 @@ def allow_amplified(
     if wide is None:
         return expected
     nudged = run_eager(module, signature, _nudge(feeds))
-    samples, losses = {}, {}
+    samples: dict[str, Array] = {}
+    losses: dict[str, float] = {}
     for (name, reference), exact, other in zip(expected.outputs.items(), wide, nudged, strict=True):
-        if (
-            reference.dtype.kind != "f"
-            or not reference.ndim
-            or widen(exact).shape != (reference.shape)
-        ):
+        if reference.dtype.kind != "f" or widen(exact).shape != reference.shape:
             continue
         noise = measure_sample_errors(reference, widen(exact))
         losses[name] = max(noise, default=0.0)
@@ -75,6 +75,9 @@ def allow_amplified(
         found = _choose_tolerances(np.array(noise), np.array(echo), expected.tolerances[name])
         if found is not None:
             samples[name] = found
+    if any((found < _UNKNOWN).any() for found in samples.values()):
+        lone = [name for name in losses if not expected.outputs[name].ndim]
+        samples = {name: np.array([_UNKNOWN]) for name in lone} | samples
     return replace(expected, samples=samples, losses=losses)
 
 

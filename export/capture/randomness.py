@@ -47,7 +47,17 @@ def refuse_random(module: nn.Module, signature: CallSignature, first: Expectatio
             f"{difference}. It draws no random numbers from torch, so look for random, "
             "numpy.random, or a buffer that forward changes. No engine can repeat such answers."
         )
-    raise InputError(
+    raise InputError(describe_random(difference, draw))
+
+
+def describe_random(difference: str, draw: str) -> str:
+    """What to say of a model that does not repeat its answers.
+
+    Args:
+        difference: between two runs.
+        draw: as `find_draw` says it.
+    """
+    return (
         f"The model itself is random, also in eval mode: {difference}. It draws {draw}. {_REMEDY}"
     )
 

@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 from built_nets import QUICK, Net, TwoInputs, TwoWays, status
+from nets import randomize_norms
 from onnx import numpy_helper
 from tiny import hide_engines
 
@@ -166,6 +167,31 @@ def test_int8_that_knows_the_classes_does_not_ship_where_the_file_goes_another_w
     assert "float32 engines are wrong: output" in rows["onnxruntime-int8"]["reason"]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("onnxruntime_alone")
+def test_int8_ships_where_the_float_model_that_it_was_made_of_does_not(tmp_path: Path) -> None:
+    """One is rejected for more than rounding, the other is as near as int8 must be."""
+    x = torch.randn(120, 3, 16, 16)
+    np.savez(tmp_path / "data.npz", x=x.numpy())
+    config = BuildConfig(
+        data=str(tmp_path / "data.npz"),
+        effort="quick",
+        calibration_samples=60,
+        min_agreement=0.5,
+        measure_seconds=QUICK,
+    )
+    fault = _Fault("check parity", lambda: _spoil_once(tmp_path))
+    bundle = deploy.build(
+        randomize_norms(Net()).eval(), config, output=tmp_path / "net.deploy", progress=fault
+    )
+    assert "onnxruntime-fp32" not in bundle.manifest.engines
+    assert status(bundle.report(), "onnxruntime-fp32")[0] == "rejected"
+    rows = {row["name"]: row for row in bundle.report()["candidates"]}
+    assert rows["onnxruntime-int8"]["parity"]["passed"]
+    with deploy.load(bundle.path, engine="onnxruntime-int8") as engine:
+        assert engine({"x": x[:3].numpy()})["output"].shape == (3, 4)
+
+
 def _spoil_once(folder: Path) -> None:
     marker = folder / "spoilt"
     if not marker.exists():
@@ -225,6 +251,25 @@ def test_a_model_that_returns_nan_is_refused_with_what_to_do(tmp_path: Path) -> 
     with pytest.raises(InputError, match="the model itself returns NaN in output 'output'"):
         deploy.build(net, config, output=tmp_path / "net.deploy")
     assert list(tmp_path.iterdir()) == []
+
+
+class _Dice(torch.nn.Module):
+    """Throws where the first value of a sample is high."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.rand(len(x), 1) * (x[:, :1] > 9)
+
+
+@pytest.mark.usefixtures("onnxruntime_alone")
+def test_a_model_that_is_random_for_one_sample_alone_is_refused(tmp_path: Path) -> None:
+    x = np.zeros((64, 4), np.float32)
+    x[60, 0] = 10
+    np.savez(tmp_path / "data.npz", x=x, calibration_x=x[:32])
+    config = BuildConfig(data=str(tmp_path / "data.npz"), measure_seconds=QUICK)
+    with pytest.raises(
+        InputError, match=r"samples 38 to 63 of .* draws random numbers with aten\.rand"
+    ):
+        deploy.build(_Dice(), config, output=tmp_path / "net.deploy")
 
 
 @pytest.mark.usefixtures("onnxruntime_alone")

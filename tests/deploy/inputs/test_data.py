@@ -121,6 +121,14 @@ class TestChecks:
         dataset = open_plain(save_npz(tmp_path / "d.npz", mask=mask))
         refuse(lambda: check_data(dataset, [spec]), "'mask'", "-Inf in row 2.", "-1e9")
 
+    def test_nan_of_missing_values_is_answered_with_a_mask_of_them(self, tmp_path: Path) -> None:
+        table = floats(4, 3)
+        table[2, 1] = np.nan
+        spec = TensorSpec("x", ("batch", 3), "float32")
+        dataset = open_plain(save_npz(tmp_path / "d.npz", x=table))
+        what = "a mask of what is missing as an input"
+        refuse(lambda: check_data(dataset, [spec]), "NaN in row 2.", "a number in its place", what)
+
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     @pytest.mark.parametrize("row", [0, 5, 11])
     def test_row_that_is_not_finite_is_named(self, tmp_path: Path, bad: float, row: int) -> None:

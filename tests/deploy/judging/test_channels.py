@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deploy.judging.channels import ChannelPowers, LostChannels
+from deploy.judging.channels import ChannelPowers, FlatChannels, LostChannels, warn_of_flat
 
 
 def boxes_and_scores(layout: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -102,3 +102,53 @@ def test_what_is_not_finite_on_one_side_is_left_to_the_gate_of_finite_outputs() 
         theirs = values.copy()
         theirs[3, 2] = broken
         assert found((values, theirs)) == found((theirs, values)) == LostChannels(0, 6)
+
+
+def powers_of(*pairs: tuple[np.ndarray, np.ndarray]) -> ChannelPowers:
+    powers = ChannelPowers()
+    for ours, theirs in pairs:
+        powers.update(ours, theirs)
+    return powers
+
+
+@pytest.mark.parametrize("layout", ["second", "last"])
+def test_channels_that_are_their_mean_alone_are_flat_on_whichever_axis(layout: str) -> None:
+    rng = np.random.default_rng(2)
+    values = rng.standard_normal((40, 16, 50))
+    values[:, 3] = 300 + 0.1 * values[:, 3]
+    values[:, 7] *= 1e-4
+    values[:, 9] = 5
+    theirs = values + 1e-3 * rng.standard_normal(values.shape)
+    theirs[:, 3] = 300.2
+    if layout == "last":
+        values, theirs = values.transpose(0, 2, 1), theirs.transpose(0, 2, 1)
+    halves = (values[:15], theirs[:15]), (values[15:], theirs[15:])
+    assert powers_of(*halves).find_flat() == FlatChannels((3, 7), 16)
+    assert powers_of((values, values)).find_flat() is None
+
+
+@pytest.mark.parametrize("shape", [(40, 6), (40, 6, 5, 5), (40, 7, 6), (40,), (40, 1)])
+def test_variation_is_what_numpy_says_of_the_variance(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(3)
+    values = 200 + rng.standard_normal(shape)
+    theirs = values + 0.1 * rng.standard_normal(shape)
+    error = np.square(theirs - values).sum()
+    axes = {1, len(shape) - 1} if len(shape) > 1 else set()
+    kept = [tuple(a for a in range(len(shape)) if a != axis) for axis in axes if shape[axis] > 1]
+    varies = [np.square(values - values.mean(axis=axis, keepdims=True)).sum() for axis in kept]
+    varies.append(np.square(values - values.mean()).sum())
+    found = powers_of((values[:11], theirs[:11]), (values[11:], theirs[11:])).measure_variation()
+    assert found == pytest.approx(min(varies) / error, rel=1e-6)
+
+
+def test_values_that_do_not_vary_have_no_variation() -> None:
+    values = np.full((40, 6), 1e4)
+    assert powers_of((values, values + 1)).measure_variation() is None
+    assert powers_of((values, values + 1)).find_flat() is None
+
+
+def test_flat_channels_are_named_with_what_to_do() -> None:
+    said = str(warn_of_flat("a-int8", [("y", FlatChannels((1, 2, 3, 4, 5, 6), 99)), ("z", None)]))
+    assert said.startswith("a-int8 gives nothing but their mean in channels")
+    assert "1, 2, 3, 4, 5 and more of the 99 of 'y'. If they matter" in said
+    assert warn_of_flat("a-int8", [("z", None)]) is None

@@ -465,6 +465,27 @@ def test_a_model_whose_answers_depend_on_the_batch_is_told_from_one_that_was_not
     assert not static.batch_dependent
 
 
+class Ranking(NumpyReference):
+    """Scores, and which of the batch's samples comes first, second and so on by them."""
+
+    outputs = (TensorSpec("y", ("batch", 5), "float32"), TensorSpec("rank", ("batch",), "int64"))
+
+    def __call__(self, feeds: Feeds) -> dict[str, Array]:
+        scores = super().__call__(feeds)["y"]
+        return {"y": scores, "rank": scores.max(axis=1).argsort()}
+
+    def floor(
+        self, feeds: Feeds, eager: dict[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        return {"y": self._run(feeds["x"], np.float64), "rank": eager["rank"]}, eager
+
+
+def test_a_model_that_ranks_the_samples_of_a_batch_depends_on_it() -> None:
+    found = compare_candidates(Ranking(), {"a": Ranking()}, dataset(), CheckPlan())["a"]
+    assert isinstance(found, ParityReport)
+    assert found.batch_dependent
+
+
 def test_a_failing_reference_is_not_taken_for_a_failing_candidate(tmp_path: Path) -> None:
     class Failing(NumpyReference):
         def __call__(self, feeds: Feeds) -> dict[str, Array]:

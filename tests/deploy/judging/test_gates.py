@@ -104,10 +104,50 @@ def test_fp32_limit_is_never_below_one_millionth(error: float) -> None:
     assert judge(report(exact, exact + error, exact=exact), "fp32").passed is (error < 1e-6)
 
 
+@pytest.mark.parametrize(("steps", "passes"), [(1, True), (2, False)])
+def test_fp32_of_an_output_of_float16_may_be_the_next_number(steps: int, passes: bool) -> None:
+    """What lies between two of its numbers may become either, where eager happens to differ from
+    float64 in none."""
+    exact = np.linspace(-1.9, 1.9, 640).astype(np.float16).reshape(64, 10)
+    candidate = exact.copy()
+    for _ in range(steps):
+        candidate[5, 9] = np.nextafter(candidate[5, 9], np.float16(9))
+        candidate[63, 9] = np.nextafter(candidate[63, 9], np.float16(9))
+    verdict = judge(report(exact, candidate, exact=exact.astype(np.float64)), "fp32")
+    assert verdict.passed is passes
+
+
 def test_fp32_is_relative_to_the_largest_value_so_an_error_of_a_small_channel_is_not_seen() -> None:
     """Noise is taken from the whole output too: outputs of mixed units are best kept apart."""
     exact = np.array([[1000.0, 1e-3]])
     assert judge(report(exact, exact * [1, 1.5], exact=exact), "fp32").passed
+
+
+def masks(flips: int, seed: int, rows: int = 64) -> Array:
+    """Maps of 0 and 1, of which some values fall the other way than with no seed."""
+    values = (np.random.default_rng(3).random((rows, 1, 16, 16)) > 0.5).astype(np.float32)
+    places = np.random.default_rng(seed).choice(values.size, flips, replace=False)
+    values.flat[places] = 1 - values.flat[places]
+    return values
+
+
+@pytest.mark.parametrize(("flips", "passes"), [(1, True), (20, True), (600, False), (8000, False)])
+def test_fp32_of_which_eager_itself_crosses_a_threshold_may_not_differ_everywhere(
+    flips: int, passes: bool
+) -> None:
+    """Three values of eager's are as wrong as can be; so is any wrong value of a candidate."""
+    verdict = judge(report(masks(3, 1), masks(flips, 2), exact=masks(0, 0)), "fp32")
+    assert verdict.passed is passes
+    assert passes or "times the mean power of eager's own" in str(verdict.reason)
+
+
+def test_fp32_that_is_wrong_where_no_floor_was_taken_is_seen_by_its_power() -> None:
+    floor = ({"y": masks(0, 0)}, {"y": masks(3, 1)})
+    accumulator = ParityAccumulator(("y",))
+    accumulator.update({"y": masks(3, 1)}, {"y": masks(2, 2)}, rows=64, floor=floor)
+    assert judge(accumulator.result(), "fp32").passed
+    accumulator.update({"y": masks(3, 1)}, {"y": 1 - masks(3, 1)}, rows=64)
+    assert not judge(accumulator.result(), "fp32").passed
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -130,6 +170,45 @@ def test_fp32_without_any_noise_to_judge_by_is_rejected() -> None:
     assert not judge_parity(
         parity, "fp32", kind="labelled", config=CONFIG, recorded_noise={}
     ).passed
+
+
+def heights(offset: float, shape: tuple[int, ...] = (64, 1, 8, 8)) -> Array:
+    """Values of spread 1 around an offset."""
+    return offset + np.random.default_rng(4).standard_normal(shape)
+
+
+@pytest.mark.parametrize("precision", FEWER_BITS)
+@pytest.mark.parametrize("shape", [(64, 1, 8, 8), (64,), (64, 1), (64, 5), (64, 8, 5), (64, 5, 8)])
+@pytest.mark.parametrize("share", [0.0, 0.9, 1.0])
+def test_answers_that_are_all_their_mean_are_rejected_whatever_their_sqnr(
+    share: float, shape: tuple[int, ...], precision: str
+) -> None:
+    """0.9: nine tenths of what they differ by is left, an error of a hundredth of its power."""
+    eager = heights(3000, shape)
+    candidate = share * eager + (1 - share) * eager.mean()
+    verdict = judge(report(eager, candidate), precision, min_agreement=0.0)
+    assert verdict.passed is (share > 0)
+    assert verdict.passed or "its mean would be as near" in str(verdict.reason)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_means_of_channels_are_not_what_their_values_differ_by(axis: int) -> None:
+    means = np.linspace(1000, 3000, 6)
+    eager = np.moveaxis(heights(0, (64, 8, 6)) + means, 2, axis)
+    candidate = np.moveaxis(np.zeros((64, 8, 6)) + means, 2, axis)
+    verdict = judge(report(eager, candidate), "int8")
+    assert "its mean would be as near" in str(verdict.reason)
+
+
+def test_answers_that_do_not_differ_at_all_may_be_their_mean() -> None:
+    eager = np.full((64, 5), 3000.0, np.float32)
+    assert judge(report(eager, eager + 1), "int8", min_agreement=0.0).passed
+
+
+def test_on_noise_answers_need_not_differ() -> None:
+    eager = heights(3000, (64, 5))
+    candidate = np.full_like(eager, eager.mean())
+    assert judge(report(eager, candidate), "bf16", "synthetic").passed
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "mixed"])
@@ -222,7 +301,8 @@ def test_agreement_rejects_what_a_large_offset_hides_from_the_sqnr() -> None:
         assert not verdict.passed
         assert "top-1 agrees" in str(verdict.reason)
         assert "--min-agreement" in str(verdict.reason)
-        assert judge(parity, "int8", min_agreement=0.0).passed
+        without = judge(parity, "int8", min_agreement=0.0)
+        assert without.passed is (name == "two channels swapped")
 
 
 @pytest.mark.parametrize("differ", [8, 9])

@@ -234,3 +234,16 @@ def test_labels_must_be_classes_of_the_model() -> None:
     check_labels(dataset.select([0, 1]), 10)
     refuse(lambda: check_labels(dataset, 10), "data.npz", "label 10", "row 2", "0..9", "2 of 4")
     refuse(lambda: check_labels(dataset.select([1, 3]), 10), "label 11", "row 3")
+
+
+def test_amounts_beside_one_score_a_sample_are_told_to_be_no_classes() -> None:
+    """Ages, say: no score tells 60 of them apart."""
+    score = TensorSpec("age", ("batch", 1), "float32")
+    ages = np.random.default_rng(0).integers(0, 60, 400)
+    rows = ArrayRows(ages[:, None].astype(np.float32), np.dtype(np.float32))
+    data = Dataset({"x": rows}, ages, "ages.npz")
+    found = find_readings(data, [score], PLAN)
+    assert found == ()
+    (warning,) = choose_class_output(found, Eager(ages), data, PLAN).warnings
+    assert "or one score where labels are 0 and 1" in warning
+    assert "Leave out what a regression is to predict" in warning

@@ -14,6 +14,8 @@ from deploy.judging.gates import NO_CALIBRATION_DATA, DataKind, Verdict
 from deploy.judging.parity import ParityAccumulator, ParityReport, SizeParity
 from deploy.judging.verdicts import (
     choose,
+    describe_flat,
+    describe_loose,
     describe_poor,
     hold_to_float32,
     judge_candidate,
@@ -191,6 +193,42 @@ def test_a_garbled_sample_is_told_of_where_the_labels_hold_and_refused_without()
     assert "output 'y' in sample 700 (-6.0 dB)" in warning
     exact = replace(found["garbled", "labelled"], precision="fp32")
     assert describe_poor(exact, CONFIG) is None
+
+
+def test_a_channel_that_is_nothing_but_its_mean_is_told_of_the_winner() -> None:
+    """One of twelve, so that no gate fails."""
+    values = np.random.default_rng(0).standard_normal((400, 12))
+    values[:, 4] *= 1e-3
+    theirs = values.copy()
+    theirs[:, 4] = 0
+    parity = ParityAccumulator(("y",))
+    parity.update({"y": values}, {"y": theirs}, rows=400)
+    found = judge(candidate(), parity.result())
+    assert found.status == "ok"
+    assert "4 of the 12 of 'y'" in str(describe_flat(found, "unlabelled"))
+    assert describe_flat(found, "synthetic") is None
+    assert describe_flat(replace(found, precision="fp32"), "unlabelled") is None
+    assert describe_flat(judge(candidate(), compared(1.01)), "unlabelled") is None
+
+
+def of_chaos(noise: float) -> CandidateResult:
+    """A float32 engine and eager, each as far from float64 as the other."""
+    rng = np.random.default_rng(0)
+    exact = rng.standard_normal((64, 10))
+    eager, found = (exact + noise * rng.standard_normal(exact.shape) for _ in range(2))
+    parity = ParityAccumulator(("y",))
+    parity.update({"y": eager}, {"y": found}, rows=64, floor=({"y": exact}, {"y": eager}))
+    return judge(candidate("fp32"), parity.result())
+
+
+def test_a_float32_engine_that_passes_by_eagers_own_noise_is_told_of() -> None:
+    assert of_chaos(0.5).parity_holds
+    said = str(describe_loose(of_chaos(0.5)))
+    assert said.startswith("onnxruntime-fp32 is far from eager in output 'y' (")
+    assert "eager in float32 is as far from itself in float64" in said
+    assert of_chaos(1e-6).parity_holds
+    assert describe_loose(of_chaos(1e-6)) is None
+    assert describe_loose(judge(candidate(), compared(1.01))) is None
 
 
 def float32(name: str, scale: float, *, holds: bool) -> CandidateResult:

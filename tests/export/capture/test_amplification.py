@@ -1,9 +1,17 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from export.capture.agreement import Extent, expect, find_disagreement, measure_tolerances
+from export.capture.agreement import (
+    Extent,
+    expect,
+    find_disagreement,
+    measure_tolerances,
+    run_onnx,
+)
 from export.capture.amplification import allow_amplified
 from export.capture.ladder import export_model
 from export.capture.signature import describe_call
@@ -94,3 +102,57 @@ def test_network_that_magnifies_rounding_keeps_its_dynamic_batch(tmp_path):
 class _Turn(nn.Module):
     def forward(self, x):
         return torch.sin(3.0 * x)
+
+
+class WithLoss(nn.Module):
+    """Logits, and beside them how far they are from the labels: one number of the whole batch."""
+
+    def __init__(self, scale):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.scale = nn.Linear(64, 10), scale
+
+    def forward(self, x, labels):
+        logits = self.head(x) * self.scale
+        loss = nn.functional.cross_entropy(logits, labels)
+        return {"loss": loss, "logits": logits}
+
+
+def make_loss_case(scale):
+    """A net that knows its labels, by a lead that makes the loss small."""
+    net = WithLoss(scale).eval()
+    x = torch.randn(2, 64, generator=torch.Generator().manual_seed(1))
+    feeds = {"x": x, "labels": net.head(x).argmax(1)}
+    signature = describe_call(net, feeds, keyword=False, dynamic_batch=True)
+    tolerances = measure_tolerances(net, feeds, signature, 2)
+    expected = expect(net, feeds, signature, extent=Extent(2), tolerances=tolerances)
+    return net, feeds, signature, expected
+
+
+@pytest.mark.parametrize("scale", [10, 1000])
+def test_a_small_loss_beside_logits_is_exported(scale, tmp_path):
+    net, feeds, signature, _ = make_loss_case(scale)
+    exported = export_model(net, feeds, tmp_path, signature=signature, static_batch=False, opset=20)
+    assert (exported.rung, exported.dynamic_batch) == ("dynamo", True)
+    found = run_onnx(exported.onnx, {name: value.numpy() for name, value in feeds.items()})
+    wide = copy.deepcopy(net).double()(feeds["x"].double(), feeds["labels"])
+    assert found["loss"] == pytest.approx(wide["loss"].item(), abs=1e-6 * scale)
+
+
+@pytest.mark.parametrize("scale", [1, 10, 30])
+@pytest.mark.parametrize("change", [lambda y: 2 * y, lambda y: 0 * y, lambda y: y + 1e-2])
+def test_a_loss_that_is_wrong_shows(scale, change):
+    net, _, signature, expected = make_loss_case(scale)
+    allowed = allow_amplified(net, signature, expected)
+    outputs = {**expected.outputs, "loss": change(expected.outputs["loss"])}
+    assert "'loss'" in (find_disagreement(allowed, outputs) or "")
+    assert find_disagreement(allowed, expected.outputs) is None
+
+
+def test_a_loss_of_nothing_must_be_a_number_still():
+    net, _, signature, expected = make_loss_case(1000)
+    allowed = allow_amplified(net, signature, expected)
+    outputs = {**expected.outputs, "loss": np.array(np.nan)}
+    assert "'loss'" in (find_disagreement(allowed, outputs) or "")
+    outputs = {**expected.outputs, "logits": expected.outputs["logits"][::-1]}
+    assert "'logits'" in (find_disagreement(allowed, outputs) or "")
