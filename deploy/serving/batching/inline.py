@@ -1,5 +1,7 @@
 """Which runs happen on the event loop itself: those that take less than handing them over does.
 
+Handing over costs the more, the more bytes go from core to core.
+
 A run in a thread seems longer than it is while the event loop keeps the interpreter busy, so the
 faster quarter of such runs says how long they take; on the event loop nothing is in their way, and
 the median does.
@@ -11,6 +13,10 @@ from collections import deque
 
 INLINE_S = 1.5e-4
 """Seconds of a run below which it happens on the event loop; a thread costs about as much."""
+
+_FETCHED = 5e9
+"""Bytes of input a second that another core fetches, which handing over costs besides; counted up
+to `INLINE_S`, since the event loop is held meanwhile."""
 
 _FAR_BEYOND = 10
 """Times `INLINE_S`, from which a run says of its size that it is not short."""
@@ -46,12 +52,13 @@ class InlineRuns:
         return self.on and size <= self._largest
 
     def observe(self, seconds: float, size: int, *, inline: bool) -> None:
-        """Count a run, which happened there or in a thread."""
+        """Count a run of `size` bytes of input, which happened there or in a thread."""
+        seconds, whole = max(0.0, seconds - min(size / _FETCHED, INLINE_S)), seconds
         if seconds < INLINE_S:
             self._largest = max(self._largest, size)
         elif seconds > _FAR_BEYOND * INLINE_S:
             self._largest = min(self._largest, size - 1)
-        if self.on and seconds > _LONGEST_S:
+        if self.on and whole > _LONGEST_S:
             self._turn(on=False)
             self._spared = _SPARED
             return

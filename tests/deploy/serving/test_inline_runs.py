@@ -64,6 +64,24 @@ def test_a_larger_request_is_not_allowed_until_it_was_seen() -> None:
     assert runs.allow(101)
 
 
+def test_of_runs_as_long_those_stay_whose_input_another_core_would_have_to_fetch() -> None:
+    seconds, few, many = 1.5 * INLINE_S, 100, 2**20
+    runs = InlineRuns()
+    for _ in range(20):
+        runs.observe(seconds, many, inline=runs.on)
+    assert runs.allow(many)
+    for _ in range(40):
+        runs.observe(seconds, few, inline=runs.on)
+    assert not runs.on
+
+
+def test_however_much_there_is_to_fetch_the_event_loop_is_not_held_for_long() -> None:
+    runs = InlineRuns()
+    for _ in range(40):
+        runs.observe(LONG, 2**30, inline=runs.on)
+    assert not runs.on
+
+
 def test_a_size_that_takes_long_holds_the_event_loop_once_among_short_ones() -> None:
     runs = after(*[SHORT] * 20)
     runs.observe(SHORT, 800, inline=False)
