@@ -55,6 +55,7 @@ class Problem:
         label_form: how that is read beside labels of places.
         high: upper bounds for synthetic integers, by input.
         images: which inputs take uint8 images; `module` is then an `ImageModel` around the user's.
+        row_bytes: of the largest value that the float32 model makes of one sample; 0: not known.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Problem:
     warnings: tuple[str, ...]
     images: ImageCall | None = None
     label_form: LabelForm = field(default_factory=LabelForm)
+    row_bytes: int = 0
 
     def trace_rows(self) -> Feeds:
         """Example inputs: a batch of 2, or the static one; of the data where given.
@@ -114,7 +116,11 @@ class Problem:
         """How candidates are compared with eager."""
         inputs = self.signature.inputs
         return CheckPlan(
-            self.static_batch, self.classes_of, inputs=inputs, label_form=self.label_form
+            self.static_batch,
+            self.classes_of,
+            inputs=inputs,
+            label_form=self.label_form,
+            row_bytes=self.row_bytes,
         )
 
     def latency_feeds(self) -> Feeds:

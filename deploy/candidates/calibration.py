@@ -9,6 +9,7 @@ import numpy as np
 from deploy.cache import Cache, hash_model, hash_parts, package_versions
 from deploy.config import BuildConfig
 from deploy.engines.base import Feeds
+from deploy.inputs.dataset import fit_rows
 from deploy.judging.size_checks import batches_of_all_sizes
 from deploy.reuse import data_key
 from deploy.source import Problem
@@ -39,7 +40,8 @@ class Calibrator:
     def batches(self) -> Iterator[Feeds]:
         """The calibration samples, from the start each time; a static batch is always full."""
         static = self.problem.static_batch
-        for batch in self.problem.calibration.batches(static or _BATCH):
+        size = static or fit_rows(_BATCH, self.problem.row_bytes)
+        for batch in self.problem.calibration.batches(size):
             if static in (None, len(next(iter(batch.values())))):
                 yield batch
 
@@ -92,7 +94,8 @@ class Calibrator:
 
     def _held_out(self) -> Iterator[Feeds]:
         """A few evaluation samples, spread over all of them; a static batch is always full."""
-        data, size = self.problem.evaluation, self.problem.static_batch or _BATCH
+        data, rows = self.problem.evaluation, fit_rows(_BATCH, self.problem.row_bytes)
+        size = self.problem.static_batch or rows
         count = min(AUDITED_SAMPLES, len(data))
         chosen = np.linspace(0, len(data) - 1, count).round().astype(np.int64)
         for start in range(0, count, size):

@@ -29,6 +29,11 @@ class Rows(Protocol):
         """The rows at `indices`, in their order, as a new array."""
 
 
+VALUE_BYTES = 256 * 2**20
+"""Of the largest value that a run makes of a batch, unless one sample makes more. A network holds a
+few such at a time, and convolutions in float64 nine times one beside them."""
+
+
 @dataclass(frozen=True, eq=False)
 class ArrayRows:
     """An array in memory or on disk, read as `dtype`."""
@@ -236,3 +241,13 @@ def describe_inputs(dataset: Dataset) -> str:
 
 def _join_shape(shape: Sequence[int | str]) -> str:
     return "x".join(str(size) for size in shape) or "a number"
+
+
+def fit_rows(most: int, row_bytes: int) -> int:
+    """Samples of a batch whose largest value stays below `VALUE_BYTES`: 1 to `most`.
+
+    Args:
+        most: more are not wanted.
+        row_bytes: of the largest value that one sample makes; 0: not known.
+    """
+    return max(1, min(most, VALUE_BYTES // max(row_bytes, 1)))

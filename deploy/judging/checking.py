@@ -11,6 +11,7 @@ import numpy as np
 from deploy.engines.base import Array, EngineSpec, Feeds
 from deploy.engines.process import open_processes
 from deploy.inputs.data import Dataset
+from deploy.inputs.dataset import fit_rows
 from deploy.judging.layouts import LabelForm
 from deploy.judging.parity import ParityAccumulator, ParityReport
 from deploy.judging.pieces import Run, largest_batch, run_in_pieces
@@ -40,6 +41,7 @@ class CheckPlan:
         warnings: what is to be said of the labels.
         inputs: with the ranges of their dynamic axes, at whose ends candidates are tried as well;
             without: none.
+        row_bytes: of the largest value that the float32 model makes of one sample; 0: not known.
     """
 
     static_batch: int | None = None
@@ -48,6 +50,7 @@ class CheckPlan:
     inputs: tuple[TensorSpec, ...] = ()
     label_form: LabelForm = field(default_factory=LabelForm)
     warnings: tuple[str, ...] = ()
+    row_bytes: int = 0
 
 
 class Reference(Protocol):
@@ -258,7 +261,7 @@ def iterate_batches(data: Dataset, plan: CheckPlan) -> Iterator[tuple[Feeds, Arr
     """Feeds and labels; batches of 1, 2 and 3 first, then as large as is sensible."""
     start = 0
     sizes = iter(() if plan.static_batch else _batch_sizes(plan))
-    full = plan.static_batch or min(_batch_size(data), plan.largest_batch or sys.maxsize)
+    full = plan.static_batch or min(_batch_size(data, plan), plan.largest_batch or sys.maxsize)
     while start < len(data):
         size = next(sizes, full)
         if plan.static_batch and start + size > len(data):
@@ -268,6 +271,6 @@ def iterate_batches(data: Dataset, plan: CheckPlan) -> Iterator[tuple[Feeds, Arr
         start += size
 
 
-def _batch_size(data: Dataset) -> int:
+def _batch_size(data: Dataset, plan: CheckPlan) -> int:
     sample = sum(array.nbytes for array in data.batch([0]).values())
-    return max(1, min(_BATCH, _BATCH_BYTES // max(sample, 1)))
+    return max(1, min(fit_rows(_BATCH, plan.row_bytes), _BATCH_BYTES // max(sample, 1)))

@@ -73,11 +73,7 @@ def model_cost(
         batch: size of the batch axis.
         axes: sizes of others by their names.
     """
-    if isinstance(model, OnnxModel):
-        proto = onnx.load(model.path, load_external_data=False)
-    else:
-        proto = onnx.ModelProto()
-        proto.CopyFrom(model)
+    proto = _read_proto(model)
     shapes = _infer_shapes(proto, {**_best_sizes(model), BATCH: batch, **(axes or {})})
     sizes = {tensor.name: math.prod(tensor.dims) for tensor in proto.graph.initializer}
     producers = {name: node for node in proto.graph.node for name in node.output}
@@ -93,6 +89,26 @@ def model_cost(
         parameters=sum(math.prod(tensor.dims) for tensor in weights),
         parameter_bytes=sum(_count_bytes(tensor) for tensor in weights),
     )
+
+
+def count_largest(model: OnnxModel | onnx.ModelProto) -> int:
+    """Elements of the largest value that a run makes of one sample at its best sizes.
+
+    Weights are none of them. 0 where no shape is known.
+    """
+    proto = _read_proto(model)
+    shapes = _infer_shapes(proto, {**_best_sizes(model), BATCH: 1})
+    made = (name for node in proto.graph.node for name in node.output if node.op_type != "Constant")
+    return max((math.prod(shapes[name]) for name in made if name in shapes), default=0)
+
+
+def _read_proto(model: OnnxModel | onnx.ModelProto) -> onnx.ModelProto:
+    """The model without external weights, to be changed."""
+    if isinstance(model, OnnxModel):
+        return onnx.load(model.path, load_external_data=False)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model)
+    return proto
 
 
 def _count_layer(

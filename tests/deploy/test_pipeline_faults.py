@@ -19,6 +19,7 @@ import deploy
 from deploy.bundle.manifest import MANIFEST
 from deploy.bundle.packing import forget_failure
 from deploy.config import BuildConfig
+from deploy.inputs import dataset
 from deploy.report import load_schema
 from export.errors import BundleError, ConfigError, GateError, InputError
 from export.progress import Progress
@@ -55,6 +56,33 @@ def test_an_interrupt_leaves_the_old_bundle_and_nothing_else(tmp_path: Path, sta
         deploy.build(Net().eval(), config, output=target, progress=_Fault(stage, _interrupt))
     assert [path.name for path in tmp_path.iterdir()] == ["net.deploy"]
     assert (target / MANIFEST).read_text() == '{"manifest_sha256": "the old bundle"}'
+
+
+class Recorder(Net):
+    """Remembers the largest batch that it was called with."""
+
+    most = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        Recorder.most = max(Recorder.most, int(x.shape[0]))
+        return super().forward(x)
+
+
+@pytest.mark.usefixtures("onnxruntime_alone")
+def test_a_build_runs_few_samples_at_a_time_of_a_network_of_large_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Recorder, "most", 0)
+    monkeypatch.setattr(dataset, "VALUE_BYTES", 1000)
+    config = BuildConfig(inputs=("1x3x16x16",), measure_seconds=QUICK)
+    with pytest.raises(KeyboardInterrupt):
+        deploy.build(
+            Recorder().eval(),
+            config,
+            output=tmp_path / "net.deploy",
+            progress=_Fault("measure latency", _interrupt),
+        )
+    assert Recorder.most == 3  # which every model is tried at
 
 
 def test_of_two_builds_in_threads_the_second_waits_for_the_first(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Calibration sees what inputs of other sizes bring."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from deploy.cache import Cache
 from deploy.candidates.calibration import Calibrator
 from deploy.config import BuildConfig
+from deploy.inputs.dataset import VALUE_BYTES
 from deploy.source import open_problem
 from export.artifacts import TensorSpec
 from export.capture.program import capture
@@ -89,3 +91,16 @@ def test_progress_ends_where_it_said(given: str, tmp_path: Path) -> None:
     calibrate_on(x, given, tmp_path, seen.append)
     last = [each for each in seen if each.stage == "calibrate"][-1]
     assert last.done == last.total
+
+
+def test_a_network_of_large_values_is_calibrated_on_few_samples_at_a_time(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).uniform(1, 2, (36, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=x[:4], calibration_x=x[4:])
+    config = BuildConfig(data=str(tmp_path / "data.npz"), inputs=("1x3x8x8",))
+    problem = open_problem(Summed().eval(), config, tmp_path)
+    for row_bytes, most in ((0, 8), (VALUE_BYTES // 3, 3), (2 * VALUE_BYTES, 1)):
+        large = replace(problem, row_bytes=row_bytes)
+        calibrator = Calibrator(large, config, threads=1, cache=Cache(tmp_path / "cache"))
+        batches = [batch["x"] for batch in calibrator.batches()]
+        assert max(map(len, batches)) == most
+        np.testing.assert_array_equal(np.concatenate(batches), x[4:])

@@ -16,6 +16,7 @@ from deploy.config import BuildConfig
 from deploy.engines.base import EngineSpec, Feeds
 from deploy.engines.process import EngineProcess
 from deploy.inputs.data import ArrayRows, Dataset
+from deploy.inputs.dataset import VALUE_BYTES
 from deploy.judging.checking import CheckPlan, check_candidates, compare_candidates
 from deploy.judging.gates import judge_parity
 from deploy.judging.parity import ParityReport
@@ -328,6 +329,18 @@ def test_only_batch_sizes_that_were_run_are_claimed(
     assert report.batches_checked == batches
     assert report.consistency_db is not None
     assert report.samples == samples
+
+
+def test_of_a_network_of_large_values_few_samples_are_run_at_a_time(tmp_path: Path) -> None:
+    spec, reference = write(tmp_path, "right", []), NumpyReference()
+    plan = CheckPlan(row_bytes=VALUE_BYTES // 2)
+    report = check_candidates(reference, {"a": spec}, dataset(), plan)["a"]
+    assert isinstance(report, ParityReport)
+    assert report.samples == 50
+    assert max(reference.batches) == 3
+    assert reference.batches.count(2) > 20
+    check_candidates(reference, {"a": spec}, dataset(), CheckPlan(row_bytes=VALUE_BYTES // 31))
+    assert max(reference.batches) == 31
 
 
 def test_static_batch_is_the_only_size_that_is_run(tmp_path: Path) -> None:
