@@ -17,16 +17,12 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from export.artifacts import BATCH, TensorSpec
+from export.capture.failures import explain_failure
 from export.errors import ConfigError, ExportError, InputError
 
 _WRAP = (
     "; where forward takes a dict or a list of tensors, put the model into a module whose forward "
     "takes each of them by its name and hands them on so."
-)
-
-_LOOKED_UP = (
-    "An embedding has no row of that number: integers lie below the bound that ends their --input "
-    "(1x128:int64:30522), and a sequence must not be longer than the model's positions. "
 )
 
 
@@ -171,11 +167,10 @@ def describe_call(
             result = module(*(() if keyword else feeds.values()), **(feeds if keyword else {}))
     except Exception as error:  # the user's own code: whatever it raises is the finding
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in feeds.items())
-        looked_up = _LOOKED_UP if "index out of range in self" in str(error) else ""
         raise InputError(
             f"The model itself fails on the given inputs ({shapes}): {type(error).__name__}: "
-            f"{str(error).rstrip('.')}. {looked_up}Check shapes and dtypes (1x128:int64 in "
-            "--input says both): they come from --input, else from --data."
+            f"{str(error).rstrip('.')}. {explain_failure(error)}Check shapes and dtypes "
+            "(1x128:int64 in --input says both): they come from --input, else from --data."
         ) from error
     names, tensors, structure = flatten_outputs(result)
     names = _tell_apart(names, feeds)

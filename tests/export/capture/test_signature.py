@@ -325,6 +325,22 @@ def test_a_model_that_fails_says_on_which_shapes(error: Exception) -> None:
     assert raised.value.__cause__ is error
 
 
+class OfDict(nn.Module):
+    def __init__(self, read: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.read = read
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.read(batch).relu()
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
+@pytest.mark.parametrize("read", [lambda batch: batch["x"], lambda batch: batch.get("x")])
+def test_a_forward_that_reads_a_dict_is_to_be_wrapped(read: Callable[[Any], Tensor]) -> None:
+    with pytest.raises(InputError, match=r"tensors out of a dict.*return self\.model\(\{'x': x"):
+        describe_call(OfDict(read), {"batch": torch.ones(2, 4)}, keyword=False, dynamic_batch=True)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 @pytest.mark.parametrize("make", ["script", "trace"])
 def test_torchscript_is_named_and_called_like_its_module(make: str) -> None:
