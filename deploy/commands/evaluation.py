@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 import numpy as np
+import onnx
 
-from deploy.bundle.folder import Bundle
+from deploy.bundle.folder import FALLBACK, Bundle
 from deploy.config import BuildConfig
 from deploy.engines.base import Feeds
 from deploy.engines.process import EngineProcess
@@ -16,6 +17,7 @@ from deploy.judging.rows import Outputs
 from export.artifacts import TensorSpec
 from export.errors import ConfigError, DataError
 from export.images import channels_first
+from export.onnx.cost import count_largest
 
 
 class FloatReference:
@@ -69,7 +71,7 @@ def plan_check(
 ) -> CheckPlan:
     """How engines are compared; the labels are held against the output that the build chose."""
     batch = bundle.manifest.inputs[0].shape[0]
-    plan = CheckPlan(batch if isinstance(batch, int) else None)
+    plan = CheckPlan(batch if isinstance(batch, int) else None, row_bytes=_measure_row(bundle))
     recorded = None if config.classes else _named_in_build(bundle)
     try:
         named = config.classes or recorded
@@ -80,6 +82,14 @@ def plan_check(
         raise DataError(_describe_misfit(evaluation, recorded)) from error
     chosen = choose_class_output(found, reference, evaluation, plan)
     return replace(plan, classes_of=chosen.name, label_form=chosen.form, warnings=chosen.warnings)
+
+
+def _measure_row(bundle: Bundle) -> int:
+    """Bytes of the largest value that the float32 model makes of one sample."""
+    manifest = bundle.manifest
+    proto = onnx.load(bundle.path / manifest.engines[FALLBACK].file, load_external_data=False)
+    axes = {name: s.best for spec in manifest.inputs for name, s in spec.ranges.items()}
+    return np.dtype(np.float32).itemsize * count_largest(proto, axes=axes)
 
 
 def _named_in_build(bundle: Bundle) -> str | None:

@@ -91,13 +91,20 @@ def model_cost(
     )
 
 
-def count_largest(model: OnnxModel | onnx.ModelProto) -> int:
-    """Elements of the largest value that a run makes of one sample at its best sizes.
+def count_largest(
+    model: OnnxModel | onnx.ModelProto, *, axes: Mapping[str, int] | None = None
+) -> int:
+    """Elements of the largest value that a run makes of one sample; weights are none of them.
 
-    Weights are none of them. 0 where no shape is known.
+    Args:
+        model: an axis that is not named below counts as in `model_cost`.
+        axes: sizes of axes by their names.
+
+    Returns:
+        0 where no shape is known.
     """
     proto = _read_proto(model)
-    shapes = _infer_shapes(proto, {**_best_sizes(model), BATCH: 1})
+    shapes = _infer_shapes(proto, {**_best_sizes(model), BATCH: 1, **(axes or {})})
     made = (name for node in proto.graph.node for name in node.output if node.op_type != "Constant")
     return max((math.prod(shapes[name]) for name in made if name in shapes), default=0)
 

@@ -20,6 +20,7 @@ from deploy.bundle.golden import Golden, read_golden
 from deploy.bundle.manifest import BundledEngine, _make_manifest
 from deploy.commands.verification import verify
 from deploy.config import BuildConfig
+from deploy.inputs import dataset
 from deploy.report.tables import print_verification
 from export.errors import BundleError, ConfigError, DataError
 
@@ -69,6 +70,22 @@ def test_wrong_answers_of_one_engine_are_found(bundle_path: Path, factor: float)
     assert not results["onnxruntime-int8"].holds
     assert "'logits'" in str(results["onnxruntime-int8"].golden)
     assert results["onnxruntime-fp32"].holds
+
+
+def test_of_a_network_of_large_values_few_samples_are_judged_at_a_time(
+    pristine: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "VALUE_BYTES", 160)  # of five values in a hidden layer of eight
+    done: list[int] = []
+    config = BuildConfig(evaluation_samples=40)
+    results = verify(
+        read_bundle(pristine),
+        data=str(data),
+        config=config,
+        progress=lambda step: done.append(step.done or 0),
+    )
+    assert all(result.holds for result in results)
+    assert max(np.diff([0, *done])) == 5
 
 
 def test_swapped_samples_are_found(bundle_path: Path) -> None:
