@@ -30,6 +30,7 @@ NEED_TORCH = {
     "deploy/loading/model_files.py",
     "deploy/bundle/packing.py",
     "deploy/loading/parametrizations.py",
+    "deploy/loading/quantized.py",
     "deploy/pipeline.py",
     "deploy/judging/reference.py",
     "deploy/judging/repeats.py",

@@ -21,6 +21,7 @@ from torch.export import ExportedProgram
 
 from deploy.loading.archive import detect_kind, read_pickle
 from deploy.loading.parametrizations import bake_parametrizations
+from deploy.loading.quantized import refuse_quantized
 from deploy.loading.references import describe_missing_module, search_working_directory
 from deploy.loading.tensors import check_rebuilds, check_tensors, check_total
 from deploy.loading.trust import (
@@ -238,11 +239,16 @@ def _make_model(content: Any, path: Path, factory: str | None, form: str | None)
 
 
 def _finish_module(module: nn.Module) -> tuple[nn.Module, bool, tuple[str, ...]]:
-    """`module` itself without wrappers and in eval mode, whether it was training, and warnings."""
+    """`module` itself without wrappers and in eval mode, whether it was training, and warnings.
+
+    Raises:
+        LoadError: torch has quantized it.
+    """
     notes: list[str] = []
     while (inner := _unwrap(module)) is not None:
         notes.append(f"The wrapper {type(module).__name__} was taken off.")
         module = inner
+    refuse_quantized(module)
     was_training = any(part.training for part in module.modules())
     if was_training:
         notes.append(_TRAINING)
