@@ -46,6 +46,7 @@ def test_a_model_that_was_trained_on_is_calibrated_anew(tmp_path: Path, limit: i
         calibration=dataset,
         static_batch=None,
         kind="unlabelled",
+        row_bytes=0,
         signature=SimpleNamespace(inputs=()),
     )
     config = BuildConfig(data=str(tmp_path / "data.npz"), observer="minmax")

@@ -63,6 +63,7 @@ def test_a_model_is_not_ready_while_its_engine_does_not_return(
         assert model.ready  # nobody's time is up yet
         await wait_until(lambda: not model.ready)
         assert model.obstacle == "an engine does not return"
+        await wait_until(answered.done)  # its time is up just then
         assert isinstance(answered.exception(), Exception)
         shut.set()
         await wait_until(lambda: model.ready)
