@@ -42,7 +42,7 @@ from export.capture.ladder import Exported, export_model
 from export.errors import ConfigError, DeployError, GateError
 from export.fusion.options import FusionOptions
 from export.gpu import read_gpu
-from export.onnx.cost import count_largest, model_cost
+from export.onnx.cost import count_row_bytes, model_cost
 from export.progress import Progress, ProgressCallback, ignore_progress
 from export.tensorrt.plugins import read_plugins
 from quantize.audit import Finding
@@ -50,9 +50,6 @@ from quantize.calibration.ranges import Ranges
 
 _ROUNDING_BATCHES = 2
 """Batches of calibration samples on which the losses of 16 bits are measured."""
-
-_FLOAT32 = 4
-"""Bytes of a value."""
 
 _ONE_AT_A_TIME = threading.RLock()
 """Held by the build of this process: side by side they would time each other, and torch's exporters
@@ -121,7 +118,7 @@ def build(
         cache = open_cache(enabled=not config.no_cache)
         with clock.stage("export"):
             exported, problem = _export(problem, config, stage, progress)
-            problem = replace(problem, row_bytes=_FLOAT32 * count_largest(exported.onnx))
+            problem = replace(problem, row_bytes=count_row_bytes(exported.onnx))
             problem = problem.check_repeats()
         reference = Reference(problem.module, problem.signature, threads=threads)
         recorded = RecordedReference(reference)

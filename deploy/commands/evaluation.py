@@ -17,7 +17,7 @@ from deploy.judging.rows import Outputs
 from export.artifacts import TensorSpec
 from export.errors import ConfigError, DataError
 from export.images import channels_first
-from export.onnx.cost import count_largest
+from export.onnx.cost import count_row_bytes
 
 
 class FloatReference:
@@ -89,7 +89,7 @@ def _measure_row(bundle: Bundle) -> int:
     manifest = bundle.manifest
     proto = onnx.load(bundle.path / manifest.engines[FALLBACK].file, load_external_data=False)
     axes = {name: s.best for spec in manifest.inputs for name, s in spec.ranges.items()}
-    return np.dtype(np.float32).itemsize * count_largest(proto, axes=axes)
+    return count_row_bytes(proto, axes=axes)
 
 
 def _named_in_build(bundle: Bundle) -> str | None:

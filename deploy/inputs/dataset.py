@@ -13,6 +13,10 @@ from deploy.inputs.declared import InputSpec, numpy_dtype
 from export.artifacts import TensorSpec
 from export.errors import DataError
 
+VALUE_BYTES = 256 * 2**20
+"""Of the largest value that a run makes of a batch, unless one sample makes more. A network holds a
+few such at a time, and convolutions in float64 nine times one beside them."""
+
 
 class Rows(Protocol):
     """One input of every sample, [N, ...]; rows are read when they are asked for."""
@@ -27,11 +31,6 @@ class Rows(Protocol):
 
     def read(self, indices: Array) -> Array:
         """The rows at `indices`, in their order, as a new array."""
-
-
-VALUE_BYTES = 256 * 2**20
-"""Of the largest value that a run makes of a batch, unless one sample makes more. A network holds a
-few such at a time, and convolutions in float64 nine times one beside them."""
 
 
 @dataclass(frozen=True, eq=False)

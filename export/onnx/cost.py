@@ -91,10 +91,10 @@ def model_cost(
     )
 
 
-def count_largest(
+def count_row_bytes(
     model: OnnxModel | onnx.ModelProto, *, axes: Mapping[str, int] | None = None
 ) -> int:
-    """Elements of the largest value that a run makes of one sample; weights are none of them.
+    """Bytes in float32 of the largest value that a run makes of one sample; weights are none.
 
     Args:
         model: an axis that is not named below counts as in `model_cost`.
@@ -106,7 +106,7 @@ def count_largest(
     proto = _read_proto(model)
     shapes = _infer_shapes(proto, {**_best_sizes(model), BATCH: 1, **(axes or {})})
     made = (name for node in proto.graph.node for name in node.output if node.op_type != "Constant")
-    return max((math.prod(shapes[name]) for name in made if name in shapes), default=0)
+    return 4 * max((math.prod(shapes[name]) for name in made if name in shapes), default=0)
 
 
 def _read_proto(model: OnnxModel | onnx.ModelProto) -> onnx.ModelProto:

@@ -15,7 +15,7 @@ INLINE_S = 1.5e-4
 """Seconds of a run below which it happens on the event loop; a thread costs about as much."""
 
 _FETCHED = 5e9
-"""Bytes of input a second that another core fetches, which handing over costs besides; counted up
+"""Bytes of input a second that another core is taken to fetch, which handing over costs besides: up
 to `INLINE_S`, since the event loop is held meanwhile."""
 
 _FAR_BEYOND = 10

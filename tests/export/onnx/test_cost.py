@@ -11,7 +11,7 @@ from torch import nn
 from export import fuse_program, model_cost, to_onnx
 from export.artifacts import BATCH, SizeRange, TensorSpec
 from export.capture.program import capture
-from export.onnx.cost import count_largest
+from export.onnx.cost import count_row_bytes
 
 TORCH_FREE = ("artifacts", "onnx.cost", "errors", "optional", "progress")
 
@@ -102,9 +102,9 @@ def test_product_of_two_activations_has_no_parameters(tmp_path):
 
 def test_the_largest_value_of_a_sample_is_found_behind_every_layer(tmp_path):
     net = nn.Sequential(nn.Conv2d(3, 7, 3), nn.Upsample(scale_factor=2), nn.Conv2d(7, 2, 1))
-    assert count_largest(export(net, torch.randn(2, 3, 11, 9), tmp_path)) == 7 * 18 * 14
+    assert count_row_bytes(export(net, torch.randn(2, 3, 11, 9), tmp_path)) == 4 * 7 * 18 * 14
     wide = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(24, 1))
-    assert count_largest(export(wide, torch.randn(2, 3, 4, 3), tmp_path)) == 2 * 4 * 3
+    assert count_row_bytes(export(wide, torch.randn(2, 3, 4, 3), tmp_path)) == 4 * 2 * 4 * 3
 
 
 @pytest.mark.slow
