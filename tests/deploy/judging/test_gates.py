@@ -200,6 +200,14 @@ def test_means_of_channels_are_not_what_their_values_differ_by(axis: int) -> Non
     assert "its mean would be as near" in str(verdict.reason)
 
 
+def test_one_answer_to_every_sample_is_rejected_though_its_places_differ() -> None:
+    usual = np.random.default_rng(3).uniform(0, 1, (17, 2))  # where joints are, of whoever it is
+    eager = usual + 0.02 * heights(0, (64, 17, 2))
+    assert judge(report(eager, usual + 0.9 * (eager - usual)), "int8").passed
+    verdict = judge(report(eager, np.broadcast_to(usual, eager.shape)), "int8")
+    assert "differs from sample to sample by no more than it is off" in str(verdict.reason)
+
+
 def test_answers_that_do_not_differ_at_all_may_be_their_mean() -> None:
     eager = np.full((64, 5), 3000.0, np.float32)
     assert judge(report(eager, eager + 1), "int8", min_agreement=0.0).passed
