@@ -10,6 +10,7 @@ from latencies import NO_LUCK, latency
 from wrong_answers import WRONG, logits, wrong
 
 from deploy.config import BuildConfig
+from deploy.judging.accuracy import MIN_LABELLED
 from deploy.judging.gates import (
     DataKind,
     Verdict,
@@ -17,7 +18,6 @@ from deploy.judging.gates import (
     judge_parity,
     judge_speed,
 )
-from deploy.judging.label_notes import MIN_LABELLED
 from deploy.judging.parity import ParityAccumulator, ParityReport, SizeParity
 from deploy.measuring.luck import Luck
 
@@ -148,6 +148,24 @@ def test_fp32_that_is_wrong_where_no_floor_was_taken_is_seen_by_its_power() -> N
     assert judge(accumulator.result(), "fp32").passed
     accumulator.update({"y": masks(3, 1)}, {"y": 1 - masks(3, 1)}, rows=64)
     assert not judge(accumulator.result(), "fp32").passed
+
+
+@pytest.mark.parametrize(
+    ("samples", "off", "passes"), [(1000, 1, True), (1000, 4, False), (200, 4, True)]
+)
+def test_fp32_that_eagers_noise_excuses_may_not_be_wrong_more_often(
+    samples: int, off: float, passes: bool
+) -> None:
+    """It is off by what eager is from float64, or four times that; few labels prove nothing."""
+    values, labels = labelled(samples)
+    noise = [2 * np.random.default_rng(seed).standard_normal(values.shape) for seed in (1, 2)]
+    eager = values + 8 * np.eye(10)[labels]
+    parity = report(eager, eager + off * noise[0], exact=eager + noise[1], labels=labels)
+    verdict = judge(parity, "fp32", "labelled")
+    assert verdict.passed is passes
+    assert (
+        passes or "of accuracy" in verdict.gate or "no accuracy lost beyond doubt" in verdict.gate
+    )
 
 
 @pytest.mark.parametrize("name", WRONG)
