@@ -4,14 +4,15 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 DEMO := examples/digits
 
-.PHONY: help setup demo test test-slow test-gpu check clean
+.PHONY: help setup demo test test-lowest test-slow test-gpu check clean
 
 help:
-	@echo "make demo       train a small model, build it, print the table"
-	@echo "make test       the test suite"
-	@echo "make test-slow  the tests that take longer"
-	@echo "make test-gpu   on an NVIDIA GPU: its tests, then engines against peers in one table"
-	@echo "make check      format, lint, types, Dockerfiles, import directions"
+	@echo "make demo         train a small model, build it, print the table"
+	@echo "make test         the test suite"
+	@echo "make test-lowest  the suite with the lowest versions that pyproject.toml allows"
+	@echo "make test-slow    the tests that take longer"
+	@echo "make test-gpu     on an NVIDIA GPU: its tests, then engines against peers in one table"
+	@echo "make check        format, lint, types, Dockerfiles, import directions"
 
 setup: $(VENV)/.installed
 
@@ -27,8 +28,21 @@ demo: setup
 	cd $(DEMO) && $(BIN)/deploy build model.pt
 
 # Many processes read the same files: what one has compiled is kept for the others.
+SUITE := -m pytest -m "not slow and not gpu" -n 3 --dist loadfile --no-loadscope-reorder --durations=12
 test: setup
-	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not slow and not gpu" -n 3 --dist loadfile --no-loadscope-reorder --durations=12
+	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=PASSIVE $(BIN)/python $(SUITE)
+
+# Python 3.11 or 3.12: the lowest numpy knows no newer one.
+LOWEST := $(CURDIR)/.venv-lowest
+test-lowest: $(LOWEST)/.installed
+	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=PASSIVE $(LOWEST)/bin/python $(SUITE)
+
+$(LOWEST)/.installed: pyproject.toml tests/lowest_versions.py
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check packaging 'setuptools>=77,<82'
+	$(LOWEST)/bin/python tests/lowest_versions.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
@@ -46,4 +60,4 @@ check: setup
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) .mypy_cache .ruff_cache .pytest_cache .hypothesis

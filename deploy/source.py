@@ -32,8 +32,9 @@ from deploy.judging.rows import Outputs
 from deploy.loading.model_files import load_model, prepare_module
 from deploy.loading.unpicklable import OTHER_WAY, describe_unpicklable
 from deploy.torch_files import open_for_torch
+from export.capture.parameters import list_needed
 from export.capture.program import condense_error
-from export.capture.signature import CallSignature, list_needed
+from export.capture.signature import CallSignature
 from export.errors import LoadError
 from export.images import ImageCall
 

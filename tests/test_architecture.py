@@ -84,6 +84,8 @@ NEED_TORCH = {
     "export/capture/randomness.py",
     "export/capture/replaced_calls.py",
     "export/capture/remedies.py",
+    "export/capture/outputs.py",
+    "export/capture/parameters.py",
     "export/capture/signature.py",
     "export/capture/surroundings.py",
     "export/capture/whole_scales.py",

@@ -16,7 +16,8 @@ from deploy.inputs.dynamic_axes import check_axis_names, keep_axes, settle_axes
 from deploy.inputs.image_inputs import read_model_specs, settle_images, take_images
 from export.artifacts import BATCH, TensorSpec
 from export.capture.image_model import ImageModel
-from export.capture.signature import CallSignature, describe_call, name_inputs
+from export.capture.parameters import name_inputs
+from export.capture.signature import CallSignature, describe_call
 from export.errors import ConfigError, DataError, InputError
 from export.images import FLOATS, ImageCall
 

@@ -84,7 +84,8 @@ class ProgressDisplay:
         self._console.print(f"[{seconds:6.1f} s] {progress.stage}", markup=False, highlight=False)
 
     def __enter__(self) -> Self:
-        self._bars.start()
+        if self._console.is_terminal:  # rich 14.1 ends bars that nobody sees with a blank line
+            self._bars.start()
         return self
 
     def __exit__(
@@ -95,4 +96,5 @@ class ProgressDisplay:
     ) -> None:
         if error is None:
             self._finish_tasks()
-        self._bars.stop()
+        if self._console.is_terminal:
+            self._bars.stop()

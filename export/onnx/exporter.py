@@ -12,8 +12,8 @@ from torch.export import ExportedProgram
 
 from export.artifacts import BATCH, OnnxModel, TensorSpec
 from export.capture.image_model import find_user_module
+from export.capture.outputs import flatten_outputs
 from export.capture.program import condense_error, contain_noise
-from export.capture.signature import flatten_outputs
 from export.errors import ExportError
 from export.onnx.circular_padding import write_out_circular_padding
 from export.onnx.cleanup import (

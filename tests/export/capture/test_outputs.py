@@ -1,0 +1,114 @@
+"""What a module returns becomes named flat tensors; what cannot be named says so."""
+
+from collections import OrderedDict, defaultdict, namedtuple
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from export.capture.outputs import describe_structure, flatten_outputs
+from export.errors import ExportError
+
+A, B, C = torch.zeros(2, 3), torch.ones(2, 4), torch.full((2,), 2.0)
+Pair = namedtuple("Pair", ["mean", "scale"])
+
+
+@dataclass
+class Registered:
+    logits: Tensor
+    features: Tensor | None = None
+
+
+@dataclass
+class Unregistered:
+    logits: Tensor
+
+
+torch.export.register_dataclass(Registered, serialized_type_name="test_outputs.Registered")
+
+
+def outputs(result: Any) -> tuple[dict[str, Tensor], str]:
+    names, tensors, structure = flatten_outputs(result)
+    assert len(set(names)) == len(tensors)
+    return dict(zip(names, tensors, strict=True)), structure
+
+
+@pytest.mark.parametrize(
+    ("result", "names"),
+    [
+        (A, ["output"]),
+        ((A,), ["output_0"]),
+        ([A, B], ["output_0", "output_1"]),
+        ({"logits": A}, ["logits"]),
+        ({"logits": A, "boxes": [B, C]}, ["logits", "boxes.0", "boxes.1"]),
+        (OrderedDict(b=A, a=B), ["b", "a"]),
+        ({"a": {"b": {"c": A}}, "d": B}, ["a.b.c", "d"]),
+        ((A, {"aux": B}), ["output_0", "output_1.aux"]),
+        ({0: A, 1: B}, ["output_0", "output_1"]),
+        (Pair(A, B), ["mean", "scale"]),
+        (Registered(A, B), ["logits", "features"]),
+        ({"out": Registered(A)}, ["out.logits"]),
+        ((A, None, B), ["output_0", "output_2"]),
+        ((A, 3, "text", True), ["output_0"]),
+        ({"logits": A, "loss": None}, ["logits"]),
+    ],
+)
+def test_outputs_are_named_by_their_path(result: Any, names: list[str]) -> None:
+    found, _ = outputs(result)
+    assert list(found) == names
+    assert all(any(tensor is known for known in (A, B, C)) for tensor in found.values())
+
+
+@pytest.mark.parametrize(
+    ("result", "structure"),
+    [
+        (A, "tensor"),
+        ((A, B), "tuple(tensor, tensor)"),
+        ({"a": A, "b": [B, C]}, "dict(a: tensor, b: list(tensor, tensor))"),
+        ({"b": A, "a": B}, "dict(b: tensor, a: tensor)"),
+        (OrderedDict(z=A, a={"x": B}), "OrderedDict(z: tensor, a: dict(x: tensor))"),
+        (defaultdict(list, a=A), "defaultdict(a: tensor)"),
+        (Pair(A, B), "namedtuple(mean: tensor, scale: tensor)"),
+        (Registered(A, B), "Registered(logits: tensor, features: tensor)"),
+        ((A, (B, C)), "tuple(tensor, tuple(tensor, tensor))"),
+        ((A, None, 3, {}, ()), "tuple(tensor, None, int, dict(), tuple())"),
+    ],
+)
+def test_structure_is_kept_with_its_keys(result: Any, structure: str) -> None:
+    assert outputs(result)[1] == structure
+
+
+def test_keys_that_are_no_identifiers_are_quoted_so_that_the_nesting_can_be_told() -> None:
+    flat, nested = {"a.b": A, "c": B}, {"a": {"b": A}, "c": B}
+    assert list(outputs(flat)[0]) == list(outputs(nested)[0]) == ["a.b", "c"]
+    assert outputs(flat)[1] == 'dict("a.b": tensor, c: tensor)'
+    assert outputs(nested)[1] == "dict(a: dict(b: tensor), c: tensor)"
+    odd = {0: A, "0": B, 'say "x", (y): z': C}
+    assert describe_structure(odd) == (
+        'dict(0: tensor, "0": tensor, "say \\"x\\", (y): z": tensor)'
+    )
+
+
+@pytest.mark.parametrize("result", [None, 3, "text", (), {}, [None, (1, {})]])
+def test_a_result_without_tensors_is_refused_with_the_fix(result: Any) -> None:
+    with pytest.raises(ExportError, match=r"returns no tensor but .*return tensors"):
+        flatten_outputs(result)
+
+
+@pytest.mark.parametrize("result", [Unregistered(A), (B, Unregistered(A)), {"x": Unregistered(A)}])
+def test_a_dataclass_that_torch_does_not_know_is_never_dropped_silently(result: Any) -> None:
+    with pytest.raises(ExportError, match=r"register_dataclass\(Unregistered\)"):
+        flatten_outputs(result)
+
+
+@pytest.mark.parametrize("result", [{"a.b": A, "a": {"b": B}}, {"'x'": A, "x": B}])
+def test_two_outputs_of_one_name_are_refused(result: Any) -> None:
+    with pytest.raises(ExportError, match="Two outputs of the model are called"):
+        flatten_outputs(result)
+
+
+def test_an_output_under_an_empty_key_has_a_name():
+    names, _, _ = flatten_outputs({"": torch.zeros(1), "other": torch.zeros(1)})
+    assert names == ("output", "other")
