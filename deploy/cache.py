@@ -48,9 +48,12 @@ class Cache:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(value, file)
-            Path(name).replace(path)  # whole or not at all, whoever else writes it
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    json.dump(value, file)
+                Path(name).replace(path)  # whole or not at all, whoever else writes it
+            finally:
+                Path(name).unlink(missing_ok=True)  # of a full disk, which it would keep full
 
     def recall(self, kind: str, key: str, compute: Callable[[], Any]) -> Any:
         """The finding, computed and kept where there is none."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import tempfile
 import threading
 import time
@@ -54,6 +55,15 @@ _ROUNDING_BATCHES = 2
 _ONE_AT_A_TIME = threading.RLock()
 """Held by the build of this process: side by side they would time each other, and torch's exporters
 change torch while they run."""
+
+
+def _forget_builds() -> None:
+    """In a process that was forked, which has no other thread that could let go."""
+    global _ONE_AT_A_TIME
+    _ONE_AT_A_TIME = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_forget_builds)
 
 
 @dataclass

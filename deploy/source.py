@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from deploy.config import BuildConfig
 from deploy.engines.base import EngineSpec, Feeds
 from deploy.engines.device import CPU
+from deploy.full_disk import explain_full
 from deploy.inputs.batch_axis import STATIC_WARNING, TRACE_BATCH, to_tensors
 from deploy.inputs.data import ArrayRows, Dataset, open_data, split_checked
 from deploy.inputs.data_files import LABELS
@@ -30,6 +31,7 @@ from deploy.judging.repeats import check_repeats
 from deploy.judging.rows import Outputs
 from deploy.loading.model_files import load_model, prepare_module
 from deploy.loading.unpicklable import OTHER_WAY, describe_unpicklable
+from deploy.torch_files import open_for_torch
 from export.capture.parameters import list_needed
 from export.capture.program import condense_error
 from export.capture.signature import CallSignature
@@ -223,20 +225,31 @@ def write_module(module: nn.Module, folder: Path) -> Path:
     """A module from memory as a file that child processes can open, classes of scripts included.
 
     Raises:
-        LoadError: something in the module cannot be pickled.
+        LoadError: something in the module cannot be pickled, or there is no room for it.
     """
-    import cloudpickle
-
     path = folder / "model.pt"
     try:
-        torch.save(module, path, pickle_module=cloudpickle)
+        with open_for_torch(path) as file:
+            _pickle_module(module, file)
+    except OSError as error:
+        what, fix = explain_full(error, folder, otherwise="set TMPDIR to a folder that has some")
+        raise LoadError(
+            f"{type(module).__name__} cannot be written for engine processes to open: {what}. {fix}"
+        ) from error
+    return path
+
+
+def _pickle_module(module: nn.Module, file: Any) -> None:
+    import cloudpickle
+
+    try:
+        torch.save(module, file, pickle_module=cloudpickle)
     except Exception as error:  # __getstate__ of the user's own classes: whatever it raises
         what = describe_unpicklable(module, cloudpickle.dumps)
         raise LoadError(
             f"{type(module).__name__} cannot be pickled, so that engine processes could not open "
             f"it: {condense_error(error)}{what}. {OTHER_WAY}"
         ) from error
-    return path
 
 
 def _open(config: BuildConfig, module: nn.Module) -> Dataset | None:

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 
 from deploy.config import BuildConfig
 from deploy.source import Problem, open_problem
+from deploy.torch_files import open_for_torch
 from export.capture.inspection import LayerRow, list_layers
 from export.capture.program import capture, contain_noise
 from export.errors import ConfigError, ExportError
@@ -84,8 +85,8 @@ def _write(program: ExportedProgram, certificate: Certificate, output: Path) -> 
     """Both files, beside `output` first, so that a failure leaves nothing of them."""
     with tempfile.TemporaryDirectory(prefix=".deploy-", dir=output.parent) as folder:
         staged = Path(folder) / output.name
-        with contain_noise():
-            torch.export.save(program, staged)
+        with contain_noise(), open_for_torch(staged) as file:
+            torch.export.save(program, file)
         evidence = staged.with_suffix(CERTIFICATE_SUFFIX)
         content = json.dumps(certificate.as_dict(), indent=1, allow_nan=False)
         evidence.write_text(content + "\n", encoding="utf-8")

@@ -76,6 +76,7 @@ class ChildProcess:
         Raises:
             DeployError: what the child raised; EngineError when it failed otherwise, died (the
                 message has the signal and its last words) or said nothing for `timeout` seconds.
+            OSError: a disk is full.
         """
         try:
             kind, value = self._next_message(timeout)
@@ -86,7 +87,7 @@ class ChildProcess:
             raise EngineError(self._describe_death()) from error
         if kind == "ok":
             return value
-        if isinstance(value, DeployError):
+        if isinstance(value, DeployError | OSError):
             raise value
         raise EngineError(f"The engine failed: {value}")
 

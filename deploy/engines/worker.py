@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from deploy.engines import Engine, EngineSpec, Feeds, open_engine
+from deploy.full_disk import FULL
 from export.errors import DeployError
 from export.progress import Progress, ProgressCallback, ignore_progress
 
@@ -114,7 +115,10 @@ def serve(connection: Connection) -> None:
         except DeployError as error:
             answer = ("error", error)
         except Exception as error:  # noqa: BLE001  the parent turns it into a reason
-            answer = ("fault", f"{type(error).__name__}: {error}")
+            full = (
+                isinstance(error, OSError) and error.errno in FULL
+            )  # which ends the parent's work
+            answer = ("error", error) if full else ("fault", f"{type(error).__name__}: {error}")
         connection.send(answer)
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from deploy.engines.base import Array
 from deploy.judging.class_scores import ClassScores
 
+MIN_LABELLED = 300
+"""Samples with labels from which the accuracy decides."""
 _ROUNDING = 1e-9
 """One class answered throughout is chance exactly, but for the order in which shares are summed."""
 _SHARE_ROUNDING = 1e-3

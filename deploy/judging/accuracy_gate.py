@@ -36,6 +36,21 @@ def hold_accuracy(accuracy: Accuracy, max_drop: float) -> tuple[str, str | None]
     return f"{gate}, and of the F1 of {of}", _explain_classes(accuracy.f1, of, max_drop)
 
 
+def explain_certain_drop(accuracy: Accuracy, max_drop: float) -> str | None:
+    """What float32 has lost beyond doubt; None where it may have lost no more than is allowed.
+
+    Eager's own noise may be so large that it excuses any answers; it excuses none that are wrong
+    more often than eager's. Where it is as large, accuracies differ by chance as well.
+    """
+    low, high = accuracy.drop_ci95
+    if not low > max_drop:
+        return None
+    return (
+        f"accuracy drops by {accuracy.drop:.2%} (95% interval {low:.2%} to {high:.2%}), more than "
+        f"{max_drop:.2%} beyond doubt"
+    )
+
+
 def _name_classes(accuracy: Accuracy, classes: int) -> str:
     """What the F1 is the mean of."""
     if accuracy.ranks:

@@ -6,6 +6,7 @@ does it of values that differ little beside what they have in common: of tempera
 int8 may keep the 300, and give the same answer to everything.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,32 +65,48 @@ class FlatChannels:
 
 @dataclass
 class _Powers:
-    """By channel the sums over its values: squares, squared errors and the values themselves."""
+    """By channel the sums over its values: squares, squared errors, and differences from `origin`.
 
+    That is a value near all of the channel's. Squares of the values themselves would hide, in their
+    rounding over millions, how little they differ.
+    """
+
+    origin: Floats
     signal: Floats
     error: Floats
-    total: Floats
+    moved: Floats
+    squares: Floats
+    count: Floats
 
     def add(self, other: "_Powers") -> "_Powers":
+        """Both together; they have one origin."""
         return _Powers(
-            self.signal + other.signal, self.error + other.error, self.total + other.total
+            self.origin,
+            self.signal + other.signal,
+            self.error + other.error,
+            self.moved + other.moved,
+            self.squares + other.squares,
+            self.count + other.count,
         )
 
-    def measure_variation(self, values: int) -> float | None:
-        """Power of all by which `values` of each channel differ from its mean, over the error's."""
-        with np.errstate(over="ignore", invalid="ignore"):  # beyond float64 nothing can be said
-            varies = float((self.signal - self.total**2 / values).sum())
-        error = float(self.error.sum())
+    def measure_variation(self) -> float | None:
+        """Power of all by which values differ from the mean of their channel, over the error's."""
+        varies, error = float(self._vary().sum()), float(self.error.sum())
         if not error or not varies > _LEAST_VARIATION * float(self.signal.sum()):
             return None
         return varies / error
 
-    def list_flat(self, values: int) -> tuple[int, ...]:
+    def list_flat(self) -> tuple[int, ...]:
         """Numbers of the channels of which the error leaves nothing but the mean."""
+        varies = self._vary()
         with np.errstate(over="ignore", invalid="ignore"):
-            varies = self.signal - self.total**2 / values
             live = (varies > _LEAST_VARIATION * self.signal) & _are_live(self.signal)
             return tuple(int(number) for number in np.flatnonzero(live & (self.error >= varies)))
+
+    def _vary(self) -> Floats:
+        with np.errstate(over="ignore", invalid="ignore"):  # beyond float64 nothing can be said
+            varies: Floats = self.squares - self.moved**2 / np.maximum(self.count, 1)
+        return varies
 
 
 @dataclass
@@ -104,6 +121,8 @@ class ChannelPowers:
     _values: dict[int, int] = field(default_factory=dict)
     _whole: _Powers | None = None
     _count: int = 0
+    _places: _Powers | None = None
+    _samples: int | None = 0
 
     def update(self, ours: Floats, theirs: Floats) -> None:
         """Add one batch of equal shapes, samples first; what is not finite on both sides is 0."""
@@ -112,57 +131,71 @@ class ChannelPowers:
         shared = np.isfinite(ours) & np.isfinite(theirs)
         if not shared.all():
             ours, theirs = np.where(shared, ours, 0.0), np.where(shared, theirs, 0.0)
-        error = theirs - ours
-        whole = _sum_powers(ours.reshape(-1, 1), error.reshape(-1, 1), 1)
-        self._whole = whole if self._whole is None else self._whole.add(whole)
+        batch = _Batch(ours, theirs - ours, None if shared.all() else shared)
+        self._whole = batch.add_to(self._whole, (1, ours.size))
         self._count += ours.size
-        if self._sums is None or ours.ndim < 2:
+        if ours.ndim < 2:
+            return
+        self._add_places(batch)
+        if self._sums is None:
             return
         for axis in {1, ours.ndim - 1}:
             if not 2 <= ours.shape[axis] <= _MOST:
                 continue
-            powers = _sum_powers(ours, error, axis)
             known = self._sums.get(axis)
-            if known is not None and known.signal.shape != powers.signal.shape:
+            if known is not None and len(known.signal) != ours.shape[axis]:
                 self._sums = None  # of other sizes in every batch: no channels
                 return
             values = ours.size // ours.shape[axis]
             self._values[axis] = self._values.get(axis, 0) + values
-            self._sums[axis] = powers if known is None else known.add(powers)
+            behind = math.prod(ours.shape[axis + 1 :])
+            self._sums[axis] = batch.add_to(known, (ours.shape[axis], behind))
+
+    def _add_places(self, batch: "_Batch") -> None:
+        """Each value of a sample by itself, where these are not too many to be kept."""
+        places = batch.ours[0].size
+        same = self._places is None or len(self._places.signal) == places
+        if self._samples is None or not same or places > _MOST:
+            self._samples = self._places = None
+            return
+        self._samples += len(batch.ours)
+        self._places = batch.add_to(self._places, (places, 1))
 
     def result(self) -> LostChannels | None:
         """Of the axis that fares worst; None where there is none that could be one of channels.
 
         Nor is anything said of channels that were seen in fewer than `_FEWEST_VALUES` values.
         """
-        found = [_count_lost(powers) for powers, _ in self._list_channels()]
+        found = [_count_lost(powers) for powers in self._list_channels()]
         return max(found, key=lambda each: each.share, default=None)
 
     def measure_variation(self) -> float | None:
         """Power of all by which values differ over that of the error; None where they do not.
 
         What has a mean of its own, and so does not differ by that, is each channel of whichever
-        axis leaves least.
+        axis leaves least, and each place where enough samples were seen: what differs from place to
+        place alone, such as where the joints of whoever stands there are, is no answer to a sample.
         """
         if self._whole is None or self._count < _FEWEST_VALUES:
             return None
-        found = [(self._whole, self._count), *self._list_channels()]
-        ratios = [powers.measure_variation(values) for powers, values in found]
+        found = [self._whole, *self._list_channels()]
+        if self._places is not None and (self._samples or 0) >= _FEWEST_VALUES:
+            found.append(self._places)
+        ratios = [powers.measure_variation() for powers in found]
         return min((ratio for ratio in ratios if ratio is not None), default=None)
 
     def find_flat(self) -> FlatChannels | None:
         """None where there is no axis of channels, or no channel is flat."""
         found = [
-            FlatChannels(powers.list_flat(values), len(powers.signal))
-            for powers, values in self._list_channels()
+            FlatChannels(powers.list_flat(), len(powers.signal)) for powers in self._list_channels()
         ]
         worst = max(found, key=lambda each: len(each.numbers) / each.count, default=None)
         return worst if worst is not None and worst.numbers else None
 
-    def _list_channels(self) -> list[tuple[_Powers, int]]:
-        """By axis the powers of its channels, with the number of values of each, where enough."""
+    def _list_channels(self) -> list[_Powers]:
+        """By axis the powers of its channels, where each has enough values."""
         return [
-            (powers, self._values[axis])
+            powers
             for axis, powers in (self._sums or {}).items()
             if self._values[axis] >= _FEWEST_VALUES
         ]
@@ -179,9 +212,9 @@ def explain_constant(name: str, varying_db: float | None, least: float) -> str |
     if varying_db is None or varying_db > min(0.0, least - USUAL_DB):
         return None
     return (
-        f"output {name!r} differs from sample to sample and place to place by no more than it is "
-        f"off ({varying_db:.1f} dB): its mean would be as near. Have the model give what is left "
-        "of its answers without their mean, and add that behind the engine"
+        f"output {name!r} differs from sample to sample by no more than it is off "
+        f"({varying_db:.1f} dB): its mean would be as near. Have the model give what is left of "
+        "its answers without their mean, and add that behind the engine"
     )
 
 
@@ -207,14 +240,45 @@ def warn_of_flat(engine: str, outputs: Iterable[tuple[str, FlatChannels | None]]
     )
 
 
-def _sum_powers(ours: Floats, error: Floats, axis: int) -> _Powers:
-    shape = (-1, ours.shape[axis], int(np.prod(ours.shape[axis + 1 :])))
-    shaped, missed = ours.reshape(shape), error.reshape(shape)
-    return _Powers(
-        np.einsum("nck,nck->c", shaped, shaped),
-        np.einsum("nck,nck->c", missed, missed),
-        np.einsum("nck->c", shaped),
-    )
+@dataclass(frozen=True)
+class _Batch:
+    """Values, their errors, and which of them are finite; None: all."""
+
+    ours: Floats
+    error: Floats
+    shared: np.ndarray[Any, np.dtype[np.bool_]] | None
+
+    def add_to(self, known: _Powers | None, channels: tuple[int, int]) -> _Powers:
+        """`known` with this batch, of so many channels, and values of one side by side."""
+        shape = (-1, *channels)
+        values, missed = self.ours.reshape(shape), self.error.reshape(shape)
+        count = np.full(channels[0], values.size / channels[0])
+        if self.shared is not None:
+            count = self.shared.reshape(shape).sum(axis=(0, 2), dtype=np.float64)
+        origin = known.origin if known is not None else _sum(values) / np.maximum(count, 1)
+        moved = values - origin[:, None]
+        if self.shared is not None:
+            moved[~self.shared.reshape(shape)] = 0.0
+        powers = _Powers(
+            origin,
+            _sum_squares(values),
+            _sum_squares(missed),
+            _sum(moved),
+            _sum_squares(moved),
+            count,
+        )
+        return powers if known is None else known.add(powers)
+
+
+def _sum(values: Floats) -> Floats:
+    """By channel, of [n, channels, k]."""
+    total: Floats = np.einsum("nck->c", values)
+    return total
+
+
+def _sum_squares(values: Floats) -> Floats:
+    squares: Floats = np.einsum("nck,nck->c", values, values)
+    return squares
 
 
 def _count_lost(powers: _Powers) -> LostChannels:

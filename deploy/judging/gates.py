@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from deploy.config import BuildConfig
-from deploy.judging.accuracy_gate import hold_accuracy
+from deploy.judging.accuracy_gate import explain_certain_drop, hold_accuracy
 from deploy.judging.channels import explain_constant
-from deploy.judging.label_notes import LABELS_JUDGE_NOTHING, MIN_LABELLED
+from deploy.judging.label_notes import LABELS_JUDGE_NOTHING
 from deploy.judging.output_parity import OutputParity
 from deploy.judging.parity import ParityReport
 from deploy.judging.shares import explain_few, holds_share
@@ -78,14 +78,14 @@ def judge_parity(
         recorded_noise: eager's float32 noise by output, as the build recorded it, where the
             reference is not eager but a float32 engine that was itself within the gate.
 
-    Float32 is held to the noise of eager itself. Fewer bits are held to the accuracy where there
-    are at least 300 labels which eager itself knows beyond chance, and to knowing them itself (see
-    `deploy.judging.accuracy_gate`); lone scores and outputs that have no labels to the SQNR; else
-    all to the SQNR and, on real data, to the top-1 agreement. An output that holds the SQNR but has
-    lost a tenth of its channels to others of larger scale fails, and so does one with a ruined
-    sample (see `deploy.judging.worst_samples`); integers but for colour images have no SQNR and are
-    held to the share of equal ones. int8 and int4, weights alone as well, are never passed on
-    synthetic inputs.
+    Float32 is held to the noise of eager itself, and may lose no accuracy beyond doubt. Fewer bits
+    are held to the accuracy where there are at least 300 labels which eager itself knows beyond
+    chance, and to knowing them itself (see `deploy.judging.accuracy_gate`); lone scores and outputs
+    that have no labels to the SQNR; else all to the SQNR and, on real data, to the top-1 agreement.
+    An output that holds the SQNR but has lost a tenth of its channels to others of larger scale
+    fails, and so does one with a ruined sample (see `deploy.judging.worst_samples`); integers but
+    for colour images have no SQNR and are held to the share of equal ones. int8 and int4, weights
+    alone as well, are never passed on synthetic inputs.
     """
     if report.samples == 0:
         return Verdict(False, "samples to judge by", "no sample was compared")
@@ -101,18 +101,22 @@ def judge_parity(
     verdict = _judge_sizes(report)
     if not verdict.passed:
         return verdict
+    accuracy = report.held_accuracy
     if precision in EXACT:
-        return _judge_exact(report, recorded_noise)
+        verdict = _judge_exact(report, recorded_noise)
+        drop = None if accuracy is None else explain_certain_drop(accuracy, config.max_drop)
+        if not verdict.passed or drop is None:
+            return verdict
+        return Verdict(False, f"{verdict.gate}, and no accuracy lost beyond doubt", drop)
     if precision in ("int8", "int4", "mixed") and kind == "synthetic":
         return Verdict(False, "calibration data", NO_CALIBRATION_DATA)
-    accuracy = report.judged_accuracy
-    if accuracy is not None and accuracy.samples >= MIN_LABELLED:
+    if accuracy is not None:
         gate, reason = hold_accuracy(accuracy, config.max_drop)
         if reason is not None:
             return Verdict(False, gate, reason)
         return _judge_unlabelled_outputs(report, precision, config, gate)
     verdict = _judge_without_labels(report, precision, kind=kind, config=config)
-    if report.accuracy is not None and accuracy is None:
+    if report.accuracy is not None and report.judged_accuracy is None:
         return replace(verdict, gate=f"{verdict.gate} ({LABELS_JUDGE_NOTHING})")
     return verdict
 

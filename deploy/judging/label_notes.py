@@ -5,11 +5,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from deploy.engines.base import Array
-from deploy.judging.accuracy import Accuracy
+from deploy.judging.accuracy import MIN_LABELLED, Accuracy
 from deploy.judging.parity import ParityReport
 
-MIN_LABELLED = 300
-"""Samples with labels from which the accuracy decides."""
 _NAMED = 8
 """Classes that a warning names."""
 LABELS_JUDGE_NOTHING = "the labels judge nothing: eager's own accuracy is not above chance"

@@ -156,7 +156,9 @@ class OutputAccumulator:
             self.finite = False
         shared = np.isfinite(ours) & np.isfinite(theirs)
         self.rows += ours.shape[0] if ours.ndim else 1
-        self._add_differences(ours[shared], theirs[shared])
+        whole = bool(shared.all())
+        pair = (ours.ravel(), theirs.ravel()) if whole else (ours[shared], theirs[shared])
+        self._add_differences(*pair)
         if self.axis is not None and ours.ndim > self.axis:
             self.samples.update(ours, theirs)
         self.colours = hold_colours(reference)
@@ -179,14 +181,15 @@ class OutputAccumulator:
         return np.moveaxis(wide, self.axis, 0) if self.axis and wide.ndim > self.axis else wide
 
     def _add_differences(self, ours: Floats, theirs: Floats) -> None:
-        difference = np.abs(ours - theirs)
+        difference = ours - theirs
+        np.abs(difference, out=difference)
         self.count += ours.size
         self.max_abs = max(self.max_abs, float(difference.max(initial=0.0)))
         self.sum_abs += float(difference.sum())
-        self.signal += float(np.square(ours).sum())
-        self.power += float(np.square(theirs).sum())
-        self.dot += float((ours * theirs).sum())
-        self.error += float(np.square(difference).sum())
+        self.signal += float(np.dot(ours, ours))
+        self.power += float(np.dot(theirs, theirs))
+        self.dot += float(np.dot(ours, theirs))
+        self.error += float(np.dot(difference, difference))
         self.low = min(self.low, float(ours.min(initial=math.inf)))
         self.high = max(self.high, float(ours.max(initial=-math.inf)))
 

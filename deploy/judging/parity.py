@@ -10,7 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from deploy.engines.base import Array
-from deploy.judging.accuracy import Accuracy, AccuracyAccumulator, LabelAccumulator
+from deploy.judging.accuracy import (
+    MIN_LABELLED,
+    Accuracy,
+    AccuracyAccumulator,
+    LabelAccumulator,
+)
 from deploy.judging.layouts import LabelForm
 from deploy.judging.output_parity import OutputAccumulator, OutputParity
 from deploy.judging.place_accuracy import PlaceAccumulator
@@ -70,6 +75,12 @@ class ParityReport:
     def judged_accuracy(self) -> Accuracy | None:
         """The accuracy, where the labels judge anything; see `Accuracy.above_chance`."""
         return self.accuracy if self.accuracy is not None and self.accuracy.above_chance else None
+
+    @property
+    def held_accuracy(self) -> Accuracy | None:
+        """`judged_accuracy`, where there are enough labels for it to decide."""
+        judged = self.judged_accuracy
+        return judged if judged is not None and judged.samples >= MIN_LABELLED else None
 
 
 @dataclass

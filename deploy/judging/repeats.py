@@ -50,14 +50,14 @@ def check_repeats(
     if feeds is None:  # fewer samples than the only batch size, which the comparison refuses
         return ()
     held = {name: value.clone() for name, value in find_user_module(module).named_buffers()}
-    before = _read_generators()
+    before = _read_generators(module)
 
     def run(asked: Feeds) -> Outputs:
         return run_eager(module, signature, asked)
 
     run_reference(run, feeds, data.source)
-    after = _read_generators()
-    drawn = [name for name in before if before[name] != after[name]]
+    after = _read_generators(module)
+    drawn = [name for name, state in after.items() if before.get(name) != state]
     warnings = [_CHANGES.format(names)] if (names := _list_changed(module, held)) else []
     if not drawn:
         return tuple(warnings)
@@ -90,10 +90,27 @@ def _equal(known: torch.Tensor, value: torch.Tensor) -> bool:
     return bool(((known == value) | ((known != known) & (value != value))).all())
 
 
-def _read_generators() -> dict[str, bytes]:
-    """The state of each generator that a model may draw from without having one of its own."""
-    return {
+def _read_generators(module: nn.Module) -> dict[str, bytes]:
+    """The state of each generator that `module` may draw from: those of all, and its own."""
+    states = {
         "torch": torch.get_rng_state().numpy().tobytes(),
         "numpy.random": pickle.dumps(np.random.get_state()),
         "random": pickle.dumps(random.getstate()),
     }
+    for path, child in find_user_module(module).named_modules():
+        for name, value in vars(child).items():
+            state = _read_state(value)
+            if state is not None:
+                states[f"its generator {f'{path}.{name}'.lstrip('.')!r}"] = state
+    return states
+
+
+def _read_state(value: object) -> bytes | None:
+    """Of a generator of torch, numpy or Python; None of anything else."""
+    if isinstance(value, torch.Generator):
+        return value.get_state().numpy().tobytes()
+    if isinstance(value, np.random.Generator):
+        return pickle.dumps(value.bit_generator.state)
+    if isinstance(value, np.random.RandomState):
+        return pickle.dumps(value.get_state())
+    return pickle.dumps(value.getstate()) if isinstance(value, random.Random) else None

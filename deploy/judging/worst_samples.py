@@ -59,8 +59,9 @@ class SamplePowers:
     def update(self, ours: Floats, theirs: Floats) -> None:
         """Add one batch of equal shapes, samples first; what is not finite on both sides is 0."""
         shared = np.isfinite(ours) & np.isfinite(theirs)
-        signal, error = np.where(shared, ours, 0.0), np.where(shared, theirs, 0.0)
-        error -= signal
+        if not shared.all():
+            ours, theirs = np.where(shared, ours, 0.0), np.where(shared, theirs, 0.0)
+        signal, error = ours, theirs - ours
         for powers, values in ((self._signal, signal), (self._error, error)):
             flat = values.reshape(len(values), -1)
             powers.append(np.einsum("nk,nk->n", flat, flat))

@@ -24,6 +24,6 @@ def add_census(
             spec=result.spec,
             feeds=dict(feeds),
         )
-    except DeployError as error:
+    except (DeployError, OSError) as error:  # a full disk too: what is measured is lost by neither
         census = str(error)
     return replace(result, census=census)

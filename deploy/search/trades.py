@@ -75,7 +75,7 @@ class Trader:
         narrow, wide = candidates[f"{engine}-int8"], _best_float(engine, candidates)
         try:
             int8, floats = (self._layer_seconds(result) for result in (narrow, wide))
-        except EngineError as error:
+        except (EngineError, OSError) as error:
             self.notes.append(f"{engine}: no times of its layers: {error}")
             int8, floats = {}, {}
         blocks = tuple(_describe(item, int8, floats) for item in self.sensitivity)

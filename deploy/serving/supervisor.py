@@ -107,6 +107,7 @@ class _Worker:
             return 0.0
         if sign != self.sign:
             self.sign, self.seen = sign, now
+            self.refusals = 0  # it takes requests, whatever those before it said
         return now - self.seen
 
 

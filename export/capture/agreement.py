@@ -170,18 +170,17 @@ def _measure_by_tolerance(
 
 
 def measure_sample_errors(reference: Array, found: Array) -> list[float]:
-    """`measure_error` of each sample, all over the range of the whole `reference`.
+    """`measure_error` of each sample of floats, all over the range of the whole `reference`.
 
     A single number of the whole batch is one sample.
     """
     if not reference.ndim:
         return [measure_error(reference, found)]
-    errors = []
-    for index in range(len(reference)):
-        mixed = reference.astype(found.dtype)
-        mixed[index] = found[index]
-        errors.append(measure_error(reference, mixed))
-    return errors
+    if reference.shape != found.shape:
+        return [float("inf")] * len(reference)
+    opened = open_masks(reference.astype(np.float64), found.astype(np.float64))
+    scale = _measure_scale(opened[0])
+    return [_measure_difference(ours, theirs) / scale for ours, theirs in zip(*opened, strict=True)]
 
 
 def measure_error(reference: Array, found: Array, span: float = 0.0) -> float:
@@ -202,19 +201,28 @@ def measure_error(reference: Array, found: Array, span: float = 0.0) -> float:
     if reference.dtype.kind == "c":
         reference, found = (np.stack([v.real, v.imag], -1) for v in (reference, found))
     reference, found = open_masks(reference.astype(np.float64), found.astype(np.float64))
+    return _measure_difference(reference, found) / _measure_scale(reference, span, lone=lone)
+
+
+def _measure_difference(reference: Array, found: Array) -> float:
+    """The largest; infinite if NaN or Inf stand in different places."""
     finite = np.isfinite(reference)
     if not np.array_equal(reference[~finite], found[~finite], equal_nan=True):
         return float("inf")
     reference, found = reference[finite], found[finite]
     if not np.isfinite(found).all():
         return float("inf")
-    if reference.size == 0:
-        return 0.0
-    largest = float(np.abs(reference).max())
+    return float(np.abs(found - reference).max(initial=0.0))
+
+
+def _measure_scale(reference: Array, span: float = 0.0, *, lone: bool = False) -> float:
+    """What a difference is held against, see `measure_error`; 1 where all is 0."""
+    finite = reference[np.isfinite(reference)]
+    if not finite.size:
+        return span or 1.0
+    largest = float(np.abs(finite).max())
     least = largest if lone else 0.01 * largest
-    scale = max(float(reference.max() - reference.min()), least, span)
-    difference = float(np.abs(found - reference).max())
-    return difference / scale if scale else difference
+    return max(float(finite.max() - finite.min()), least, span) or 1.0
 
 
 def run_onnx(model: OnnxModel, feeds: Mapping[str, Array]) -> dict[str, Array]:

@@ -19,7 +19,9 @@ aten = ops.aten
 
 _AXES: dict[Any, int] = {
     aten.conv1d.default: 1,
+    aten.conv1d.padding: 1,
     aten.conv2d.default: 2,
+    aten.conv2d.padding: 2,
     aten.conv_transpose1d.default: 1,
     aten.conv_transpose2d.input: 2,
 }
@@ -90,10 +92,11 @@ def _weigh(call: _Call, weight: fx.Node, windows: list[fx.Node]) -> fx.Node:
 
 def _shift(node: fx.Node, call: _Call, value: fx.Node, kernel: list[int]) -> list[fx.Node]:
     """For each place in the kernel the values that it meets, ``[groups, inputs, ...]``."""
-    padding, dilation, stride = _list_steps(node)
-    if any(padding):
-        sides = [side for ahead in reversed(padding) for side in (ahead, ahead)]
-        value = call(aten.constant_pad_nd.default, value, sides)
+    dilation, stride = _list_steps(node, "dilation"), _list_steps(node, "stride")
+    sides = _list_sides(node, kernel, dilation)
+    if any(map(any, sides)):
+        widths = [width for side in reversed(sides) for width in side]
+        value = call(aten.constant_pad_nd.default, value, widths)
     met = []
     for place in itertools.product(*map(range, kernel)):
         part = value
@@ -116,19 +119,41 @@ def _spread(node: fx.Node, call: _Call, value: fx.Node) -> fx.Node:
     value = call(aten.flatten.using_ints, value, 1)
     value = call(aten.unflatten.int, value, 0, [-1, rows])
     columns = call(aten.bmm.default, call(aten.transpose.int, weight, 1, 2), value)
-    padding, dilation, stride = _list_steps(node)
+    names = ("dilation", "padding", "stride", "output_padding")
+    dilation, padding, stride, more = (_list_steps(node, name) for name in names)
+    size = [*node.meta["val"].shape[2:]]
+    # of values behind the last column there may be fewer than a step; a dilation allows for more
+    behind = [added // step * step for added, step in zip(more, stride, strict=True)]
+    cuts = padding if any(behind) else [0] * axes  # some of what is cut off may lie there
+    padding = [n - cut for n, cut in zip(padding, cuts, strict=True)]
+    whole = [n + 2 * cut - end for n, cut, end in zip(size, cuts, behind, strict=True)]
     one, none = [1] * (2 - axes), [0] * (2 - axes)
-    sizes = [*one, *node.meta["val"].shape[2:]], [*one, *kernel]
+    sizes = [*one, *whole], [*one, *kernel]
     steps = [*one, *dilation], [*none, *padding], [*one, *stride]
     made = call(aten.col2im.default, columns, *sizes, *steps)
+    if any(behind):
+        widths = [width for end in reversed(behind) for width in (0, end)]
+        made = call(aten.constant_pad_nd.default, made, widths)
+        for axis, (cut, n) in enumerate(zip(cuts, size, strict=True), -axes):
+            made = call(aten.slice.Tensor, made, axis, cut, cut + n)
     return call(aten.flatten.using_ints, made, 2)
 
 
-def _list_steps(node: fx.Node) -> list[list[int]]:
-    """Padding, dilation and stride, for each axis."""
-    axes = _AXES[node.target]
-    given = [read_argument(node, name) for name in ("padding", "dilation", "stride")]
-    return [[*numbers] * axes if len(numbers) == 1 else [*numbers] for numbers in given]
+def _list_steps(node: fx.Node, name: str) -> list[int]:
+    """Of each axis what the argument `name` says: dilation, stride or another."""
+    numbers = read_argument(node, name)
+    return [*numbers] * _AXES[node.target] if len(numbers) == 1 else [*numbers]
+
+
+def _list_sides(node: fx.Node, kernel: list[int], dilation: list[int]) -> list[tuple[int, int]]:
+    """Zeros before and behind each axis; of an odd number for a size that stays, more behind."""
+    padding = read_argument(node, "padding")
+    if padding == "valid":
+        return [(0, 0)] * len(kernel)
+    if padding == "same":
+        widths = [(n - 1) * spread for n, spread in zip(kernel, dilation, strict=True)]
+        return [(width // 2, width - width // 2) for width in widths]
+    return [(width, width) for width in _list_steps(node, "padding")]
 
 
 def _count_rows(node: fx.Node) -> int | None:

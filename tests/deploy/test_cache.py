@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from short_files import files_of_at_most
 
 from deploy.cache import (
     Cache,
@@ -52,6 +53,14 @@ def test_a_folder_that_cannot_be_written_to_keeps_nothing(tmp_path: Path) -> Non
 def test_nothing_half_written_is_left(tmp_path: Path) -> None:
     Cache(tmp_path).keep("kind", "key", 1)
     assert [path.name for path in (tmp_path / "kind").iterdir()] == ["key.json"]
+
+
+def test_what_finds_no_room_keeps_nothing_and_takes_none(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    with files_of_at_most(4000):
+        cache.keep("kind", "key", [0.5] * 10_000)
+    assert cache.find("kind", "key") is None
+    assert list((tmp_path / "kind").iterdir()) == []
 
 
 def test_without_a_cache_everything_is_computed() -> None:

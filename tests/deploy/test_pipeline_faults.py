@@ -1,6 +1,8 @@
 """`build` where something goes wrong: interrupts, engines that fail, gates, what cannot be used."""
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -113,6 +115,39 @@ def test_of_two_builds_in_threads_the_second_waits_for_the_first(tmp_path: Path)
     for thread in threads:
         thread.join()
     assert seen == ["first", "second"]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_process_that_is_forked_during_a_build_does_not_wait_for_it(tmp_path: Path) -> None:
+    """The thread that builds is not in it, and would never let go."""
+    config = BuildConfig(inputs=("1x3x16x16",), measure_seconds=QUICK)
+    begun, ended = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        ended.wait()
+        raise KeyboardInterrupt
+
+    def run(name: str, action: Callable[[], None]) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            deploy.build(
+                Net().eval(), config, output=tmp_path / name, progress=_Fault("load", action)
+            )
+
+    thread = threading.Thread(target=run, args=("a.deploy", hold))
+    thread.start()
+    try:
+        assert begun.wait(60)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)  # ends it where it waits
+            run("b.deploy", lambda: os._exit(0))
+            os._exit(1)
+        _, status = os.waitpid(child, 0)
+        assert status == 0
+    finally:
+        ended.set()
+        thread.join()
 
 
 @pytest.mark.slow

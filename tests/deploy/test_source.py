@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from deploy.config import BuildConfig
-from deploy.source import Problem, open_problem
-from export.errors import ConfigError, DataError
+from deploy.source import Problem, open_problem, write_module
+from export.errors import ConfigError, DataError, LoadError
 
 
 class Embedding(nn.Module):
@@ -168,3 +168,14 @@ def test_a_folder_of_images_is_gray_for_a_network_of_one_channel(tmp_path: Path)
     np.testing.assert_allclose(batch, 0.299, atol=1 / 255)  # the luma of red, ITU-R BT.601
     alone = BuildConfig(data=str(folder), image_mode="gray")
     assert open_problem(module, alone, tmp_path).signature.inputs[0].shape == ("batch", 1, 8, 8)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that takes nothing")
+def test_a_module_that_finds_no_room_is_not_said_to_be_one_that_cannot_be_pickled(
+    tmp_path: Path, module: nn.Module
+) -> None:
+    (tmp_path / "model.pt").symlink_to("/dev/full")
+    with pytest.raises(LoadError, match="Embedding cannot be written for engine") as caught:
+        write_module(module, tmp_path)
+    assert "No space left on device" in str(caught.value)
+    assert "set TMPDIR to a folder that has some" in str(caught.value)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from short_files import files_of_at_most
 from torch import Tensor, nn
 
 from deploy.cli import cli
@@ -104,6 +105,16 @@ def test_an_output_that_cannot_be_is_refused_before_anything(
     save(tmp_path / "m.pt")
     with pytest.raises(ConfigError, match=words):
         fuse_file(tmp_path / "m.pt", CONFIG, tmp_path / output)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.pt"]
+
+
+def test_a_disk_without_room_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    save(tmp_path / "m.pt")
+    with (
+        pytest.raises(ConfigError, match=r"fused.pt2 cannot be written: File too large"),
+        files_of_at_most(4000),
+    ):
+        fuse_file(tmp_path / "m.pt", CONFIG, tmp_path / "fused.pt2")
     assert [path.name for path in tmp_path.iterdir()] == ["m.pt"]
 
 

@@ -1,5 +1,6 @@
 """A child that crashes, exits or hangs is an error with its last words; nothing stays behind."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -62,6 +63,10 @@ def lack():
 
 def fail():
     raise ZeroDivisionError("in vendor code")
+
+def fill():
+    with open("/dev/full", "wb") as file:
+        file.write(bytes(100_000))
 
 def exhaust():
     raise MemoryError("4 TiB")
@@ -170,6 +175,12 @@ def test_a_fault_of_others_becomes_a_reason_and_the_child_goes_on(
         with pytest.raises(EngineError, match=words):
             child.request("call", f"misbehave:{function}", {})
         assert child.request("call", "misbehave:facts", {})["pid"] == child.pid
+
+
+def test_a_full_disk_is_no_fault_of_the_engine() -> None:
+    with pytest.raises(OSError, match="No space left") as caught:
+        call_in_child("misbehave:fill")
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_what_a_library_prints_does_not_disturb_the_answers() -> None:

@@ -137,6 +137,7 @@ def test_variation_is_what_numpy_says_of_the_variance(shape: tuple[int, ...]) ->
     kept = [tuple(a for a in range(len(shape)) if a != axis) for axis in axes if shape[axis] > 1]
     varies = [np.square(values - values.mean(axis=axis, keepdims=True)).sum() for axis in kept]
     varies.append(np.square(values - values.mean()).sum())
+    varies.append(np.square(values - values.mean(axis=0)).sum() if len(shape) > 1 else np.inf)
     found = powers_of((values[:11], theirs[:11]), (values[11:], theirs[11:])).measure_variation()
     assert found == pytest.approx(min(varies) / error, rel=1e-6)
 
@@ -145,6 +146,49 @@ def test_values_that_do_not_vary_have_no_variation() -> None:
     values = np.full((40, 6), 1e4)
     assert powers_of((values, values + 1)).measure_variation() is None
     assert powers_of((values, values + 1)).find_flat() is None
+
+
+def test_millions_of_one_number_do_not_vary_by_what_their_sums_are_rounded_by() -> None:
+    values = np.full((16, 2, 400, 400), float(np.float32(0.1)))
+    powers = powers_of((values, values + 1e-3))
+    assert powers.measure_variation() is None
+    assert powers.find_flat() is None
+
+
+def test_the_same_answer_to_every_sample_is_no_variation_though_its_places_differ() -> None:
+    rng = np.random.default_rng(4)
+    usual = rng.uniform(0, 1, (17, 2))
+    values = usual + 0.02 * rng.standard_normal((40, 17, 2))
+    theirs = np.broadcast_to(usual, values.shape)
+    powers = powers_of((values[:11], theirs[:11]), (values[11:], theirs[11:]))
+    error = np.square(values - theirs).sum()
+    varies = np.square(values - values.mean(axis=0)).sum()
+    assert varies < error
+    assert powers.measure_variation() == pytest.approx(varies / error)
+    few = powers_of((values[:7], theirs[:7])).measure_variation()  # which say nothing of a place
+    assert few is not None
+    assert few > 100
+
+
+def test_places_of_other_sizes_in_every_batch_have_no_mean_of_their_own() -> None:
+    values = np.random.default_rng(5).standard_normal((20, 4, 6))
+    pairs = [(part, part + 0.1) for part in (values[:10], values[10:, :, :5])]
+    joined = np.concatenate([part.ravel() for part, _ in pairs])
+    assert powers_of(*pairs).measure_variation() == pytest.approx(joined.var() / 0.01)
+
+
+def test_masked_values_are_not_what_the_others_differ_by() -> None:
+    rng = np.random.default_rng(6)
+    values = 300 + 0.01 * rng.standard_normal((40, 6, 5))
+    values[rng.random(values.shape) < 0.3] = -np.inf
+    theirs = np.where(np.isfinite(values), 300, values)
+    held = np.ma.masked_invalid(values)
+    varies = np.square(held - held.mean(axis=0)).sum() / np.square(held - 300).sum()
+    powers = powers_of((values[:11], theirs[:11]), (values[11:], theirs[11:]))
+    assert powers.measure_variation() == pytest.approx(varies, rel=1e-6)
+    flat = powers.find_flat()
+    assert flat is not None
+    assert len(flat.numbers) == flat.count
 
 
 def test_flat_channels_are_named_with_what_to_do() -> None:

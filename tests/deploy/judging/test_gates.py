@@ -10,6 +10,7 @@ from latencies import NO_LUCK, latency
 from wrong_answers import WRONG, logits, wrong
 
 from deploy.config import BuildConfig
+from deploy.judging.accuracy import MIN_LABELLED
 from deploy.judging.gates import (
     DataKind,
     Verdict,
@@ -17,7 +18,6 @@ from deploy.judging.gates import (
     judge_parity,
     judge_speed,
 )
-from deploy.judging.label_notes import MIN_LABELLED
 from deploy.judging.parity import ParityAccumulator, ParityReport, SizeParity
 from deploy.measuring.luck import Luck
 
@@ -150,6 +150,24 @@ def test_fp32_that_is_wrong_where_no_floor_was_taken_is_seen_by_its_power() -> N
     assert not judge(accumulator.result(), "fp32").passed
 
 
+@pytest.mark.parametrize(
+    ("samples", "off", "passes"), [(1000, 1, True), (1000, 4, False), (200, 4, True)]
+)
+def test_fp32_that_eagers_noise_excuses_may_not_be_wrong_more_often(
+    samples: int, off: float, passes: bool
+) -> None:
+    """It is off by what eager is from float64, or four times that; few labels prove nothing."""
+    values, labels = labelled(samples)
+    noise = [2 * np.random.default_rng(seed).standard_normal(values.shape) for seed in (1, 2)]
+    eager = values + 8 * np.eye(10)[labels]
+    parity = report(eager, eager + off * noise[0], exact=eager + noise[1], labels=labels)
+    verdict = judge(parity, "fp32", "labelled")
+    assert verdict.passed is passes
+    assert (
+        passes or "of accuracy" in verdict.gate or "no accuracy lost beyond doubt" in verdict.gate
+    )
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_fp32_without_a_floor_is_judged_by_the_recorded_noise(name: str) -> None:
     noise = {"y": 2e-7}
@@ -198,6 +216,14 @@ def test_means_of_channels_are_not_what_their_values_differ_by(axis: int) -> Non
     candidate = np.moveaxis(np.zeros((64, 8, 6)) + means, 2, axis)
     verdict = judge(report(eager, candidate), "int8")
     assert "its mean would be as near" in str(verdict.reason)
+
+
+def test_one_answer_to_every_sample_is_rejected_though_its_places_differ() -> None:
+    usual = np.random.default_rng(3).uniform(0, 1, (17, 2))  # where joints are, of whoever it is
+    eager = usual + 0.02 * heights(0, (64, 17, 2))
+    assert judge(report(eager, usual + 0.9 * (eager - usual)), "int8").passed
+    verdict = judge(report(eager, np.broadcast_to(usual, eager.shape)), "int8")
+    assert "differs from sample to sample by no more than it is off" in str(verdict.reason)
 
 
 def test_answers_that_do_not_differ_at_all_may_be_their_mean() -> None:

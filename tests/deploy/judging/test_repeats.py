@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +72,35 @@ def test_what_python_and_numpy_draw_is_found(draw: Callable[[], float]) -> None:
     name = "numpy.random" if draw is np.random.random else "random"
     with pytest.raises(InputError, match=rf"It draws random numbers with {name}\. No engine"):
         look(Head(lambda y: y + (3.0 if draw() < 0.5 else 0.0)))
+
+
+class Own(nn.Module):
+    """Draws from a generator that it has itself, as numpy's documentation advises."""
+
+    def __init__(self, generator: Any, draw: Callable[[Any], float]) -> None:
+        super().__init__()
+        self.rng, self.draw = generator, draw
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y + (3.0 if self.draw(self.rng) < 0.5 else 0.0)
+
+
+OWN: dict[str, tuple[Any, Callable[[Any], float]]] = {
+    "numpy": (np.random.default_rng(0), lambda rng: rng.random()),
+    "numpy of old": (np.random.RandomState(0), lambda rng: rng.rand()),
+    "python": (random.Random(0), lambda rng: rng.random()),
+    "torch": (torch.Generator(), lambda rng: float(torch.rand((), generator=rng))),
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_what_a_model_draws_from_a_generator_of_its_own_is_found(kind: str) -> None:
+    net = nn.Sequential(nn.Linear(4, 3), Own(*OWN[kind]))
+    drawn = "random numbers with aten.rand.gen" if kind == "torch" else "its generator '1.rng'"
+    with pytest.raises(InputError, match=drawn):
+        look(net)
+    net[1].draw = lambda rng: 0.0
+    assert look(net) == ()
 
 
 def test_numbers_that_reach_no_answer_are_told_of() -> None:

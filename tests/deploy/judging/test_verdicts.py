@@ -231,6 +231,20 @@ def test_a_float32_engine_that_passes_by_eagers_own_noise_is_told_of() -> None:
     assert describe_loose(judge(candidate(), compared(1.01))) is None
 
 
+@pytest.mark.parametrize(("rows", "said"), [(200, True), (1000, False)])
+def test_labels_that_were_brought_are_not_asked_for_again(rows: int, said: bool) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, rows)
+    exact = rng.standard_normal((rows, 10)) + 8 * np.eye(10)[labels]
+    eager, found = (exact + 0.8 * rng.standard_normal(exact.shape) for _ in range(2))
+    parity = ParityAccumulator(("y",), "y")
+    floor = ({"y": exact}, {"y": eager})
+    parity.update({"y": eager}, {"y": found}, rows=rows, floor=floor, labels=labels)
+    each = judge(candidate("fp32"), parity.result(), "labelled")
+    assert each.parity_holds
+    assert (describe_loose(each) is not None) is said
+
+
 def float32(name: str, scale: float, *, holds: bool) -> CandidateResult:
     """A float32 engine that answers with `scale` times what is right."""
     verdict = Verdict(holds, "noise", None if holds else "output 'y' is off")

@@ -186,6 +186,29 @@ def test_only_refusals_of_all_workers_and_again_and_again_end_the_server(pristin
         end(REFUSED, REFUSED)
 
 
+def test_a_worker_that_serves_is_not_ended_for_refusals_of_long_ago(
+    pristine: Path, tmp_path: Path
+) -> None:
+    """Its bundle was put back after its third; nobody else's count says that none is left."""
+    supervisor = Supervisor(find_bundles([pristine]), ServeOptions(workers=2))
+    serving, other = supervisor._workers = [_Worker(n, tmp_path / f"{n}.sock") for n in range(2)]
+    for worker in (serving, serving, serving, other, other):
+        worker.note_death(0.0, REFUSED)
+    for worker in (serving, other):
+        worker.socket.touch()
+        worker.count_silence(1.0)
+    for code in (-9, REFUSED, REFUSED, REFUSED, REFUSED):
+        other.note_death(2.0, code)
+        supervisor._check_refusals()
+    serving.note_death(3.0, -9)
+    for _ in range(2):
+        serving.note_death(4.0, REFUSED)
+        supervisor._check_refusals()
+    serving.note_death(5.0, REFUSED)
+    with pytest.raises(BundleError, match="Start it anew"):
+        supervisor._check_refusals()
+
+
 @pytest.fixture
 def doubtful(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     """A file by which one worker finds that it computes something else, and the environment for it.

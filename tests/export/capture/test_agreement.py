@@ -10,6 +10,7 @@ from export.capture.agreement import (
     find_disagreement,
     float_dtypes,
     measure_error,
+    measure_sample_errors,
     measure_tolerances,
     resize_feeds,
 )
@@ -172,3 +173,21 @@ def test_one_number_is_measured_by_the_range_of_other_samples() -> None:
     assert measure_error(lone, np.array([0.75]), 0.75) == pytest.approx(1.0, abs=1e-5)
     wide = np.array([0.0, 3.0])
     assert measure_error(wide, wide + 0.3, 0.75) == pytest.approx(0.1)
+
+
+def test_each_of_thousands_of_samples_is_measured_by_the_range_of_all() -> None:
+    rng = np.random.default_rng(0)
+    reference = rng.uniform(-1, 3, (4096, 768))  # of which every pair would be 13 billion values
+    missed = rng.choice([0.0, 1e-3, 2e-2], 4096)
+    found = reference.copy()
+    found[np.arange(4096), rng.integers(0, 768, 4096)] += missed
+    found[7, 5] = np.nan
+    missed[7] = np.inf
+    errors = measure_sample_errors(reference, found)
+    np.testing.assert_allclose(errors, missed / np.ptp(reference), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (4, 4), (3, 5)])
+def test_samples_of_another_shape_agree_in_none(shape: tuple[int, ...]) -> None:
+    """As where a change of the inputs in their last digit changes how many things are found."""
+    assert measure_sample_errors(np.ones((3, 4)), np.ones(shape)) == [np.inf] * 3

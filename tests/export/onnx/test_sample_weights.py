@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export.capture.program import capture
-from export.onnx.exporter import to_onnx
+from export.onnx.exporter import contain_noise, to_onnx
+from export.onnx.preparation import prepare_program
 
 
 class Conditional(nn.Module):
@@ -74,6 +75,9 @@ NETS = {
     "enlarged": (lambda: Modulated(2, stride=2, padding=(1, 0), output_padding=1), (4, 5, 6)),
     "enlarged signal": (lambda: Modulated(1, stride=3, dilation=2), (4, 9)),
     "compared": (Compared, (4, 7, 6)),
+    "same size": (lambda: Conditional((3, 4), 2, padding="same", dilation=(2, 1)), (4, 7, 6)),
+    "same size of a signal": (lambda: Conditional((2,), 1, padding="same"), (4, 9)),
+    "no padding": (lambda: Conditional((3, 3), 1, padding="valid", stride=2), (4, 7, 6)),
 }
 
 
@@ -93,6 +97,29 @@ def test_any_batch_has_its_own_weights(name, tmp_path):
         (found,) = session.run(None, {"x": x.numpy()})
         assert found.shape == exact.shape
         np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("axes", "how"),
+    [
+        (1, {"stride": 1, "dilation": 2, "output_padding": 1}),
+        (1, {"stride": 2, "dilation": 4, "output_padding": 3, "padding": 4}),
+        (2, {"stride": (2, 1), "dilation": (3, 2), "output_padding": (2, 1), "padding": (1, 0)}),
+        (2, {"stride": (3, 1), "dilation": (1, 3), "output_padding": (2, 2), "padding": (2, 1)}),
+    ],
+)
+def test_as_much_may_be_added_at_the_end_as_the_dilation_allows(axes, how):
+    """More than a step, which ONNX Runtime's own operator refuses."""
+    torch.manual_seed(0)
+    net = Modulated(axes, **how).eval()
+    shape = (4, 7, 6)[: axes + 1]
+    program = capture(net, {"x": torch.randn(2, *shape)}, keyword=False, dynamic_batch=True)
+    with contain_noise():
+        prepared = prepare_program(program, opset=20).module()
+    for batch in (1, 3):
+        x = torch.randn(batch, *shape)
+        exact = copy.deepcopy(net).double()(x.double())
+        torch.testing.assert_close(prepared(x).double(), exact, rtol=1e-4, atol=1e-5)
 
 
 def test_a_known_number_of_groups_stays_a_convolution(tmp_path):
