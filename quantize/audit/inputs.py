@@ -59,24 +59,26 @@ def check_samples(splits: Splits) -> Iterator[Finding]:
             yield Finding(
                 "constant samples",
                 "",
-                f"{profile.constant} of the {profile.samples} {name} samples hold one value "
-                "throughout, as black images do. Take them out, or mend how they are read.",
+                f"{profile.constant} of the {profile.samples} {name} samples "
+                f"hold{'s' * (profile.constant == 1)} one value throughout, as black images do. "
+                "Take them out, or mend how they are read.",
             )
         if profile.repeated > REPEATED_SHARE * profile.samples:
             yield Finding(
                 "repeated samples",
                 "",
-                f"{profile.repeated} of the {profile.samples} {name} samples repeat others, byte "
-                "for byte, and tell nothing new. Take them out, or pass other samples.",
+                f"{profile.repeated} of the {profile.samples} {name} samples "
+                f"repeat{'s' * (profile.repeated == 1)} others, byte for byte, and says no more. "
+                "Take them out, or pass other samples.",
             )
     shared = splits.calibration.digests.keys() & splits.evaluation.digests.keys()
     if shared:
         yield Finding(
             "shared samples",
             "",
-            f"{len(shared)} of the {splits.evaluation.samples} evaluation samples looked at are "
-            "calibration samples as well, so they do not show what held-out data would. Keep the "
-            "two apart.",
+            f"{len(shared)} of the {splits.evaluation.samples} evaluation samples looked at "
+            f"{'is a calibration sample' if len(shared) == 1 else 'are calibration samples'} as "
+            "well, which does not show what held-out data would. Keep the two apart.",
         )
 
 
