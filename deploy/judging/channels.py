@@ -37,10 +37,12 @@ class LostChannels:
         lost: channels whose error has at least the power of what they should hold: zeros would have
             been as good.
         live: channels that should hold anything.
+        columns: see `name_channels`.
     """
 
     lost: int
     live: int
+    columns: bool = field(default=False, compare=False)
 
     @property
     def share(self) -> float:
@@ -56,10 +58,12 @@ class FlatChannels:
         numbers: of the channels whose error has at least the power of all by which their values
             should differ from their mean: that would have been as good.
         count: channels in all.
+        columns: see `name_channels`.
     """
 
     numbers: tuple[int, ...]
     count: int
+    columns: bool = field(default=False, compare=False)
 
 
 @dataclass
@@ -104,6 +108,7 @@ class ChannelPowers:
     _values: dict[int, int] = field(default_factory=dict)
     _whole: _Powers | None = None
     _count: int = 0
+    _columns: bool = False
 
     def update(self, ours: Floats, theirs: Floats) -> None:
         """Add one batch of equal shapes, samples first; what is not finite on both sides is 0."""
@@ -116,6 +121,7 @@ class ChannelPowers:
         whole = _sum_powers(ours.reshape(-1, 1), error.reshape(-1, 1), 1)
         self._whole = whole if self._whole is None else self._whole.add(whole)
         self._count += ours.size
+        self._columns = ours.ndim == 2
         if self._sums is None or ours.ndim < 2:
             return
         for axis in {1, ours.ndim - 1}:
@@ -135,7 +141,7 @@ class ChannelPowers:
 
         Nor is anything said of channels that were seen in fewer than `_FEWEST_VALUES` values.
         """
-        found = [_count_lost(powers) for powers, _ in self._list_channels()]
+        found = [_count_lost(powers, self._columns) for powers, _ in self._list_channels()]
         return max(found, key=lambda each: each.share, default=None)
 
     def measure_variation(self) -> float | None:
@@ -153,7 +159,7 @@ class ChannelPowers:
     def find_flat(self) -> FlatChannels | None:
         """None where there is no axis of channels, or no channel is flat."""
         found = [
-            FlatChannels(powers.list_flat(values), len(powers.signal))
+            FlatChannels(powers.list_flat(values), len(powers.signal), self._columns)
             for powers, values in self._list_channels()
         ]
         worst = max(found, key=lambda each: len(each.numbers) / each.count, default=None)
@@ -166,6 +172,11 @@ class ChannelPowers:
             for axis, powers in (self._sums or {}).items()
             if self._values[axis] >= _FEWEST_VALUES
         ]
+
+
+def name_channels(*, columns: bool) -> str:
+    """What a user calls them: columns where a sample is a row of values, as in a table."""
+    return "columns" if columns else "channels"
 
 
 def explain_constant(name: str, varying_db: float | None, least: float) -> str | None:
@@ -192,16 +203,17 @@ def warn_of_flat(engine: str, outputs: Iterable[tuple[str, FlatChannels | None]]
         engine: whose answers they are.
         outputs: by the name of each output such channels of it.
     """
+    found = [(name, flat) for name, flat in outputs if flat is not None]
+    if not found:
+        return None
     named = [
         f"{', '.join(map(str, flat.numbers[:_NAMED]))}"
         f"{' and more' if len(flat.numbers) > _NAMED else ''} of the {flat.count} of {name!r}"
-        for name, flat in outputs
-        if flat is not None
+        for name, flat in found
     ]
-    if not named:
-        return None
+    what = name_channels(columns=all(flat.columns for _, flat in found))
     return (
-        f"{engine} gives nothing but their mean in channels whose values differ little beside "
+        f"{engine} gives nothing but their mean in {what} whose values differ little beside "
         f"others: {'; '.join(named)}. If they matter, return them as an output of its own, less "
         "their mean."
     )
@@ -217,10 +229,10 @@ def _sum_powers(ours: Floats, error: Floats, axis: int) -> _Powers:
     )
 
 
-def _count_lost(powers: _Powers) -> LostChannels:
+def _count_lost(powers: _Powers, columns: bool) -> LostChannels:
     signal, error = powers.signal, powers.error
     live = _are_live(signal)
-    return LostChannels(int((live & (error >= signal)).sum()), int(live.sum()))
+    return LostChannels(int((live & (error >= signal)).sum()), int(live.sum()), columns)
 
 
 def _are_live(signal: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -14,13 +14,19 @@ from rich.text import Text
 
 from deploy.report.compare_accuracy import compare_accuracy
 from deploy.report.difference import Difference, with_interval
-from deploy.report.facts import Candidate, Report, accuracy_of, sqnr_of, winner_of
+from deploy.report.facts import (
+    Candidate,
+    Report,
+    accuracy_of,
+    describe_fidelity,
+    sqnr_of,
+    winner_of,
+)
 from deploy.report.wording import (
     UNKNOWN,
     clean,
     format_bytes,
     format_conditions,
-    format_decibel,
     format_number,
     format_ratio,
 )
@@ -165,7 +171,8 @@ def _compare_sqnr(a: Report, b: Report) -> Difference:
     note = (
         f"lower by {_SQNR_LOSS_DB:g} dB or more, and there are no labels in both" if worse else ""
     )
-    return Difference("SQNR", format_decibel(first), format_decibel(second), change, worse, note)
+    old, new = (describe_fidelity(report, winner_of(report)) for report in (a, b))
+    return Difference("SQNR", old, new, change, worse, note)
 
 
 def _compare_size(a: Candidate, b: Candidate) -> Difference:

@@ -14,6 +14,7 @@ from deploy.commands.doctor import Diagnosis
 from deploy.commands.finished import Finish
 from deploy.commands.verification import Verification
 from deploy.judging.label_notes import LABELS_JUDGE_NOTHING, describe_reading
+from deploy.judging.parity import ParityReport
 from deploy.measuring.latency import EngineLatency
 from deploy.report.wording import (
     UNKNOWN,
@@ -21,6 +22,7 @@ from deploy.report.wording import (
     format_decibel,
     format_interval,
     format_number,
+    format_percent,
     format_ratio,
 )
 from deploy.results import CandidateResult
@@ -47,7 +49,7 @@ def print_latency(found: Bench, console: Console) -> None:
 
 def print_verification(results: Sequence[Verification], console: Console) -> None:
     """One row an engine: golden answers, and the gate on the data; reasons below."""
-    table = make_table("engine", "golden", "SQNR dB", "accuracy", "gate")
+    table = make_table("engine", "golden", "SQNR", "accuracy", "gate")
     for result in results:
         parity, verdict = result.parity, result.verdict
         accuracy = parity.judged_accuracy if parity else None
@@ -56,7 +58,7 @@ def print_verification(results: Sequence[Verification], console: Console) -> Non
             result.name,
             _golden_cell(result),
             _sqnr_cell(result),
-            "-" if accuracy is None else f"{accuracy.candidate:.2%}",
+            UNKNOWN if accuracy is None else format_percent(accuracy.candidate),
             "-" if verdict is None else ("holds" if verdict.passed else "FAILS"),
         )
     console.print(table)
@@ -92,9 +94,17 @@ def _group_absent(results: Sequence[Verification]) -> dict[str, list[str]]:
 def _sqnr_cell(result: Verification) -> str:
     if result.parity is None:
         return "-"
-    if math.isinf(result.parity.sqnr_db):
-        return "reference" if result.name == FALLBACK else "identical"
-    return f"{result.parity.sqnr_db:.1f}"
+    if result.parity.sqnr_db == math.inf and result.name == FALLBACK:
+        return "reference"
+    return describe_nearness(result.parity)
+
+
+def describe_nearness(parity: ParityReport) -> str:
+    """Of the output that is farthest off its SQNR, or how many of its class numbers are equal."""
+    worst = parity.worst_output
+    if worst.is_amount or worst.nearness_db == math.inf:
+        return format_decibel(worst.nearness_db)
+    return f"{format_percent(worst.top1_agreement)} equal"
 
 
 def _verification_sentence(results: Sequence[Verification]) -> str:
@@ -132,7 +142,7 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
 
 def print_finish(found: Finish, console: Console) -> None:
     """One row an engine that waited, then the winner."""
-    shown = make_table("engine", "status", "p50 ms", "speed-up\n95%", "SQNR dB")
+    shown = make_table("engine", "status", "p50 ms", "speed-up\n95%", "SQNR")
     for result in found.results:
         add_row(shown, result.name, result.status.replace("_", " "), *_finish_cells(result))
     console.print(shown)
@@ -191,7 +201,7 @@ def _times(latency: EngineLatency) -> tuple[str, ...]:
 
 def _finish_cells(result: CandidateResult) -> tuple[str, str, str]:
     times, parity = result.latency, result.parity
-    decibels = UNKNOWN if parity is None else format_decibel(parity.sqnr_db)
+    decibels = UNKNOWN if parity is None else describe_nearness(parity)
     if times is None:
         return UNKNOWN, UNKNOWN, decibels
     interval = format_interval(times.speedup_ci95, format_ratio)
