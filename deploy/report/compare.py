@@ -19,6 +19,7 @@ from deploy.report.facts import (
     Report,
     accuracy_of,
     describe_fidelity,
+    is_noisy,
     sqnr_of,
     winner_of,
 )
@@ -202,7 +203,15 @@ def _list_warnings(a: Report, b: Report, same: bool) -> list[str]:
         )
     for report, letter in ((a, "A"), (b, "B")):
         control = report["control"]
-        if control is not None and not control["ci95"][0] <= 1 <= control["ci95"][1]:
+        if control is None:
+            continue
+        low, high = control["ci95"]
+        if is_noisy(control["ratio"], (low, high)):
+            warnings.append(
+                f"the A/A control of {letter} says that its machine was too noisy to trust its "
+                "times: measure again."
+            )
+        elif not low <= 1 <= high:
             warnings.append(f"the A/A control of {letter} excludes 1: its machine was not quiet.")
     return warnings
 

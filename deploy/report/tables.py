@@ -24,6 +24,7 @@ from deploy.report.wording import (
     format_number,
     format_percent,
     format_ratio,
+    format_samples,
 )
 from deploy.results import CandidateResult
 
@@ -115,7 +116,9 @@ def _verification_sentence(results: Sequence[Verification]) -> str:
     if closed:
         answer = f"Not verified: {', '.join(closed)}. Every other engine repeats its answers"
     if any(result.verdict is not None for result in results):
-        answer += f" and holds its gate on the data, against {FALLBACK} of the bundle"
+        counts = [result.parity.samples for result in results if result.parity is not None]
+        data = f"{format_samples(max(counts))} of the data" if counts else "the data"
+        answer += f" and holds its gate on {data}, against {FALLBACK} of the bundle"
     return f"Not verified: {', '.join(failing)}." if failing else f"{answer}."
 
 
