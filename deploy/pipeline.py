@@ -167,8 +167,9 @@ def build(
                 )
                 judged, searched = search(judged, sources)
         judged = hold_to_float32(judged, one_way=one_way is not None)
-        with clock.stage("measure latency"):
+        with clock.stage("measure peaks"):
             peaks = measure_peaks(threads=threads)
+        with clock.stage("measure latency"):
             feeds = problem.latency_feeds()
             timed = [result.spec for result in judged if result.spec and result.parity]
             settings = LatencySettings(seconds=config.measure_seconds, seed=config.seed)
