@@ -196,3 +196,11 @@ def test_what_was_left_for_a_reason_is_not_said_to_be_nothing() -> None:
     assert "Nothing was merged: 2 places were looked at" in Page(render_html(report)).text
     report["model"]["skipped"] = []
     assert "no layers stand together" in Page(render_html(report)).text
+
+
+def test_a_wide_interval_shows_its_lower_end_as_the_verdict_does() -> None:
+    report = labelled_report()
+    winner = next(c for c in report["candidates"] if c["name"] == report["winner"])
+    assert "Speed-up 7.09×" in Page(render_html(report)).text
+    winner["latency"]["speedup_ci95"] = [2.75, 1793.0]
+    assert "Speed-up at least 2.75× 95% 2.75 to 1,793" in Page(render_html(report)).text
