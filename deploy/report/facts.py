@@ -45,7 +45,7 @@ def is_noisy(ratio: float, ci95: tuple[float, float]) -> bool:
 def describe_openings(report: Report) -> str:
     """How often the engines were opened anew, to follow a list; empty: once."""
     openings = report["measurement"].get("openings", 1)
-    return f"; all were closed and opened {openings} times meanwhile" if openings > 1 else ""
+    return f"; all were opened {openings} times, each for its share of them" if openings > 1 else ""
 
 
 def describe_luck(report: Report) -> str:

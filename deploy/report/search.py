@@ -36,7 +36,9 @@ def describe_blocks(report: Report) -> Markup | None:
     if found["engine"]:
         caption += f" in {found['engine']} against {found['float_precision']}"
     caption += (
-        ", only outlined where int8 is slower. Figures: SQNR of the outputs, and microseconds."
+        ", only outlined where int8 is slower. Figures: SQNR of the output that suffers most, and "
+        "microseconds. Noise is that of plain rounding on a few calibration samples; what "
+        "candidates have corrected on top, such as biases, is not in it."
     )
     return element(
         "figure", element("div", *rows, class_="chart blocks"), element("figcaption", caption)

@@ -112,8 +112,12 @@ def format_count(value: float | None) -> str:
     """A count with a unit: 11,689,512 as ``11.7 million``."""
     if value is None:
         return UNKNOWN
-    for size, unit in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
-        if value >= size:
+    for size, unit, least in (
+        (1e12, "trillion", 0.9995e12),
+        (1e9, "billion", 0.9995e9),
+        (1e6, "million", 1e6),
+    ):
+        if value >= least:
             return f"{format_number(value / size)} {unit}"
     return f"{value:,.0f}"
 

@@ -105,6 +105,8 @@ def test_no_error_at_all_is_called_identical() -> None:
 def test_counts_and_times() -> None:
     assert format_count(11689512) == "11.7 million"
     assert format_count(272474) == "272,474"
+    assert format_count(999_999_999) == "1.00 billion"
+    assert format_count(999_999) == "999,999"
     assert format_seconds(185) == "3 min 5 s"
     assert format_time("2026-11-24T03:00:00Z") == "2026-11-24 03:00 UTC"
     assert format_time("yesterday") == "yesterday"
