@@ -11,6 +11,7 @@ Report = dict[str, Any]
 Candidate = dict[str, Any]
 
 NOISY_CONTROL = 0.05
+TOO_NOISY = "The machine was too noisy to trust these times; measure again later."
 WIDE = 2.0
 """Upper over lower end of an interval that says little."""
 

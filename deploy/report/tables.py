@@ -15,7 +15,8 @@ from deploy.commands.finished import Finish
 from deploy.commands.verification import Verification
 from deploy.judging.label_notes import LABELS_JUDGE_NOTHING, describe_reading
 from deploy.judging.parity import ParityReport
-from deploy.measuring.latency import EngineLatency
+from deploy.measuring.latency import EngineLatency, LatencyReport
+from deploy.report.facts import TOO_NOISY, is_noisy
 from deploy.report.wording import (
     UNKNOWN,
     clean,
@@ -40,12 +41,21 @@ def print_latency(found: Bench, console: Console) -> None:
     console.print(table)
     for name, reason in report.failed.items():
         console.print(Text(clean(f"{name}: failed: {reason}")))
-    low, high = report.control_ci95
-    text = f"A/A control: baseline against itself {report.control:.3f}x (95% {low:.3f}"
     took = f"{report.rounds} rounds in {report.openings} openings of the engines"
-    console.print(Text(f"{text} to {high:.3f}); {took}", style="dim"))
+    control = _describe_control("A/A control: baseline against itself", report)
+    console.print(Text(f"{control}; {took}{_judge_control(report)}", style="dim"))
     if found.conditions:
         console.print(Text(clean(found.conditions), style="dim"))
+
+
+def _describe_control(what: str, report: LatencyReport) -> str:
+    low, high = report.control_ci95
+    return f"{what} {report.control:.3f}x (95% {low:.3f} to {high:.3f})"
+
+
+def _judge_control(report: LatencyReport) -> str:
+    """What the report of a build says of such a control as well; nothing of a quiet machine."""
+    return f". {TOO_NOISY}" if is_noisy(report.control, report.control_ci95) else ""
 
 
 def print_verification(results: Sequence[Verification], console: Console) -> None:
@@ -153,9 +163,8 @@ def print_finish(found: Finish, console: Console) -> None:
         if result.reason is not None:
             console.print(Text(clean(f"{result.name}: {result.reason}")))
     if found.latency is not None:
-        low, high = found.latency.control_ci95
-        text = f"A/A control: {found.latency.control:.3f}x (95% {low:.3f} to {high:.3f})"
-        console.print(Text(text, style="dim"))
+        control = _describe_control("A/A control:", found.latency)
+        console.print(Text(f"{control}{_judge_control(found.latency)}", style="dim"))
     winner, before = found.bundle.winner, found.winner_before
     kept = "as before" if winner == before else f"in place of {before}"
     console.print(Text(clean(f"Winner: {winner}, {kept}.")))

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from deploy.report.census import stray_sentences
 from deploy.report.facts import (
+    TOO_NOISY,
     Candidate,
     Report,
     accuracy_of,
@@ -90,7 +91,7 @@ def control_sentence(report: Report) -> str:
     span = f"{format_ratio(low)} to {format_ratio(high)}"
     text = f"A/A control: the baseline against itself came out at {ratio}x (95% {span})"
     if noisy:
-        return f"{text}. The machine was too noisy to trust these times; measure again later."
+        return f"{text}. {TOO_NOISY}"
     if low <= 1 <= high:
         return f"{text}; the interval holds 1, as it should."
     told = (
