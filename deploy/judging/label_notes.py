@@ -12,7 +12,9 @@ MIN_LABELLED = 300
 """Samples with labels from which the accuracy decides."""
 _NAMED = 8
 """Classes that a warning names."""
-LABELS_JUDGE_NOTHING = "the labels judge nothing: eager's own accuracy is not above chance"
+LABELS_JUDGE_NOTHING = (
+    "the labels judge nothing: eager's own accuracy is not above chance beyond doubt"
+)
 
 
 def describe_reading(reports: Iterable[ParityReport]) -> str | None:

@@ -148,3 +148,12 @@ def test_few_samples_that_eager_has_wrong_may_be_labelled_wrongly() -> None:
     found = accuracy.result()
     assert found is not None
     assert "Number the classes" in str(warn_of_labels(found, "y", []))
+
+
+def test_a_gate_without_use_for_labels_does_not_call_eager_no_better_than_chance() -> None:
+    labels = np.arange(2) % 2
+    parity = ParityAccumulator(("y",), "y")
+    scores = {"y": np.eye(2)[labels]}
+    parity.update(scores, scores, rows=2, labels=labels)
+    gate = judge_parity(parity.result(), "int8", kind="labelled", config=BuildConfig()).gate
+    assert "not above chance beyond doubt" in gate  # of two that are right
