@@ -173,7 +173,9 @@ def _equal_share(report: Report, output: dict[str, Any]) -> float | None:
     dtypes = {spec["name"]: spec["dtype"] for spec in report["model"]["outputs"]}
     amounts = "float" in dtypes.get(output["name"], "float") or output.get("worst_samples")
     share = output.get("top1_agreement")
-    return None if amounts or share is None else float(share)
+    if amounts or not isinstance(share, int | float) or not 0 <= share <= 1:
+        return None
+    return float(share)
 
 
 def top1_of(report: Report, candidate: Candidate) -> float | None:

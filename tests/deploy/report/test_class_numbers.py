@@ -58,6 +58,12 @@ def test_where_they_are_nearer_the_floats_decide() -> None:
         assert "45.0 dB" in _print(report)
 
 
+def test_a_share_that_is_none_is_passed_over() -> None:
+    for share in (1.5, -0.1, "0.9"):
+        report = _report(0.5, top1_agreement=share)
+        assert describe_fidelity(report, winner_of(report)) == "31.0 dB"
+
+
 def test_colour_images_are_amounts() -> None:
     worst = [{"sample": 3, "sqnr_db": 20.0, "times_median": 4.0}]
     report = _report(0.1, dtype="uint8", worst_samples=worst)
