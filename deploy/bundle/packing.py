@@ -79,10 +79,14 @@ def pack_bundle(
 
 
 def drop_source_traces(findings: Findings) -> Findings:
-    """Take the traces of the build machine out of every ONNX file, of which the sizes change."""
-    used = {file for r in findings.results for file in (r.file, r.source) if file is not None}
+    """Take the traces of the build machine out of every ONNX file, of which the sizes change.
+
+    What failed may be no ONNX model at all, and does not ship; it is left as it is.
+    """
+    sound = [result for result in findings.results if result.status != "failed"]
+    used = {file for r in sound for file in (r.file, r.source) if file is not None}
     for file in used:
-        if file.suffix == ".onnx" and file.is_file():
+        if file.suffix == ".onnx":
             remove_source_traces(file)
     sized = (replace(r, size_bytes=size_of(r.file)) for r in findings.results)
     return replace(findings, results=tuple(sized))
