@@ -24,7 +24,13 @@ from deploy.report import SCHEMA_VERSION
 from deploy.report.census import describe_cpu, describe_float
 from deploy.report.facts import WIDE, is_noisy
 from deploy.report.fusion import warn_of_outliers
-from deploy.report.wording import format_error, format_ratio
+from deploy.report.wording import (
+    format_error,
+    format_number,
+    format_percent,
+    format_ratio,
+    format_samples,
+)
 from deploy.results import (
     CandidateResult,
     candidate_json,
@@ -160,19 +166,33 @@ def describe_verdict(findings: Findings) -> str:
     accuracy = winner.parity.judged_accuracy
     if accuracy is not None:
         return (
-            f"{speed} ({interval}), with an accuracy of {accuracy.candidate:.2%} against "
-            f"{accuracy.reference:.2%}{_describe_f1(accuracy.f1)} on {accuracy.samples} samples."
+            f"{speed} ({interval}), with an accuracy of {format_percent(accuracy.candidate)} "
+            f"against {format_percent(accuracy.reference)}{_describe_f1(accuracy.f1)} on "
+            f"{format_samples(accuracy.samples)}."
         )
-    sqnr = winner.parity.sqnr_db
-    outputs = f"an output SQNR of {sqnr:.1f} dB" if math.isfinite(sqnr) else "identical outputs"
-    if math.isfinite(sqnr) and all("float" in o.dtype for o in findings.problem.signature.outputs):
-        outputs += f" (an error of {format_error(sqnr)})"
     where = "synthetic inputs" if findings.problem.kind == "synthetic" else "the evaluation data"
-    return f"{speed} ({interval}), with {outputs} on {where}."
+    return f"{speed} ({interval}), with {describe_outputs(winner.parity)} on {where}."
+
+
+def describe_outputs(parity: ParityReport) -> str:
+    """How near the output is that is farthest off, and so all are."""
+    worst = parity.worst_output
+    if worst.nearness_db == math.inf:
+        return "identical outputs"
+    if not worst.is_amount:
+        equal = format_percent(worst.top1_agreement)
+        return f"{equal} of the integers of output {worst.name!r} equal"
+    if worst.sqnr_db == -math.inf:
+        return f"an output {worst.name!r} that is 0 in eager and not in the engine"
+    error = "" if worst.integer else f" (an error of {format_error(worst.sqnr_db)})"
+    return f"an output SQNR of {worst.sqnr_db:.1f} dB{error}"
 
 
 def _describe_f1(f1: ClassScores | None) -> str:
-    return "" if f1 is None else f" and an F1 of {f1.candidate:.2%} against {f1.reference:.2%}"
+    if f1 is None:
+        return ""
+    candidate, reference = format_percent(f1.candidate), format_percent(f1.reference)
+    return f" and an F1 of {candidate} against {reference}"
 
 
 def _row(findings: Findings, result: CandidateResult) -> dict[str, Any]:
@@ -285,9 +305,9 @@ def _warnings(findings: Findings, config: BuildConfig) -> list[str]:
     control = findings.latency.control
     if is_noisy(control, findings.latency.control_ci95):
         warnings.append(
-            f"The A/A control is off by {abs(control - 1):.0%} (95% interval "
-            "{:.2f} to {:.2f}): the machine was noisy while it was measured. Measure again on a "
-            "quiet machine.".format(*findings.latency.control_ci95)
+            f"The A/A control came out at {format_number(control, 4)}x in place of 1 (95% interval "
+            "{} to {}): the machine was noisy while it was measured. Measure again on a quiet "
+            "machine.".format(*map(format_ratio, findings.latency.control_ci95))
         )
     return warnings
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from deploy.bundle.folder import Bundle, read_bundle
-from deploy.bundle.packing import forget_failure, pack_bundle, write_failure
+from deploy.bundle.packing import drop_source_traces, forget_failure, pack_bundle, write_failure
 from deploy.bundle.plugin_files import stage_plugins
 from deploy.bundle.staging import make_plain, stage_bundle
 from deploy.cache import open_cache
@@ -177,8 +177,9 @@ def build(
                 )
                 judged, searched = search(judged, sources)
         judged = hold_to_float32(judged, one_way=one_way is not None)
-        with clock.stage("measure latency"):
+        with clock.stage("measure peaks"):
             peaks = measure_peaks(threads=threads)
+        with clock.stage("measure latency"):
             feeds = problem.latency_feeds()
             timed = [result.spec for result in judged if result.spec and result.parity]
             settings = LatencySettings(seconds=config.measure_seconds, seed=config.seed)
@@ -187,7 +188,7 @@ def build(
         with clock.stage("census"):
             results = tuple(add_census(result, feeds, progress) for result in results)
         winner = choose(results, config.seed)
-        findings = Findings(
+        found = Findings(
             problem=problem,
             exported=exported,
             cost=model_cost(exported.onnx, batch=problem.latency_batch),
@@ -203,6 +204,7 @@ def build(
             eager=eager,
             options=options,
         )
+        findings = drop_source_traces(found)
         if not any(result.parity_holds for result in results):
             where = write_failure(target, make_report(findings, config, clock.seconds))
             first = results[0]

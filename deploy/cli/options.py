@@ -109,7 +109,7 @@ def measure_options(*, builds: bool = False) -> Callable[..., Any]:
         "Measuring",
         option("--threads", type=int, help="Threads of every engine.  [all cores]"),
         batch,
-        option("--measure-seconds", type=float, help="Time spent on measuring.  [20]"),
+        option("--measure-seconds", type=float, help="Time to measure for, after warm-up.  [20]"),
         option("--seed", type=int, help="Of splits, orders and synthetic inputs.  [0]"),
     )
 

@@ -20,7 +20,7 @@ from deploy.config import BuildConfig
 from deploy.engines.base import Array, EngineSpec, Feeds
 from deploy.engines.process import EngineProcess
 from deploy.judging.gates import MIN_SQNR_DB
-from deploy.judging.output_parity import decibels
+from deploy.judging.output_parity import are_pixels, decibels
 from deploy.measuring.machine import usable_cores
 from export.artifacts import OnnxModel
 from export.errors import (
@@ -68,6 +68,9 @@ class PrecisionFinding:
         nodes: how many could be in low precision.
         complete: whether the gate holds with `culprits` in float; else there are more.
         made: how int8 was made, and where that differs from the build; empty for float16.
+        before_equal, after_equal: share of the class numbers that are equal, of the output that
+            fares worst; None where the model returns none, and all that is said is the SQNR.
+        least_equal: the share that was to be reached.
     """
 
     engine: str
@@ -81,6 +84,20 @@ class PrecisionFinding:
     builds: int
     complete: bool
     made: str = ""
+    before_equal: float | None = None
+    after_equal: float | None = None
+    least_equal: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Nearness:
+    """Of a mix: the SQNR of the worst output of amounts, the share of equal class numbers."""
+
+    sqnr_db: float
+    equal: float | None
+
+    def holds(self, sqnr_db: float, equal: float) -> bool:
+        return self.sqnr_db >= sqnr_db and (self.equal is None or self.equal >= equal)
 
 
 def debug_precision(
@@ -99,7 +116,7 @@ def debug_precision(
         engine: of `ENGINES`; it runs every mix.
         config: of its `data` a part calibrates int8, as in a build, and outputs are compared on
             the rest; without, the golden samples of the bundle are used for both. Its `min_sqnr`
-            is the gate, else that of the precision.
+            is the gate, else that of the precision; and `min_agreement` that of class numbers.
         builds: at most that many mixes are built.
         progress: told after every one.
 
@@ -121,12 +138,12 @@ def debug_precision(
         quantizer, made = quantize_again(bundle, model, engine, samples)
         convert, nodes = _convert_int8(quantizer)
     by_name = {name_node(node): node for node in read_model(model.path, weights=False).graph.node}
-    found: dict[frozenset[str], float] = {}
+    found: dict[frozenset[str], _Nearness] = {}
 
     with tempfile.TemporaryDirectory(prefix="deploy-debug-") as folder:
         expected = _run(bundle.spec(FALLBACK, threads=config.threads), samples.comparison)
 
-        def measure(kept: frozenset[str]) -> float:
+        def measure(kept: frozenset[str]) -> _Nearness:
             progress(Progress("debug precision", len(found), 0, f"{len(kept)} kept float"))
             path = Path(folder) / f"{len(found)}.onnx"
             spec = EngineSpec(
@@ -141,7 +158,10 @@ def debug_precision(
             path.unlink()
             return found[kept]
 
-        culprits = find_culprits(nodes, lambda kept: measure(kept) >= gate, builds=builds)
+        least = config.min_agreement
+        culprits = find_culprits(
+            nodes, lambda kept: measure(kept).holds(gate, least), builds=builds
+        )
         kept = frozenset(culprits.names)
         after = found[kept] if kept in found else measure(kept)
     return PrecisionFinding(
@@ -149,8 +169,8 @@ def debug_precision(
         precision=precision,
         samples=samples.words,
         gate_db=gate,
-        before_db=found[frozenset()],
-        after_db=after,
+        before_db=found[frozenset()].sqnr_db,
+        after_db=after.sqnr_db,
         nodes=len(nodes),
         culprits=tuple(
             Culprit(name, read_path(by_name[name]), by_name[name].op_type)
@@ -159,6 +179,9 @@ def debug_precision(
         builds=culprits.builds,
         complete=culprits.complete,
         made=made,
+        before_equal=found[frozenset()].equal,
+        after_equal=after.equal,
+        least_equal=least,
     )
 
 
@@ -207,18 +230,23 @@ def _run(spec: EngineSpec, batches: list[Feeds]) -> list[Mapping[str, Array]]:
         return [process(batch) for batch in batches]
 
 
-def _compare(expected: list[Mapping[str, Array]], ours: list[Mapping[str, Any]]) -> float:
-    """SQNR of the worst float output in dB; -inf where it is not finite and should be."""
-    worst = math.inf
+def _compare(expected: list[Mapping[str, Array]], ours: list[Mapping[str, Any]]) -> _Nearness:
+    """The SQNR is -inf where an output is not finite and should be; infinite without amounts."""
+    worst, equal = math.inf, None
     for name, first in expected[0].items():
-        if first.dtype.kind != "f":
+        exact, value = (
+            np.concatenate([np.ravel(batch[name]) for batch in batches])
+            for batches in (expected, ours)
+        )
+        if first.dtype.kind in "biu" and not any(are_pixels(batch[name]) for batch in expected):
+            share = float((exact == value).mean())
+            equal = share if equal is None else min(equal, share)
             continue
-        exact = np.concatenate([np.ravel(batch[name]) for batch in expected]).astype(np.float64)
-        value = np.concatenate([np.ravel(batch[name]) for batch in ours]).astype(np.float64)
+        exact, value = (each.astype(np.float64) for each in (exact, value))
         if not np.isfinite(exact).all():
             raise EngineError(f"Output {name!r} of the float model itself is not finite here.")
         if not np.isfinite(value).all():
-            return -math.inf
+            return _Nearness(-math.inf, equal)
         error = float(np.square(value - exact).sum())
         worst = min(worst, decibels(float(np.square(exact).sum()), error))
-    return worst
+    return _Nearness(worst, equal)

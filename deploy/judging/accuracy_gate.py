@@ -2,6 +2,7 @@
 
 from deploy.judging.accuracy import Accuracy
 from deploy.judging.class_scores import ClassScores
+from deploy.judging.limits import as_percent, tell_apart
 
 _NAMED = 5
 """Lost classes that are named."""
@@ -21,8 +22,8 @@ def hold_accuracy(accuracy: Accuracy, max_drop: float) -> tuple[str, str | None]
     if accuracy.drop > max_drop:
         low, high = accuracy.drop_ci95
         return gate, (
-            f"accuracy drops by {accuracy.drop:.2%} (95% interval {low:.2%} to {high:.2%}), "
-            f"more than {max_drop:.2%}"
+            f"accuracy drops by {tell_apart(accuracy.drop, max_drop, as_percent, 2)} (95% interval "
+            f"{low:.2%} to {high:.2%}), more than {max_drop:.2%}"
         )
     if accuracy.forgotten:
         return f"{gate}, and above chance as eager's is", (
@@ -64,8 +65,8 @@ def _explain_classes(f1: ClassScores, of: str, max_drop: float) -> str | None:
     low, high = f1.drop_ci95
     if f1.drop > max_drop and low > 0:
         return (
-            f"the F1 of {of} drops by {f1.drop:.2%} (95% interval {low:.2%} to {high:.2%}) to "
-            f"{f1.candidate:.2%}, more than {max_drop:.2%}"
+            f"the F1 of {of} drops by {tell_apart(f1.drop, max_drop, as_percent, 2)} (95% interval "
+            f"{low:.2%} to {high:.2%}) to {f1.candidate:.2%}, more than {max_drop:.2%}"
         )
     if f1.lost:
         named = ", ".join(map(str, f1.lost[:_NAMED]))

@@ -38,10 +38,12 @@ class LostChannels:
         lost: channels whose error has at least the power of what they should hold: zeros would have
             been as good.
         live: channels that should hold anything.
+        columns: see `name_channels`.
     """
 
     lost: int
     live: int
+    columns: bool = field(default=False, compare=False)
 
     @property
     def share(self) -> float:
@@ -57,10 +59,12 @@ class FlatChannels:
         numbers: of the channels whose error has at least the power of all by which their values
             should differ from their mean: that would have been as good.
         count: channels in all.
+        columns: see `name_channels`.
     """
 
     numbers: tuple[int, ...]
     count: int
+    columns: bool = field(default=False, compare=False)
 
 
 @dataclass
@@ -123,6 +127,7 @@ class ChannelPowers:
     _count: int = 0
     _places: _Powers | None = None
     _samples: int | None = 0
+    _columns: bool = False
 
     def update(self, ours: Floats, theirs: Floats) -> None:
         """Add one batch of equal shapes, samples first; what is not finite on both sides is 0."""
@@ -134,6 +139,7 @@ class ChannelPowers:
         batch = _Batch(ours, theirs - ours, None if shared.all() else shared)
         self._whole = batch.add_to(self._whole, (1, ours.size))
         self._count += ours.size
+        self._columns = ours.ndim == 2
         if ours.ndim < 2:
             return
         self._add_places(batch)
@@ -166,7 +172,7 @@ class ChannelPowers:
 
         Nor is anything said of channels that were seen in fewer than `_FEWEST_VALUES` values.
         """
-        found = [_count_lost(powers) for powers in self._list_channels()]
+        found = [_count_lost(powers, self._columns) for powers in self._list_channels()]
         return max(found, key=lambda each: each.share, default=None)
 
     def measure_variation(self) -> float | None:
@@ -187,7 +193,8 @@ class ChannelPowers:
     def find_flat(self) -> FlatChannels | None:
         """None where there is no axis of channels, or no channel is flat."""
         found = [
-            FlatChannels(powers.list_flat(), len(powers.signal)) for powers in self._list_channels()
+            FlatChannels(powers.list_flat(), len(powers.signal), self._columns)
+            for powers in self._list_channels()
         ]
         worst = max(found, key=lambda each: len(each.numbers) / each.count, default=None)
         return worst if worst is not None and worst.numbers else None
@@ -199,6 +206,11 @@ class ChannelPowers:
             for axis, powers in (self._sums or {}).items()
             if self._values[axis] >= _FEWEST_VALUES
         ]
+
+
+def name_channels(*, columns: bool) -> str:
+    """What a user calls them: columns where a sample is a row of values, as in a table."""
+    return "columns" if columns else "channels"
 
 
 def explain_constant(name: str, varying_db: float | None, least: float) -> str | None:
@@ -225,16 +237,17 @@ def warn_of_flat(engine: str, outputs: Iterable[tuple[str, FlatChannels | None]]
         engine: whose answers they are.
         outputs: by the name of each output such channels of it.
     """
+    found = [(name, flat) for name, flat in outputs if flat is not None]
+    if not found:
+        return None
     named = [
         f"{', '.join(map(str, flat.numbers[:_NAMED]))}"
         f"{' and more' if len(flat.numbers) > _NAMED else ''} of the {flat.count} of {name!r}"
-        for name, flat in outputs
-        if flat is not None
+        for name, flat in found
     ]
-    if not named:
-        return None
+    what = name_channels(columns=all(flat.columns for _, flat in found))
     return (
-        f"{engine} gives nothing but their mean in channels whose values differ little beside "
+        f"{engine} gives nothing but their mean in {what} whose values differ little beside "
         f"others: {'; '.join(named)}. If they matter, return them as an output of its own, less "
         "their mean."
     )
@@ -281,10 +294,10 @@ def _sum_squares(values: Floats) -> Floats:
     return squares
 
 
-def _count_lost(powers: _Powers) -> LostChannels:
+def _count_lost(powers: _Powers, columns: bool) -> LostChannels:
     signal, error = powers.signal, powers.error
     live = _are_live(signal)
-    return LostChannels(int((live & (error >= signal)).sum()), int(live.sum()))
+    return LostChannels(int((live & (error >= signal)).sum()), int(live.sum()), columns)
 
 
 def _are_live(signal: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -6,8 +6,16 @@ from typing import Literal
 
 from deploy.config import BuildConfig
 from deploy.judging.accuracy_gate import explain_certain_drop, hold_accuracy
-from deploy.judging.channels import explain_constant
+from deploy.judging.channels import explain_constant, name_channels
 from deploy.judging.label_notes import LABELS_JUDGE_NOTHING
+from deploy.judging.limits import (
+    as_fixed,
+    as_percent,
+    as_significant,
+    show_decibels,
+    show_share,
+    tell_apart,
+)
 from deploy.judging.output_parity import OutputParity
 from deploy.judging.parity import ParityReport
 from deploy.judging.shares import explain_few, holds_share
@@ -44,7 +52,7 @@ _NOT_FINITE = (
     "output {!r} has NaN, Inf or the fill of a mask where the reference has none, or the reverse"
 )
 _UNEQUAL = (
-    "output {!r} is equal in {:.1%} of its integers, below {:.0%}. Class numbers that differ are "
+    "output {!r} is equal in {} of its integers, below {}. Class numbers that differ are "
     "wrong; where these are amounts, such as pixels of gray images, return them as floats, which "
     "are held to the SQNR, or lower --min-agreement"
 )
@@ -96,7 +104,7 @@ def judge_parity(
         return Verdict(
             False,
             "same answer at every batch size",
-            f"answers change with the batch size (SQNR {report.consistency_db:.1f} dB)",
+            f"answers change with the batch size (SQNR {show_decibels(report.consistency_db)})",
         )
     verdict = _judge_sizes(report)
     if not verdict.passed:
@@ -129,8 +137,8 @@ def _judge_sizes(report: ParityReport) -> Verdict:
             return Verdict(
                 False,
                 gate,
-                f"at {describe_sizes(seen.sizes)} the SQNR is {seen.sqnr_db:.1f} dB, and "
-                f"{report.sqnr_db:.1f} at the best sizes",
+                f"at {describe_sizes(seen.sizes)} the SQNR is {show_decibels(seen.sqnr_db)}, and "
+                f"{show_decibels(report.sqnr_db)} at the best sizes",
             )
     return Verdict(True, gate)
 
@@ -154,11 +162,12 @@ def _judge_exact(report: ParityReport, recorded: Mapping[str, float] | None) -> 
             )
         if not output.error_eager <= limit + noise:
             where = "" if output.integer else " on some sample"
+            off = tell_apart(output.error_eager, limit + noise, as_significant, 2)
             return Verdict(
                 False,
                 gate,
-                f"output {output.name!r} differs from eager by {output.error_eager:.2g} {unit}"
-                f"{where}, more than {limit + noise:.2g}",
+                f"output {output.name!r} differs from eager by {off} {unit}{where}, more than "
+                f"{limit + noise:.2g}",
             )
         times = output.power_ratio
         if recorded is None and limit > LOOSE_LIMIT and times is not None and times > factor**2:
@@ -193,10 +202,13 @@ def _judge_outputs(
 def _judge_integers(outputs: tuple[OutputParity, ...], config: BuildConfig) -> Verdict:
     """By the share alone, however few they are: no SQNR stands behind it as with scores."""
     least = config.min_agreement
-    gate = f"equal integers at least {least:.0%}"
+    gate = f"equal integers at least {show_share(least)}"
     for output in outputs:
-        if output.top1_agreement is not None and output.top1_agreement < least:
-            return Verdict(False, gate, _UNEQUAL.format(output.name, output.top1_agreement, least))
+        share = output.top1_agreement
+        if share is not None and share < least:
+            shown = tell_apart(share, least, as_percent, 1)
+            reason = _UNEQUAL.format(output.name, shown, show_share(least))
+            return Verdict(False, gate, reason)
     return Verdict(True, gate)
 
 
@@ -204,15 +216,17 @@ def _judge_sqnr(outputs: tuple[OutputParity, ...], least: float) -> Verdict:
     gate = f"SQNR at least {least:g} dB"
     worst = min(outputs, key=lambda output: output.sqnr_db)
     if worst.sqnr_db < least:
-        reason = f"output {worst.name!r} has an SQNR of {worst.sqnr_db:.1f} dB, below {least:g}"
+        sqnr = tell_apart(worst.sqnr_db, least, as_fixed, 1)
+        reason = f"output {worst.name!r} has an SQNR of {sqnr} dB, below {least:g}"
         return Verdict(False, gate, reason)
     for output in outputs:
         lost = output.lost_channels
         if lost is not None and lost.share > MAX_LOST_CHANNELS:
+            what = name_channels(columns=lost.columns)
             return Verdict(
                 False,
-                f"{gate} and at most {MAX_LOST_CHANNELS:.0%} of the channels lost",
-                f"output {output.name!r} has lost {lost.lost} of its {lost.live} channels: their "
+                f"{gate} and at most {MAX_LOST_CHANNELS:.0%} of the {what} lost",
+                f"output {output.name!r} has lost {lost.lost} of its {lost.live} {what}: their "
                 "error is as large as what they hold. They are small beside the others; return "
                 "them as an output of their own",
             )
@@ -263,13 +277,14 @@ def _judge_without_labels(
     if agreement is None:
         return _judge_variation(report.outputs, verdict, least_db)
     least = config.min_agreement
-    gate = f"{verdict.gate} and top-1 agreement at least {least:.0%}"
+    gate = f"{verdict.gate} and top-1 agreement at least {show_share(least)}"
     if not holds_share(judged[0], least):
         return Verdict(
             False,
             gate,
-            f"top-1 agrees on {agreement:.1%} of {judged[0].compared} samples, below {least:.0%}; "
-            "pass labels with the data, or --min-agreement 0 if this is no classifier",
+            f"top-1 agrees on {tell_apart(agreement, least, as_percent, 1)} of "
+            f"{judged[0].compared} samples, below {show_share(least)}; pass labels with the data, "
+            "or --min-agreement 0 if this is no classifier",
         )
     verdict = Verdict(True, f"{gate}{explain_few(judged[0], least)}")
     return _judge_variation(report.outputs, verdict, least_db)
@@ -282,9 +297,8 @@ def judge_speed(latency: EngineLatency, *, over: str = "eager") -> Verdict:
     if low > 1:
         return Verdict(True, gate)
     how = "slower than" if high < 1 else "not faster than"
-    return Verdict(
-        False, gate, f"{how} {over}: {latency.speedup:.2f}x (95% interval {low:.2f} to {high:.2f})"
-    )
+    speedup, *ends = (tell_apart(each, 1, as_fixed, 2) for each in (latency.speedup, low, high))
+    return Verdict(False, gate, f"{how} {over}: {speedup}x (95% interval {' to '.join(ends)})")
 
 
 def choose_winner(passed: Mapping[str, tuple[str, EngineLatency]], *, seed: int) -> str | None:

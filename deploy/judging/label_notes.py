@@ -10,7 +10,9 @@ from deploy.judging.parity import ParityReport
 
 _NAMED = 8
 """Classes that a warning names."""
-LABELS_JUDGE_NOTHING = "the labels judge nothing: eager's own accuracy is not above chance"
+LABELS_JUDGE_NOTHING = (
+    "the labels judge nothing: eager's own accuracy is not above chance beyond doubt"
+)
 
 
 def describe_reading(reports: Iterable[ParityReport]) -> str | None:
@@ -32,20 +34,35 @@ def warn_of_labels(accuracy: Accuracy | None, held: str, others: Sequence[str]) 
     instead = "SQNR and top-1 agreement were judged instead"
     if accuracy is None:
         return None
+    if not accuracy.above_chance and _may_know(accuracy):
+        return (
+            f"{_count(accuracy.samples)} too few to tell whether eager knows the labels "
+            f"({MIN_LABELLED} are needed); {instead}."
+        )
     if not accuracy.above_chance:
         another = f", or name another output with --classes ({', '.join(others)})"
         return (
-            f"Eager's own accuracy is {accuracy.reference:.2%} on {accuracy.samples} samples, not "
-            f"above chance ({accuracy.chance:.2%}): the labels judge nothing, and {instead}. They "
-            f"were held against {held!r}. Number the classes, and prepare the samples, as in "
-            f"training{another if others else ''}."
+            f"Eager's own accuracy is {accuracy.reference:.2%} on {accuracy.samples} "
+            f"sample{'s' * (accuracy.samples != 1)}, not above chance ({accuracy.chance:.2%}): the "
+            f"labels judge nothing, and {instead}. They were held against {held!r}. Number the "
+            f"classes, and prepare the samples, as in training{another if others else ''}."
         )
     if accuracy.samples < MIN_LABELLED:
         return (
-            f"{accuracy.samples} labelled samples are too few to judge accuracy by "
+            f"{_count(accuracy.samples)} too few to judge accuracy by "
             f"({MIN_LABELLED} are needed); {instead}."
         )
     return None
+
+
+def _may_know(accuracy: Accuracy) -> bool:
+    """Whether eager is above chance, or always right, on too few samples to be sure."""
+    right = accuracy.reference > accuracy.chance or accuracy.reference == 1
+    return right and accuracy.samples < MIN_LABELLED
+
+
+def _count(samples: int) -> str:
+    return "1 labelled sample is" if samples == 1 else f"{samples} labelled samples are"
 
 
 def warn_of_unseen(labels: Array, classes: int, held: str) -> str | None:

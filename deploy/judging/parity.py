@@ -62,9 +62,14 @@ class ParityReport:
     batch_dependent: bool = False
 
     @property
+    def worst_output(self) -> OutputParity:
+        """The one that is farthest off, by `OutputParity.nearness_db`."""
+        return min(self.outputs, key=lambda output: output.nearness_db)
+
+    @property
     def sqnr_db(self) -> float:
         """The worst output's SQNR in dB; of integers `OutputParity.nearness_db`."""
-        return min(output.nearness_db for output in self.outputs)
+        return self.worst_output.nearness_db
 
     @property
     def least_sqnr_db(self) -> float:

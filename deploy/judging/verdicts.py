@@ -19,6 +19,7 @@ from deploy.judging.gates import (
     judge_speed,
     least_sqnr,
 )
+from deploy.judging.output_parity import OutputParity
 from deploy.judging.parity import ParityReport
 from deploy.judging.worst_samples import warn_of_poor
 from deploy.measuring.latency import LatencyReport
@@ -164,5 +165,14 @@ def describe_loose(result: CandidateResult) -> str | None:
     return (
         f"{result.name} is far from eager in output {named}, and passes since eager in float32 is "
         "as far from itself in float64: a threshold, a rank or steps that magnify rounding stand "
-        "there, and no engine can be judged by it. Return what comes before, or bring labels."
+        f"there, and no engine can be judged by it. Return what comes before{_advise(result, far)}."
     )
+
+
+def _advise(result: CandidateResult, far: list[OutputParity]) -> str:
+    """What else than the values of the outputs `far` may tell whether they are right."""
+    parity = result.parity
+    if parity is None or parity.accuracy is None:
+        return ", or bring labels, and look at the accuracy"
+    judged = parity.judged_accuracy is not None and [o.name for o in far] == [parity.classes_of]
+    return ", or go by the accuracy" if judged else ""

@@ -8,6 +8,7 @@ all of one size, give or take a normal distribution's tails. A lone number has n
 others: a probability near 0 that doubles is no ruin, so its answer counts as the mean one at least.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,8 +109,8 @@ def explain_ruined(name: str, worst: tuple[SampleParity, ...], least: float) -> 
     if not ruined:
         return None
     return (
-        f"output {name!r} is ruined in sample {ruined[0].sample} of the data, with an SQNR of "
-        f"{ruined[0].sqnr_db:.1f} dB and {ruined[0].times_median:,.0f} times the median sample's "
+        f"output {name!r} is ruined in sample {ruined[0].sample} of the data, with "
+        f"{_describe_own(ruined[0])} and {ruined[0].times_median:,.0f} times the median sample's "
         "error. If such samples matter, calibrate on some"
     )
 
@@ -125,7 +126,7 @@ def warn_of_poor(
         least: the SQNR that all samples together must have, in dB.
     """
     named = [
-        f"output {name!r} in sample {each.sample} ({each.sqnr_db:.1f} dB)"
+        f"output {name!r} in sample {each.sample} ({_describe_own(each, '')})"
         for name, worst in outputs
         for each in _list_below(worst, least, POOR_DB, POOR_TIMES)
     ]
@@ -135,6 +136,13 @@ def warn_of_poor(
         f"Single answers of {engine} are far off, though all together are near: "
         f"{', '.join(named[:KEPT])}. Look at these samples; if such ones matter, calibrate on some."
     )
+
+
+def _describe_own(each: SampleParity, before: str = "an SQNR of ") -> str:
+    """Of a sample; one whose answer should be 0 throughout has none."""
+    if each.sqnr_db == -math.inf:
+        return "an answer that should be 0"
+    return f"{before}{each.sqnr_db:.1f} dB"
 
 
 def _list_below(

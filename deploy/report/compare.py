@@ -14,13 +14,20 @@ from rich.text import Text
 
 from deploy.report.compare_accuracy import compare_accuracy
 from deploy.report.difference import Difference, with_interval
-from deploy.report.facts import Candidate, Report, accuracy_of, sqnr_of, winner_of
+from deploy.report.facts import (
+    Candidate,
+    Report,
+    accuracy_of,
+    describe_fidelity,
+    is_noisy,
+    sqnr_of,
+    winner_of,
+)
 from deploy.report.wording import (
     UNKNOWN,
     clean,
     format_bytes,
     format_conditions,
-    format_decibel,
     format_number,
     format_ratio,
 )
@@ -165,7 +172,8 @@ def _compare_sqnr(a: Report, b: Report) -> Difference:
     note = (
         f"lower by {_SQNR_LOSS_DB:g} dB or more, and there are no labels in both" if worse else ""
     )
-    return Difference("SQNR", format_decibel(first), format_decibel(second), change, worse, note)
+    old, new = (describe_fidelity(report, winner_of(report)) for report in (a, b))
+    return Difference("SQNR", old, new, change, worse, note)
 
 
 def _compare_size(a: Candidate, b: Candidate) -> Difference:
@@ -195,7 +203,15 @@ def _list_warnings(a: Report, b: Report, same: bool) -> list[str]:
         )
     for report, letter in ((a, "A"), (b, "B")):
         control = report["control"]
-        if control is not None and not control["ci95"][0] <= 1 <= control["ci95"][1]:
+        if control is None:
+            continue
+        low, high = control["ci95"]
+        if is_noisy(control["ratio"], (low, high)):
+            warnings.append(
+                f"the A/A control of {letter} says that its machine was too noisy to trust its "
+                "times: measure again."
+            )
+        elif not low <= 1 <= high:
             warnings.append(f"the A/A control of {letter} excludes 1: its machine was not quiet.")
     return warnings
 

@@ -4,12 +4,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from deploy.report.wording import UNKNOWN, format_decibel, format_percent
 from export.errors import BundleError
 
 Report = dict[str, Any]
 Candidate = dict[str, Any]
 
 NOISY_CONTROL = 0.05
+TOO_NOISY = "The machine was too noisy to trust these times; measure again later."
 WIDE = 2.0
 """Upper over lower end of an interval that says little."""
 
@@ -44,7 +46,7 @@ def is_noisy(ratio: float, ci95: tuple[float, float]) -> bool:
 def describe_openings(report: Report) -> str:
     """How often the engines were opened anew, to follow a list; empty: once."""
     openings = report["measurement"].get("openings", 1)
-    return f"; all were closed and opened {openings} times meanwhile" if openings > 1 else ""
+    return f"; all were opened {openings} times, each for its share of them" if openings > 1 else ""
 
 
 def describe_luck(report: Report) -> str:
@@ -116,29 +118,78 @@ def accuracy_of(report: Report, candidate: Candidate) -> Accuracy | None:
 
 
 def sqnr_of(report: Report, candidate: Candidate) -> float | None:
-    """The lowest SQNR over the outputs in dB; infinite where identical; None where unknown."""
+    """The lowest SQNR over the outputs in dB; infinite where identical; None where unknown.
+
+    Of class numbers it is 10 log10 of all of them over those that differ: how far apart two of
+    them lie means nothing.
+    """
     if candidate["name"] == report["baseline"]["name"]:
         return math.inf
-    parity = candidate["parity"]
-    if not parity or not parity["outputs"]:
+    worst = _worst_output(report, candidate["parity"])
+    return None if worst is None else _nearness(report, worst)
+
+
+def describe_fidelity(report: Report, candidate: Candidate) -> str:
+    """Of the output that is farthest off its SQNR, or how many of its class numbers are equal."""
+    if candidate["name"] == report["baseline"]["name"]:
+        return format_decibel(math.inf)
+    worst = _worst_output(report, candidate["parity"])
+    return UNKNOWN if worst is None else describe_output(report, worst)
+
+
+def describe_output(report: Report, output: dict[str, Any]) -> str:
+    """The SQNR of one output, or how many of its class numbers are equal."""
+    share = _equal_share(report, output)
+    if share is None or share == 1:
+        return format_decibel(_nearness(report, output))
+    return f"{format_percent(share)} equal"
+
+
+def _worst_output(report: Report, parity: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The output that is farthest off; None where that of one is not known."""
+    near = [(_nearness(report, output), output) for output in parity["outputs"]] if parity else []
+    known = [(value, output) for value, output in near if value is not None]
+    if not near or len(known) < len(near):
         return None
-    values = [output_sqnr(output) for output in parity["outputs"]]
-    known = [value for value in values if value is not None]
-    return min(known) if len(known) == len(values) else None
+    worst: dict[str, Any] = min(known, key=lambda pair: pair[0])[1]
+    return worst
 
 
-def output_sqnr(output: dict[str, Any]) -> float | None:
-    """SQNR of one output in dB; JSON has no infinity, so null with no error stands for it."""
+def _nearness(report: Report, output: dict[str, Any]) -> float | None:
+    """In dB, see `sqnr_of`; JSON has no infinity, so null with no error stands for it."""
+    share = _equal_share(report, output)
+    if share is not None:
+        return math.inf if share == 1 else -10 * math.log10(1 - share)
     if output["sqnr_db"] is not None:
         return float(output["sqnr_db"])
     return math.inf if output["max_abs"] == 0 else None
 
 
-def top1_of(candidate: Candidate) -> float | None:
-    """The lowest top-1 agreement over the outputs that have one."""
+def _equal_share(report: Report, output: dict[str, Any]) -> float | None:
+    """Of class numbers the share that is equal; None of amounts, which colour images are too.
+
+    Only amounts have samples that fare worst.
+    """
+    dtypes = {spec["name"]: spec["dtype"] for spec in report["model"]["outputs"]}
+    amounts = "float" in dtypes.get(output["name"], "float") or output.get("worst_samples")
+    share = output.get("top1_agreement")
+    if amounts or not isinstance(share, int | float) or not 0 <= share <= 1:
+        return None
+    return float(share)
+
+
+def top1_of(report: Report, candidate: Candidate) -> float | None:
+    """The top-1 agreement of the output that is taken for scores of classes, as the gates take it.
+
+    That is the one that labels are held against, or the only one; None where it has none.
+    """
     parity = candidate["parity"]
-    values = [o["top1_agreement"] for o in parity["outputs"]] if parity else []
-    return min((value for value in values if value is not None), default=None)
+    outputs = parity["outputs"] if parity else []
+    scores = [o for o in outputs if len(outputs) == 1 or o["name"] == report["data"]["classes_of"]]
+    if not scores or _equal_share(report, scores[0]) is not None:
+        return None
+    share = scores[0]["top1_agreement"]
+    return None if share is None else float(share)
 
 
 def _accuracy_table(candidate: Candidate) -> dict[str, Any] | None:

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from deploy.report.facts import Report
+from deploy.report.facts import Report, describe_fidelity
 from deploy.report.markup import Markup, element, join, table
 from deploy.report.wording import (
     UNKNOWN,
-    format_decibel,
     format_number,
     format_ratio,
     format_time,
@@ -45,19 +44,17 @@ def describe_finish(report: Report) -> Markup | None:
         f"On {where}, {format_time(finish['date'])}, batch {finish['batch']}, measured against "
         f"{finish['baseline']}. Winner: {finish['winner']}."
     )
-    rows = [_row(candidate) for candidate in finish["candidates"]]
-    return join(element("p", sentence), table(_HEADS, rows, texts=2))
+    rows = [_row(report, candidate) for candidate in finish["candidates"]]
+    return join(element("p", sentence), table(_HEADS, rows, texts=2, sentences=1))
 
 
-def _row(candidate: dict[str, Any]) -> list[object]:
-    latency, parity = candidate["latency"], candidate["parity"]
-    outputs = [] if parity is None else [output["sqnr_db"] for output in parity["outputs"]]
-    known = [value for value in outputs if value is not None]
+def _row(report: Report, candidate: dict[str, Any]) -> list[object]:
+    latency = candidate["latency"]
     return [
         element("span", candidate["name"], class_="name"),
         candidate["status"].replace("_", " "),
         UNKNOWN if latency is None else format_number(latency["p50_ms"]),
         UNKNOWN if latency is None else f"{format_ratio(latency['speedup'])}×",
-        format_decibel(min(known)) if known else ("identical" if outputs else UNKNOWN),
+        describe_fidelity(report, candidate),
         candidate["reason"] or "",
     ]

@@ -51,8 +51,12 @@ def print_layers(layers: Sequence[Any], console: Console) -> None:
 
 def describe_fusion(model: dict[str, Any]) -> str:
     """What came of it all, in a sentence or two, from ``fused`` and ``fusion`` of a report."""
-    fused, model = model["fused"], model["fusion"]
+    fused, skipped, model = model["fused"], model["skipped"], model["fusion"]
     if not fused:
+        places = len(skipped)
+        if places:
+            left = "1 place was" if places == 1 else f"{places} places were"
+            return f"Nothing was merged: {left} looked at, and left for a reason."
         return "Nothing was merged: no layers stand together that are one layer exactly."
     merged = sum(item["kind"] not in _PLAIN_KINDS for item in fused)
     folded = len(fused) - merged

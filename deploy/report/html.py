@@ -6,10 +6,12 @@ from importlib import resources
 from deploy.report.census import describe_census
 from deploy.report.chart import draw_latency
 from deploy.report.facts import (
+    WIDE,
     Candidate,
     Report,
     accuracy_of,
     baseline_wins,
+    describe_fidelity,
     describe_luck,
     describe_openings,
     sqnr_of,
@@ -32,7 +34,6 @@ from deploy.report.wording import (
     format_bytes,
     format_conditions,
     format_count,
-    format_decibel,
     format_error,
     format_images,
     format_interval,
@@ -40,6 +41,7 @@ from deploy.report.wording import (
     format_percent,
     format_points,
     format_ratio,
+    format_samples,
     format_seconds,
     format_tensor,
     format_time,
@@ -114,12 +116,15 @@ def _key_figures(report: Report) -> list[Markup]:
     if after is not None:
         interval = format_interval(after["speedup_ci95"], format_ratio, between=" to ")
         note = "nothing was faster and passed" if kept else f"95% {interval}"
-        figures.append(_figure("Speed-up", f"{format_ratio(after['speedup'])}×", note))
+        low, high = after["speedup_ci95"]
+        wide = high > WIDE * low  # as the verdict has it
+        shown = f"at least {format_ratio(low)}×" if wide else f"{format_ratio(after['speedup'])}×"
+        figures.append(_figure("Speed-up", shown, note))
     if after is not None and before is not None:
         old, new = format_number(before["p50_ms"]), format_number(after["p50_ms"])
         interval = format_interval(after["p50_ci95"], format_number, between=" to ")
-        shown: object = new if kept else _change(old, new)
-        figures.append(_figure("p50 in ms", shown, f"95% {interval}"))
+        p50: object = new if kept else _change(old, new)
+        figures.append(_figure("p50 in ms", p50, f"95% {interval}"))
     figures.append(_fidelity_figure(report, winner))
     old, new = format_bytes(baseline["size_bytes"]), format_bytes(winner["size_bytes"])
     ratio = None
@@ -136,7 +141,7 @@ def _fidelity_figure(report: Report, winner: Candidate) -> Markup:
     kept = baseline_wins(report)
     if accuracy is not None and reference is not None:
         if kept:
-            note = f"{accuracy.samples:,} samples"
+            note = format_samples(accuracy.samples)
             return _figure("Accuracy", format_percent(accuracy.value), note)
         interval = format_interval(accuracy.drop_ci95, format_points, between=" to ")
         shown = _change(format_percent(reference.value), format_percent(accuracy.value))
@@ -144,16 +149,19 @@ def _fidelity_figure(report: Report, winner: Candidate) -> Markup:
         return _figure("Accuracy", shown, f"drop {drop} points, 95% {interval}")
     if kept:
         return _figure("Outputs", "unchanged", "your own model")
-    top1 = top1_of(winner)
+    top1 = top1_of(report, winner)
     agreement = None if top1 is None else f"top-1 agreement {format_percent(top1)}"
     parity = winner["parity"]
-    source = f"{parity['data']} data, no labels" if parity else "not compared"
+    labels = "labels judge nothing" if report["data"]["kind"] == "labelled" else "no labels"
+    source = f"{parity['data']} data, {labels}" if parity else "not compared"
     sqnr, error = sqnr_of(report, winner), None
     floats = all("float" in output["dtype"] for output in report["model"]["outputs"])
     if sqnr is not None and math.isfinite(sqnr) and floats:
         error = f"an error of {format_error(sqnr)}"
     note = "; ".join(part for part in (error, agreement, source) if part)
-    return _figure("SQNR of the outputs", format_decibel(sqnr), note)
+    near = describe_fidelity(report, winner)
+    what = "Outputs" if near.endswith("equal") else "SQNR of the outputs"
+    return _figure(what, near, note)
 
 
 def _figure(term: str, value: object, note: str | None, kind: str | None = None) -> Markup:
@@ -220,9 +228,8 @@ def _gate_facts(report: Report) -> Markup:
         f"{key} {value:g} dB" for key, value in gates["min_sqnr_db"].items() if value
     )
     drop = gates["max_drop"]
-    samples = (
-        f"{data['calibration_samples']:,} to calibrate, {data['evaluation_samples']:,} to judge"
-    )
+    calibration, evaluation = (_used(report, f"{k}_samples") for k in ("calibration", "evaluation"))
+    samples = f"{calibration:,} to calibrate, {evaluation:,} to judge"
     synthetic = data["kind"] == "synthetic"
     return facts(
         ("Data", "synthetic: no --data was given" if synthetic else data["source"]),
@@ -235,6 +242,13 @@ def _gate_facts(report: Report) -> Markup:
         ("SQNR, without labels", f"at least {decibels}" if decibels else None),
         ("Speed-up", "the 95% interval has to exclude 1"),
     )
+
+
+def _used(report: Report, key: str) -> int:
+    """Samples of a part of the data; where engines take one batch size, those that fill batches."""
+    shape = report["model"]["inputs"][0]["shape"]
+    samples: int = report["data"][key]
+    return samples - samples % shape[0] if shape and isinstance(shape[0], int) else samples
 
 
 def _machine_facts(report: Report) -> Markup:
@@ -259,9 +273,9 @@ def _machine_facts(report: Report) -> Markup:
 def _parity_note() -> Markup:
     return _quiet(
         "SQNR: power of the output over the power of the error, higher is closer: at 20 dB the "
-        "error is 10% of the output, at 40 dB 1%. To float64: "
-        "relative error against a float64 run. Eager to float64: the same of eager itself, the "
-        "largest of several runs; it is the noise floor."
+        "error is 10% of the output, at 40 dB 1%; of class numbers, how many are equal. "
+        "To float64: relative error against a float64 run. Eager to float64: the same of eager "
+        "itself, the largest of several runs; it is the noise floor."
     )
 
 

@@ -30,30 +30,40 @@ def join(*children: object) -> Markup:
     return Markup("".join(_escape(child) for child in children if child is not None))
 
 
-def table(heads: tuple[str, ...], rows: list[list[object]], *, texts: int = 1) -> Markup:
-    """A table whose first `texts` columns are text and the others numbers.
+def table(
+    heads: tuple[str, ...], rows: list[list[object]], *, texts: int = 1, sentences: int = 0
+) -> Markup:
+    """A table whose first `texts` columns are names, the last `sentences` prose, others numbers.
 
     Each cell carries its heading in ``data-label``: on a narrow screen rows become cards.
     """
-    kinds = ["text" if index < texts else "number" for index in range(len(heads))]
+    kinds = _kinds(heads, texts, sentences)
     head = element(
         "tr", *(element("th", h, scope="col", class_=k) for h, k in zip(heads, kinds, strict=True))
     )
-    return element("table", element("thead", head), table_body(heads, rows, texts=texts))
+    body = table_body(heads, rows, texts=texts, sentences=sentences)
+    return element("table", element("thead", head), body)
 
 
-def table_body(heads: tuple[str, ...], rows: list[list[object]], *, texts: int = 1) -> Markup:
+def table_body(
+    heads: tuple[str, ...], rows: list[list[object]], *, texts: int = 1, sentences: int = 0
+) -> Markup:
     """The ``tbody`` of `table`; the first cell of a row heads it."""
-    written = []
+    written, kinds = [], _kinds(heads, texts, sentences)
     for row in rows:
         first, *rest = row
         cells = [element("th", first, scope="row", class_="text")]
-        for index, (cell, head) in enumerate(zip(rest, heads[1:], strict=True), start=1):
-            kind = "text" if index < texts else "number"
+        for cell, head, kind in zip(rest, heads[1:], kinds[1:], strict=True):
             shown = element("span", "–", class_="none") if cell in (None, UNKNOWN) else cell
             cells.append(element("td", shown, class_=kind, data_label=head))
         written.append(element("tr", *cells))
     return element("tbody", *written)
+
+
+def _kinds(heads: tuple[str, ...], texts: int, sentences: int) -> list[str]:
+    """Class of the cells of every column."""
+    numbers = len(heads) - texts - sentences
+    return ["text"] * texts + ["number"] * numbers + ["sentence"] * sentences
 
 
 def facts(*pairs: tuple[str, object]) -> Markup:

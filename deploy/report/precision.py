@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.text import Text
 
 from deploy.commands.precision_debug import PrecisionFinding
+from deploy.judging.limits import show_share
 from deploy.report.json_file import write_json
 from deploy.report.tables import add_row, make_table
-from deploy.report.wording import clean
+from deploy.report.wording import clean, format_percent
 
 
 def print_precision(found: PrecisionFinding, console: Console) -> None:
@@ -30,18 +31,22 @@ def describe_precision(found: PrecisionFinding) -> str:
 
 def _describe_answer(found: PrecisionFinding) -> str:
     what = f"{found.precision} in {found.engine}"
-    before = f"{_decibels(found.before_db)} on {found.samples}"
+    before = f"{_describe(found.before_db, found.before_equal)} on {found.samples}"
+    limit = f"{found.gate_db:.1f} dB"
+    if found.before_equal is not None:
+        limit += f" and {show_share(found.least_equal)} of class numbers equal"
     if not found.culprits and found.complete:
-        return f"{what} holds {found.gate_db:.1f} dB as it is: {before}."
+        return f"{what} holds {limit} as it is: {before}."
+    mixes = "1 mix was tried" if found.builds == 1 else f"{found.builds} mixes were tried"
     after = (
-        f"with {len(found.culprits)} of {found.nodes} nodes in float {_decibels(found.after_db)}; "
-        f"{found.builds} mixes were tried"
+        f"with {len(found.culprits)} of {found.nodes} nodes in float "
+        f"{_describe(found.after_db, found.after_equal)}; {mixes}"
     )
     if found.complete:
-        return f"{what}: {before}; {after}. {found.gate_db:.1f} dB were asked for."
+        return f"{what}: {before}; {after}. {limit} were asked for."
     return (
-        f"{what}: {before}; {after}, and {found.gate_db:.1f} dB are not reached yet: there are "
-        "more such layers. Raise --builds, or lower --min-sqnr."
+        f"{what}: {before}; {after}, and {limit} are not reached yet: there are more such layers. "
+        "Raise --builds, or lower --min-sqnr."
     )
 
 
@@ -55,6 +60,14 @@ def write_precision(found: PrecisionFinding, path: Path) -> None:
     for key in ("before_db", "after_db"):
         plain[key] = plain[key] if math.isfinite(plain[key]) else None
     write_json(plain, path)
+
+
+def _describe(decibel: float, equal: float | None) -> str:
+    """What holds of amounts, and of class numbers where there are some."""
+    if equal is None:
+        return _decibels(decibel)
+    numbers = f"{format_percent(equal)} of class numbers equal"
+    return numbers if decibel == math.inf else f"{_decibels(decibel)} and {numbers}"
 
 
 def _decibels(value: float) -> str:

@@ -160,6 +160,8 @@ def _check_report(report: Report, file: Path) -> None:
     if report["control"] is not None:
         _check_keys(report["control"], _CONTROL, "control.", file)
     _check_candidate(report["baseline"], "baseline", file)
+    for index, spec in enumerate(report["model"]["outputs"]):
+        _check_keys(spec, {"name": _TEXT, "dtype": _TEXT}, f"model.outputs[{index}].", file)
     for index, candidate in enumerate(report["candidates"]):
         _check_candidate(candidate, f"candidates[{index}]", file)
     try:

@@ -36,7 +36,9 @@ def describe_blocks(report: Report) -> Markup | None:
     if found["engine"]:
         caption += f" in {found['engine']} against {found['float_precision']}"
     caption += (
-        ", only outlined where int8 is slower. Figures: SQNR of the outputs, and microseconds."
+        ", only outlined where int8 is slower. Figures: SQNR of the output that suffers most, and "
+        "microseconds. Noise is that of plain rounding on a few calibration samples; what "
+        "candidates have corrected on top, such as biases, is not in it."
     )
     return element(
         "figure", element("div", *rows, class_="chart blocks"), element("figcaption", caption)
@@ -46,37 +48,57 @@ def describe_blocks(report: Report) -> Markup | None:
 def describe_recovery(report: Report) -> Markup | None:
     """How far recovery had to go, candidate by candidate; None where none was needed."""
     rows: list[list[object]] = []
-    for candidate in report["candidates"]:
-        for rung in candidate.get("recovery") or ():
+    for candidate, rungs in _list_climbs(report):
+        for rung in rungs:
             rows.append(
                 [
                     candidate["name"],
                     rung["words"],
                     "holds" if rung["passed"] else "does not hold",
-                    format_decibel(rung["sqnr_db"]),
+                    _describe_rung(rung),
                     format_percent(rung["accuracy"]),
                     rung["reason"] or UNKNOWN,
                 ]
             )
-    return table(_RUNG_HEADS, rows, texts=3) if rows else None
+    return table(_RUNG_HEADS, rows, texts=3, sentences=1) if rows else None
 
 
 def recovery_sentences(report: Report) -> list[str]:
     """How far recovery had to go where it helped, and what mixes keep out of int8."""
     sentences = []
-    for candidate in report["candidates"]:
-        rungs = candidate.get("recovery") or ()
-        if rungs and rungs[-1]["passed"]:
+    for candidate, rungs in _list_climbs(report):
+        if rungs[-1]["passed"]:
             first, last = rungs[0], rungs[-1]
-            why = f"{first['reason']}; " if first["reason"] else ""
-            before, after = (format_decibel(rung["sqnr_db"]) for rung in (first, last))
+            fault = (first["reason"] or "").partition(". ")[0]  # what to do about it has been done
+            why = "; ".join(part for part in (fault, _name_rung(first)) if part)
             sentences.append(
-                f"{candidate['name']}: plain int8 did not hold the gate ({why}SQNR {before}); "
-                f"with {last['words']} it does ({after})."
+                f"{candidate['name']}: plain int8 did not hold the gate ({why}); "
+                f"with {last['words']} it does ({_describe_rung(last)})."
             )
+    for candidate in report["candidates"]:
         if kept := candidate.get("kept_float"):
             sentences.append(f"{candidate['name']} keeps {', '.join(kept)} out of int8.")
     return sentences
+
+
+def _list_climbs(report: Report) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Candidates with their rungs; of an int8 that only a mix made hold, the mix alone."""
+    found = [(c, rungs) for c in report["candidates"] if (rungs := c.get("recovery"))]
+    mixes = [rungs for candidate, rungs in found if candidate["precision"] == "mixed"]
+    return [(c, rungs) for c, rungs in found if c["precision"] == "mixed" or rungs not in mixes]
+
+
+def _describe_rung(rung: dict[str, Any]) -> str:
+    """The SQNR of the output that is farthest off, or how many of its class numbers are equal."""
+    equal = rung.get("equal")
+    if equal is None or equal == 1:
+        return format_decibel(rung["sqnr_db"])
+    return f"{format_percent(equal)} equal"
+
+
+def _name_rung(rung: dict[str, Any]) -> str:
+    """With the word SQNR; empty where the reason has the share of equal class numbers already."""
+    return "" if rung.get("equal") is not None else f"SQNR {format_decibel(rung['sqnr_db'])}"
 
 
 def describe_search(report: Report) -> Markup | None:

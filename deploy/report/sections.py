@@ -4,7 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 from deploy.report.chart import status_glyph
-from deploy.report.facts import Report, accuracy_of, list_rows, output_sqnr, sqnr_of, winner_of
+from deploy.report.facts import (
+    Report,
+    accuracy_of,
+    describe_fidelity,
+    describe_output,
+    list_rows,
+    winner_of,
+)
 from deploy.report.fusion import describe_fusion
 from deploy.report.markup import Markup, element, facts, join, table, table_body
 from deploy.report.wording import (
@@ -16,6 +23,7 @@ from deploy.report.wording import (
     format_percent,
     format_points,
     format_ratio,
+    format_samples,
 )
 
 _PARITY_HEADS = (
@@ -66,7 +74,7 @@ def describe_candidates(report: Report) -> Markup:
             _with_interval(latency.get("p50_ms"), latency.get("p50_ci95")),
             _with_interval(latency.get("speedup"), latency.get("speedup_ci95"), format_ratio, "×"),
             *([score] if labelled else []),
-            "reference" if reference else format_decibel(sqnr_of(report, candidate)),
+            "reference" if reference else describe_fidelity(report, candidate),
             format_bytes(candidate["size_bytes"]),
         ]
         body = table_body(heads, [row], texts=2)
@@ -167,13 +175,15 @@ def describe_parity(report: Report) -> Markup:
             element("b", passed),
             element(
                 "small",
-                f"{parity['gate']}; {parity['samples']:,} {parity['data']} samples, "
+                f"{parity['gate']}; {format_samples(parity['samples'], parity['data'])}, "
                 f"batches of {batches or 'unknown size'}{sizes}",
             ),
             colspan=len(_PARITY_HEADS),
         )
         bodies.append(element("tbody", element("tr", title), class_="group"))
-        bodies.append(table_body(_PARITY_HEADS, [_parity_row(o) for o in parity["outputs"]]))
+        bodies.append(
+            table_body(_PARITY_HEADS, [_parity_row(report, o) for o in parity["outputs"]])
+        )
     if not bodies:
         return element("p", "No candidate got as far as a comparison.", class_="quiet")
     return _grouped(_PARITY_HEADS, bodies)
@@ -205,12 +215,12 @@ def describe_stages(report: Report) -> Markup:
     return facts(*((s["name"], f"{format_number(s['seconds'], 2)} s") for s in report["stages"]))
 
 
-def _parity_row(output: dict[str, Any]) -> list[object]:
+def _parity_row(report: Report, output: dict[str, Any]) -> list[object]:
     return [
         output["name"],
         *(format_number(output[key], 2) for key in ("max_abs", "mean_abs", "relative_to_range")),
         UNKNOWN if output["cosine"] is None else f"{output['cosine']:.6f}",
-        format_decibel(output_sqnr(output)),
+        describe_output(report, output),
         _worst_sample(output.get("worst_samples")),
         format_percent(output["top1_agreement"]),
         format_number(output["error_float64"], 2),

@@ -14,14 +14,18 @@ from deploy.commands.doctor import Diagnosis
 from deploy.commands.finished import Finish
 from deploy.commands.verification import Verification
 from deploy.judging.label_notes import LABELS_JUDGE_NOTHING, describe_reading
-from deploy.measuring.latency import EngineLatency
+from deploy.judging.parity import ParityReport
+from deploy.measuring.latency import EngineLatency, LatencyReport
+from deploy.report.facts import TOO_NOISY, is_noisy
 from deploy.report.wording import (
     UNKNOWN,
     clean,
     format_decibel,
     format_interval,
     format_number,
+    format_percent,
     format_ratio,
+    format_samples,
 )
 from deploy.results import CandidateResult
 
@@ -37,17 +41,26 @@ def print_latency(found: Bench, console: Console) -> None:
     console.print(table)
     for name, reason in report.failed.items():
         console.print(Text(clean(f"{name}: failed: {reason}")))
-    low, high = report.control_ci95
-    text = f"A/A control: baseline against itself {report.control:.3f}x (95% {low:.3f}"
     took = f"{report.rounds} rounds in {report.openings} openings of the engines"
-    console.print(Text(f"{text} to {high:.3f}); {took}", style="dim"))
+    control = _describe_control("A/A control: baseline against itself", report)
+    console.print(Text(f"{control}; {took}{_judge_control(report)}", style="dim"))
     if found.conditions:
         console.print(Text(clean(found.conditions), style="dim"))
 
 
+def _describe_control(what: str, report: LatencyReport) -> str:
+    low, high = report.control_ci95
+    return f"{what} {report.control:.3f}x (95% {low:.3f} to {high:.3f})"
+
+
+def _judge_control(report: LatencyReport) -> str:
+    """What the report of a build says of such a control as well; nothing of a quiet machine."""
+    return f". {TOO_NOISY}" if is_noisy(report.control, report.control_ci95) else ""
+
+
 def print_verification(results: Sequence[Verification], console: Console) -> None:
     """One row an engine: golden answers, and the gate on the data; reasons below."""
-    table = make_table("engine", "golden", "SQNR dB", "accuracy", "gate")
+    table = make_table("engine", "golden", "SQNR", "accuracy", "gate")
     for result in results:
         parity, verdict = result.parity, result.verdict
         accuracy = parity.judged_accuracy if parity else None
@@ -56,7 +69,7 @@ def print_verification(results: Sequence[Verification], console: Console) -> Non
             result.name,
             _golden_cell(result),
             _sqnr_cell(result),
-            "-" if accuracy is None else f"{accuracy.candidate:.2%}",
+            UNKNOWN if accuracy is None else format_percent(accuracy.candidate),
             "-" if verdict is None else ("holds" if verdict.passed else "FAILS"),
         )
     console.print(table)
@@ -92,9 +105,17 @@ def _group_absent(results: Sequence[Verification]) -> dict[str, list[str]]:
 def _sqnr_cell(result: Verification) -> str:
     if result.parity is None:
         return "-"
-    if math.isinf(result.parity.sqnr_db):
-        return "reference" if result.name == FALLBACK else "identical"
-    return f"{result.parity.sqnr_db:.1f}"
+    if result.parity.sqnr_db == math.inf and result.name == FALLBACK:
+        return "reference"
+    return describe_nearness(result.parity)
+
+
+def describe_nearness(parity: ParityReport) -> str:
+    """Of the output that is farthest off its SQNR, or how many of its class numbers are equal."""
+    worst = parity.worst_output
+    if worst.is_amount or worst.nearness_db == math.inf:
+        return format_decibel(worst.nearness_db)
+    return f"{format_percent(worst.top1_agreement)} equal"
 
 
 def _verification_sentence(results: Sequence[Verification]) -> str:
@@ -105,7 +126,9 @@ def _verification_sentence(results: Sequence[Verification]) -> str:
     if closed:
         answer = f"Not verified: {', '.join(closed)}. Every other engine repeats its answers"
     if any(result.verdict is not None for result in results):
-        answer += f" and holds its gate on the data, against {FALLBACK} of the bundle"
+        counts = [result.parity.samples for result in results if result.parity is not None]
+        data = f"{format_samples(max(counts))} of the data" if counts else "the data"
+        answer += f" and holds its gate on {data}, against {FALLBACK} of the bundle"
     return f"Not verified: {', '.join(failing)}." if failing else f"{answer}."
 
 
@@ -132,7 +155,7 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
 
 def print_finish(found: Finish, console: Console) -> None:
     """One row an engine that waited, then the winner."""
-    shown = make_table("engine", "status", "p50 ms", "speed-up\n95%", "SQNR dB")
+    shown = make_table("engine", "status", "p50 ms", "speed-up\n95%", "SQNR")
     for result in found.results:
         add_row(shown, result.name, result.status.replace("_", " "), *_finish_cells(result))
     console.print(shown)
@@ -140,9 +163,8 @@ def print_finish(found: Finish, console: Console) -> None:
         if result.reason is not None:
             console.print(Text(clean(f"{result.name}: {result.reason}")))
     if found.latency is not None:
-        low, high = found.latency.control_ci95
-        text = f"A/A control: {found.latency.control:.3f}x (95% {low:.3f} to {high:.3f})"
-        console.print(Text(text, style="dim"))
+        control = _describe_control("A/A control:", found.latency)
+        console.print(Text(f"{control}{_judge_control(found.latency)}", style="dim"))
     winner, before = found.bundle.winner, found.winner_before
     kept = "as before" if winner == before else f"in place of {before}"
     console.print(Text(clean(f"Winner: {winner}, {kept}.")))
@@ -191,7 +213,7 @@ def _times(latency: EngineLatency) -> tuple[str, ...]:
 
 def _finish_cells(result: CandidateResult) -> tuple[str, str, str]:
     times, parity = result.latency, result.parity
-    decibels = UNKNOWN if parity is None else format_decibel(parity.sqnr_db)
+    decibels = UNKNOWN if parity is None else describe_nearness(parity)
     if times is None:
         return UNKNOWN, UNKNOWN, decibels
     interval = format_interval(times.speedup_ci95, format_ratio)

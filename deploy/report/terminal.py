@@ -10,13 +10,14 @@ from rich.text import Text
 
 from deploy.report.census import stray_sentences
 from deploy.report.facts import (
+    TOO_NOISY,
     Candidate,
     Report,
     accuracy_of,
     baseline_wins,
+    describe_fidelity,
     is_noisy,
     list_rows,
-    sqnr_of,
     winner_of,
 )
 from deploy.report.finish import finish_sentence
@@ -26,7 +27,6 @@ from deploy.report.wording import (
     clean,
     format_bytes,
     format_conditions,
-    format_decibel,
     format_interval,
     format_number,
     format_percent,
@@ -88,16 +88,18 @@ def control_sentence(report: Report) -> str:
     low, high = control["ci95"]
     noisy = is_noisy(control["ratio"], (low, high))
     ratio = format_number(control["ratio"], 4)
-    span = f"{format_number(low)} to {format_number(high)}"
+    span = f"{format_ratio(low)} to {format_ratio(high)}"
     text = f"A/A control: the baseline against itself came out at {ratio}x (95% {span})"
     if noisy:
-        return f"{text}. The machine was too noisy to trust these times; measure again later."
+        return f"{text}. {TOO_NOISY}"
     if low <= 1 <= high:
         return f"{text}; the interval holds 1, as it should."
-    return (
-        f"{text}; the interval leaves 1 out: two processes that run the same differed by "
-        "this much, and every speed-up's interval was widened by it."
+    told = (
+        f"{text}; the interval leaves 1 out: two processes that run the same differed by this much"
     )
+    if report["measurement"].get("openings", 1) > 1:
+        return f"{told}, and differences as small as that are not to be trusted."
+    return f"{told}, and every speed-up's interval was widened by it."
 
 
 def _candidate_table(report: Report, winner: str, *, wide: bool) -> Table:
@@ -148,7 +150,7 @@ def _latency_cells(candidate: Candidate) -> tuple[Text, Text]:
 def _fidelity_cell(report: Report, candidate: Candidate) -> Text:
     accuracy = accuracy_of(report, candidate)
     reference = candidate["name"] == report["baseline"]["name"]
-    sqnr = "reference" if reference else format_decibel(sqnr_of(report, candidate))
+    sqnr = "reference" if reference else describe_fidelity(report, candidate)
     if accuracy is None:
         return Text(sqnr)
     cell = Text(format_percent(accuracy.value))

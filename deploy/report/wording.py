@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 UNKNOWN = "-"
+NO_SIGNAL_DB = -300.0
+"""How a report writes an SQNR below all others, since JSON has no infinity."""
 
 
 def clean(text: object) -> str:
@@ -40,15 +42,27 @@ def format_number(value: float | None, digits: int = 3) -> str:
 
 
 def format_ratio(value: float | None) -> str:
-    """A speed-up without its sign; one digit is enough for what is ten times slower."""
+    """A speed-up without its sign; one digit is enough for what is ten times slower.
+
+    What is not 1 does not read as 1 where four places show it, since a gate asks for more than 1.
+    """
+    if value is not None and value != 1 and round(value, 2) == 1:
+        return f"{value:.2f}" if round(value, 4) == 1 else f"{value:.4f}"
     return format_number(value, 3 if value is None or value >= 0.1 else 1)
 
 
 def format_percent(value: float | None) -> str:
-    """A fraction as percent with two places, 0.9761 as ``97.61%``."""
+    """A fraction as percent with two places, 0.9761 as ``97.61%``; all but all is not ``100.00%``.
+
+    Nor is next to none ``0.00%``: as many places are shown as that takes.
+    """
     if value is None or not math.isfinite(value):
         return format_number(value)
-    return f"{100 * value:.2f}%"
+    for places in range(2, 7):
+        text = f"{100 * value:.{places}f}"
+        if float(text) not in (0, 100):
+            break
+    return f"{100 * value:.2f}%" if value in (0, 1) else f"{text}%"
 
 
 def format_points(value: float | None) -> str:
@@ -57,9 +71,11 @@ def format_points(value: float | None) -> str:
 
 
 def format_decibel(value: float | None) -> str:
-    """An SQNR; infinite reads ``identical``."""
+    """An SQNR; infinite reads ``identical``, and where the reference is 0 it is ``no signal``."""
     if value is None or math.isnan(value):
         return format_number(value)
+    if value <= NO_SIGNAL_DB:
+        return "no signal"
     return "identical" if math.isinf(value) and value > 0 else f"{value:.1f} dB"
 
 
@@ -96,10 +112,19 @@ def format_count(value: float | None) -> str:
     """A count with a unit: 11,689,512 as ``11.7 million``."""
     if value is None:
         return UNKNOWN
-    for size, unit in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
-        if value >= size:
+    for size, unit, least in (
+        (1e12, "trillion", 0.9995e12),
+        (1e9, "billion", 0.9995e9),
+        (1e6, "million", 1e6),
+    ):
+        if value >= least:
             return f"{format_number(value / size)} {unit}"
     return f"{value:,.0f}"
+
+
+def format_samples(count: int, of: str = "") -> str:
+    """``1 sample``, ``1,000 evaluation samples``."""
+    return f"{count:,} {f'{of} ' if of else ''}sample{'s' * (count != 1)}"
 
 
 def format_seconds(value: float | None) -> str:

@@ -108,7 +108,7 @@ class _Search:
         self._effort = EFFORTS[self.sources.config.effort]
         self._started = time.monotonic()
         self.give_until(1.0)
-        self._trader = Trader(self.sources, self.notes)
+        self._trader = Trader(self.sources, self.notes, lambda: self._deadline - time.monotonic())
 
     def report(self) -> SearchReport:
         """The record; its blocks are those of the engine that is the faster in int8."""

@@ -142,7 +142,7 @@ def climb(quantizer: Quantizer, plain: Judged, tools: Tools) -> Climb:
 
 def make_rung(step: str, judged: Judged) -> Rung:
     """The record of a rung that was judged."""
-    accuracy = judged.parity.judged_accuracy
+    accuracy, worst = judged.parity.judged_accuracy, judged.parity.worst_output
     return Rung(
         step,
         _WORDS.get(step, "calibrated ranges, nearest rounding"),
@@ -150,6 +150,7 @@ def make_rung(step: str, judged: Judged) -> Rung:
         judged.verdict.reason,
         judged.parity.sqnr_db,
         None if accuracy is None else accuracy.candidate,
+        None if worst.is_amount else worst.top1_agreement,
     )
 
 

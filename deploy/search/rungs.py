@@ -11,6 +11,7 @@ class Rung:
         step: one of `STEPS`, or ``plain``.
         words: what was done, for people.
         reason: why the gate did not hold; None where it did.
+        equal: share of the class numbers that are equal, where `sqnr_db` is of an output of such.
     """
 
     step: str
@@ -19,3 +20,4 @@ class Rung:
     reason: str | None
     sqnr_db: float | None
     accuracy: float | None
+    equal: float | None = None

@@ -1,6 +1,7 @@
 """What every block costs and saves in int8 on one engine: noise and measured time together."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 from deploy.cache import hash_batches, hash_model, hash_parts, package_versions
@@ -9,6 +10,7 @@ from deploy.engines.process import call_in_child
 from deploy.measuring.census import Census
 from deploy.results import CandidateResult
 from deploy.search.effort import EFFORTS
+from deploy.search.haste import count_samples, fit_samples, keep_samples, time_sample
 from deploy.search.sources import Sources
 from export.errors import EngineError
 from quantize.sensitivity.blocks import Block
@@ -16,6 +18,8 @@ from quantize.sensitivity.by_block import BlockSensitivity, Quantizer, measure_s
 from quantize.sensitivity.fallback import BlockTrade, weigh_blocks
 
 _SAMPLES = 16
+_SHARE = 0.5
+"""Of the time that is left, for the noise of the blocks; mixes are tried in the rest."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,12 @@ class Trader:
 
     Attributes:
         notes: what could not be measured, in words.
+        seconds_left: of the search; half of it may go into the noise of the blocks.
     """
 
     sources: Sources
     notes: list[str]
+    seconds_left: Callable[[], float] = field(default=lambda: math.inf)
     sensitivity: tuple[BlockSensitivity, ...] = ()
     findings: list[EngineFindings] = field(default_factory=list)
 
@@ -98,7 +104,7 @@ class Trader:
         """Measured, or taken from an earlier build of the same model and data."""
         quantizer = replace(quantizer, adjustments=None)
         blocks = quantizer.blocks(EFFORTS[self.sources.config.effort].blocks)
-        batches = _first_samples(self.sources.calibrator.batches(), _SAMPLES)
+        batches = self._choose_samples(len(blocks))
         key = hash_parts(
             hash_model(quantizer.model.path),
             hash_batches(batches),
@@ -121,6 +127,25 @@ class Trader:
 
         noises = self.sources.calibrator.cache.recall("sensitivity", key, measure)
         return tuple(BlockSensitivity(b, n) for b, n in zip(blocks, noises, strict=True))
+
+    def _choose_samples(self, blocks: int) -> list[Feeds]:
+        """Calibration samples to measure noise on: fewer where little time is left."""
+        batches = _first_samples(self.sources.calibrator.batches(), _SAMPLES)
+        budget = _SHARE * self.seconds_left()
+        if budget == math.inf:
+            return batches
+        static, model = self.sources.problem.static_batch is not None, self.sources.model
+        threads, runs = self.sources.threads, blocks + 1  # and the float model
+        seconds = time_sample(model, batches[0], static=static, threads=threads)
+        held, samples = count_samples(batches), fit_samples(seconds, runs, budget)
+        if samples >= held:
+            return batches
+        few = keep_samples(batches, samples, static=static)
+        self.notes.append(
+            f"noise of the blocks: measured on {count_samples(few)} samples in place of {held}, "
+            f"since the model is slow beside the time of --effort {self.sources.config.effort}"
+        )
+        return few
 
 
 def _best_float(engine: str, candidates: Mapping[str, CandidateResult]) -> CandidateResult:

@@ -37,3 +37,8 @@ def count_more(number: int, what: str) -> str:
     if number < 1:
         return ""
     return f", and {number} more {what}{'s are' if number > 1 else ' is'} like it"
+
+
+def count_used(number: int) -> str:
+    """ "1 was used", "3 were used"."""
+    return f"{number} {'was' if number == 1 else 'were'} used"

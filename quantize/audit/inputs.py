@@ -59,24 +59,26 @@ def check_samples(splits: Splits) -> Iterator[Finding]:
             yield Finding(
                 "constant samples",
                 "",
-                f"{profile.constant} of the {profile.samples} {name} samples hold one value "
-                "throughout, as black images do. Take them out, or mend how they are read.",
+                f"{profile.constant} of the {profile.samples} {name} samples "
+                f"hold{'s' * (profile.constant == 1)} one value throughout, as black images do. "
+                "Take them out, or mend how they are read.",
             )
         if profile.repeated > REPEATED_SHARE * profile.samples:
             yield Finding(
                 "repeated samples",
                 "",
-                f"{profile.repeated} of the {profile.samples} {name} samples repeat others, byte "
-                "for byte, and tell nothing new. Take them out, or pass other samples.",
+                f"{profile.repeated} of the {profile.samples} {name} samples "
+                f"repeat{'s' * (profile.repeated == 1)} others, byte for byte, and says no more. "
+                "Take them out, or pass other samples.",
             )
     shared = splits.calibration.digests.keys() & splits.evaluation.digests.keys()
     if shared:
         yield Finding(
             "shared samples",
             "",
-            f"{len(shared)} of the {splits.evaluation.samples} evaluation samples looked at are "
-            "calibration samples as well, so they do not show what held-out data would. Keep the "
-            "two apart.",
+            f"{len(shared)} of the {splits.evaluation.samples} evaluation samples looked at "
+            f"{'is a calibration sample' if len(shared) == 1 else 'are calibration samples'} as "
+            "well, which does not show what held-out data would. Keep the two apart.",
         )
 
 
@@ -85,6 +87,17 @@ def check_inputs(splits: Splits) -> Iterator[Finding]:
     for name, known in splits.calibration.inputs.items():
         other = splits.evaluation.inputs.get(name)
         if other is None or other.low.shape != known.low.shape:
+            continue
+        if not (known.is_finite and other.is_finite):
+            continue  # what is infinite is named where the model's tensors are looked at
+        if (known.low == known.high).all() and not _is_alike(known, other):
+            yield Finding(
+                "drift",
+                name,
+                f"Input {name!r} is the same in every calibration sample ({_span(known)}), and "
+                f"{_span(other)} in evaluation: int8 was calibrated for nothing else. Calibrate "
+                "on samples like those that the model will see.",
+            )
             continue
         spreads = [float(np.sqrt(np.mean(item.deviation**2))) for item in (known, other)]
         low, high = sorted(spreads)
@@ -119,14 +132,15 @@ def check_inputs(splits: Splits) -> Iterator[Finding]:
 
 def _check_input_channels(name: str, splits: Splits) -> Iterator[Finding]:
     known, other = splits.calibration.inputs[name], splits.evaluation.inputs[name]
+    what = "column" if known.columns else "channel"
     dead = np.flatnonzero(known.low == known.high)
     if 0 < dead.size < known.low.size:
-        more = count_more(dead.size - 1, "channel")
+        more = count_more(dead.size - 1, what)
         yield Finding(
             "dead channels",
             name,
-            f"Channel {dead[0]} of input {name!r} is {known.low[dead[0]]:g} in every calibration "
-            f"sample{more}. Mend how the data is read, if it should not be.",
+            f"{what.capitalize()} {dead[0]} of input {name!r} is {known.low[dead[0]]:g} in every "
+            f"calibration sample{more}. Mend how the data is read, if it should not be.",
         )
     if min(known.samples, other.samples) < ENOUGH_FOR_DRIFT:
         return
@@ -142,13 +156,13 @@ def _check_input_channels(name: str, splits: Splits) -> Iterator[Finding]:
     )
     drifted[dead] = False
     if drifted.any():
-        more = count_more(int(drifted.sum()) - 1, "channel")
+        more = count_more(int(drifted.sum()) - 1, what)
         worst = int(np.argmax(np.where(drifted, shift / deviation + np.abs(np.log(ratio)), -1)))
         yield Finding(
             "drift",
             name,
-            f"Channel {worst} of input {name!r} has mean {known.mean[worst]:.3g} and deviation "
-            f"{known.deviation[worst]:.3g} in calibration, {other.mean[worst]:.3g} and "
+            f"{what.capitalize()} {worst} of input {name!r} has mean {known.mean[worst]:.3g} and "
+            f"deviation {known.deviation[worst]:.3g} in calibration, {other.mean[worst]:.3g} and "
             f"{other.deviation[worst]:.3g} in evaluation{more}. Calibrate on samples like those "
             "that the model will see, prepared alike.",
         )
@@ -165,5 +179,12 @@ def _errors_beyond_chance(channels: int, samples: int) -> float:
     return float(np.sqrt(freedom * np.expm1(square / freedom)))
 
 
+def _is_alike(known: InputStatistic, other: InputStatistic) -> bool:
+    """Whether both are of the same values, but for rounding."""
+    near = 1e-6 * np.abs(known.low) + 1e-12
+    return bool(np.all(known.low - other.low <= near) and np.all(other.high - known.high <= near))
+
+
 def _span(statistic: InputStatistic) -> str:
-    return f"{statistic.low.min():.3g} to {statistic.high.max():.3g}"
+    low, high = statistic.low.min(), statistic.high.max()
+    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"

@@ -23,6 +23,7 @@ class InputStatistic:
         squares, squares_squared: likewise of its mean squared distance from `origin`.
         whole: all values were whole numbers.
         pixels: it takes uint8 images.
+        columns: a channel is one value of a sample, such as a column of a table.
     """
 
     samples: int
@@ -35,6 +36,12 @@ class InputStatistic:
     squares_squared: np.ndarray
     whole: bool
     pixels: bool = False
+    columns: bool = False
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all values were."""
+        return bool(np.isfinite(self.squares).all())
 
     @property
     def mean(self) -> np.ndarray:
@@ -156,6 +163,7 @@ class InputProfile:
             squares_squared=(squares**2).sum(axis=0),
             whole=(known is None or known.whole) and bool((values == np.rint(values)).all()),
             pixels=pixels,
+            columns=array.ndim == 2,
         )
         if name in self._dropped or (known and known.low.shape != new.low.shape):
             self._dropped.add(name)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from quantize.audit.finding import Finding, count_more
+from quantize.audit.finding import Finding, count_more, count_used
 from quantize.calibration.ranges import Ranges
 from quantize.observers.statistic import Span, TensorStatistic
 
@@ -78,7 +78,7 @@ def check_saturation(observed: Observed) -> Iterator[Finding]:
         f"{shares[worst]:.0%} of the evaluation values of {where!r} lie outside the calibrated "
         f"range {_span(ranges.ranges[worst])} (they span {_span(reach)})"
         f"{count_more(len(beyond) - 1, 'tensor')}: int8 clips them. Pass more samples with "
-        f"--calibration-samples ({ranges.samples} were used), or samples like these.",
+        f"--calibration-samples ({count_used(ranges.samples)}), or samples like these.",
     )
 
 

@@ -64,6 +64,28 @@ def test_the_report_follows_its_schema_and_proves_the_winner(built: Bundle) -> N
     assert report["model"]["fusion"]["layers_before"] >= report["model"]["fusion"]["layers_after"]
 
 
+def test_sizes_are_those_of_what_ships(built: Bundle) -> None:
+    manifest = built.manifest.engines
+    for row in built.report()["candidates"]:
+        if row["name"] in manifest:
+            file = built.path / manifest[row["name"]].file
+            assert row["size_bytes"] == sum(f.stat().st_size for f in (file, *_external(file)))
+
+
+def _external(file: Path) -> list[Path]:
+    """Files beside an ONNX model that hold weights of it."""
+    if file.suffix != ".onnx":
+        return []
+    model = onnx.load(file, load_external_data=False)
+    named = {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return [file.parent / name for name in named]
+
+
 def test_int8_is_judged_by_accuracy_and_tensorrt_waits_for_its_gpu(built: Bundle) -> None:
     rows = {row["name"]: row for row in built.report()["candidates"]}
     assert rows["openvino-int8"]["parity"]["gate"].startswith("accuracy drop at most 1.00%")

@@ -76,6 +76,15 @@ def test_black_and_repeated_images(tmp_path: Path) -> None:
     assert "2 of the 64 calibration samples repeat others" in findings[1].words
 
 
+def test_one_of_them_is_no_plural(tmp_path: Path) -> None:
+    x, evaluation = _images(64, 0), _images(64, 1)
+    x[5], x[8], evaluation[3] = 0, x[7], x[10]
+    words = " ".join(finding.words for finding in _audit(tmp_path, x[:48], evaluation))
+    assert "1 of the 48 calibration samples holds one value throughout" in words
+    assert "1 of the 48 calibration samples repeats others" in words
+    assert "1 of the 64 evaluation samples looked at is a calibration sample" in words
+
+
 def test_samples_of_both_splits(tmp_path: Path) -> None:
     evaluation = _images(64, 1)
     evaluation[:4] = _images(128, 0)[7:11]

@@ -39,8 +39,11 @@ def make_weights(layers: int = LAYERS) -> list[np.ndarray]:
     return weights
 
 
-def make_bundle(weights: list[np.ndarray], target: Path) -> Bundle:
-    """A chain of convolutions; activations are clipped as ReLU6 does."""
+def make_bundle(weights: list[np.ndarray], target: Path, *, numbers: bool = False) -> Bundle:
+    """A chain of convolutions; activations are clipped as ReLU6 does.
+
+    With `numbers` it returns the largest channel of every pixel instead of its activations.
+    """
     nodes, tensor = [], "x"
     for number in range(len(weights)):
         name = f"layer{number}"
@@ -50,24 +53,28 @@ def make_bundle(weights: list[np.ndarray], target: Path) -> Bundle:
         nodes.append(helper.make_node("Relu", [f"c{number}"], [f"r{number}"], f"relu{number}"))
         tensor = f"r{number}"
     shape = ["batch", CHANNELS, SIZE, SIZE]
+    kind, sizes, dtype = TensorProto.FLOAT, shape, np.float32
+    if numbers:
+        nodes.append(helper.make_node("ArgMax", [tensor], ["n"], "argmax", axis=1, keepdims=0))
+        tensor, kind, sizes, dtype = "n", TensorProto.INT64, ["batch", SIZE, SIZE], np.int64
     graph = helper.make_graph(
         nodes,
         "chain",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(tensor, TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(tensor, kind, sizes)],
         [numpy_helper.from_array(weight, f"w{number}") for number, weight in enumerate(weights)],
     )
     x = np.abs(np.random.default_rng(1).standard_normal((8, *shape[1:]))).astype(np.float32)
     x[:, 0] = 0
     report = labelled_report()
     report["data"]["observer"] = "auto"
-    sizes = ("batch", CHANNELS, SIZE, SIZE)
+    answers = np.zeros((len(x), *sizes[1:]), dtype)
     file = OneFile(
         graph,
-        (TensorSpec("x", sizes, "float32"),),
-        (TensorSpec(tensor, sizes, "float32"),),
+        (TensorSpec("x", tuple(shape), "float32"),),
+        (TensorSpec(tensor, tuple(sizes), np.dtype(dtype).name),),
         {"x": x},
-        {tensor: np.zeros_like(x)},
+        {tensor: answers},
     )
     return read_bundle(write_bundle_of(target, file, report=report))
 
@@ -236,3 +243,18 @@ def test_too_few_samples_for_a_fixed_batch_are_said(outlier: Bundle, tmp_path: P
 def test_outputs_that_are_not_finite_are_said() -> None:
     found = PrecisionFinding("a", "fp16", "b", 40.0, -math.inf, 50.0, 9, (), 3, complete=False)
     assert "outputs that are not finite on b" in describe_precision(found)
+
+
+def test_a_layer_that_int8_ruins_shows_in_class_numbers_too(tmp_path: Path) -> None:
+    weights = make_weights(FEW)
+    weights[PLANTED_IN_FEW][:, 0] = 1e3
+    bundle = make_bundle(weights, tmp_path / "numbers.deploy", numbers=True)
+    config = BuildConfig(min_agreement=0.85)
+    found = debug_precision(bundle, precision="int8", config=config)
+    assert [culprit.where for culprit in found.culprits] == [f"layer{PLANTED_IN_FEW}"]
+    assert found.before_equal is not None
+    assert found.after_equal is not None
+    assert found.before_equal < 0.6 < 0.85 <= found.after_equal
+    said = describe_precision(found)
+    assert said.startswith(f"int8 in onnxruntime: {found.before_equal:.2%} of class numbers equal")
+    assert "20.0 dB and 85% of class numbers equal were asked for" in said

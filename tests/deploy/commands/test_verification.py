@@ -222,6 +222,7 @@ def test_labels_of_nothing_alone_are_said_to_judge_nothing(
     stream = io.StringIO()
     print_verification(results, Console(file=stream, width=200))
     assert stream.getvalue().count("stand for nothing") == 1
+    assert "holds its gate on 40 samples of the data" in stream.getvalue()
 
 
 def test_the_output_of_the_labels_can_be_named_and_must_be_there(

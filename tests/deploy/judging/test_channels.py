@@ -196,3 +196,19 @@ def test_flat_channels_are_named_with_what_to_do() -> None:
     assert said.startswith("a-int8 gives nothing but their mean in channels")
     assert "1, 2, 3, 4, 5 and more of the 99 of 'y'. If they matter" in said
     assert warn_of_flat("a-int8", [("z", None)]) is None
+
+
+def test_what_is_one_value_a_sample_is_called_a_column() -> None:
+    rng = np.random.default_rng(0)
+    for shape, what in (((400, 12), "columns"), ((400, 12, 3, 3), "channels")):
+        values = rng.standard_normal(shape)
+        values[:, 4] *= 1e-3
+        theirs = values.copy()
+        theirs[:, 4] = 0
+        powers = ChannelPowers()
+        powers.update(values, theirs)
+        lost = powers.result()
+        assert lost is not None
+        assert lost.columns == (what == "columns")
+        said = warn_of_flat("e", [("y", powers.find_flat())])
+        assert f"nothing but their mean in {what} whose values" in str(said)

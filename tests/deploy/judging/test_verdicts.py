@@ -226,6 +226,7 @@ def test_a_float32_engine_that_passes_by_eagers_own_noise_is_told_of() -> None:
     said = str(describe_loose(of_chaos(0.5)))
     assert said.startswith("onnxruntime-fp32 is far from eager in output 'y' (")
     assert "eager in float32 is as far from itself in float64" in said
+    assert said.endswith("or bring labels, and look at the accuracy.")
     assert of_chaos(1e-6).parity_holds
     assert describe_loose(of_chaos(1e-6)) is None
     assert describe_loose(judge(candidate(), compared(1.01))) is None
@@ -320,3 +321,19 @@ def test_what_was_rejected_or_waits_keeps_its_own_reason() -> None:
     )
     wrong = float32("a", 2.0, holds=False)
     assert hold_to_float32((wrong, *others), one_way=False) == (wrong, *others)
+
+
+@pytest.mark.parametrize("held", ["y", "z"])
+def test_whoever_brought_labels_is_not_told_to_bring_some(held: str) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(10, size=400)
+    exact = 10 * np.eye(10)[labels]
+    eager, found = (exact + 3 * rng.standard_normal(exact.shape) for _ in range(2))
+    loose = {"y": eager, "z": exact}, {"y": found, "z": exact}
+    parity = ParityAccumulator(("y", "z"), held)
+    floor = {"y": exact, "z": exact}, {"y": eager, "z": exact}
+    parity.update(*loose, rows=400, floor=floor, labels=labels)
+    said = str(describe_loose(judge(candidate("fp32"), parity.result(), "labelled")))
+    assert said.startswith("onnxruntime-fp32 is far from eager in output 'y' (")
+    assert "bring labels" not in said
+    assert said.endswith("comes before, or go by the accuracy." if held == "y" else "comes before.")

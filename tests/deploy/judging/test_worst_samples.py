@@ -245,3 +245,11 @@ def test_what_is_ruined_and_what_is_poor(
     assert (reason is not None, warning is not None) == (ruined, poor)
     assert reason is None or "'y' is ruined in sample 7 of the data" in reason
     assert warning is None or f"output 'y' in sample 7 ({sqnr_db:.1f} dB)" in warning
+
+
+def test_an_answer_that_should_be_nothing_has_no_infinite_sqnr_in_words() -> None:
+    worst = (SampleParity(7, -math.inf, 1e4),)
+    assert "ruined in sample 7 of the data, with an answer that should be 0" in str(
+        explain_ruined("y", worst, 20.0)
+    )
+    assert "in sample 7 (an answer that should be 0)" in str(warn_of_poor("e", [("y", worst)], 20))

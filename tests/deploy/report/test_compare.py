@@ -143,6 +143,7 @@ def test_falling_back_to_torch_is_a_regression() -> None:
         ("data", {"source": "other.npz"}, "data differ"),
         ("gates", {"max_drop": 0.05}, "gates differ"),
         ("control", {"ci95": [1.02, 1.1]}, "not quiet"),
+        ("control", {"ratio": 2.7, "ci95": [0.48, 12.0]}, "too noisy to trust its times"),
     ],
 )
 def test_warns_where_the_reports_are_not_of_the_same_thing(

@@ -179,3 +179,28 @@ def test_renders_in_a_browser(scheme: str, dark: bool, tmp_path: Path) -> None:
     first = rows[0][1:4]
     assert (max(first) < 64) == dark
     assert len(set(rows)) > 100
+
+
+def test_a_batch_that_is_not_filled_is_not_counted() -> None:
+    report = labelled_report()
+    assert "256 to calibrate, 1,000 to judge" in Page(render_html(report)).text
+    report["model"]["inputs"][0]["shape"][0] = 3
+    assert "255 to calibrate, 999 to judge" in Page(render_html(report)).text
+
+
+def test_what_was_left_for_a_reason_is_not_said_to_be_nothing() -> None:
+    report = labelled_report()
+    report["model"]["fused"] = []
+    assert "Nothing was merged: 1 place was looked at, and left" in Page(render_html(report)).text
+    report["model"]["skipped"] *= 2
+    assert "Nothing was merged: 2 places were looked at" in Page(render_html(report)).text
+    report["model"]["skipped"] = []
+    assert "no layers stand together" in Page(render_html(report)).text
+
+
+def test_a_wide_interval_shows_its_lower_end_as_the_verdict_does() -> None:
+    report = labelled_report()
+    winner = next(c for c in report["candidates"] if c["name"] == report["winner"])
+    assert "Speed-up 7.09×" in Page(render_html(report)).text
+    winner["latency"]["speedup_ci95"] = [2.75, 1793.0]
+    assert "Speed-up at least 2.75× 95% 2.75 to 1,793" in Page(render_html(report)).text

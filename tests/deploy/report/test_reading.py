@@ -79,6 +79,8 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
         p50_ci95=[1.0, 10**400]
     ),
     "control.ratio": lambda r: r["control"].pop("ratio"),
+    "model.outputs[0].dtype": lambda r: r["model"]["outputs"][0].pop("dtype"),
+    "model.outputs[0]": lambda r: r["model"].update(outputs=["logits"]),
     "winner": lambda r: r.update(winner="tvm-int8"),
 }
 

@@ -37,3 +37,14 @@ def test_microseconds_keep_three_digits_and_the_baseline_has_no_interval_over_it
     for shown in ("0.00456", "0.00451-0.00461", "0.00550", "3.00x", "2.90-3.10", "12.3", "1.00x"):
         assert shown in text
     assert "1.00-1.00" not in text
+    assert "noisy" not in text
+
+
+def test_a_noisy_control_says_of_times_what_it_says_in_the_report_of_a_build() -> None:
+    slow = replace(FAST, speedup=1.0, speedup_ci95=(1.0, 1.0))
+    stream = io.StringIO()
+    report = LatencyReport({"a": slow}, {}, 1.096, (0.777, 1.343), 2, 12, 2, 1.0)
+    print_latency(Bench("a", report, {}), Console(file=stream, width=80))
+    said = " ".join(stream.getvalue().split())
+    assert "A/A control: baseline against itself 1.096x (95% 0.777 to 1.343); 12 rounds" in said
+    assert "The machine was too noisy to trust these times; measure again later." in said

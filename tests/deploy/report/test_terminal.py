@@ -127,6 +127,12 @@ def test_control_says_whether_the_machine_was_quiet() -> None:
     off = labelled_report()
     off["control"] = {"ratio": 1.03, "ci95": [1.01, 1.05]}
     assert "leaves1out" in _joined(_print(off))
+    assert "everyspeed-up'sintervalwaswidened" in _joined(_print(off))
+    off["measurement"]["openings"] = 2  # by what the openings differ by, then
+    assert "widened" not in _print(off)
+    assert "nottobetrusted" in _joined(_print(off))
+    off["control"] = {"ratio": 1.01, "ci95": [1.003, 1.02]}
+    assert "1.0030to1.02" in _joined(_print(off))  # and not 1.00, which it leaves out
     report = labelled_report() | {"control": None}
     assert "A/A control: not run" in _print(report)
 

@@ -15,6 +15,8 @@ from deploy.report.wording import (
     format_number,
     format_percent,
     format_points,
+    format_ratio,
+    format_samples,
     format_seconds,
     format_time,
 )
@@ -61,14 +63,50 @@ def test_small_losses_do_not_vanish_in_rounding() -> None:
     assert format_points(-0.0) == "0.00"
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1.0, "100.00%"),
+        (0.0, "0.00%"),
+        (0.9995, "99.95%"),
+        (0.99996, "99.996%"),
+        (0.9999999, "99.99999%"),
+        (0.00003, "0.003%"),
+        (1 - 1e-12, "100.000000%"),
+    ],
+)
+def test_all_but_all_is_not_all(value: float, text: str) -> None:
+    assert format_percent(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1.0, "1.00"),
+        (0.9996, "0.9996"),
+        (1.003, "1.0030"),
+        (1.00001, "1.00"),
+        (1.006, "1.01"),
+        (0.5, "0.500"),
+        (0.04, "0.04"),
+        (36.42, "36.4"),
+    ],
+)
+def test_what_is_not_as_fast_does_not_read_so(value: float, text: str) -> None:
+    assert format_ratio(value) == text
+
+
 def test_no_error_at_all_is_called_identical() -> None:
     assert format_decibel(math.inf) == "identical"
+    assert format_decibel(-math.inf) == format_decibel(-300.0) == "no signal"
     assert format_decibel(None) == "-"
 
 
 def test_counts_and_times() -> None:
     assert format_count(11689512) == "11.7 million"
     assert format_count(272474) == "272,474"
+    assert format_count(999_999_999) == "1.00 billion"
+    assert format_count(999_999) == "999,999"
     assert format_seconds(185) == "3 min 5 s"
     assert format_time("2026-11-24T03:00:00Z") == "2026-11-24 03:00 UTC"
     assert format_time("yesterday") == "yesterday"
@@ -106,3 +144,9 @@ def test_what_becomes_of_images_is_a_formula() -> None:
     assert format_images(images) == "x: the model is given (image / 255 - 0.5) / 0.25"
     colours = {**images, "mean": [0.485, 0.456, 0.406], "scale": 1.0}
     assert format_images(colours).endswith("(image / 1 - [0.485, 0.456, 0.406]) / 0.25")
+
+
+def test_one_sample_is_no_plural() -> None:
+    assert format_samples(1) == "1 sample"
+    assert format_samples(1, "evaluation") == "1 evaluation sample"
+    assert format_samples(1234) == "1,234 samples"

@@ -17,6 +17,7 @@ from deploy.engines.base import EngineSpec
 from deploy.judging.gates import Verdict
 from deploy.results import CandidateResult
 from deploy.search.assignments import find_improvable
+from deploy.search.haste import count_samples, fit_samples, keep_samples
 from deploy.search.sources import Sources
 from deploy.search.trades import BlockFinding, EngineFindings, Trader
 from deploy.source import open_problem
@@ -155,3 +156,52 @@ def test_engines_whose_int8_runs_share_the_time_of_the_search() -> None:
     absent = judged("openvino", runs=False)
     assert find_improvable({each.name: each for each in (one, absent)}) == ("onnxruntime",)
     assert find_improvable({}) == ()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "runs", "budget", "samples"),
+    [
+        (1.0, 9, 30.0, 2),
+        (0.1, 9, 30.0, 32),
+        (0.1, 9, 57.0, 32),
+        (0.1, 9, 58.0, 64),
+        (5.0, 9, 0.0, 2),
+    ],
+)
+def test_so_many_samples_fit_into_the_time_that_is_left(
+    seconds: float, runs: int, budget: float, samples: int
+) -> None:
+    assert fit_samples(seconds, runs, budget) == samples
+    assert fit_samples(seconds, runs, -1.0) == 2  # some are needed
+
+
+@pytest.mark.parametrize(
+    ("samples", "static", "kept"),
+    [(2, False, [2]), (16, False, [12, 4]), (100, False, [12, 12]), (2, True, [12])],
+)
+def test_batches_are_cut_but_for_those_that_must_be_full(
+    samples: int, static: bool, kept: list[int]
+) -> None:
+    batches = [{"x": IMAGES[:12]}, {"x": IMAGES[12:]}]
+    found = keep_samples(batches, samples, static=static)
+    assert [len(batch["x"]) for batch in found] == kept
+    assert count_samples(found) == sum(kept)
+
+
+def test_a_search_without_time_measures_noise_on_few_samples_and_says_so(
+    make_sources: Make,
+) -> None:
+    sources, notes = make_sources([]), []
+    quantizer = sources.quantizer("onnxruntime")
+    hasty = Trader(sources, notes, lambda: 0.0)
+    found = hasty.weigh("onnxruntime", quantizer, candidates(sources))
+    assert notes == [
+        "noise of the blocks: measured on 2 samples in place of 16, since the model is slow beside "
+        "the time of --effort normal"
+    ]
+    usual = Trader(sources, notes, lambda: 1e9)
+    others = usual.weigh("onnxruntime", quantizer, candidates(sources))
+    assert len(notes) == 1
+    for few, all_ in zip(found, others, strict=True):
+        assert few.noise != all_.noise
+        assert few.noise == pytest.approx(all_.noise, rel=1.0)

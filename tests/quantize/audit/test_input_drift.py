@@ -44,8 +44,8 @@ def test_one_column_of_many_that_has_drifted_is_found() -> None:
     known, moved = _values(256, random), _values(128, random)
     moved[:, 1234] += 1.0
     (words,) = _find_drift(known, moved)
-    assert words.startswith("Channel 1234 of input 'x' has mean ")
-    assert "more channel" not in words
+    assert words.startswith("Column 1234 of input 'x' has mean ")
+    assert "more column" not in words
 
 
 def test_one_column_of_many_that_spreads_wider_or_less_is_found() -> None:
@@ -53,9 +53,9 @@ def test_one_column_of_many_that_spreads_wider_or_less_is_found() -> None:
     known, wide = _values(256, random), _values(128, random)
     wide[:, 77] *= 3
     (words,) = _find_drift(known, wide)
-    assert words.startswith("Channel 77 of input 'x'")
+    assert words.startswith("Column 77 of input 'x'")
     (words,) = _find_drift(wide, known)
-    assert words.startswith("Channel 77 of input 'x'")
+    assert words.startswith("Column 77 of input 'x'")
 
 
 def test_a_column_that_evaluation_never_moves_is_found() -> None:
@@ -63,4 +63,26 @@ def test_a_column_that_evaluation_never_moves_is_found() -> None:
     known, still = _values(256, random), _values(128, random)
     still[:, 5] = known[:, 5].mean()
     (words,) = _find_drift(known, still)
-    assert words.startswith("Channel 5 of input 'x'")
+    assert words.startswith("Column 5 of input 'x'")
+
+
+@pytest.mark.parametrize("shape", [(40, 1), (40, 3), (40, 3, 8, 8)])
+def test_an_input_that_calibration_never_moves_is_found_where_evaluation_has_other_values(
+    shape: tuple[int, ...],
+) -> None:
+    still = np.full(shape, 0.5)
+    (words,) = _find_drift(still, np.full(shape, 9.0))
+    assert words.startswith("Input 'x' is the same in every calibration sample (0.5), and 9 in ")
+    (words,) = _find_drift(still, np.random.default_rng(0).random(shape))
+    assert "is the same in every calibration sample (0.5)" in words
+    assert _find_drift(still, still) == []
+
+
+def test_infinite_values_leave_the_comparison_of_inputs_out() -> None:
+    random = np.random.default_rng(0)
+    images = random.normal(size=(40, 3, 8, 8))
+    for value in (np.inf, -np.inf, np.nan):
+        broken = images.copy()
+        broken[3, 1, 2, 2] = value
+        assert _find_drift(images, broken) == []  # and no warning of numpy, which is an error here
+        assert _find_drift(np.full_like(images, 0.5), broken) == []
