@@ -32,7 +32,7 @@ SUITE := -m pytest -m "not slow and not gpu" -n 3 --dist loadfile --no-loadscope
 test: setup
 	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=PASSIVE $(BIN)/python $(SUITE)
 
-# Python 3.11 or 3.12: the lowest numpy knows no newer one.
+# Python 3.11 or 3.12: the lowest numpy has no wheels for newer ones.
 LOWEST := $(CURDIR)/.venv-lowest
 test-lowest: $(LOWEST)/.installed
 	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=PASSIVE $(LOWEST)/bin/python $(SUITE)

@@ -5,6 +5,7 @@ from pathlib import Path
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from versions import since
 
 from deploy.engines.base import EngineSpec
 from deploy.engines.openvino import OpenVinoEngine
@@ -27,6 +28,7 @@ def open_graph(nodes: list[onnx.NodeProto], folder: Path) -> str:
     return str(caught.value)
 
 
+@since("openvino", "2026.4", "names what it does not know in other words")
 def test_operators_that_it_does_not_know_are_named_and_no_folder(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Warp", ["x"], ["a"], domain="ours"),

@@ -167,7 +167,7 @@ from deploy.cli import main
 main()
 """
 
-OPENING = ("asyncio", "uvloop")
+OPENING = ("asyncio", "uvloop", "ThreadPoolExecutor")
 """Names of the threads that open engines, of either event loop."""
 
 
