@@ -109,11 +109,7 @@ class Masked(nn.Module):
         ("float", 20),
         ("float", 23),
         ("constant", 20),
-        pytest.param(
-            "constant",
-            23,
-            marks=since("onnxruntime", "1.32", "gives a query without keys its mean"),
-        ),
+        pytest.param("constant", 23, marks=since("onnxruntime", "1.32", "gives it no zeros")),
     ],
 )
 def test_a_query_that_sees_no_key_gets_zeros_as_torch_has_it(kind, opset, tmp_path):
@@ -434,7 +430,7 @@ def test_stacks_are_concatenations(stack, axes, tmp_path):
         pytest.param(
             lambda x: F.avg_pool2d(x, (2, 1), (3, 2), (1, 0), True, False, 3),
             (2, 8, 7),
-            marks=since("onnxruntime", "1.32", "pools with no padding as wide as its window"),
+            marks=since("onnxruntime", "1.32", "opens no pool with these pads"),
         ),
     ],
 )
