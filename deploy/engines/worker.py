@@ -115,10 +115,10 @@ def serve(connection: Connection) -> None:
         except DeployError as error:
             answer = ("error", error)
         except Exception as error:  # noqa: BLE001  the parent turns it into a reason
-            full = (
-                isinstance(error, OSError) and error.errno in FULL
-            )  # which ends the parent's work
-            answer = ("error", error) if full else ("fault", f"{type(error).__name__}: {error}")
+            if isinstance(error, OSError) and error.errno in FULL:
+                answer = ("error", error)  # which ends the parent's work
+            else:
+                answer = ("fault", f"{type(error).__name__}: {error}")
         connection.send(answer)
 
 
