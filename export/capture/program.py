@@ -205,9 +205,9 @@ def find_module_path(module: nn.Module, traceback: TracebackType | None) -> str:
 def _positional_shapes(
     module: nn.Module, shapes: tuple[dict[int, object] | None, ...]
 ) -> tuple[object, ...]:
-    """`shapes` in the nesting of forward's own parameters: ``*args`` takes one tuple."""
+    """`shapes` in the nesting of forward's own parameters: ``*args`` takes one tuple, of some."""
     kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL not in kinds:
         return shapes
     named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
-    return (*shapes[:named], shapes[named:])
+    return (*shapes[:named], shapes[named:]) if shapes[named:] else shapes

@@ -38,6 +38,20 @@ def test_module_with_any_number_of_arguments():
 
 
 @pytest.mark.parametrize("strict", [False, True])
+def test_further_arguments_that_nobody_gives_are_no_inputs(strict):
+    """As with the networks of ultralytics, which hand them to the loss and to options."""
+
+    class Detector(nn.Module):
+        def forward(self, x, *args, augment=False, **kwargs):
+            return x.flip(0) if augment else x * 2
+
+    program = capture(
+        Detector(), {"x": torch.randn(2, 3)}, keyword=False, dynamic_batch=True, strict=strict
+    )
+    assert program.module()(torch.ones(5, 3)).shape == (5, 3)
+
+
+@pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("names", [("x", "gain", "bias"), ("bias", "x", "gain")])
 def test_inputs_without_a_parameter_of_their_own_have_a_dynamic_batch(names, strict):
     class Wrapper(nn.Module):
