@@ -1,6 +1,7 @@
 """What a module returns, of whatever nesting, as flat tensors with names."""
 
 import dataclasses
+import functools
 import json
 from typing import Any
 
@@ -20,6 +21,7 @@ def flatten_outputs(result: object) -> tuple[tuple[str, ...], tuple[torch.Tensor
         ExportError: there is no tensor in the result, a dataclass that torch cannot look into, or
             two outputs that get the same name.
     """
+    _name_parts(result)
     leaves, _ = pytree.tree_flatten_with_path(result)
     for _, leaf in leaves:
         if dataclasses.is_dataclass(leaf):
@@ -63,6 +65,34 @@ def describe_structure(result: object) -> str:
         parts.append(f"{_describe_key(key)}: {text}" if named else text)
     kind = getattr(structure.type, "__name__", str(structure.type))
     return f"{kind}({', '.join(parts)})"
+
+
+def _name_parts(result: object) -> None:
+    """Let torch name the parts of every container in `result` that it was not told the names of.
+
+    So are the outputs of diffusers registered, and torch would refuse to look into them.
+    """
+    kind = type(result)
+    node = pytree.SUPPORTED_NODES.get(kind)
+    if node is None:
+        return
+    if node.flatten_with_keys_fn is None:
+        named = functools.partial(_flatten_with_keys, node.flatten_fn)
+        pytree.SUPPORTED_NODES[kind] = node._replace(flatten_with_keys_fn=named)
+    for part in node.flatten_fn(result)[0]:
+        _name_parts(part)
+
+
+def _flatten_with_keys(
+    flatten: pytree.FlattenFn, container: Any
+) -> tuple[list[tuple[pytree.KeyEntry, Any]], Any]:
+    """Parts under their keys, where what puts them together again is the list of these."""
+    parts, context = flatten(container)
+    keys: list[pytree.KeyEntry] = [pytree.SequenceKey(index) for index in range(len(parts))]
+    listed = isinstance(context, list | tuple) and len(context) == len(parts)
+    if listed and all(isinstance(key, str) for key in context):
+        keys = [pytree.MappingKey(key) for key in context]
+    return list(zip(keys, parts, strict=True)), context
 
 
 def _path_name(path: tuple[Any, ...]) -> str:

@@ -4,11 +4,15 @@ from collections import OrderedDict, defaultdict, namedtuple
 from dataclasses import dataclass
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from export import to_onnx
 from export.capture.outputs import describe_structure, flatten_outputs
+from export.capture.program import capture
 from export.errors import ExportError
 
 A, B, C = torch.zeros(2, 3), torch.ones(2, 4), torch.full((2,), 2.0)
@@ -27,6 +31,27 @@ class Unregistered:
 
 
 torch.export.register_dataclass(Registered, serialized_type_name="test_outputs.Registered")
+
+
+class Named(OrderedDict[str, Tensor]):
+    """As the outputs of diffusers: torch was not told the names of its parts."""
+
+
+class Numbered:
+    """Likewise, and its parts have none."""
+
+    def __init__(self, *parts: Tensor) -> None:
+        self.parts = parts
+
+
+pytree.register_pytree_node(
+    Named,
+    lambda named: ([*named.values()], [*named]),
+    lambda parts, keys: Named(zip(keys, parts, strict=True)),
+)
+pytree.register_pytree_node(
+    Numbered, lambda numbered: ([*numbered.parts], None), lambda parts, _: Numbered(*parts)
+)
 
 
 def outputs(result: Any) -> tuple[dict[str, Tensor], str]:
@@ -53,6 +78,9 @@ def outputs(result: Any) -> tuple[dict[str, Tensor], str]:
         ((A, None, B), ["output_0", "output_2"]),
         ((A, 3, "text", True), ["output_0"]),
         ({"logits": A, "loss": None}, ["logits"]),
+        (Named(sample=A, extra=B), ["sample", "extra"]),
+        ((A, {"out": Named(sample=B)}), ["output_0", "output_1.out.sample"]),
+        (Numbered(A, B), ["output_0", "output_1"]),
     ],
 )
 def test_outputs_are_named_by_their_path(result: Any, names: list[str]) -> None:
@@ -74,6 +102,8 @@ def test_outputs_are_named_by_their_path(result: Any, names: list[str]) -> None:
         (Registered(A, B), "Registered(logits: tensor, features: tensor)"),
         ((A, (B, C)), "tuple(tensor, tuple(tensor, tensor))"),
         ((A, None, 3, {}, ()), "tuple(tensor, None, int, dict(), tuple())"),
+        (Named(sample=A, extra=B), "Named(sample: tensor, extra: tensor)"),
+        ([Numbered(A, B)], "list(Numbered(tensor, tensor))"),
     ],
 )
 def test_structure_is_kept_with_its_keys(result: Any, structure: str) -> None:
@@ -112,3 +142,21 @@ def test_two_outputs_of_one_name_are_refused(result: Any) -> None:
 def test_an_output_under_an_empty_key_has_a_name():
     names, _, _ = flatten_outputs({"": torch.zeros(1), "other": torch.zeros(1)})
     assert names == ("output", "other")
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_torch_was_told_no_names_of_is_exported(strict, tmp_path):
+    class Denoiser(nn.Module):
+        def forward(self, x: Tensor) -> Named:
+            return Named(sample=x * 2, extra=x.sum(1))
+
+    feeds = {"x": torch.rand(2, 3)}
+    names, _, structure = flatten_outputs(Denoiser()(**feeds))
+    assert structure == "Named(sample: tensor, extra: tensor)"
+    program = capture(Denoiser(), feeds, keyword=False, dynamic_batch=True, strict=strict)
+    model = to_onnx(program, tmp_path / "model.onnx", input_names=["x"], output_names=names)
+    x = torch.rand(3, 3)
+    session = onnxruntime.InferenceSession(model.path)
+    sample, extra = session.run(["sample", "extra"], {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(sample), x * 2)
+    torch.testing.assert_close(torch.from_numpy(extra), x.sum(1))
