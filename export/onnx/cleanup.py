@@ -153,8 +153,12 @@ def settle_squeezes(model: ir.Model) -> None:
     """Write down which axes each Squeeze takes: those of size 1 in what was captured.
 
     One without axes takes whatever is 1 when it runs, and so the batch of a lone sample as well.
-    Shapes that the exporter left out are inferred; where one cannot be, its Squeeze stays.
+    Shapes that the exporter left out are inferred; where one cannot be, its Squeeze stays. One
+    whose axes are named may name wider ones, which torch leaves and ONNX refuses.
     """
+    for node in model.graph.all_nodes():
+        if node.op_type == "Squeeze" and node.domain == "" and any(node.inputs[1:]):
+            _leave_wide_axes(model.graph, node)
     inferred = False
     while nodes := [node for node in model.graph.all_nodes() if _takes_any_axis(node)]:
         settled = sum(_settle_squeeze(model.graph, node) for node in nodes)
@@ -174,10 +178,34 @@ def _settle_squeeze(graph: ir.Graph, node: ir.Node) -> bool:
     shape = None if node.inputs[0] is None else node.inputs[0].shape
     if shape is None:
         return False
-    axes = np.array([axis for axis, size in enumerate(shape) if size == 1], np.int64)
+    _take_axes(graph, node, [axis for axis, size in enumerate(shape) if size == 1])
+    return True
+
+
+def _leave_wide_axes(graph: ir.Graph, node: ir.Node) -> None:
+    """Take those of its axes alone that may be 1."""
+    value, given = node.inputs[:2]
+    named = None if given is None else ir.convenience.get_const_tensor(given)
+    if value is None or value.shape is None or named is None:
+        return
+    axes = [int(axis) for axis in named.numpy().ravel()]
+    sizes = [value.shape[axis] for axis in axes]
+    kept = [
+        axis
+        for axis, size in zip(axes, sizes, strict=True)
+        if size == 1 or not isinstance(size, int)
+    ]
+    if len(kept) < len(axes):
+        _take_axes(graph, node, kept)
+
+
+def _take_axes(graph: ir.Graph, node: ir.Node, taken: list[int]) -> None:
+    """Have a Squeeze take these axes; none: it is no Squeeze."""
+    axes = np.array(taken, np.int64)
     if not axes.size:
+        node.resize_inputs(1)
         node.op_type = "Identity"
-        return True
+        return
     name = f"{node.outputs[0].name}_axes"
     value = ir.Value(
         name=name,
@@ -188,7 +216,6 @@ def _settle_squeeze(graph: ir.Graph, node: ir.Node) -> bool:
     graph.register_initializer(value)
     node.resize_inputs(2)
     node.replace_input_with(1, value)
-    return True
 
 
 def _rename(graph: ir.Graph, names: Mapping[str, str]) -> None:

@@ -96,6 +96,22 @@ def test_a_squeeze_of_no_axis_moves_nothing(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, draw(1).numpy() * 2)
 
 
+class Wide(nn.Module):
+    """Axes that are not 1 stay in torch where they are named: as in diffusers' transformers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.squeeze(1).mean((2, 3), keepdim=True).squeeze((1, 2, 3)) * 2
+
+
+def test_named_axes_that_are_not_one_stay(tmp_path: Path) -> None:
+    _, exported = climb(Wide(), tmp_path)
+    assert exported.rung == "dynamo"
+    for batch in (1, 3):
+        (found,) = run_onnx(exported.onnx, {"x": draw(batch).numpy()}).values()
+        expected = 2 * draw(batch).double().mean((2, 3))
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
 def test_a_static_batch_of_one_is_squeezed_as_eager_squeezes_it(tmp_path: Path) -> None:
     signature, exported = climb(Scorer().eval(), tmp_path, static_batch=True)
     assert [spec.shape for spec in signature.outputs] == [()]
