@@ -72,7 +72,7 @@ def _name_parts(result: object) -> None:
 
     So are the outputs of diffusers registered, and torch would refuse to look into them.
     """
-    kind = type(result)
+    kind = pytree._get_node_type(result)
     node = pytree.SUPPORTED_NODES.get(kind)
     if node is None:
         return

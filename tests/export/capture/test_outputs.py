@@ -81,6 +81,7 @@ def outputs(result: Any) -> tuple[dict[str, Tensor], str]:
         (Named(sample=A, extra=B), ["sample", "extra"]),
         ((A, {"out": Named(sample=B)}), ["output_0", "output_1.out.sample"]),
         (Numbered(A, B), ["output_0", "output_1"]),
+        (Pair(Named(sample=A), Numbered(B)), ["mean.sample", "scale.0"]),
     ],
 )
 def test_outputs_are_named_by_their_path(result: Any, names: list[str]) -> None:
