@@ -21,8 +21,11 @@ def flatten_outputs(result: object) -> tuple[tuple[str, ...], tuple[torch.Tensor
         ExportError: there is no tensor in the result, a dataclass that torch cannot look into, or
             two outputs that get the same name.
     """
-    _name_parts(result)
-    leaves, _ = pytree.tree_flatten_with_path(result)
+    try:
+        leaves, _ = pytree.tree_flatten_with_path(result)
+    except ValueError:  # at the first call alone: eager's answers are timed with what is done here
+        _name_parts(result)
+        leaves, _ = pytree.tree_flatten_with_path(result)
     for _, leaf in leaves:
         if dataclasses.is_dataclass(leaf):
             raise ExportError(
@@ -70,7 +73,7 @@ def describe_structure(result: object) -> str:
 def _name_parts(result: object) -> None:
     """Let torch name the parts of every container in `result` that it was not told the names of.
 
-    So are the outputs of diffusers registered, and torch would refuse to look into them.
+    So are the outputs of diffusers registered, and torch refuses to look into them.
     """
     kind = pytree._get_node_type(result)
     node = pytree.SUPPORTED_NODES.get(kind)

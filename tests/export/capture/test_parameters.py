@@ -6,27 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from nets import KeywordOnly, Returning
 from torch import Tensor, nn
 
 from export.capture.parameters import name_inputs
 from export.capture.signature import describe_call
 from export.errors import ConfigError
-
-
-class Returning(nn.Module):
-    """Returns what `make` makes of its two inputs."""
-
-    def __init__(self, make: Any) -> None:
-        super().__init__()
-        self.make = make
-
-    def forward(self, x: Tensor, y: Tensor) -> Any:
-        return self.make(x, y)
-
-
-class KeywordOnly(nn.Module):
-    def forward(self, x: Tensor, *, mask: Tensor) -> Tensor:
-        return x * mask
 
 
 class Free(nn.Module):

@@ -1,11 +1,11 @@
 """Any call becomes one of named flat tensors and back; a model that fails says on what."""
 
-from collections import namedtuple
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from nets import KeywordOnly, Returning
 from torch import Tensor, nn
 
 from export.artifacts import BATCH, TensorSpec
@@ -17,23 +17,6 @@ from export.capture.signature import (
 from export.errors import InputError
 
 A, B, C = torch.zeros(2, 3), torch.ones(2, 4), torch.full((2,), 2.0)
-Pair = namedtuple("Pair", ["mean", "scale"])
-
-
-class Returning(nn.Module):
-    """Returns what `make` makes of its two inputs."""
-
-    def __init__(self, make: Any) -> None:
-        super().__init__()
-        self.make = make
-
-    def forward(self, x: Tensor, y: Tensor) -> Any:
-        return self.make(x, y)
-
-
-class KeywordOnly(nn.Module):
-    def forward(self, x: Tensor, *, mask: Tensor) -> Tensor:
-        return x * mask
 
 
 @pytest.mark.parametrize(
