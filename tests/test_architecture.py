@@ -75,6 +75,7 @@ NEED_TORCH = {
     "export/onnx/short_time.py",
     "export/onnx/smooth_resizes.py",
     "export/onnx/stacks.py",
+    "export/onnx/whole_splits.py",
     "export/onnx/views.py",
     "export/onnx/wave_products.py",
     "export/onnx/waves.py",

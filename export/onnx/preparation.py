@@ -19,6 +19,7 @@ from export.onnx.short_time import write_out_short_time_spectra
 from export.onnx.smooth_resizes import write_out_smooth_resizes
 from export.onnx.stacks import write_out_stacks
 from export.onnx.views import reshape_views
+from export.onnx.whole_splits import drop_whole_splits
 
 aten = torch.ops.aten
 
@@ -33,8 +34,8 @@ def prepare_program(program: ExportedProgram, *, opset: int) -> ExportedProgram:
     the strides of the result, which is of no use where there are no strides. Adaptive pools,
     resizes that smooth, stacks and attention over more axes than four are written out, scales of
     masked scores are put to their queries, weights that are computed from others are stored, and so
-    is linear algebra of stored tensors, options that it refuses or overlooks are settled, and
-    operators that it has no function for are composed of others.
+    is linear algebra of stored tensors, splits into one part are left out, options that it refuses
+    or overlooks are settled, and operators that it has no function for are composed of others.
     """
     program = compose(store_constant_matrices(program))
     (output,) = (node for node in program.graph.nodes if node.op == "output")
@@ -55,6 +56,7 @@ def prepare_program(program: ExportedProgram, *, opset: int) -> ExportedProgram:
         store_computed_weights(draft),
         write_out_smooth_resizes(draft),
         write_out_stacks(draft),
+        drop_whole_splits(draft),
     ]
     if any(done):
         reshape_views(draft)

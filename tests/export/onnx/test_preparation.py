@@ -402,6 +402,30 @@ def test_a_clamp_between_an_integer_and_a_float_is_exported(clamp, tmp_path):
     assert_same(Clamped(), export(Clamped(), x, tmp_path), x[:1], x)
 
 
+@pytest.mark.parametrize(
+    "split",
+    [
+        lambda x: x.chunk(1),
+        lambda x: x.split(x.shape[0]),
+        lambda x: x.split(9, 1),
+        lambda x: torch.split_with_sizes(x, [4], 1),
+        lambda x: torch.unsafe_chunk(x, 1),
+    ],
+)
+@pytest.mark.parametrize("plain", [False, True], ids=["of a product", "of an input"])
+def test_a_split_into_one_part_is_what_it_splits(split, plain, tmp_path):
+    """As virtual batches have it, of which there is one in inference."""
+
+    class Split(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return split(x)[0] if plain else torch.cat([part.sin() for part in split(x * 2)])
+
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    proto = export(Split(), x, tmp_path)
+    assert "Split" not in {node.op_type for node in proto.graph.node}
+    assert_same(Split(), proto, x[:1], x)
+
+
 @pytest.mark.parametrize("stack", [torch.hstack, torch.vstack, torch.dstack, torch.column_stack])
 @pytest.mark.parametrize("axes", [0, 1, 2], ids=["rows", "matrices", "images"])
 def test_stacks_are_concatenations(stack, axes, tmp_path):
