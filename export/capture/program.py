@@ -5,6 +5,7 @@ is used here: a program that says it takes any batch takes any batch.
 """
 
 import contextlib
+import functools
 import inspect
 import io
 import logging
@@ -20,6 +21,8 @@ from torch.export import Dim, ExportedProgram
 from export.artifacts import TensorSpec
 from export.capture.dynamic_axes import explain_axes, make_dims
 from export.capture.image_model import find_user_module
+from export.capture.kept_attributes import kept_attributes
+from export.capture.other_sizes import called_at_other_sizes
 from export.capture.surroundings import replaced, surround
 from export.errors import ExportError
 
@@ -44,12 +47,14 @@ def capture(
 
     The batch size is the leading size of the first input with an axis; with `dynamic_batch` the
     leading axis of every input of that size becomes dynamic. Trace with a batch of at least 2:
-    the exporter treats size 1 as a constant. Where it takes another size for one, parameters that
-    are frozen are captured once more as if they were trained: without gradients torch compares
-    strides, and of halves of a tensor that is turned they are those of rows at a batch of 2.
+    the exporter treats size 1 as a constant. Where it takes another size for one, the module is
+    captured once more behind a call at other sizes, if it keeps something of that, and with frozen
+    parameters as if they were trained: without gradients torch compares strides, and of halves of a
+    tensor that is turned they are those of rows at a batch of 2.
 
     Args:
-        module: left untouched; captured in the mode (train or eval) that it is in.
+        module: left untouched, with what it keeps of its calls; captured in the mode (train or
+            eval) that it is in.
         feeds: example inputs by name, in the order of the call.
         keyword: pass the inputs by name; otherwise in order.
         dynamic_batch: make the leading axis dynamic, or fail.
@@ -70,17 +75,25 @@ def capture(
         raise ExportError(
             "torch.export takes no TorchScript model; use the TorchScript exporter for it."
         )
+    record = functools.partial(_record, module, feeds, keyword, dynamic_batch, strict, inputs)
     try:
-        return _record(module, feeds, keyword, dynamic_batch, strict, inputs)
+        return record()
     except ExportError as error:
-        frozen = [p for p in module.parameters() if p.is_floating_point() and not p.requires_grad]
-        if not dynamic_batch or not frozen or not _fixes_batch(error, _read_batch(feeds)):
+        if "specialized it to be a constant" not in str(error.__cause__):
             raise
-        try:
-            with _trained(frozen):
-                return _record(module, feeds, keyword, dynamic_batch, strict, inputs)
-        except ExportError:
-            raise error from error.__cause__
+        with called_at_other_sizes(module, feeds, keyword, dynamic_batch, inputs) as keeps:
+            frozen = _list_frozen(module) if _fixes_batch(error, _read_batch(feeds)) else []
+            if not keeps and not (dynamic_batch and frozen):
+                raise
+            try:
+                with _trained(frozen):
+                    return record()
+            except ExportError:
+                raise error from error.__cause__
+
+
+def _list_frozen(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module.parameters() if p.is_floating_point() and not p.requires_grad]
 
 
 def _read_batch(feeds: Mapping[str, Tensor]) -> int | None:
@@ -127,6 +140,7 @@ def _record(
         with (
             contain_noise(),
             torch.no_grad(),
+            kept_attributes(module),
             surround(module, named, strict=strict, sizes=bool(ranges)),
         ):
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=strict)

@@ -19,6 +19,7 @@ from export.capture.open_signals import OpenSignals
 from export.capture.padded_encoders import drop_padding
 from export.capture.places_along import PlacesAlong
 from export.capture.quick_shapes import shape_quickly
+from export.capture.tensor_fills import TensorFills, TensorFillsLike
 from export.capture.whole_scales import WholeScales
 
 _KNOWN = (Tensor, int, float, complex, bool, str, type(None), torch.SymInt, torch.SymFloat)
@@ -42,7 +43,13 @@ def surround(
         if not strict:
             for context in (_leave_out_unknown(module), skip_idle_autocast(), drop_padding()):
                 stack.enter_context(context)
-            for mode in (EqualBags(), OpenSignals(), PlacesAlong()):
+            for mode in (
+                EqualBags(),
+                OpenSignals(),
+                PlacesAlong(),
+                TensorFills(),
+                TensorFillsLike(),
+            ):
                 stack.enter_context(mode)
             if sizes:
                 stack.enter_context(WholeScales())
