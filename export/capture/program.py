@@ -79,7 +79,7 @@ def capture(
     try:
         return record()
     except ExportError as error:
-        if "specialized it to be a constant" not in str(error.__cause__):
+        if "Constraints violated" not in str(error.__cause__):
             raise
         with called_at_other_sizes(module, feeds, keyword, dynamic_batch, inputs) as keeps:
             frozen = _list_frozen(module) if _fixes_batch(error, _read_batch(feeds)) else []

@@ -110,6 +110,31 @@ def test_a_module_that_fails_beyond_its_range_is_called_below_it():
     torch.testing.assert_close(program.module()(value), net.exact(value))
 
 
+class Growing(nn.Module):
+    """A table that grows with the longest input so far, as those of rotary positions do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.length, self.table = 0, torch.zeros(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] > self.length:
+            self.length = x.shape[1]
+            self.table = torch.arange(self.length).cos()
+        return x * self.table[: x.shape[1]]
+
+
+@pytest.mark.parametrize("dynamic_batch", [False, True])
+def test_a_table_that_grew_to_the_captured_length_does_not_bind_a_range(dynamic_batch):
+    net, x = Growing(), torch.randn(2, 8)
+    net(x)
+    spec = TensorSpec("x", ("batch", "n"), "float32", {"n": SizeRange(2, 8, 30)})
+    program = capture(net, {"x": x}, keyword=False, dynamic_batch=dynamic_batch, inputs=(spec,))
+    assert net.length == 8
+    value = torch.randn(2, 30)
+    torch.testing.assert_close(program.module()(value), value * torch.arange(30).cos())
+
+
 def test_buffers_and_random_numbers_are_as_before():
     class Counted(Anchored):
         def __init__(self) -> None:
