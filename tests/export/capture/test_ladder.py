@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from nets import bottleneck_net, randomize_norms
+from nets import Anchored, bottleneck_net, randomize_norms
 from torch import nn
 
 from export import export_model
@@ -36,6 +36,15 @@ def assert_repeats(signature, exported, module, feeds):
     assert list(found) == list(expected)
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value.detach().numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_detector_that_keeps_its_anchors_takes_any_batch(tmp_path):
+    """It has been called at the traced batch before it is captured."""
+    net = Anchored().eval()
+    signature, exported = climb(net, {"x": torch.randn(2, 3, 4, 6)}, tmp_path)
+    assert (exported.rung, exported.dynamic_batch) == ("dynamo", True)
+    for batch in (1, 2, 5):
+        assert_repeats(signature, exported, net, {"x": torch.randn(batch, 3, 4, 6)})
 
 
 class Normalizes(nn.Module):
