@@ -270,6 +270,13 @@ def test_answers_that_change_with_the_batch_size_are_noticed(name: str) -> None:
     assert accumulator.result().batches_checked == (1, 2, 3)
 
 
+def test_at_other_sizes_too_the_signal_is_the_references() -> None:
+    accumulator = ParityAccumulator(("y",))
+    accumulator.check_sizes({"y": logits(8)}, {"y": logits(8) / 2}, sizes={"t": 7})
+    (found,) = accumulator.result().sizes_checked
+    assert found.sqnr_db == pytest.approx(20 * math.log10(2), abs=1e-4)
+
+
 def test_accuracy_counts_the_pairs() -> None:
     truth = np.arange(400) % 4
     ours, theirs = np.eye(4)[truth], np.eye(4)[truth]
