@@ -101,9 +101,10 @@ def test_fp32_limit_is_ten_times_eagers_own_noise(factor: float) -> None:
 def test_fp32_beyond_ten_times_eagers_noise_is_no_better_on_the_side_of_eager() -> None:
     """Eager's own error hides nothing of one that has its sign."""
     exact = np.array([[0.0, 1.0]])
-    eager = exact + [[0, 1e-5]]
+    eager = np.array([[0.0, 1.0 + 1e-5]])
     for error, passes in ((0.95e-4, True), (1.05e-4, False)):
-        assert judge(report(eager, exact + [[0, error]], exact=exact), "fp32").passed is passes
+        candidate = np.array([[0.0, 1.0 + error]])
+        assert judge(report(eager, candidate, exact=exact), "fp32").passed is passes
 
 
 @pytest.mark.parametrize("error", [0.9e-6, 1.2e-6])
