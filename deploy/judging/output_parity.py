@@ -238,7 +238,7 @@ class OutputAccumulator:
         if self.integer:  # where there are none, none differs
             same, compared = max(self.count, 1) - self.differing.eager, self.count
         pixels = self.colours and span >= _PIXEL_SPAN
-        varying = None if self.integer else self.channels.measure_variation()
+        varying = self.channels.measure_variation()
         return OutputParity(
             name=self.name,
             max_abs=self.max_abs,
@@ -252,11 +252,11 @@ class OutputAccumulator:
             noise_float64=noise64 if self.seen64 else None,
             finite=self.finite,
             integer=self.integer,
-            lost_channels=None if self.integer else self.channels.result(),
+            lost_channels=self.channels.result(),
             compared=compared,
             pixels=pixels,
             worst_samples=() if self.integer and not pixels else self.samples.result(),
-            flat_channels=None if self.integer else self.channels.find_flat(),
+            flat_channels=self.channels.find_flat(),
             varying_db=None if varying is None else decibels(varying, 1.0),
             step=self.step,
             power_ratio=None if self.integer or not self.seen64 else self._compare_powers(),
