@@ -170,7 +170,7 @@ def _judge_exact(report: ParityReport, recorded: Mapping[str, float] | None) -> 
                 f"{limit + noise:.2g}",
             )
         times = output.power_ratio
-        if recorded is None and limit > LOOSE_LIMIT and times is not None and times > factor**2:
+        if limit > LOOSE_LIMIT and times is not None and times > factor**2:
             return Verdict(
                 False,
                 f"{gate}, and at most {factor**2:.0f}x its power",

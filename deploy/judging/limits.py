@@ -18,7 +18,7 @@ def tell_apart(value: float, limit: float, form: Callable[[float, int], str], di
     """
     for more in range(_MORE):
         shown = form(value, digits + more)
-        if value == limit or shown != form(limit, digits + more):
+        if shown != form(limit, digits + more):
             return shown
     return form(value, digits)
 

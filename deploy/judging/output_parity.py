@@ -234,9 +234,11 @@ class OutputAccumulator:
         span = self.high - self.low
         norm = math.sqrt(self.signal * self.power)
         error_eager, error64, noise64 = self._errors()
-        agreement = None if self.same_top1 is None else self.same_top1 / max(self.rows, 1)
+        same, compared = self.same_top1, self.rows
+        if self.integer:  # where there are none, none differs
+            same, compared = max(self.count, 1) - self.differing.eager, self.count
         pixels = self.colours and span >= _PIXEL_SPAN
-        varying = None if self.integer else self.channels.measure_variation()
+        varying = self.channels.measure_variation()
         return OutputParity(
             name=self.name,
             max_abs=self.max_abs,
@@ -244,17 +246,17 @@ class OutputAccumulator:
             relative_to_range=self.max_abs / span if span > 0 else self.max_abs,
             cosine=self.dot / norm if norm > 0 else float(self.signal == self.power),
             sqnr_db=decibels(self.signal, self.error),
-            top1_agreement=1 - error_eager if self.integer else agreement,
+            top1_agreement=None if same is None else same / max(compared, 1),
             error_eager=error_eager,
             error_float64=error64 if self.seen64 else None,
             noise_float64=noise64 if self.seen64 else None,
             finite=self.finite,
             integer=self.integer,
-            lost_channels=None if self.integer else self.channels.result(),
-            compared=self.count if self.integer else self.rows,
+            lost_channels=self.channels.result(),
+            compared=compared,
             pixels=pixels,
             worst_samples=() if self.integer and not pixels else self.samples.result(),
-            flat_channels=None if self.integer else self.channels.find_flat(),
+            flat_channels=self.channels.find_flat(),
             varying_db=None if varying is None else decibels(varying, 1.0),
             step=self.step,
             power_ratio=None if self.integer or not self.seen64 else self._compare_powers(),

@@ -58,7 +58,9 @@ class Luck:
 def estimate_luck(engines: Sequence[Floats], *, seed: int) -> Luck:
     """The luck of a run, from all of its engines together (a two-way analysis of variance).
 
-    Medians stand where means would let one slow block decide.
+    Medians stand where means would let one slow block decide. They are of the ratios of every two
+    engines, as speed-ups are; less the middle one of three, an engine would often be compared with
+    itself, and seem to differ less than it does.
 
     Args:
         engines: block medians in seconds of two engines at least, each of shape (openings, rounds,
@@ -68,15 +70,14 @@ def estimate_luck(engines: Sequence[Floats], *, seed: int) -> Luck:
     """
     logs = np.log(np.stack(engines).mean(axis=3))
     count, openings, rounds = logs.shape
-    logs -= np.median(logs, axis=0)
-    medians = np.median(logs, axis=2)
-    apart = medians - medians.mean(axis=0)
+    ratios = logs[:, None] - logs  # of every two, in which nothing is left of a drift
+    apart = np.median(ratios, axis=3).mean(axis=1)
     apart -= apart.mean(axis=1, keepdims=True)
     freedom = (count - 1) * (openings - 1)
     between = float((apart**2).sum()) / freedom
     chosen = np.random.default_rng(seed).integers(rounds, size=(_RESAMPLES, rounds))
-    resampled = np.median(logs[:, :, chosen], axis=3)
-    within = float(np.median(resampled.var(axis=2))) * count / (count - 1)
+    pairs = ratios[np.triu_indices(count, 1)]
+    within = float(np.median(np.median(pairs[..., chosen], axis=3).var(axis=2))) / 2
     return Luck(max(0.0, between - within), freedom, openings)
 
 

@@ -68,8 +68,8 @@ def check_samples(splits: Splits) -> Iterator[Finding]:
                 "repeated samples",
                 "",
                 f"{profile.repeated} of the {profile.samples} {name} samples "
-                f"repeat{'s' * (profile.repeated == 1)} others, byte for byte, and says no more. "
-                "Take them out, or pass other samples.",
+                f"repeat{'s' * (profile.repeated == 1)} others, byte for byte, and "
+                f"add{'s' * (profile.repeated == 1)} nothing. Take them out, or pass others.",
             )
     shared = splits.calibration.digests.keys() & splits.evaluation.digests.keys()
     if shared:

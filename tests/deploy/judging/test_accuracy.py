@@ -171,6 +171,16 @@ def test_a_candidate_is_held_to_the_threshold_of_the_reference() -> None:
     assert judge_scores(shares, shares - 0.5, labels).candidate == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "threshold"), [(0.0, 1.0, 0.5), (0.0, 1.5, 0.0), (-0.5, 1.0, 0.0)]
+)
+def test_scores_that_leave_0_to_1_on_one_side_are_no_probabilities(
+    low: float, high: float, threshold: float
+) -> None:
+    scores = np.where(np.arange(600) % 2, high, low)
+    assert judge_scores(scores, scores, np.arange(600) % 2).threshold == threshold
+
+
 @pytest.mark.parametrize(("tie", "other"), [(0.5, 1.0), (0.0, 3.0)])
 def test_a_score_that_lies_on_the_threshold_is_not_above_it(tie: float, other: float) -> None:
     scores = np.where(np.arange(600) % 2, other, tie)

@@ -247,3 +247,26 @@ def test_amounts_beside_one_score_a_sample_are_told_to_be_no_classes() -> None:
     (warning,) = choose_class_output(found, Eager(ages), data, PLAN).warnings
     assert "or one score where labels are 0 and 1" in warning
     assert "Leave out what a regression is to predict" in warning
+
+
+def test_of_labels_of_tokens_those_that_stand_for_nothing_are_not_wrong() -> None:
+    labels = np.array([[0, 255], [-100, 2], [-1, 9]])
+    check_labels(labelled(labels[:2]), 3)
+    words = ("label 9", "row 2", "0..2", "1 of 6", "255, -1, -100")
+    refuse(lambda: check_labels(labelled(labels), 3), *words)
+
+
+def test_a_sample_of_class_255_is_judged_and_a_place_of_it_is_not() -> None:
+    """Of two outputs of 300 classes that differ in that class alone, the labels fit one."""
+    labels = np.full(600, 255)
+    labels[::4] = 7
+    outputs = tuple(TensorSpec(name, (BATCH, 300), "float32") for name in ("aux", "logits"))
+
+    def run(feeds: Feeds) -> dict[str, Array]:
+        right = labels[feeds["x"][:, 0].astype(np.int64)]
+        answers = {"aux": np.where(right == 255, 254, right), "logits": right}
+        return {name: np.eye(300)[classes] for name, classes in answers.items()}
+
+    data = labelled(labels)
+    found = choose_class_output(find_readings(data, outputs, PLAN), run, data, PLAN)
+    assert found == ClassOutput("logits")

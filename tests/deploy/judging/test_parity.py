@@ -54,6 +54,20 @@ def test_errors_to_float64_are_relative_to_its_largest_value() -> None:
     assert result.error_float64 == pytest.approx(0.2 / 4)
 
 
+@pytest.mark.parametrize(
+    ("eager", "candidate", "ratio"),
+    [(0.1, 0.3, 9.0), (-0.1, 0.3, 16.0), (0.1, 0.1, 1.0), (0.0, 0.1, math.inf), (0.0, 0.0, 0.0)],
+)
+def test_power_of_the_error_is_over_that_of_eagers_own(
+    eager: float, candidate: float, ratio: float
+) -> None:
+    """The larger of that against float64 and that against eager: 0.4**2 over 0.1**2, say."""
+    exact = np.arange(12.0).reshape(4, 3)
+    accumulator = OutputAccumulator("y")
+    accumulator.update(exact + eager, exact + candidate, (exact, exact + eager))
+    assert accumulator.result().power_ratio == pytest.approx(ratio)
+
+
 @pytest.mark.parametrize("scale", [1.01, 0.99, 1.1, 2.0])
 def test_sqnr_of_a_scale_is_its_closed_form(scale: float) -> None:
     ours = logits().astype(np.float64)
@@ -268,6 +282,13 @@ def test_answers_that_change_with_the_batch_size_are_noticed(name: str) -> None:
     if name in ("one NaN", "one Inf"):
         assert worst == -math.inf
     assert accumulator.result().batches_checked == (1, 2, 3)
+
+
+def test_at_other_sizes_too_the_signal_is_the_references() -> None:
+    accumulator = ParityAccumulator(("y",))
+    accumulator.check_sizes({"y": logits(8)}, {"y": logits(8) / 2}, sizes={"t": 7})
+    (found,) = accumulator.result().sizes_checked
+    assert found.sqnr_db == pytest.approx(20 * math.log10(2), abs=1e-4)
 
 
 def test_accuracy_counts_the_pairs() -> None:

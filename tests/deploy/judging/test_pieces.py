@@ -52,6 +52,7 @@ def test_an_engine_without_a_limit_is_called_as_it_is() -> None:
 
 def test_an_output_without_samples_cannot_be_put_together() -> None:
     run = run_in_pieces(strict(4, []), 4, {"twice": 0, "across": None})
+    assert run({"x": np.zeros((4, 3))})["across"].shape == (3, 4)  # of one piece it need not be
     with pytest.raises(EngineError, match=r"'across' has no axis.*--batch 1,4,9"):
         run({"x": np.zeros((9, 3))})
 

@@ -69,6 +69,19 @@ def test_accuracy_is_the_share_of_right_places_and_chance_that_of_cohens_kappa()
     assert found.above_chance
 
 
+def test_chance_of_the_candidate_is_that_of_its_own_answers() -> None:
+    from sklearn.metrics import cohen_kappa_score
+
+    scores, labels = draw(40, right=0.8)
+    labels = np.minimum(labels, 1)  # two in three are of class 1
+    shy = scores - np.reshape([0.0, 0.9, 0.0], (3, 1, 1)) + 0.2 * np.roll(scores, 1, axis=1)
+    found = measure(scores, shy, labels)
+    kappa = cohen_kappa_score(shy.argmax(axis=1).ravel(), labels.ravel())
+    chance = found.candidate_chance
+    assert (found.candidate - chance) / (1 - chance) == pytest.approx(kappa)
+    assert chance < found.chance - 0.05
+
+
 @pytest.mark.parametrize("void", [255, -1, -100])
 def test_places_of_no_class_are_left_out_and_samples_of_nothing_else(void: int) -> None:
     scores, labels = draw(30, right=0.9)

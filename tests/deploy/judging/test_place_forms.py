@@ -215,6 +215,9 @@ def test_questions_have_the_macro_f1_of_scikit_learn_and_chance_by_question() ->
         hit = (answers[:, column] == labels[:, column]).mean()
         chances.append((hit - kappa) / (1 - kappa))
     assert found.chance == pytest.approx(np.mean(chances))
+    assert found.candidate_chance == found.chance
+    other = measure(logits, np.full_like(logits, -1), labels, form=QUESTIONS)
+    assert other.candidate_chance == pytest.approx(1 - labels.mean())
 
 
 def test_an_engine_that_never_says_yes_to_a_rare_question_is_rejected() -> None:

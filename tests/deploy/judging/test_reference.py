@@ -405,3 +405,15 @@ def test_a_rerun_puts_samples_back_on_whichever_axis_they_lie() -> None:
     _, again = judge.floor({"x": x}, eager)
     np.testing.assert_array_equal(again["columns"], x.T)
     np.testing.assert_allclose(again["pairs"], x @ x.T, rtol=0, atol=1e-5)
+
+
+def test_of_a_static_batch_too_samples_are_put_back_on_their_own_axis() -> None:
+    signature = CallSignature(
+        (TensorSpec("x", (7, 6), "float32"),),
+        (TensorSpec("columns", (6, 7), "float32"), TensorSpec("pairs", (7, 7), "float32")),
+        False,
+        "",
+    )
+    judge, x = Reference(Columns(), signature, threads=2), samples()
+    _, again = judge.floor({"x": x}, judge({"x": x}))
+    np.testing.assert_array_equal(again["columns"], x.T)

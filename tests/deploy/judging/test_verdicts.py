@@ -209,6 +209,7 @@ def test_a_channel_that_is_nothing_but_its_mean_is_told_of_the_winner() -> None:
     assert describe_flat(found, "synthetic") is None
     assert describe_flat(replace(found, precision="fp32"), "unlabelled") is None
     assert describe_flat(judge(candidate(), compared(1.01)), "unlabelled") is None
+    assert describe_flat(judge(candidate(), "it stopped"), "unlabelled") is None
 
 
 def of_chaos(noise: float) -> CandidateResult:
@@ -229,7 +230,8 @@ def test_a_float32_engine_that_passes_by_eagers_own_noise_is_told_of() -> None:
     assert said.endswith("or bring labels, and look at the accuracy.")
     assert of_chaos(1e-6).parity_holds
     assert describe_loose(of_chaos(1e-6)) is None
-    assert describe_loose(judge(candidate(), compared(1.01))) is None
+    for each in (judge(candidate(), compared(2.0)), judge(candidate("fp32"), "it stopped")):
+        assert describe_loose(each) is None
 
 
 @pytest.mark.parametrize(("rows", "said"), [(200, True), (1000, False)])
@@ -278,6 +280,7 @@ def test_what_is_made_of_a_file_that_is_wrong_in_float32_is_rejected_though_it_h
         (float32("a", 1.0, holds=True),),
         (float32("a", 2.0, holds=False), float32("b", 1.0, holds=True)),  # a fault of one engine
         (float32("a", 2.0, holds=False), float32("b", 1.01, holds=False)),  # more than rounding
+        (float32("a", 2.0, holds=False), float32("b", 1.5, holds=True)),  # as eager is from itself
     ],
 )
 def test_int8_is_left_to_its_own_gate_where_a_float32_engine_holds_or_is_near(

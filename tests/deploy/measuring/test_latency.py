@@ -276,6 +276,45 @@ def test_the_longer_a_call_takes_the_fewer_there_are(
 
 
 @pytest.mark.usefixtures("faked")
+def test_what_openings_differ_by_widens_every_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Student's distribution: the variance of the rest of a table of engines and openings."""
+    from scipy import stats
+
+    logs = 0.05 * np.random.default_rng(0).standard_normal((3, 3))  # of processes as they open
+
+    class LuckyProcess(FakeProcess):
+        def __init__(self, spec: EngineSpec, *, wait: bool) -> None:
+            super().__init__(spec, wait=wait)
+            self.luck = np.exp(logs.T.flat[len(self.opened) - 1])
+
+        def time(self, calls: int, *, warmup: int = 0) -> np.ndarray[Any, Any]:
+            return super().time(calls, warmup=warmup) * self.luck
+
+    monkeypatch.setattr(deploy.engines.process, "EngineProcess", LuckyProcess)
+    found = run(fake("openvino-fp32", "5e-3")).engines["openvino-fp32"]
+    rest = logs - logs.mean(axis=0) - logs.mean(axis=1, keepdims=True) + logs.mean()
+    margin = stats.t.ppf(0.975, 4) * np.sqrt((rest**2).sum() / 4 / 3)
+    for value, (low, high), engines in (
+        (found.p50, found.p50_ci95, 1),
+        (found.p90, found.p90_ci95, 1),
+        (found.speedup, found.speedup_ci95, 2),
+    ):
+        assert np.log(high / value) == pytest.approx(margin * np.sqrt(engines), rel=0.05)
+        assert np.log(value / low) == pytest.approx(margin * np.sqrt(engines), rel=0.05)
+
+
+@pytest.mark.usefixtures("faked")
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_p99_is_told_from_just_as_many_samples(
+    monkeypatch: pytest.MonkeyPatch, lacking: int
+) -> None:
+    samples = run(fake("openvino-fp32", "5e-3")).engines["openvino-fp32"].samples
+    monkeypatch.setattr(deploy.measuring.latency, "_P99_SAMPLES", samples + lacking)
+    found = run(fake("openvino-fp32", "5e-3")).engines["openvino-fp32"]
+    assert (found.p99 is None, found.p99_ci95 is None) == (bool(lacking), bool(lacking))
+
+
+@pytest.mark.usefixtures("faked")
 def test_p99_needs_1000_samples() -> None:
     report = run(fake("openvino-fp32", "1e-4"), seconds=1.0)
     slow, fast = report.engines["torch"], report.engines["openvino-fp32"]

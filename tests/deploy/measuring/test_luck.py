@@ -56,6 +56,13 @@ def test_the_luck_found_is_the_luck_there_was() -> None:
     assert np.mean([luck.variance for luck in found]) == pytest.approx(0.03**2, rel=0.15)
 
 
+def test_of_three_engines_the_middle_one_does_not_hide_the_luck() -> None:
+    """Rounds wander by more; a baseline, its control and one candidate are the fewest there are."""
+    rng = np.random.default_rng(2)
+    found = [estimate_luck(simulate(rng, (3, 3, 6), 0.02, 0.04), seed=0) for _ in range(300)]
+    assert 0.75 < np.mean([each.variance for each in found]) / 0.02**2 < 1.1
+
+
 def test_where_processes_are_alike_the_interval_is_hardly_wider_than_that_of_the_rounds() -> None:
     rng = np.random.default_rng(3)
     wider = []

@@ -17,7 +17,7 @@ from deploy.engines.base import EngineSpec
 from deploy.judging.gates import Verdict
 from deploy.results import CandidateResult
 from deploy.search.assignments import find_improvable
-from deploy.search.haste import count_samples, fit_samples, keep_samples
+from deploy.search.haste import count_samples, fit_samples, keep_samples, time_sample
 from deploy.search.sources import Sources
 from deploy.search.trades import BlockFinding, EngineFindings, Trader
 from deploy.source import open_problem
@@ -205,3 +205,13 @@ def test_a_search_without_time_measures_noise_on_few_samples_and_says_so(
     for few, all_ in zip(found, others, strict=True):
         assert few.noise != all_.noise
         assert few.noise == pytest.approx(all_.noise, rel=1.0)
+
+
+@pytest.mark.parametrize(("static", "seconds"), [(True, 2.0), (False, 6.0)])
+def test_a_sample_takes_its_share_of_the_batch_that_was_run(
+    make_sources: Make, monkeypatch: pytest.MonkeyPatch, static: bool, seconds: float
+) -> None:
+    """Of three samples, or the first of them alone; by a clock that moves by six seconds."""
+    model = make_sources([]).model
+    monkeypatch.setattr("deploy.search.haste.time.perf_counter", iter((10.0, 16.0)).__next__)
+    assert time_sample(model, {"x": IMAGES[:3]}, static=static, threads=1) == seconds

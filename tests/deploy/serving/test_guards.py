@@ -58,6 +58,7 @@ def test_what_calibration_held_is_within_its_range_however_large(size: int) -> N
     guard = Guard(GuardPlan({"t": (float(low), float(high))}))
     for value in (low, high):
         guard({"t": np.full(size, value)}, outputs(1))
+        guard({"t": np.full(size, value, np.float32)}, outputs(1))
     assert guard.out_of_range == 0
     guard({"t": np.full(size, high + 1000)}, outputs(1))
     assert guard.out_of_range == 1

@@ -42,6 +42,24 @@ def test_requests_are_counted_by_what_became_of_them() -> None:
     assert statistics.histogram[-1] == 1
 
 
+@pytest.mark.parametrize("bucket", range(len(BUCKETS_S)))
+def test_a_bucket_holds_its_upper_bound_as_prometheus_has_it(bucket: int) -> None:
+    statistics = ModelStatistics()
+    statistics.succeed(BUCKETS_S[bucket])
+    assert statistics.histogram[bucket] == 1
+
+
+def test_requests_that_ran_again_one_by_one_tell_no_time_of_a_run() -> None:
+    statistics = ModelStatistics(reported_ms=2.0, reported_rows=2)
+    for executions in (3, 1):
+        assert statistics.live_ms is None
+        for _ in range(20):
+            jobs = [Job({}, 1, 0, 0.0, lambda outcome: None) for _ in range(2)]
+            statistics.observe(jobs, BatchRun([], executions, 0.0, 0.0, 0.002, 0.0))
+    assert statistics.live_ms == pytest.approx(2.0)
+    assert statistics.executions == 80
+
+
 def test_drift_is_the_live_median_over_that_of_the_report() -> None:
     statistics = ModelStatistics(reported_ms=2.0, reported_rows=1)
     for _ in range(19):

@@ -86,3 +86,19 @@ def test_infinite_values_leave_the_comparison_of_inputs_out() -> None:
         broken[3, 1, 2, 2] = value
         assert _find_drift(images, broken) == []  # and no warning of numpy, which is an error here
         assert _find_drift(np.full_like(images, 0.5), broken) == []
+
+
+def test_one_channel_that_leaves_what_was_constant_in_calibration_is_drift() -> None:
+    known, other = np.full((16, 2, 9), 3.0), np.full((16, 2, 9), 3.0)
+    assert _find_drift(known, other) == []
+    other[5, 1, 4] = 3.5
+    (found,) = _find_drift(known, other)
+    assert "is the same in every calibration sample (3), and 3 to 3.5 in evaluation" in found
+    other[5, 1, 4] = 2.5
+    assert len(_find_drift(known, other)) == 1
+
+
+def test_an_input_that_is_constant_throughout_has_no_channel_that_is_dead() -> None:
+    profile = InputProfile()
+    profile.take({"x": np.full((16, 2, 9), 3.0, np.float32)})
+    assert list(check_inputs(Splits(profile, profile))) == []

@@ -73,3 +73,30 @@ def test_what_stands_for_the_arithmetic_of_an_operator_stays_float() -> None:
     assert "arithmetic of an operator" in str(match_weights(graph, 0, PRESETS["tensorrt"]))
     assert [use.node for use in find_matmuls(graph, what="int4").found] == [1]
     assert linear_layers(graph) == (1,)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, None),
+        ({"alpha": 2.0}, "alpha, beta or transA"),
+        ({"beta": 0.5}, "alpha, beta or transA"),
+        ({"transA": 1}, "alpha, beta or transA"),
+        ({"constant": True}, "its data input is constant"),
+    ],
+)
+def test_a_gemm_that_has_no_int8_kernel_stays_float(
+    options: dict[str, float | bool], reason: str | None
+) -> None:
+    options = dict(options)
+    shapes = {"w": (4, CHANNELS), "b": (CHANNELS,)} | ({"x": (3, 4)} if options else {})
+    stored = ["w", "b", "x"] if options.pop("constant", False) else ["w", "b"]
+    values = [numpy_helper.from_array(np.ones(shapes[name], np.float32), name) for name in stored]
+    node = helper.make_node("Gemm", ["x", "w", "b"], ["y"], name="layer", **options)
+    data = [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)]
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    inputs = [] if "x" in stored else data
+    graph = GraphIndex(helper.make_model(helper.make_graph([node], "g", inputs, [result], values)))
+    for scheme in PRESETS.values():
+        found = match_weights(graph, 0, scheme)
+        assert isinstance(found, WeightUse) if reason is None else reason in str(found)

@@ -112,3 +112,23 @@ def test_an_output_that_is_zero_whatever_is_in_int8_has_no_noise(tmp_path: Path)
     quantizer = Quantizer(model, calibrate(model, batches), PRESETS["onnxruntime"])
     (found,) = measure_sensitivity(quantizer, quantizer.blocks(9), batches, tmp_path)
     assert found.noise == 0
+
+
+def test_a_block_whose_rounding_makes_some_values_nan_is_nothing_but_noise(tmp_path: Path) -> None:
+    """Roots of what is 0 at the least in float, and below in int8."""
+    net = Net(3, 8, 8)
+    y = net.conv("x", 3, 4, name="layer")
+    plain = net.save(tmp_path / "plain.onnx", y)
+    batches = [net.feed(4)]
+    least = np.float32(run(plain, batches).min())
+    net = Net(3, 8, 8)
+    y = net.conv("x", 3, 4, name="layer")
+    shifted = net.op("Sub", y, net.constant("least", least.reshape(())), name="shift")
+    model = net.save(tmp_path / "roots.onnx", net.op("Sqrt", shifted, name="roots"))
+    ranges = calibrate(model, batches, observer="minmax")
+    quantizer = Quantizer(model, ranges, PRESETS["openvino"])
+    int8 = run(quantizer.write(tmp_path / "int8.onnx"), batches)
+    assert np.isfinite(run(model, batches)).all()
+    assert 0 < np.isnan(int8).sum() < int8.size / 2
+    (found,) = measure_sensitivity(quantizer, quantizer.blocks(9), batches, tmp_path)
+    assert found.noise == math.inf
