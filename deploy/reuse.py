@@ -10,6 +10,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
@@ -93,7 +94,7 @@ def _code_key(module: nn.Module, factory: str | None) -> str | None:
         sources += [name, *files]
     for name in sorted(_find_used(classes) - packages - _VERSIONED):
         used = sys.modules[name]
-        version = vars(used).get("__version__") if _is_installed(used) else None
+        version = _held_by(used).get("__version__") if _is_installed(used) else None
         sources += [name, *([str(version)] if version else _source_files(used))]
     return hash_parts(*sources)
 
@@ -118,8 +119,7 @@ def _find_used(modules: set[str]) -> set[str]:
         module = sys.modules.get(waiting.pop())
         if module is None or _is_installed(module):
             continue
-        values = list(vars(module).values())
-        named = (v.__name__ if isinstance(v, ModuleType) else _home_of(v) for v in values)
+        named = [_home_of(value) for value in list(_held_by(module).values())]
         new = {name for name in named if name in sys.modules} - seen
         new = {name for name in new if _package_of(name) not in sys.stdlib_module_names}
         waiting += new
@@ -129,12 +129,24 @@ def _find_used(modules: set[str]) -> set[str]:
 
 
 def _home_of(value: object) -> str:
-    """The module that a function, a class or an object's class is of; empty where it has none."""
+    """A module's own name, or that of which a function, a class or an object's class is."""
     try:
-        home = getattr(value, "__module__", "")
+        if isinstance(value, ModuleType):
+            home = _held_by(value).get("__name__")
+        else:
+            home = getattr(value, "__module__", "")
     except Exception:  # noqa: BLE001  an object of the user's may do anything when it is asked
         home = type(value).__module__
     return home if isinstance(home, str) else ""
+
+
+def _held_by(module: object) -> dict[str, Any]:
+    """What stands in a module; one that loads itself when it is asked for more stays unloaded."""
+    try:
+        held: dict[str, Any] = object.__getattribute__(module, "__dict__")
+    except AttributeError:
+        return {}  # something else that a package put in its place
+    return held
 
 
 def _package_of(name: str) -> str:
@@ -143,16 +155,18 @@ def _package_of(name: str) -> str:
 
 def _is_installed(module: ModuleType) -> bool:
     """Whether it is somebody else's, which changes with its version alone."""
-    path = str(getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), ""))
+    held = _held_by(module)
+    path = str(held.get("__file__") or next(iter(held.get("__path__") or ()), ""))
     return "site-packages" in path or "dist-packages" in path
 
 
 def _source_files(module: ModuleType | None) -> list[Path]:
     """All Python files of a package, or the one of a module; none of what has no file."""
-    if module is None or module.__name__ == "__main__":
+    held = {} if module is None else _held_by(module)
+    if held.get("__name__") == "__main__":
         return []
-    folders = [Path(folder) for folder in getattr(module, "__path__", ())]
+    folders = [Path(folder) for folder in held.get("__path__") or ()]
     if folders:
         return [file for folder in folders for file in sorted(folder.rglob("*.py"))]
-    file = getattr(module, "__file__", None)
+    file = held.get("__file__")
     return [Path(file)] if file else []

@@ -309,7 +309,8 @@ def choose_winner(passed: Mapping[str, tuple[str, EngineLatency]], *, seed: int)
         seed: of the bootstrap.
 
     Engines that cannot be told apart from the fastest (the 95% interval of their ratio to it holds
-    1) are ties; the most precise of them wins.
+    1) are ties; the most precise of them wins. One whose times scatter may be a tie for that alone:
+    the fastest engine that is as precise and no slower takes its place.
     """
     if not passed:
         return None
@@ -320,4 +321,10 @@ def choose_winner(passed: Mapping[str, tuple[str, EngineLatency]], *, seed: int)
         _, (low, _) = compare_times(latency.block_medians, leader, latency.luck, seed=seed)
         if name == fastest or low <= 1:
             ties.append((_ORDER.index(precision), -latency.speedup, name))
-    return min(ties)[2]
+    order, slowness, _ = min(ties)
+    eligible = [
+        (-latency.speedup, name)
+        for name, (precision, latency) in passed.items()
+        if _ORDER.index(precision) <= order and -latency.speedup <= slowness
+    ]
+    return min(eligible)[1]

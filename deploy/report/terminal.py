@@ -31,6 +31,7 @@ from deploy.report.wording import (
     format_number,
     format_percent,
     format_ratio,
+    list_words,
 )
 
 _WIDE = 100
@@ -75,7 +76,7 @@ def tie_sentences(report: Report) -> list[str]:
     if not faster:
         return []
     return [
-        f"{' and '.join(faster)} came out faster, but not beyond doubt: of engines that cannot be "
+        f"{list_words(faster)} came out faster, but not beyond doubt: of engines that cannot be "
         "told apart, the most precise wins."
     ]
 

@@ -26,6 +26,12 @@ def escape(text: str) -> str:
     )
 
 
+def list_words(words: Sequence[str]) -> str:
+    """``a, b and c``; `words` are not empty."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def format_number(value: float | None, digits: int = 3) -> str:
     """`value` to `digits` significant digits; exponents only where it is far from 1."""
     if value is None:

@@ -32,6 +32,29 @@ class Tiny(nn.Module):
 """
 
 
+LAZY = """
+import importlib.util
+import sys
+from importlib.machinery import SourceFileLoader
+from types import ModuleType
+
+class Optional(ModuleType):
+    def __getattr__(self, name):
+        raise ImportError(f"{self.__name__} is not installed")
+
+class Slots:
+    __slots__ = ()
+    __module__ = "reusedslots"
+
+optional = sys.modules["reusedoptional"] = Optional("reusedoptional")
+loader = importlib.util.LazyLoader(SourceFileLoader("reusedlater", "/nowhere/reusedlater.py"))
+later = importlib.util.module_from_spec(importlib.util.spec_from_loader("reusedlater", loader))
+sys.modules["reusedlater"] = later
+loader.exec_module(later)
+slots = sys.modules["reusedslots"] = Slots()
+"""
+
+
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of a package of the user's, ``reusednets``."""
@@ -128,6 +151,23 @@ def test_a_function_that_the_classes_use_from_another_file_is_part_of_the_code(
     assert build_key(problem, config, machine) == before
     deep.write_text("def act(x):\n    return x.sigmoid()\n", encoding="utf-8")
     assert build_key(problem, config, machine) != before
+
+
+def test_modules_that_load_when_they_are_asked_are_not_asked(
+    package: Path, config: BuildConfig, machine: Machine, tmp_path: Path
+) -> None:
+    """What they would load may be missing: packages offer so what only few of their users have."""
+    package.write_text(PACKAGE.replace("from torch", "import reusedlazy\nfrom torch"), "utf-8")
+    package.with_name("reusedlazy.py").write_text(LAZY, "utf-8")
+    from reusednets import Tiny
+
+    torch.save(Tiny().eval(), tmp_path / "tiny.pt")
+    try:
+        problem = open_problem(tmp_path / "tiny.pt", config, tmp_path)
+        assert build_key(problem, config, machine) is not None
+    finally:
+        for name in ("reusedlazy", "reusedoptional", "reusedlater", "reusedslots"):
+            sys.modules.pop(name, None)
 
 
 def test_a_file_that_the_model_reads_is_part_of_the_build(

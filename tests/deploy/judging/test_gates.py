@@ -603,6 +603,19 @@ def test_what_the_luck_of_a_process_explains_is_a_tie() -> None:
         assert choose_winner(passed, seed=0) == winner
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_tie_by_noise_alone_yields_to_what_is_as_precise_and_faster(order: int) -> None:
+    """A noisy engine cannot be told apart from the leader; a steady, faster one can."""
+    passed = {
+        "int8": ("int8", latency(0.00100, spread=0.001, seed=1)),
+        "int8-slow": ("int8", latency(0.00200, spread=0.001, seed=4)),
+        "fp32-steady": ("fp32", latency(0.00120, spread=0.001, seed=2)),
+        "fp32-noisy": ("fp32", latency(0.00125, spread=0.9, seed=3)),
+    }
+    chosen = choose_winner(dict(list(passed.items())[::order]), seed=0)
+    assert chosen == "fp32-steady"
+
+
 def test_no_candidate_no_winner() -> None:
     assert choose_winner({}, seed=0) is None
 

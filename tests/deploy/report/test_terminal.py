@@ -111,6 +111,19 @@ def test_a_tie_that_a_more_precise_engine_won_is_told() -> None:
     assert "told apart" not in _print(torch_report())
 
 
+def test_three_that_came_out_faster_are_listed_as_in_a_sentence() -> None:
+    report = labelled_report()
+    report["winner"] = "openvino-fp32"
+    fast = next(c for c in report["candidates"] if c["name"] == "openvino-int8")
+    report["candidates"].insert(0, {**fast, "name": "onnxruntime-int8-dynamic"})
+    text = _joined(_print(report))
+    first, second = "onnxruntime-int8-dynamic", "openvino-int8"
+    assert any(
+        _joined(f"{', '.join(pair)} and openvino-bf16 came out faster") in text
+        for pair in ((first, second), (second, first))
+    )
+
+
 def test_only_the_winner_is_marked() -> None:
     assert len(re.findall(r"^> ", _print(labelled_report()), re.M)) == 1
     assert re.search(r"^> torch-fp32 +winner", _print(torch_report()), re.M)
