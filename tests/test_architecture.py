@@ -79,6 +79,7 @@ NEED_TORCH = {
     "export/onnx/wave_products.py",
     "export/onnx/waves.py",
     "export/capture/open_signals.py",
+    "export/capture/counted_numbers.py",
     "export/capture/places_along.py",
     "export/capture/quick_shapes.py",
     "export/capture/randomness.py",
