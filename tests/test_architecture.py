@@ -83,6 +83,7 @@ NEED_TORCH = {
     "export/capture/open_signals.py",
     "export/capture/other_sizes.py",
     "export/capture/tensor_fills.py",
+    "export/capture/counted_numbers.py",
     "export/capture/places_along.py",
     "export/capture/quick_shapes.py",
     "export/capture/randomness.py",

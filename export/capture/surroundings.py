@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from export.capture.counted_numbers import CountedNumbers
 from export.capture.embedding_bags import EqualBags
 from export.capture.idle_autocast import skip_idle_autocast
 from export.capture.open_signals import OpenSignals
@@ -43,13 +44,8 @@ def surround(
         if not strict:
             for context in (_leave_out_unknown(module), skip_idle_autocast(), drop_padding()):
                 stack.enter_context(context)
-            for mode in (
-                EqualBags(),
-                OpenSignals(),
-                PlacesAlong(),
-                TensorFills(),
-                TensorFillsLike(),
-            ):
+            modes = (EqualBags(), OpenSignals(), PlacesAlong(), TensorFills(), TensorFillsLike())
+            for mode in (CountedNumbers(), *modes):
                 stack.enter_context(mode)
             if sizes:
                 stack.enter_context(WholeScales())
