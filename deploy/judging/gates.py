@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from deploy.config import BuildConfig
+from deploy.judging.accuracy import MIN_LABELLED
 from deploy.judging.accuracy_gate import explain_certain_drop, hold_accuracy
 from deploy.judging.channels import explain_constant, name_channels
 from deploy.judging.label_notes import LABELS_JUDGE_NOTHING
@@ -279,12 +280,14 @@ def _judge_without_labels(
     least = config.min_agreement
     gate = f"{verdict.gate} and top-1 agreement at least {show_share(least)}"
     if not holds_share(judged[0], least):
+        few = report.accuracy is not None and report.accuracy.samples < MIN_LABELLED
+        labels = "more samples with labels" if few else "labels with the data"
         return Verdict(
             False,
             gate,
             f"top-1 agrees on {tell_apart(agreement, least, as_percent, 1)} of "
-            f"{judged[0].compared} samples, below {show_share(least)}; pass labels with the data, "
-            "or --min-agreement 0 if this is no classifier",
+            f"{judged[0].compared} samples, below {show_share(least)}; pass {labels}, or "
+            "--min-agreement 0 if this is no classifier",
         )
     verdict = Verdict(True, f"{gate}{explain_few(judged[0], least)}")
     return _judge_variation(report.outputs, verdict, least_db)

@@ -470,6 +470,9 @@ def test_too_few_labels_still_need_the_top1_agreement() -> None:
     verdict = judge(report(values, candidate, labels=labels), "int8", "labelled")
     assert not verdict.passed
     assert "top-1" in str(verdict.reason)
+    assert "pass more samples with labels" in str(verdict.reason)
+    without = judge(report(values, candidate), "int8")
+    assert "pass labels with the data" in str(without.reason)
 
 
 @pytest.mark.parametrize("name", wrong("scaled by 1.01"))
