@@ -119,7 +119,7 @@ def _make_report(takes: TensorSpec, gives: TensorSpec) -> dict[str, object]:
     }
     model = {"name": "echo.pt", "sha256": None, "form": "module", "parameters": 0, "macs": 0}
     empty: dict[str, Any] = {key: [] for key in ("fused", "skipped", "attempts")}
-    tensors = {"inputs": [str(takes)], "outputs": [str(gives)]}
+    tensors = {"inputs": [_describe(takes)], "outputs": [_describe(gives)]}
     data = {"source": None, "kind": "synthetic", "evaluation_samples": 0, "classes_of": None}
     return {
         "schema_version": 1,
@@ -138,3 +138,7 @@ def _make_report(takes: TensorSpec, gives: TensorSpec) -> dict[str, object]:
         "warnings": [],
         "stages": [],
     }
+
+
+def _describe(spec: TensorSpec) -> dict[str, object]:
+    return {"name": spec.name, "shape": [*spec.shape], "dtype": spec.dtype}
