@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from deploy.bundle.folder import GOLDEN, REPORT_HTML, REPORT_JSON
 from deploy.bundle.golden import Golden
 from deploy.bundle.manifest import BundledEngine, write_manifest
+from deploy.results import spec_json
 from export.artifacts import TensorSpec
 
 ENGINE = "onnxruntime-fp32"
@@ -119,7 +120,7 @@ def _make_report(takes: TensorSpec, gives: TensorSpec) -> dict[str, object]:
     }
     model = {"name": "echo.pt", "sha256": None, "form": "module", "parameters": 0, "macs": 0}
     empty: dict[str, Any] = {key: [] for key in ("fused", "skipped", "attempts")}
-    tensors = {"inputs": [_describe(takes)], "outputs": [_describe(gives)]}
+    tensors = {"inputs": spec_json((takes,)), "outputs": spec_json((gives,))}
     data = {"source": None, "kind": "synthetic", "evaluation_samples": 0, "classes_of": None}
     return {
         "schema_version": 1,
@@ -138,7 +139,3 @@ def _make_report(takes: TensorSpec, gives: TensorSpec) -> dict[str, object]:
         "warnings": [],
         "stages": [],
     }
-
-
-def _describe(spec: TensorSpec) -> dict[str, object]:
-    return {"name": spec.name, "shape": [*spec.shape], "dtype": spec.dtype}

@@ -62,5 +62,5 @@ def _resize(
                 span = spec.ranges[size]
                 rows = span.most + span.step if beyond else max(span.least - span.step, 0)
                 value = value.index_select(axis, torch.arange(rows) % value.shape[axis])
-        resized[name] = value
+        resized[name] = value.clone()  # a module may write to its inputs
     return resized

@@ -153,6 +153,19 @@ def test_buffers_and_random_numbers_are_as_before():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("inputs", [(), (SIZES,)], ids=["any batch", "any size"])
+def test_a_module_that_writes_to_its_input_leaves_what_was_given(inputs):
+    class Shifted(Anchored):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.sub_(0.5))
+
+    net, x = Shifted().eval(), torch.randn(2, 3, 4, 6)
+    net(x.clone())
+    given = x.clone()
+    capture(net, {"x": x}, keyword=False, dynamic_batch=True, inputs=inputs)
+    assert torch.equal(x, given)
+
+
 def test_a_capture_leaves_nothing_that_binds_it_later():
     """Sizes that are symbols were compared by the next call of the module itself."""
     net, x = Anchored().eval(), torch.randn(2, 3, 4, 6)
