@@ -5,32 +5,27 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
+
+from export.capture.replaced_calls import Replacement
 
 _READERS = (Tensor.tolist, Tensor.item, Tensor.unbind, Tensor.__iter__)
 _NAMES = ("start", "end", "step")
 
 
-class CountedNumbers(TorchFunctionMode):
+class CountedNumbers(Replacement):
     """Has ``arange(1, x.ndim).tolist()``, and ``.item()`` of one number, come to plain integers.
 
     torch.export takes them for values of the input, which no axis can be named by.
     """
 
+    functions = (torch.arange, *_READERS)
+
     def __init__(self) -> None:
-        super().__init__()
         self._counted: Any = WeakIdKeyDictionary()  # tensor -> its version, and what it counts
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """What torch calls in place of every function of its own."""
-        given = dict(kwargs or {})
+    def call(self, func: Callable[..., Any], args: Sequence[Any], given: dict[str, Any]) -> Any:
+        """What ``func(*args, **given)`` comes to."""
         numbers = self._read(args[0]) if func in _READERS else None
         if numbers is not None and func is Tensor.tolist:
             return list(numbers)

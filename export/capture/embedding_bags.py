@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from export.capture.replaced_calls import ReplacedCalls
+from export.capture.replaced_calls import Replacement
 
 
-class EqualBags(ReplacedCalls):
+class EqualBags(Replacement):
     """Has ``embedding_bag(ids, weight)`` of ids ``[bags, size]`` looked up and reduced in the open.
 
     torch makes one long row of the ids and where each bag begins. The exporter writes that as a

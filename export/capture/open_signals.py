@@ -7,10 +7,10 @@ import torch
 from torch import SymInt, Tensor
 from torch.nn import functional
 
-from export.capture.replaced_calls import ReplacedCalls
+from export.capture.replaced_calls import Replacement
 
 
-class OpenSignals(ReplacedCalls):
+class OpenSignals(Replacement):
     """Has ``istft(spectrum, ..., length=x.shape[-1])`` composed of frames where `length` is open.
 
     torch.export makes a number of the length; a network that returns as many values as it was given

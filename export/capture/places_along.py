@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.capture.replaced_calls import ReplacedCalls
+from export.capture.replaced_calls import Replacement
 
 
-class PlacesAlong(ReplacedCalls):
+class PlacesAlong(Replacement):
     """Has ``take_along_dim(x, places, dim)`` gathered from what both are stretched to.
 
     torch.export makes numbers of the sizes, the batch among them, where torch stretches the two

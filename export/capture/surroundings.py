@@ -20,9 +20,14 @@ from export.capture.open_signals import OpenSignals
 from export.capture.padded_encoders import drop_padding
 from export.capture.places_along import PlacesAlong
 from export.capture.quick_shapes import shape_quickly
+from export.capture.replaced_calls import ReplacedCalls, Replacement
 from export.capture.tensor_fills import TensorFills, TensorFillsLike
 from export.capture.whole_scales import WholeScales
 
+_REPLACED: tuple[type[Replacement], ...] = (
+    *(CountedNumbers, EqualBags, OpenSignals, PlacesAlong, TensorFills, TensorFillsLike),
+)
+_REPLACED_OF_SIZES = (*_REPLACED, WholeScales)
 _KNOWN = (Tensor, int, float, complex, bool, str, type(None), torch.SymInt, torch.SymFloat)
 
 
@@ -44,11 +49,8 @@ def surround(
         if not strict:
             for context in (_leave_out_unknown(module), skip_idle_autocast(), drop_padding()):
                 stack.enter_context(context)
-            modes = (EqualBags(), OpenSignals(), PlacesAlong(), TensorFills(), TensorFillsLike())
-            for mode in (CountedNumbers(), *modes):
-                stack.enter_context(mode)
-            if sizes:
-                stack.enter_context(WholeScales())
+            kinds = _REPLACED_OF_SIZES if sizes else _REPLACED
+            stack.enter_context(ReplacedCalls(*(kind() for kind in kinds)))
         yield
 
 

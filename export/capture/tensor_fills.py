@@ -5,12 +5,12 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from export.capture.replaced_calls import ReplacedCalls
+from export.capture.replaced_calls import Replacement
 
 _OPTIONS = frozenset({"dtype", "device"})
 
 
-class TensorFills(ReplacedCalls):
+class TensorFills(Replacement):
     """Has ``full(size, value)`` stretch `value` where that is a tensor, and not a number.
 
     torch.export makes a number of it, of which it knows nothing, as of the stride in the anchors of
@@ -29,7 +29,7 @@ class TensorFills(ReplacedCalls):
         return _fill(given["size"], value.to(place, given.get("dtype") or _infer_kind(value)))
 
 
-class TensorFillsLike(ReplacedCalls):
+class TensorFillsLike(Replacement):
     """Has ``x.new_full(size, value)`` do the same."""
 
     functions = (Tensor.new_full,)

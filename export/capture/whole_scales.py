@@ -5,10 +5,10 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from export.capture.replaced_calls import ReplacedCalls
+from export.capture.replaced_calls import Replacement
 
 
-class WholeScales(ReplacedCalls):
+class WholeScales(Replacement):
     """Has ``interpolate(x, scale_factor=2)`` called with ``size=2 * x.shape`` instead.
 
     torch.export computes the size as ``trunc(2.0 * float(size))``, of which it does not know that

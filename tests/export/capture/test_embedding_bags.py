@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from export.capture.embedding_bags import EqualBags
 from export.capture.program import capture
+from export.capture.replaced_calls import ReplacedCalls
 from export.onnx.exporter import to_onnx
 
 IDS = torch.tensor([[3, 1, 4], [1, 5, 1], [1, 1, 1], [0, 2, 6]])
@@ -27,7 +28,7 @@ def draw_weight() -> Tensor:
 def test_bags_are_reduced_as_torchs_kernel_does(mode: str, padding: int | None) -> None:
     weight = draw_weight()
     expected = functional.embedding_bag(IDS, weight, mode=mode, padding_idx=padding)
-    with EqualBags():
+    with ReplacedCalls(EqualBags()):
         found = functional.embedding_bag(IDS, weight, mode=mode, padding_idx=padding)
     torch.testing.assert_close(found, expected)
 
@@ -39,14 +40,14 @@ def test_bags_with_a_share_for_each_sample_are_summed_as_torchs_kernel_does(
     weight, shares = draw_weight(), torch.rand(IDS.shape) - 0.3
     options: dict[str, Any] = {"mode": "sum", "padding_idx": padding}
     expected = functional.embedding_bag(IDS, weight, per_sample_weights=shares, **options)
-    with EqualBags():
+    with ReplacedCalls(EqualBags()):
         found = functional.embedding_bag(IDS, weight, per_sample_weights=shares, **options)
     torch.testing.assert_close(found, expected)
 
 
 def test_offsets_and_renormalized_weights_are_left_to_torch() -> None:
     weight, flat = draw_weight(), IDS.flatten()
-    with EqualBags():
+    with ReplacedCalls(EqualBags()):
         ragged = functional.embedding_bag(flat, weight, torch.tensor([0, 2, 5]), mode="mean")
         normed = functional.embedding_bag(IDS, weight.clone(), max_norm=1.0)
     bounds = [(0, 2), (2, 5), (5, 12)]

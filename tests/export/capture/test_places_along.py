@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from export.capture.places_along import PlacesAlong
 from export.capture.program import capture
+from export.capture.replaced_calls import ReplacedCalls
 
 
 @pytest.mark.parametrize(
@@ -27,14 +28,14 @@ def test_both_are_stretched_as_numpy_does(shape, places, axis):
     chosen = rng.integers(0, shape[axis], places)
     exact = np.take_along_axis(value, chosen, axis)
     given = torch.from_numpy(value), torch.from_numpy(chosen), axis
-    with PlacesAlong():
+    with ReplacedCalls(PlacesAlong()):
         for found in (torch.take_along_dim(*given), given[0].take_along_dim(*given[1:])):
             np.testing.assert_array_equal(found.numpy(), exact)
 
 
 def test_without_an_axis_values_lie_in_a_row():
     value, places = torch.arange(12.0).reshape(3, 4), torch.tensor([[11, 0], [5, 5]])
-    with PlacesAlong():
+    with ReplacedCalls(PlacesAlong()):
         found = torch.take_along_dim(value, places)
     assert found.tolist() == [11.0, 0.0, 5.0, 5.0]
 

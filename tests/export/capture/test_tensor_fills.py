@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from export.capture.program import capture
+from export.capture.replaced_calls import ReplacedCalls
 from export.capture.tensor_fills import TensorFills, TensorFillsLike
 
 VALUES = [torch.tensor(2.5), torch.tensor(2.5).double(), torch.tensor(7), torch.tensor(True)]
@@ -22,13 +23,13 @@ def test_they_are_what_torch_makes_of_a_number(value, kind):
     ]
     for make in made:
         exact = make()
-        with TensorFills(), TensorFillsLike():
+        with ReplacedCalls(TensorFills(), TensorFillsLike()):
             found = make()
         torch.testing.assert_close(found, exact, rtol=0, atol=0)
 
 
 def test_numbers_and_other_options_go_to_torch():
-    with TensorFills(), TensorFillsLike():
+    with ReplacedCalls(TensorFills(), TensorFillsLike()):
         assert torch.full((2,), 3).tolist() == [3, 3]
         assert torch.full((2,), torch.tensor(3.0), requires_grad=True).requires_grad
         assert torch.zeros(1).new_full((1,), torch.tensor(3.0), requires_grad=True).requires_grad
