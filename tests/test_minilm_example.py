@@ -7,6 +7,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from combinations import combine
 
 from deploy.candidates.plans import PRODUCT_PLANS
 from deploy.config import BuildConfig
@@ -116,8 +117,10 @@ def test_dynamic_int8_keeps_the_similarity(
     assert sqnr > 15
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize(("precision", "most", "least"), [("int8", 0.02, 28), ("int4", 0.15, 10)])
+@pytest.mark.parametrize(
+    ("engine", "limits"),
+    combine(["openvino", "onnxruntime"], [("int8", 0.02, 28), ("int4", 0.15, 10)], together=1),
+)
 def test_packed_weights_keep_the_similarity(
     example: ModuleType,
     model: OnnxModel,
@@ -125,10 +128,9 @@ def test_packed_weights_keep_the_similarity(
     embeddings: np.ndarray,
     tmp_path: Path,
     engine: str,
-    precision: str,
-    most: float,
-    least: float,
+    limits: tuple[str, float, float],
 ) -> None:
+    precision, most, least = limits
     if engine == "openvino":
         pytest.importorskip("openvino", reason="needs OpenVINO")
     result = quantize_weights(model, WEIGHT_PRESETS[precision], tmp_path / "weights.onnx")

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from combinations import combine
 from families import relative_error
 from nets import randomize_norms
 from torch import Tensor, nn
@@ -32,9 +33,9 @@ HOLE = make_padding(6, 3, 5)
 HOLE[1, 0] = True
 
 
-@pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm behind"])
-@pytest.mark.parametrize("mask_check", [True, False])
-@pytest.mark.parametrize("as_float", [False, True], ids=["bool", "float"])
+@pytest.mark.parametrize(
+    ("norm", "mask_check", "as_float"), combine([False, True], [True, False], [False, True])
+)
 def test_padding_that_eager_drops_is_zero_in_a_capture_too(norm, mask_check, as_float) -> None:
     net, x = make_net(norm, mask_check=mask_check), torch.randn(3, 6, 8)
     paddings = [make_padding(6, 3, 5), make_padding(1, 1, 1), make_padding(6, 6, 6)]

@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from combinations import combine
 from torch import Tensor, nn
 
 from deploy.engines.openvino_core import open_core
@@ -57,9 +58,9 @@ def assert_exported(net, feeds, path, operator, layers):
                 assert np.abs(found - wanted.numpy()).max() < 2e-5
 
 
-@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize(
+    ("layers", "bias", "nonlinearity"), combine([1, 2], [True, False], ["tanh", "relu"])
+)
 def test_plain_recurrence_is_one_operator_a_layer(layers, bias, nonlinearity, tmp_path):
     torch.manual_seed(0)
     options = {"bias": bias, "bidirectional": layers == 2, "batch_first": True}

@@ -5,6 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from combinations import combine
 from torch import Tensor, nn
 
 from export.capture.program import capture
@@ -25,8 +26,9 @@ class Recurrent(nn.Module):
         return self.head(self.layer(x)[0].mean(1))
 
 
-@pytest.mark.parametrize("directions", [1, 2])
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize(
+    ("kind", "directions"), combine([nn.LSTM, nn.GRU, nn.RNN], [2, 1], together=1)
+)
 def test_weights_of_recurrent_layers_are_stored_in_order(kind, directions, tmp_path):
     net = Recurrent(kind, directions).eval()
     program = capture(net, {"x": torch.randn(2, 5, 8)}, keyword=False, dynamic_batch=True)
