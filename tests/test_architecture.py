@@ -54,6 +54,7 @@ NEED_TORCH = {
     "export/capture/image_model.py",
     "export/capture/inspection.py",
     "export/capture/ladder.py",
+    "export/capture/locating.py",
     "export/onnx/adaptive_pooling.py",
     "export/onnx/attention.py",
     "export/onnx/complex",

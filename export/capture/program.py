@@ -12,7 +12,6 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +19,8 @@ from torch.export import Dim, ExportedProgram
 
 from export.artifacts import TensorSpec
 from export.capture.dynamic_axes import explain_axes, make_dims
-from export.capture.image_model import find_user_module
 from export.capture.kept_attributes import kept_attributes
+from export.capture.locating import describe_place, list_failed_lines
 from export.capture.other_sizes import called_at_other_sizes
 from export.capture.surroundings import replaced, surround
 from export.errors import ExportError
@@ -145,14 +144,13 @@ def _record(
         ):
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=strict)
     except Exception as error:  # the user's own code runs here: whatever it raises is the finding
-        place = find_module_path(module, error.__traceback__)
+        place = describe_place(module, list_failed_lines(error.__traceback__))
         recurrent = [n for n, part in module.named_modules() if isinstance(part, nn.RNNBase)]
         explained = explain_axes(str(error), ranges, recurrent)
         if explained is not None:
             raise explained from error
         raise ExportError(
-            f"torch.export cannot capture the model{f' at {place!r}' if place else ''}: "
-            f"{condense_error(error)}"
+            f"torch.export cannot capture the model{place}: {condense_error(error)}"
         ) from error
 
 
@@ -201,19 +199,6 @@ def condense_error(error: BaseException) -> str:
     text = _ADVICE.sub("", _ANSI.sub("", str(error)))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines[:2]) or 'no message'}"[:_REASON_LENGTH]
-
-
-def find_module_path(module: nn.Module, traceback: TracebackType | None) -> str:
-    """Path of the innermost submodule of `module` whose method stands in `traceback`, or ``""``.
-
-    It is the user's own path, without what stands around their module.
-    """
-    paths = {id(child): path for path, child in find_user_module(module).named_modules()}
-    found = ""
-    while traceback is not None:
-        found = paths.get(id(traceback.tb_frame.f_locals.get("self")), found)
-        traceback = traceback.tb_next
-    return found
 
 
 def _positional_shapes(

@@ -4,11 +4,8 @@ No engine repeats the answers of such a model. ``F.dropout(x)`` is the usual way
 ``nn.Dropout``, it drops in eval mode too.
 """
 
-import linecache
 import sys
 from collections.abc import Mapping
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -17,11 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from export.capture.agreement import Expectation, expect, find_disagreement
 from export.capture.arrays import to_tensor
-from export.capture.image_model import find_user_module
+from export.capture.locating import describe_place, list_running_lines
 from export.capture.signature import CallSignature
 from export.errors import InputError
 
-_TORCH = str(Path(torch.__file__).parent)
 _REMEDY = (
     "No engine can repeat such answers. Write F.dropout(x, training=self.training) or use "
     "nn.Dropout, which drops nothing in eval mode; pass numbers that are to be random as an input."
@@ -69,7 +65,7 @@ def find_draw(
 
     Says the user's module path, and the line of source where there is one.
     """
-    watch = _Watch(find_user_module(module))
+    watch = _Watch(module)
     with watch, torch.no_grad():
         signature.call(module, feeds)
     return watch.found
@@ -84,7 +80,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, module: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.found: str | None = None
-        self._paths = {id(child): path for path, child in module.named_modules()}
+        self._module = module
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}
@@ -94,23 +90,6 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **named)
         own = named.get("generator") is not None
         if own or not torch.equal(before, torch.get_rng_state()):
-            self.found = f"random numbers with {func}{self._locate(sys._getframe(1))}"
+            lines = list_running_lines(sys._getframe(1), CallSignature.call)
+            self.found = f"random numbers with {func}{describe_place(self._module, lines)}"
         return result
-
-    def _locate(self, frame: FrameType | None) -> str:
-        """The innermost module and the innermost line that is not torch's own."""
-        path, line = "", ""
-        while frame is not None and frame.f_code is not CallSignature.call.__code__:
-            path = path or self._paths.get(id(frame.f_locals.get("self")), "")
-            line = line or _describe_line(frame)
-            frame = frame.f_back
-        return f"{f' at {path!r}' if path else ''}{f' ({line})' if line else ''}"
-
-
-def _describe_line(frame: FrameType) -> str:
-    """``net.py, line 12: x = F.dropout(x)``; nothing for torch's own code and what has no file."""
-    name = frame.f_code.co_filename
-    if name.startswith((_TORCH, "<")):
-        return ""
-    source = linecache.getline(name, frame.f_lineno).strip()
-    return f"{Path(name).name}, line {frame.f_lineno}{f': {source}' if source else ''}"

@@ -187,10 +187,10 @@ class Undecided(nn.Module):
 def test_what_cannot_be_captured_goes_by_the_users_own_path() -> None:
     feeds = {"x": torch.from_numpy(draw(2, 6, 6, 3))}
     for net, place in (
-        (nn.Sequential(Stem(), nn.Sequential(Undecided())), "at '1.0': "),
+        (nn.Sequential(Stem(), nn.Sequential(Undecided())), "at '1.0' (test_image_model.py, line "),
         (
             Undecided(),
-            "capture the model: ",
+            "capture the model (test_image_model.py, line ",
         ),
     ):
         wrapped = ImageModel(net, ImageCall((IMAGENET,)), ("x",))
