@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,31 @@ def check_output(path: Path | None) -> None:
 def write_json(content: dict[str, Any], path: Path) -> None:
     """Write `content` to `path`, indented, in UTF-8.
 
+    A file that is there is replaced by the whole of the new one, with its permissions, or stays as
+    it is. A link or what is no plain file, such as ``/dev/stdout``, is written to, and so is a file
+    whose folder takes no other beside it.
+
     Raises:
         ConfigError: the file cannot be written.
     """
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    plain = not path.is_symlink() and (path.is_file() or not path.exists())
     try:
-        path.write_text(text, encoding="utf-8")
+        if plain and os.access(path.parent, os.W_OK):
+            _replace(path, text)
+        else:
+            path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise _refuse(path, error.strerror or str(error)) from error
+
+
+def _replace(path: Path, text: str) -> None:
+    with tempfile.TemporaryDirectory(prefix=".deploy-", dir=path.parent) as folder:
+        staged = Path(folder) / path.name
+        staged.write_text(text, encoding="utf-8")
+        if path.exists():
+            shutil.copymode(path, staged)
+        staged.replace(path)
 
 
 def _refuse(path: Path, reason: str) -> ConfigError:

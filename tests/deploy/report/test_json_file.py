@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,68 @@ def test_a_folder_that_may_not_be_written_is_refused(tmp_path: Path) -> None:
 def test_a_full_disk_is_said() -> None:
     with pytest.raises(ConfigError, match="/dev/full cannot be written: No space left on device"):
         write_json({}, Path("/dev/full"))
+
+
+def fill(path: Path) -> str:
+    """What is said where no file may hold more than 10 bytes, as on a disk that is nearly full."""
+    code = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from deploy.report.json_file import write_json\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))\n"
+        "try:\n    write_json({'name': 'x' * 100}, Path(sys.argv[1]))\n"
+        "except Exception as error:\n    print(type(error).__name__, error)\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_what_does_not_fit_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text("the old one")
+    assert "ConfigError" in fill(path)
+    assert path.read_text() == "the old one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_does_not_fit_is_not_begun(tmp_path: Path) -> None:
+    assert "cannot be written: File too large" in fill(tmp_path / "report.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_permissions_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text("old")
+    path.chmod(0o640)
+    write_json({"new": 1}, path)
+    assert json.loads(path.read_text()) == {"new": 1}
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_what_a_link_names_is_written_to(tmp_path: Path) -> None:
+    """``-o /dev/stdout > FILE``: the shell holds the file open."""
+    kept, link = tmp_path / "report.json", tmp_path / "link.json"
+    kept.write_text("old")
+    link.symlink_to(kept)
+    number = kept.stat().st_ino
+    write_json({"new": 1}, link)
+    assert link.is_symlink()
+    assert json.loads(kept.read_text()) == {"new": 1}
+    assert kept.stat().st_ino == number
+
+
+def test_a_new_file_has_the_permissions_of_any_other(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("")
+    write_json({}, tmp_path / "it.json")
+    assert (tmp_path / "it.json").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_pipe_is_written_to(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_json({"a": 1}, pipe)
+    assert json.loads(os.read(reader, 1000)) == {"a": 1}
+    os.close(reader)
