@@ -13,10 +13,12 @@ import numpy as np
 
 from deploy.engines.base import Array
 from deploy.inputs.label_values import VOID
-from deploy.judging.accuracy import Accuracy, are_shares
+from deploy.judging.accuracy import Accuracy, are_shares, paired_drop_interval, wilson_interval
 from deploy.judging.class_scores import ClassCounts, ClassScores
 from deploy.judging.layouts import LabelForm, arrange, find_axis
 
+_DIGITS = 12
+"""To which shares are right: they are sums of rounded ones."""
 MOST_CLASSES = 2**20
 """Classes that an output of class numbers may have where places are labelled."""
 _THRESHOLDS = (0.0, 0.5)
@@ -85,9 +87,9 @@ class PlaceTally:
             reference=float(ours.mean()),
             candidate=float(theirs.mean()),
             drop=float((ours - theirs).mean()),
-            drop_ci95=_mean_interval(ours - theirs, -1.0),
-            reference_ci95=_mean_interval(ours, 0.0),
-            candidate_ci95=_mean_interval(theirs, 0.0),
+            drop_ci95=_drop_interval(ours - theirs),
+            reference_ci95=_share_interval(ours),
+            candidate_ci95=_share_interval(theirs),
             chance=chances[0],
             candidate_chance=chances[1],
             f1=self._score_classes(self.asked if self.questions > 1 else places.sum()),
@@ -261,6 +263,25 @@ def _describe(values: Array, places: Sequence[int], axis: int | None, form: Labe
     if values.dtype.kind in "iu":
         return f"{each} a class number, as the output's values are"
     return f"{each} 0 or 1, for one value of the output"
+
+
+def _share_interval(values: Array) -> tuple[float, float]:
+    """95% interval of the mean of `values`, shares of places that are hit, one a sample.
+
+    Where all places are hit, or none, nothing tells how mistakes gather in samples, and each counts
+    as one answer.
+    """
+    share = round(float(values.mean()), _DIGITS)
+    if share in (0.0, 1.0):
+        return wilson_interval(round(share * len(values)), len(values))
+    return _mean_interval(values, 0.0)
+
+
+def _drop_interval(values: Array) -> tuple[float, float]:
+    """95% interval of the mean of `values`, differences of shares; as above where all are 0."""
+    if not np.round(values, _DIGITS).any():
+        return paired_drop_interval(0, 0, len(values))
+    return _mean_interval(values, -1.0)
 
 
 def _mean_interval(values: Array, least: float, z: float = 1.96) -> tuple[float, float]:

@@ -105,6 +105,37 @@ def test_the_interval_covers_the_true_share_as_often_as_it_says() -> None:
     assert 180 <= covered <= 199
 
 
+def draw_right(samples: int) -> tuple[Any, Any]:
+    """Scores whose largest is always that of the label."""
+    scores, labels = draw(samples, right=0.9)
+    return np.moveaxis(np.eye(scores.shape[1], dtype=np.float32)[labels], -1, 1).copy(), labels
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_where_all_places_are_hit_or_none_each_sample_is_one_answer(right: bool) -> None:
+    """At most three of a hundred samples may still be otherwise (1 - 0.963**100 is 0.977)."""
+    scores, labels = draw_right(100)
+    answers = scores if right else np.roll(scores, 1, axis=1)
+    found = measure(answers, answers, labels)
+    assert found.reference == found.candidate == pytest.approx(float(right))
+    low, high = found.reference_ci95
+    ends = (1 - high, 1 - low) if right else (low, high)
+    assert ends == (pytest.approx(0, abs=1e-9), pytest.approx(0.037, abs=1e-3))
+    assert found.candidate_ci95 == found.reference_ci95
+    assert found.drop_ci95[0] == -found.drop_ci95[1]
+    assert 0.01 < found.drop_ci95[1] < 0.04
+
+
+def test_one_place_that_is_missed_tells_how_mistakes_gather() -> None:
+    scores, labels = draw_right(100)
+    wrong = scores.copy()
+    wrong[3, :, 0, 0] = np.roll(wrong[3, :, 0, 0], 1)
+    found = measure(scores, wrong, labels)
+    assert 0 < found.drop < 0.001
+    assert found.drop_ci95[1] < 0.001
+    assert found.candidate_ci95[0] > 0.999
+
+
 def test_an_engine_that_errs_at_places_is_rejected_whatever_its_sqnr() -> None:
     scores, labels = draw(320, right=0.9)
     close = scores.copy()
