@@ -213,7 +213,7 @@ def _model_json(findings: Findings) -> dict[str, Any]:
         "outputs": spec_json(problem.signature.outputs),
         "structure": problem.signature.structure,
         "rung": exported.rung,
-        "attempts": [asdict(attempt) for attempt in exported.attempts],
+        "attempts": [{"rung": each.rung, "error": each.error} for each in exported.attempts],
         **_fusion_json(exported),
     }
 
@@ -245,7 +245,9 @@ def _fusion_json(exported: Exported) -> dict[str, Any]:
 
 def describe_one_way(exported: Exported) -> str | None:
     """A warning where the file holds one of several ways through the model's forward."""
-    return warn_of_one_way(exported.rung, " ".join(a.error for a in exported.attempts))
+    attempts = exported.attempts
+    place = next((attempt.place for attempt in attempts if attempt.place), "")
+    return warn_of_one_way(exported.rung, " ".join(a.error for a in attempts), place)
 
 
 def _list_parities(findings: Findings) -> list[ParityReport]:

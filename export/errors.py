@@ -82,7 +82,14 @@ class MissingExtraError(InputError):
 
 
 class ExportError(DeployError):
-    """Capture, fusion or the ONNX export failed."""
+    """Capture, fusion or the ONNX export failed.
+
+    `place` is the module and the line of the user's model, where known; the message holds it too.
+    """
+
+    def __init__(self, message: str, place: str = "") -> None:
+        super().__init__(message)
+        self.place = place
 
 
 class QuantizeError(DeployError):

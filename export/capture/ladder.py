@@ -65,10 +65,11 @@ BATCHES = (1, 2, 3)
 
 @dataclass(frozen=True)
 class Attempt:
-    """A rung that failed, and why, in one line."""
+    """A rung that failed, and why, in one line; where in the user's model, if that is known."""
 
     rung: str
     error: str
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def export_model(
             exported = _climb(request, rung, tuple(attempts), program if index == 0 else None)
             _check(request, exported, expectations)
         except ExportError as error:
-            attempts.append(Attempt(rung.name, " ".join(str(error).split())))
+            attempts.append(Attempt(rung.name, " ".join(str(error).split()), error.place))
             if isinstance(error, RefusedAxesError):
                 request = _try_stray_sizes(request, error)
             continue

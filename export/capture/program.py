@@ -150,7 +150,7 @@ def _record(
         if explained is not None:
             raise explained from error
         raise ExportError(
-            f"torch.export cannot capture the model{place}: {condense_error(error)}"
+            f"torch.export cannot capture the model{place}: {condense_error(error)}", place
         ) from error
 
 

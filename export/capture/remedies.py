@@ -22,7 +22,7 @@ _VALUES = (
     f"cannot: {_BOTH_WAYS} "
 )
 _ONE_WAY = (
-    "The model's forward goes on by the value of a tensor (.item(), bool() or an if on one), and "
+    "The model's forward{} goes on by the value of a tensor (.item(), bool() or an if on one), and "
     "the engines hold only the way that it went for the samples that were traced. Where it goes "
     f"another way they are wrong, also if none of the samples compared did: {_BOTH_WAYS}"
 )
@@ -56,15 +56,16 @@ def suggest_remedies(module: nn.Module, reasons: str) -> str:
     return named + (_VALUES if "DataDependent" in reasons else "")
 
 
-def warn_of_one_way(rung: str, reasons: str) -> str | None:
+def warn_of_one_way(rung: str, reasons: str, place: str) -> str | None:
     """That a trace follows one way through a forward that has several; None where it has one.
 
     Args:
         rung: that held.
         reasons: why those before it did not.
+        place: where in the model the first of them ended, or nothing.
     """
     traced = rung.startswith("torchscript")
-    return _ONE_WAY if traced and "data-dependent" in reasons else None
+    return _ONE_WAY.format(place) if traced and "data-dependent" in reasons else None
 
 
 def _list_projected(module: nn.Module) -> list[str]:

@@ -34,9 +34,12 @@ def test_a_file_that_holds_one_way_alone_is_told_of(tmp_path: Path) -> None:
             module, feeds, tmp_path, signature=signature, static_batch=False, opset=20
         )
         reasons = " ".join(attempt.error for attempt in exported.attempts)
-        warning = warn_of_one_way(exported.rung, reasons)
+        places = [attempt.place for attempt in exported.attempts if attempt.place]
+        warning = warn_of_one_way(exported.rung, reasons, "".join(places[:1]))
         assert (warning is not None) == told
-        assert warning is None or "torch.where" in warning
+        if warning is not None:
+            assert "torch.where" in warning
+            assert "forward (test_remedies.py, line 20: return x * 2 if bool((x < 0)" in warning
         assert exported.rung == ("torchscript" if told else "dynamo")
 
 
