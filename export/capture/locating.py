@@ -15,7 +15,7 @@ Line = tuple[FrameType, int]
 """A frame, and the number of the line that it is at."""
 
 _LENGTH = 100
-_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<")
+_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 
 
 def describe_place(module: nn.Module, lines: Iterable[Line]) -> str:
@@ -57,4 +57,6 @@ def _describe_line(frame: FrameType, number: int) -> str:
     if name.startswith(_NOT_THE_USERS):
         return ""
     source = textwrap.shorten(linecache.getline(name, number).strip().rstrip(":"), _LENGTH)
+    if name.startswith("<") and not source:  # of a file there is none; a notebook keeps its lines
+        return ""
     return f"{Path(name).name}, line {number}{f': {source}' if source else ''}"

@@ -1,7 +1,9 @@
 """Places in the user's model that are named where something fails."""
 
+import linecache
 import sys
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -63,6 +65,16 @@ def test_what_has_no_file_is_not_named() -> None:
     frames: dict[str, object] = {}
     exec("import sys\nframe = sys._getframe()", frames)
     assert describe_place(nn.ReLU(), [(frames["frame"], 2)]) == ""
+
+
+def test_a_line_that_a_notebook_keeps_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "<ipython-input-7-0123456789ab>"
+    kept = (None, None, ["import sys\n", "frame = sys._getframe()\n"], name)
+    monkeypatch.setitem(linecache.cache, name, kept)
+    frames: dict[str, object] = {}
+    exec(compile("import sys\nframe = sys._getframe()", name, "exec"), frames)
+    said = describe_place(nn.ReLU(), [(frames["frame"], 2)])
+    assert said == f" ({name}, line 2: frame = sys._getframe())"
 
 
 def test_running_lines_end_at_the_call_that_was_asked_for() -> None:
