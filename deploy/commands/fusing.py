@@ -14,6 +14,7 @@ from deploy.source import Problem, open_problem
 from deploy.torch_files import open_for_torch
 from export.capture.inspection import LayerRow, list_layers
 from export.capture.program import capture, contain_noise
+from export.capture.remedies import suggest_remedies
 from export.errors import ConfigError, ExportError
 from export.fusion import fuse_program
 from export.fusion.certificate import Certificate
@@ -106,6 +107,10 @@ def inspect_file(model: Path, config: BuildConfig) -> Inspection:
     return Inspection(problem.name, list_layers(program), fused.certificate, problem.warnings)
 
 
+_WAYS = ((True, False), (True, True), (False, False))
+"""In their order: whether the batch is dynamic, and whether bytecode is traced."""
+
+
 def _capture(
     model: Path, config: BuildConfig, *, ranged: bool
 ) -> tuple[ExportedProgram, Problem, bool]:
@@ -122,19 +127,27 @@ def _capture(
         )
     if problem.program is not None:
         return problem.program, problem, problem.static_batch is None
-    keyword, feeds = problem.signature.keyword, problem.trace_feeds()
-    inputs = problem.signature.inputs if ranged else ()
-    if problem.static_batch is None:
+    refusals: list[ExportError] = []
+    for dynamic, strict in _WAYS:
+        if dynamic and problem.static_batch is not None:
+            continue
+        if not dynamic and problem.static_batch is None:
+            problem = problem.with_static_batch()
         try:
             program = capture(
-                problem.module, feeds, keyword=keyword, dynamic_batch=True, inputs=inputs
+                problem.module,
+                problem.trace_feeds(),
+                keyword=problem.signature.keyword,
+                dynamic_batch=dynamic,
+                strict=strict,
+                inputs=problem.signature.inputs if ranged else (),
             )
-            return _name_as_user(program, problem), problem, True
-        except ExportError:
-            problem = problem.with_static_batch()
-            feeds = problem.trace_feeds()
-    program = capture(problem.module, feeds, keyword=keyword, dynamic_batch=False, inputs=inputs)
-    return _name_as_user(program, problem), problem, False
+            return _name_as_user(program, problem), problem, dynamic
+        except ExportError as error:
+            refusals.append(error)
+    remedy = suggest_remedies(problem.module, " ".join(map(str, refusals))).rstrip()
+    last = refusals[-1]
+    raise ExportError(f"{last}{f' {remedy}' if remedy else ''}", last.place) from last
 
 
 def _name_as_user(program: ExportedProgram, problem: Problem) -> ExportedProgram:

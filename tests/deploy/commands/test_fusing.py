@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from deploy.cli import cli
 from deploy.commands.fusing import fuse_file, inspect_file
 from deploy.config import BuildConfig
-from export.errors import ConfigError, DeployError
+from export.errors import ConfigError, DeployError, ExportError
 
 
 def save(path: Path, seed: int = 0) -> nn.Module:
@@ -152,3 +152,47 @@ def test_a_costly_merge_is_declined_and_done_on_demand(tmp_path: Path) -> None:
     always = BuildConfig(inputs=("1x8x6x6",), merge_always=True)
     merged = fuse_file(tmp_path / "m.pt", always, tmp_path / "b.pt2").certificate
     assert merged.model.layers_after == 1
+
+
+class Scaled(nn.Module):
+    """Scales by the largest value, as a number: captured where bytecode is traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * float(x.abs().max())
+
+
+class Decided(Scaled):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) if x.abs().max() > 1 else self.layer(-x)
+
+
+def save_own(net: nn.Module, path: Path) -> BuildConfig:
+    torch.save(net.eval(), path)
+    return BuildConfig(inputs=("1x8",), trust=(__name__,))
+
+
+def test_a_model_that_goes_by_the_second_way_alone_takes_any_batch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Scaled()
+    config = save_own(net, tmp_path / "m.pt")
+    found = inspect_file(tmp_path / "m.pt", config)
+    assert not any("batches of exactly" in warning for warning in found.warnings)
+    fused = fuse_file(tmp_path / "m.pt", config, tmp_path / "fused.pt2")
+    assert fused.dynamic_batch
+    program = torch.export.load(fused.path).module()
+    for batch in (1, 5):
+        x = torch.randn(batch, 8)
+        torch.testing.assert_close(program(x), net(x))
+
+
+def test_what_goes_by_no_way_is_named_with_what_to_write(tmp_path: Path) -> None:
+    config = save_own(Decided(), tmp_path / "m.pt")
+    with pytest.raises(ExportError) as refused:
+        inspect_file(tmp_path / "m.pt", config)
+    assert "(test_fusing.py, line " in str(refused.value)
+    assert "return self.layer(x) if x.abs().max() > 1 else" in str(refused.value)
+    assert str(refused.value).endswith("by torch.where.")
