@@ -1,6 +1,7 @@
 """Where in the user's model something happens: the path of a module, and the line of source."""
 
 import linecache
+import os
 import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,7 +16,9 @@ Line = tuple[FrameType, int]
 """A frame, and the number of the line that it is at."""
 
 _LENGTH = 100
-_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+_NOT_THE_USERS = tuple(
+    f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1])
+)
 
 
 def describe_place(module: nn.Module, lines: Iterable[Line]) -> str:

@@ -2,11 +2,14 @@
 
 import linecache
 import sys
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import export
 from export.capture.locating import describe_place, list_failed_lines, list_running_lines
 
 
@@ -67,14 +70,24 @@ def test_what_has_no_file_is_not_named() -> None:
     assert describe_place(nn.ReLU(), [(frames["frame"], 2)]) == ""
 
 
+def locate_in(file: str) -> str:
+    frames: dict[str, object] = {}
+    exec(compile("import sys\nframe = sys._getframe()", file, "exec"), frames)
+    return describe_place(nn.ReLU(), [(frames["frame"], 2)])
+
+
+@pytest.mark.parametrize("package", [torch, export])
+def test_a_package_whose_name_only_begins_alike_is_named(package: ModuleType) -> None:
+    folder = Path(str(package.__file__)).parent
+    assert locate_in(f"{folder}/inner/net.py") == ""
+    assert locate_in(f"{folder}vision/net.py") == " (net.py, line 2)"
+
+
 def test_a_line_that_a_notebook_keeps_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "<ipython-input-7-0123456789ab>"
     kept = (None, None, ["import sys\n", "frame = sys._getframe()\n"], name)
     monkeypatch.setitem(linecache.cache, name, kept)
-    frames: dict[str, object] = {}
-    exec(compile("import sys\nframe = sys._getframe()", name, "exec"), frames)
-    said = describe_place(nn.ReLU(), [(frames["frame"], 2)])
-    assert said == f" ({name}, line 2: frame = sys._getframe())"
+    assert locate_in(name) == f" ({name}, line 2: frame = sys._getframe())"
 
 
 def test_running_lines_end_at_the_call_that_was_asked_for() -> None:
