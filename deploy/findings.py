@@ -245,9 +245,8 @@ def _fusion_json(exported: Exported) -> dict[str, Any]:
 
 def describe_one_way(exported: Exported) -> str | None:
     """A warning where the file holds one of several ways through the model's forward."""
-    attempts = exported.attempts
-    place = next((attempt.place for attempt in attempts if attempt.place), "")
-    return warn_of_one_way(exported.rung, " ".join(a.error for a in attempts), place)
+    refusals = [(attempt.error, attempt.place) for attempt in exported.attempts]
+    return warn_of_one_way(exported.rung, refusals)
 
 
 def _list_parities(findings: Findings) -> list[ParityReport]:

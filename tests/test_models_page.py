@@ -75,8 +75,8 @@ def test_each_does_what_is_said_of_it(
         assert not exported.dynamic_batch
     else:
         assert exported.rung.startswith("torchscript")
-        first = exported.attempts[0]
-        warning = warn_of_one_way(exported.rung, first.error, first.place)
+        refusals = [(attempt.error, attempt.place) for attempt in exported.attempts]
+        warning = warn_of_one_way(exported.rung, refusals)
         assert warning is not None
         assert "net.py, line 8" in warning
         assert quoted.rpartition(") ")[2] in warning

@@ -1,5 +1,7 @@
 """What to change in a model that no exporter takes, where its reasons alone do not say it."""
 
+from collections.abc import Iterable
+
 from torch import nn
 
 from export.capture.agreement import float_dtypes
@@ -56,16 +58,17 @@ def suggest_remedies(module: nn.Module, reasons: str) -> str:
     return named + (_VALUES if "DataDependent" in reasons else "")
 
 
-def warn_of_one_way(rung: str, reasons: str, place: str) -> str | None:
+def warn_of_one_way(rung: str, refusals: Iterable[tuple[str, str]]) -> str | None:
     """That a trace follows one way through a forward that has several; None where it has one.
 
     Args:
         rung: that held.
-        reasons: why those before it did not.
-        place: where in the model the first of them ended, or nothing.
+        refusals: of those before it, why each did not, and where in the model, or nothing.
     """
-    traced = rung.startswith("torchscript")
-    return _ONE_WAY.format(place) if traced and "data-dependent" in reasons else None
+    places = [place for reason, place in refusals if "data-dependent" in reason]
+    if not rung.startswith("torchscript") or not places:
+        return None
+    return _ONE_WAY.format(next(filter(None, places), ""))
 
 
 def _list_projected(module: nn.Module) -> list[str]:

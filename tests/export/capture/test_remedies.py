@@ -33,14 +33,24 @@ def test_a_file_that_holds_one_way_alone_is_told_of(tmp_path: Path) -> None:
         exported = export_model(
             module, feeds, tmp_path, signature=signature, static_batch=False, opset=20
         )
-        reasons = " ".join(attempt.error for attempt in exported.attempts)
-        places = [attempt.place for attempt in exported.attempts if attempt.place]
-        warning = warn_of_one_way(exported.rung, reasons, "".join(places[:1]))
+        warning = warn_of_one_way(exported.rung, [(a.error, a.place) for a in exported.attempts])
         assert (warning is not None) == told
         if warning is not None:
             assert "torch.where" in warning
             assert "forward (test_remedies.py, line 20: return x * 2 if bool((x < 0)" in warning
         assert exported.rung == ("torchscript" if told else "dynamo")
+
+
+def test_the_place_is_that_of_the_way_that_met_the_value() -> None:
+    refusals = [
+        ("an axis is a constant", " at 'a'"),
+        ("data-dependent", ""),
+        ("data-dependent", " at 'b'"),
+    ]
+    assert "forward at 'b' goes on" in str(warn_of_one_way("torchscript", refusals))
+    assert "forward goes on" in str(warn_of_one_way("torchscript", refusals[:2]))
+    assert warn_of_one_way("torchscript", refusals[:1]) is None
+    assert warn_of_one_way("dynamo-static", refusals) is None
 
 
 def test_of_a_reason_that_is_not_known_nothing_is_said() -> None:
