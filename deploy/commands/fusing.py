@@ -13,6 +13,7 @@ from deploy.config import BuildConfig
 from deploy.source import Problem, open_problem
 from deploy.torch_files import open_for_torch
 from export.capture.inspection import LayerRow, list_layers
+from export.capture.ladder import RUNGS
 from export.capture.program import capture, contain_noise
 from export.capture.remedies import suggest_remedies
 from export.errors import ConfigError, ExportError
@@ -107,10 +108,6 @@ def inspect_file(model: Path, config: BuildConfig) -> Inspection:
     return Inspection(problem.name, list_layers(program), fused.certificate, problem.warnings)
 
 
-_WAYS = ((True, False), (True, True), (False, False))
-"""In their order: whether the batch is dynamic, and whether bytecode is traced."""
-
-
 def _capture(
     model: Path, config: BuildConfig, *, ranged: bool
 ) -> tuple[ExportedProgram, Problem, bool]:
@@ -128,21 +125,21 @@ def _capture(
     if problem.program is not None:
         return problem.program, problem, problem.static_batch is None
     refusals: list[ExportError] = []
-    for dynamic, strict in _WAYS:
-        if dynamic and problem.static_batch is not None:
+    for rung in RUNGS:
+        if rung.torchscript or (rung.dynamic_batch and problem.static_batch is not None):
             continue
-        if not dynamic and problem.static_batch is None:
+        if not rung.dynamic_batch and problem.static_batch is None:
             problem = problem.with_static_batch()
         try:
             program = capture(
                 problem.module,
                 problem.trace_feeds(),
                 keyword=problem.signature.keyword,
-                dynamic_batch=dynamic,
-                strict=strict,
+                dynamic_batch=rung.dynamic_batch,
+                strict=rung.strict,
                 inputs=problem.signature.inputs if ranged else (),
             )
-            return _name_as_user(program, problem), problem, dynamic
+            return _name_as_user(program, problem), problem, rung.dynamic_batch
         except ExportError as error:
             refusals.append(error)
     remedy = suggest_remedies(problem.module, " ".join(map(str, refusals))).rstrip()

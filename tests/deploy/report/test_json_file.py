@@ -2,11 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from short_files import files_of_at_most
 
 from deploy.report.json_file import check_output, write_json
 from export.errors import ConfigError
@@ -50,32 +49,24 @@ def test_a_full_disk_is_said() -> None:
         write_json({}, Path("/dev/full"))
 
 
-def fill(path: Path) -> str:
-    """What is said where no file may hold more than 10 bytes, as on a disk that is nearly full."""
-    code = (
-        "import resource, signal, sys\n"
-        "from pathlib import Path\n"
-        "from deploy.report.json_file import write_json\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))\n"
-        "try:\n    write_json({'name': 'x' * 100}, Path(sys.argv[1]))\n"
-        "except Exception as error:\n    print(type(error).__name__, error)\n"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
-    ).stdout
-
-
 def test_what_does_not_fit_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text("the old one")
-    assert "ConfigError" in fill(path)
+    with (
+        files_of_at_most(10),
+        pytest.raises(ConfigError, match="cannot be written: File too large"),
+    ):
+        write_json({"name": "x" * 100}, path)
     assert path.read_text() == "the old one"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_what_does_not_fit_is_not_begun(tmp_path: Path) -> None:
-    assert "cannot be written: File too large" in fill(tmp_path / "report.json")
+    with (
+        files_of_at_most(10),
+        pytest.raises(ConfigError, match="cannot be written: File too large"),
+    ):
+        write_json({"name": "x" * 100}, tmp_path / "report.json")
     assert list(tmp_path.iterdir()) == []
 
 
