@@ -257,7 +257,8 @@ def _export(
     exported = export(problem)
     if exported.dynamic_batch or problem.static_batch is not None:
         return exported, problem
-    problem = problem.with_static_batch()
+    places = (attempt.place for attempt in exported.attempts if attempt.batch and attempt.place)
+    problem = problem.with_static_batch(next(places, ""))
     again = export(problem)
     return replace(again, attempts=(*exported.attempts, *again.attempts)), problem
 

@@ -12,7 +12,7 @@ from deploy.config import BuildConfig
 from deploy.engines.base import EngineSpec, Feeds
 from deploy.engines.device import CPU
 from deploy.full_disk import explain_full
-from deploy.inputs.batch_axis import STATIC_WARNING, TRACE_BATCH, to_tensors
+from deploy.inputs.batch_axis import TRACE_BATCH, to_tensors, warn_of_static
 from deploy.inputs.data import ArrayRows, Dataset, open_data, split_checked
 from deploy.inputs.data_files import LABELS
 from deploy.inputs.declared import parse_input, synthetic_feeds
@@ -156,13 +156,16 @@ class Problem:
         found = check_repeats(self.module, self.signature, self.evaluation, self.check_plan())
         return replace(self, warnings=(*self.warnings, *found))
 
-    def with_static_batch(self) -> "Problem":
+    def with_static_batch(self, place: str = "") -> "Problem":
         """The same for a model that cannot be exported with a dynamic batch.
+
+        Args:
+            place: of the code that is the reason, where it is known.
 
         Raises:
             InputError: the model does not run on a batch of that size.
         """
-        warning = STATIC_WARNING.format(self.given_batch)
+        warning = warn_of_static(self.given_batch, place)
         return replace(
             self,
             signature=describe_static(self.module, self.signature, self.given_batch, self.high),

@@ -48,6 +48,7 @@ NEED_TORCH = {
     "export/capture/padded_encoders.py",
     "export/capture/program.py",
     "export/capture/copying.py",
+    "export/capture/decided_sizes.py",
     "export/capture/dynamic_axes.py",
     "export/fusion",
     "export/capture/idle_autocast.py",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from deploy.inputs.batch_axis import warn_of_static
 from deploy.inputs.declared import parse_input
 from export.capture.ladder import Exported, export_model
 from export.capture.remedies import warn_of_one_way
@@ -73,6 +74,11 @@ def test_each_does_what_is_said_of_it(
         assert exported.dynamic_batch
     elif said == " has one batch":
         assert not exported.dynamic_batch
+        place = next(attempt.place for attempt in exported.attempts if attempt.batch)
+        number = re.fullmatch(r" \(net\.py, line (\d+)\)", place)
+        assert number is not None
+        line = source.splitlines()[int(number[1]) - 1].strip()
+        assert warn_of_static(1, f"{place[:-1]}: {line})").startswith(quoted)
     else:
         assert exported.rung.startswith("torchscript")
         refusals = [(attempt.error, attempt.place) for attempt in exported.attempts]

@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from deploy.config import BuildConfig
 from deploy.source import Problem, open_problem
 from deploy.torch_files import open_for_torch
+from export.capture.dynamic_axes import FixedBatchError
 from export.capture.inspection import LayerRow, list_layers
 from export.capture.ladder import RUNGS
 from export.capture.program import capture, contain_noise
@@ -129,7 +130,8 @@ def _capture(
         if rung.torchscript or (rung.dynamic_batch and problem.static_batch is not None):
             continue
         if not rung.dynamic_batch and problem.static_batch is None:
-            problem = problem.with_static_batch()
+            places = (e.place for e in refusals if isinstance(e, FixedBatchError) and e.place)
+            problem = problem.with_static_batch(next(places, ""))
         try:
             program = capture(
                 problem.module,

@@ -16,8 +16,8 @@ from export.capture.signature import CallSignature, describe_call
 from export.errors import InputError
 
 TRACE_BATCH = 2
-STATIC_WARNING = (
-    "The model cannot be run or exported with a dynamic batch; every engine takes batches of "
+_STATIC = (
+    "The model cannot be run or exported with a dynamic batch{}; every engine takes batches of "
     "exactly {}."
 )
 CHANGING_WARNING = (
@@ -70,7 +70,7 @@ def settle_batch(call: Call, config: BuildConfig) -> tuple[CallSignature, bool, 
         return call.describe_at(given, dynamic=False), True, ()
     fixed = _find_fixed_batch(call.module)
     if fixed is not None and given in (1, fixed):
-        return call.describe_at(fixed, dynamic=False), True, (STATIC_WARNING.format(fixed),)
+        return call.describe_at(fixed, dynamic=False), True, (warn_of_static(fixed),)
     try:
         signature = _describe_dynamic(call)
         return signature, False, _warn_of_squeezed(call, signature)
@@ -78,7 +78,12 @@ def settle_batch(call: Call, config: BuildConfig) -> tuple[CallSignature, bool, 
         if given == TRACE_BATCH:
             raise
         signature = call.describe_at(given, dynamic=False)
-        return signature, True, (STATIC_WARNING.format(given), _explain_static(error))
+        return signature, True, (warn_of_static(given), _explain_static(error))
+
+
+def warn_of_static(batch: int, place: str = "") -> str:
+    """That engines take batches of `batch` samples alone, because of the code at `place`."""
+    return _STATIC.format(f", because of its code{place}" if place else "", batch)
 
 
 def _describe_dynamic(call: Call) -> CallSignature:

@@ -37,6 +37,10 @@ class RefusedAxesError(ExportError):
         self.multiples = dict(multiples)
 
 
+class FixedBatchError(ExportError):
+    """The model's code, at `place` where that is known, fits one size of the batch alone."""
+
+
 @dataclass(frozen=True)
 class NamedAxis:
     """Where an axis was first named, and what it may be."""
@@ -88,17 +92,22 @@ def _call_safely(name: str) -> str:
 
 
 def explain_axes(
-    text: str, named: Mapping[str, NamedAxis], recurrent: Sequence[str] = ()
+    text: str,
+    named: Mapping[str, NamedAxis],
+    recurrent: Sequence[str] = (),
+    places: Mapping[str, str] | None = None,
 ) -> RefusedAxesError | None:
     """What torch.export's message `text` says of the axes `named`; None where that is nothing.
 
     `recurrent` are the paths of recurrent networks, which torch.export runs for one number of
     steps: the likeliest reason for an axis that has one size, and one that its message lacks.
+    `places` says by the name of an axis where the model's code decides by its size.
     """
+    places = places or {}
     for name in named:
         if _call_safely(name) != name:
             text = re.sub(rf"\b(_?){_SAFE}{re.escape(name)}\b", rf"\g<1>{name}", text)
-    found = {name: _explain_axis(name, text) for name in named}
+    found = {name: _explain_axis(name, text, places.get(name, "")) for name in named}
     reasons = {name: reason for name, reason in found.items() if reason is not None}
     if not reasons:
         return None
@@ -126,9 +135,9 @@ def _find_multiple(name: str, text: str) -> int | None:
     return None if found is None else int(found[1])
 
 
-def _explain_axis(name: str, text: str) -> str | None:
+def _explain_axis(name: str, text: str, place: str) -> str | None:
     """The reason that concerns the axis called `name`; None where the text has none."""
-    lines = [line for line in text.splitlines() if re.search(rf"\b{re.escape(name)}\b", line)]
+    lines = [line for line in text.splitlines() if re.search(rf"\b_?{re.escape(name)}\b", line)]
 
     def find(pattern: str | re.Pattern[str]) -> re.Match[str] | None:
         if isinstance(pattern, str):
@@ -138,12 +147,13 @@ def _explain_axis(name: str, text: str) -> str | None:
     if found := find(_MULTIPLE):
         return f"must be a multiple of {found[1]} (LEAST:BEST:MOST/{found[1]})"
     if found := find(_FIXED):
-        return f"is made a constant, {found[1]}, by the model's code"
+        return f"is made a constant, {found[1]}, by the model's code{place}"
     if found := find(_BOUNDS):
-        return f"takes one way through the model's code only from {found[1]} to {found[2]}"
+        return f"takes one way through the model's code{place} only from {found[1]} to {found[2]}"
     if found := find(_SAME):
-        return f"must be of the same size as {found[1]}"
+        reason = f", because of the model's code{place}" if place else ""
+        return f"must be of the same size as {found[1]}{reason}"
     if found := find(_GUARD):
         guard = _SIZE.sub("size", found[1])[:_LENGTH]
-        return f"takes one way through the model's code only where {guard}"
+        return f"takes one way through the model's code{place} only where {guard}"
     return None

@@ -24,7 +24,8 @@ from export.capture.agreement import (
     run_onnx,
 )
 from export.capture.amplification import allow_amplified
-from export.capture.dynamic_axes import RefusedAxesError
+from export.capture.decided_sizes import DecidedSizes
+from export.capture.dynamic_axes import FixedBatchError, RefusedAxesError
 from export.capture.image_model import ImageModel, find_user_module
 from export.capture.program import capture
 from export.capture.randomness import refuse_random
@@ -65,11 +66,18 @@ BATCHES = (1, 2, 3)
 
 @dataclass(frozen=True)
 class Attempt:
-    """A rung that failed, and why, in one line; where in the user's model, if that is known."""
+    """A rung that failed.
+
+    Attributes:
+        error: why, in one line.
+        place: where in the user's model, if that is known.
+        batch: it failed because it was to take batches of other sizes.
+    """
 
     rung: str
     error: str
     place: str = ""
+    batch: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,10 +155,14 @@ def export_model(
     for index, rung in enumerate(rungs):
         progress(Progress("export", index, len(rungs), rung.name))
         try:
-            exported = _climb(request, rung, tuple(attempts), program if index == 0 else None)
-            _check(request, exported, expectations)
+            decided = DecidedSizes(module, feeds)
+            given = program if index == 0 else None
+            exported = _climb(request, rung, tuple(attempts), given, decided)
+            _check(request, exported, expectations, decided)
         except ExportError as error:
-            attempts.append(Attempt(rung.name, " ".join(str(error).split()), error.place))
+            reason = " ".join(str(error).split())
+            of_batch = isinstance(error, FixedBatchError)
+            attempts.append(Attempt(rung.name, reason, error.place, of_batch))
             if isinstance(error, RefusedAxesError):
                 request = _try_stray_sizes(request, error)
             continue
@@ -173,7 +185,11 @@ def export_model(
 
 
 def _climb(
-    request: _Request, rung: Rung, attempts: tuple[Attempt, ...], program: ExportedProgram | None
+    request: _Request,
+    rung: Rung,
+    attempts: tuple[Attempt, ...],
+    program: ExportedProgram | None,
+    decided: DecidedSizes,
 ) -> Exported:
     """One rung: capture, fuse, ONNX; not checked yet."""
     inputs = [spec.name for spec in request.signature.inputs]
@@ -202,6 +218,7 @@ def _climb(
             dynamic_batch=rung.dynamic_batch,
             strict=rung.strict,
             inputs=request.signature.inputs,
+            decided=decided,
         )
     if isinstance(request.module, ImageModel):
         program = name_as_user(program)
@@ -228,7 +245,12 @@ def _climb(
     )
 
 
-def _check(request: _Request, exported: Exported, known: dict[Extent, Expectation]) -> None:
+def _check(
+    request: _Request,
+    exported: Exported,
+    known: dict[Extent, Expectation],
+    decided: DecidedSizes,
+) -> None:
     """Compare the file with the eager module at every batch size that it claims to take.
 
     Other dynamic axes have their best size there, and are tried at the ends of their ranges and
@@ -236,17 +258,41 @@ def _check(request: _Request, exported: Exported, known: dict[Extent, Expectatio
 
     Raises:
         ExportError: it computes something else, or does not run.
+        FixedBatchError: it does so since the model's code goes another way at another batch.
         InputError: so does the module itself, on another run of the same batch.
     """
     extents = _list_extents(request, exported.dynamic_batch)
     for extent in extents:
         expected = _expect(request, extent, known)
-        found = run_onnx(exported.onnx, expected.feeds)
+        try:
+            found = run_onnx(exported.onnx, expected.feeds)
+        except ExportError as error:
+            raise _blame(str(error), expected, request, decided) from error.__cause__
         if find_disagreement(expected, found):
             refuse_random(request.module, request.signature, expected)
             known[extent] = allow_amplified(request.module, request.signature, expected)
             if disagreement := find_disagreement(known[extent], found):
-                raise ExportError(f"The exported model is wrong: {disagreement}")
+                text = f"The exported model is wrong: {disagreement}"
+                raise _blame(text, expected, request, decided)
+
+
+def _blame(
+    text: str, expected: Expectation, request: _Request, decided: DecidedSizes
+) -> ExportError:
+    """`text`, and the place where the code goes another way at these sizes than at the traced ones.
+
+    A `FixedBatchError` where the size of the batch makes the difference.
+    """
+    place = decided.find_other_way({name: v.shape for name, v in expected.feeds.items()})
+    if not place:
+        return ExportError(text)
+    kind = ExportError if expected.extent.batch == _read_batch(request) else FixedBatchError
+    return kind(f"{text}. The model's code{place} goes another way there.", place)
+
+
+def _read_batch(request: _Request) -> int:
+    """Of the example inputs."""
+    return next((int(value.shape[0]) for value in request.feeds.values() if value.ndim), 1)
 
 
 def _expect(request: _Request, extent: Extent, known: dict[Extent, Expectation]) -> Expectation:
@@ -259,7 +305,7 @@ def _expect(request: _Request, extent: Extent, known: dict[Extent, Expectation])
             else measure_tolerances(*call, extent.batch)
         )
         expected = expect(*call, extent=extent, tolerances=tolerances)
-        given = next((int(value.shape[0]) for value in request.feeds.values() if value.ndim), 1)
+        given = _read_batch(request)
         if extent.batch < given:  # a lone sample may be one number, whose range is none
             all_given = expect(*call, extent=replace(extent, batch=given), tolerances=tolerances)
             expected = replace(expected, spans=all_given.measure_spans())
@@ -289,8 +335,7 @@ def _try_stray_sizes(request: _Request, refused: RefusedAxesError) -> _Request:
 
 
 def _list_extents(request: _Request, dynamic: bool) -> list[Extent]:
-    sizes = (int(value.shape[0]) for value in request.feeds.values() if value.ndim)
-    batches = BATCHES if dynamic else (next(sizes, 1),)
+    batches = BATCHES if dynamic else (_read_batch(request),)
     probes = (*probe_sizes(request.signature.inputs), *request.probes)
     traced = batches[min(1, len(batches) - 1)]
     return [

@@ -55,9 +55,14 @@ def list_running_lines(frame: FrameType | None, end: object) -> Iterator[Line]:
         frame = frame.f_back
 
 
+def is_of_user(frame: FrameType) -> bool:
+    """Whether it runs code that is neither torch's nor of this package."""
+    return not frame.f_code.co_filename.startswith(_NOT_THE_USERS)
+
+
 def _describe_line(frame: FrameType, number: int) -> str:
     name = frame.f_code.co_filename
-    if name.startswith(_NOT_THE_USERS):
+    if not is_of_user(frame):
         return ""
     source = textwrap.shorten(linecache.getline(name, number).strip().rstrip(":"), _LENGTH)
     if name.startswith("<") and not source:  # of a file there is none; a notebook keeps its lines

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from export.artifacts import TensorSpec
-from export.capture.dynamic_axes import explain_axes, make_dims
+from export.capture.decided_sizes import DecidedSizes
+from export.capture.dynamic_axes import FixedBatchError, NamedAxis, explain_axes, make_dims
 from export.capture.kept_attributes import kept_attributes
 from export.capture.locating import describe_place, list_failed_lines
 from export.capture.other_sizes import called_at_other_sizes
@@ -41,6 +42,7 @@ def capture(
     dynamic_batch: bool,
     strict: bool = False,
     inputs: Sequence[TensorSpec] = (),
+    decided: DecidedSizes | None = None,
 ) -> ExportedProgram:
     """Record the call of `module` on `feeds` as a graph of aten operators.
 
@@ -60,11 +62,13 @@ def capture(
         strict: trace the bytecode (TorchDynamo) instead of running Python.
         inputs: of a call with further dynamic axes, their names and ranges; axes of one name are of
             one size. They are dynamic over all of their range, or this fails.
+        decided: learns what the code decides by sizes.
 
     Returns:
         A program whose parameters are the module's own tensors, not copies.
 
     Raises:
+        FixedBatchError: the code of the module makes a constant of the batch.
         ExportError: torch.export refuses the module; the message names the submodule where known,
             and the axis of `inputs` that cannot be dynamic, with what to do.
 
@@ -74,15 +78,18 @@ def capture(
         raise ExportError(
             "torch.export takes no TorchScript model; use the TorchScript exporter for it."
         )
-    record = functools.partial(_record, module, feeds, keyword, dynamic_batch, strict, inputs)
+    decided = DecidedSizes(module, feeds) if decided is None else decided
+    record = functools.partial(
+        _record, module, feeds, keyword, dynamic_batch, strict, inputs, decided
+    )
     try:
         return record()
     except ExportError as error:
         if "Constraints violated" not in str(error.__cause__):
             raise
         with called_at_other_sizes(module, feeds, keyword, dynamic_batch, inputs) as keeps:
-            frozen = _list_frozen(module) if _fixes_batch(error, _read_batch(feeds)) else []
-            if not keeps and not (dynamic_batch and frozen):
+            frozen = _list_frozen(module) if isinstance(error, FixedBatchError) else []
+            if not keeps and not frozen:
                 raise
             try:
                 with _trained(frozen):
@@ -99,10 +106,18 @@ def _read_batch(feeds: Mapping[str, Tensor]) -> int | None:
     return next((int(value.shape[0]) for value in feeds.values() if value.ndim), None)
 
 
-def _fixes_batch(error: ExportError, batch: int | None) -> bool:
-    """Whether a leading axis was made a constant, the batch of the example."""
-    text = str(error.__cause__)
+def _names_fixed_batch(error: Exception, batch: int) -> bool:
+    """Whether torch says that a leading axis was made a constant, the batch of the example."""
+    text = str(error)
     return f"specialized it to be a constant ({batch})" in text and ".size()[0]" in text
+
+
+def _list_places(decided: DecidedSizes, ranges: Mapping[str, NamedAxis]) -> dict[str, str]:
+    """By the names of dynamic axes, where the code decides by their sizes."""
+    return {
+        name: decided.find_place((axis.input, axis.axis), (axis.sizes.least, axis.sizes.most))
+        for name, axis in ranges.items()
+    }
 
 
 @contextlib.contextmanager
@@ -124,6 +139,7 @@ def _record(
     dynamic_batch: bool,
     strict: bool,
     inputs: Sequence[TensorSpec],
+    decided: DecidedSizes,
 ) -> ExportedProgram:
     batch = _read_batch(feeds)
     dims, ranges = make_dims(inputs)
@@ -140,15 +156,22 @@ def _record(
             contain_noise(),
             torch.no_grad(),
             kept_attributes(module),
+            decided.listening(),
             surround(module, named, strict=strict, sizes=bool(ranges)),
         ):
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=strict)
     except Exception as error:  # the user's own code runs here: whatever it raises is the finding
         place = describe_place(module, list_failed_lines(error.__traceback__))
         recurrent = [n for n, part in module.named_modules() if isinstance(part, nn.RNNBase)]
-        explained = explain_axes(str(error), ranges, recurrent)
+        explained = explain_axes(str(error), ranges, recurrent, _list_places(decided, ranges))
         if explained is not None:
             raise explained from error
+        if dynamic_batch and batch is not None and _names_fixed_batch(error, batch):
+            place = decided.find_fixed_batch()
+            raise FixedBatchError(
+                f"The model's code{place} makes a constant, {batch}, of the size of the batch.",
+                place,
+            ) from error
         raise ExportError(
             f"torch.export cannot capture the model{place}: {condense_error(error)}", place
         ) from error

@@ -1,10 +1,14 @@
 """A capture with dynamic axes takes all sizes of their ranges, or says which axis it cannot."""
 
+import inspect
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from export.artifacts import SizeRange, TensorSpec
+from export.capture.dynamic_axes import RefusedAxesError
 from export.capture.program import capture
 from export.errors import ExportError
 
@@ -12,9 +16,22 @@ SIZES = SizeRange(32, 64, 96)
 IMAGE = TensorSpec("x", ("batch", 3, "h", "w"), "float32", {"h": SIZES, "w": SIZES})
 
 
+class Fixed(nn.Module):
+    """Of steps of 32."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(x.shape[0], 3, 64, -1)
+
+
 def run(net: nn.Module, spec: TensorSpec = IMAGE) -> "torch.export.ExportedProgram":
     feeds = {"x": torch.randn(spec.with_batch(2))}
     return capture(net.eval(), feeds, keyword=False, dynamic_batch=True, inputs=[spec])
+
+
+def last_line(net: nn.Module) -> str:
+    """The number and the text of the last line of `forward`."""
+    lines, first = inspect.getsourcelines(type(net).forward)
+    return f"line {first + len(lines) - 1}: {lines[-1].strip()}"
 
 
 class Halver(nn.Module):
@@ -51,9 +68,9 @@ def test_a_capture_runs_at_every_size_of_its_ranges() -> None:
     ("net", "words"),
     [
         (Halver(), "axis 2 of input 'x' (32:64:96) must be a multiple of 4 (LEAST:BEST:MOST/4)"),
-        (Product(), "must be of the same size as"),
-        (Counted(), "axis 2 of input 'x' (32:64:96) is made a constant, 64, by the model's code"),
-        (Branched(), "takes one way through the model's code only from 41 to 96"),
+        (Product(), "must be of the same size as w, because of the model's code{}"),
+        (Counted(), "axis 2 of input 'x' (32:64:96) is made a constant, 64, by the model's code{}"),
+        (Branched(), "takes one way through the model's code{} only from 41 to 96"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
@@ -62,8 +79,17 @@ def test_an_axis_that_cannot_be_dynamic_is_named_with_the_reason(
 ) -> None:
     with pytest.raises(ExportError) as caught:
         run(net)
-    assert words in str(caught.value)
+    assert words.format(f" ({Path(__file__).name}, {last_line(net)})") in str(caught.value)
     assert "Give such an axis one size in --input" in str(caught.value)
+
+
+def test_an_axis_in_steps_that_is_made_a_constant_is_named() -> None:
+    steps = SizeRange(32, 64, 96, 32)
+    spec = TensorSpec("x", ("batch", 3, "h", 32), "float32", {"h": steps})
+    with pytest.raises(RefusedAxesError) as caught:
+        run(Fixed(), spec)
+    said = "axis 2 of input 'x' (32:64:96/32) is made a constant, 64, by the model's code "
+    assert f"{said}({Path(__file__).name}, {last_line(Fixed())})" in str(caught.value)
 
 
 @pytest.mark.parametrize("names", [("S", "N"), ("E", "beta"), ("Q", "lambda")])
