@@ -17,7 +17,7 @@ from deploy.judging.gates import Verdict
 from deploy.judging.label_notes import describe_reading, warn_of_labels, warn_of_unseen
 from deploy.judging.parity import ParityReport
 from deploy.judging.picks import warn_of_picks
-from deploy.judging.verdicts import describe_flat, describe_loose, describe_poor
+from deploy.judging.verdicts import describe_flat, describe_loose, describe_poor, describe_turned
 from deploy.measuring.latency import LatencyReport
 from deploy.measuring.machine import Machine
 from deploy.report import SCHEMA_VERSION
@@ -291,7 +291,8 @@ def _warnings(findings: Findings, config: BuildConfig) -> list[str]:
         row = _row(findings, winner)
         left = (describe_float(row), describe_cpu(row))
         poor = describe_poor(winner, config)
-        judged = (describe_flat(winner, kind), describe_loose(winner))
+        turned = describe_turned(winner, kind, config)
+        judged = (describe_flat(winner, kind), turned, describe_loose(winner))
         warnings.extend(sentence for sentence in (*left, poor, *judged) if sentence is not None)
     warnings.extend(finding.words for finding in findings.audit)
     outliers = warn_of_outliers(_fusion_json(findings.exported)["fused"])

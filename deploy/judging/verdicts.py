@@ -19,8 +19,10 @@ from deploy.judging.gates import (
     judge_speed,
     least_sqnr,
 )
+from deploy.judging.limits import as_percent, tell_apart
 from deploy.judging.output_parity import OutputParity
 from deploy.judging.parity import ParityReport
+from deploy.judging.shares import holds_share
 from deploy.judging.worst_samples import warn_of_poor
 from deploy.measuring.latency import LatencyReport
 from deploy.results import CandidateResult
@@ -146,6 +148,32 @@ def describe_flat(result: CandidateResult, kind: DataKind) -> str | None:
         return None
     outputs = ((output.name, output.flat_channels) for output in result.parity.outputs)
     return warn_of_flat(result.name, outputs)
+
+
+def describe_turned(result: CandidateResult, kind: DataKind, config: BuildConfig) -> str | None:
+    """A warning that one of several outputs has other largest values than eager; None without any.
+
+    A lone output is held to that, and one with labels to its accuracy. Of several, most are no
+    scores of classes, and nothing tells which are. Of float32 engines there is none, nor on noise.
+    """
+    if result.parity is None or result.precision in EXACT or kind == "synthetic":
+        return None
+    held = result.parity.classes_of if result.parity.judged_accuracy is not None else None
+    outputs = [o for o in result.parity.outputs if not o.integer and o.name != held]
+    turned = [o for o in outputs if not holds_share(o, config.min_agreement)]
+    if len(result.parity.outputs) == 1 or not turned:
+        return None
+    named = ", ".join(_describe_turned(output, config.min_agreement) for output in turned)
+    return (
+        f"{result.name} has another largest value than eager in {named}. Where these are scores of "
+        "classes, answers differ that often: pass labels of that output with the data, or return "
+        "it alone, and it is held to its answers. Other values are held to the SQNR, which holds."
+    )
+
+
+def _describe_turned(output: OutputParity, least: float) -> str:
+    share = tell_apart(1 - (output.top1_agreement or 0.0), 1 - least, as_percent, 1)
+    return f"{share} of the {output.compared} rows of output {output.name!r}"
 
 
 def describe_loose(result: CandidateResult) -> str | None:

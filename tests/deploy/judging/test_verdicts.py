@@ -17,6 +17,7 @@ from deploy.judging.verdicts import (
     describe_flat,
     describe_loose,
     describe_poor,
+    describe_turned,
     hold_to_float32,
     judge_candidate,
     judge_latency,
@@ -210,6 +211,50 @@ def test_a_channel_that_is_nothing_but_its_mean_is_told_of_the_winner() -> None:
     assert describe_flat(replace(found, precision="fp32"), "unlabelled") is None
     assert describe_flat(judge(candidate(), compared(1.01)), "unlabelled") is None
     assert describe_flat(judge(candidate(), "it stopped"), "unlabelled") is None
+
+
+def of_heads(turned: int, *, heads: int = 2, labelled: bool = False) -> CandidateResult:
+    """int8 of a model with heads of ten classes, the first of which answers `turned` of 1,000 rows
+    with the runner-up by a hair; what its answers are held to is the second head's labels."""
+    rng = np.random.default_rng(0)
+    names = tuple(f"head_{number}" for number in range(heads))
+    labels = rng.integers(0, 10, 1000)
+    scores = {name: rng.standard_normal((1000, 10)) + 8 * np.eye(10)[labels] for name in names}
+    first = scores[names[0]]
+    rows = np.arange(turned)
+    first[rows, (labels[:turned] + 1) % 10] = first[rows].max(axis=1) - 1e-3
+    answers = {name: values * 1.001 for name, values in scores.items()}
+    answers[names[0]][rows, (labels[:turned] + 1) % 10] += 0.1
+    parity = ParityAccumulator(names, names[-1] if labelled else None)
+    parity.update(scores, answers, rows=1000, labels=labels if labelled else None)
+    kind: DataKind = "labelled" if labelled else "unlabelled"
+    return judge(candidate(), parity.result(), kind)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_one_head_of_several_that_answers_otherwise_is_told_of(labelled: bool) -> None:
+    found = of_heads(30, labelled=labelled)
+    assert found.status == "ok"  # by its SQNR, and by the labels of the other head
+    said = str(describe_turned(found, "unlabelled", CONFIG))
+    start = "onnxruntime-int8 has another largest value than eager in 3.0% of the 1000 rows"
+    assert said.startswith(f"{start} of output 'head_0'. Where these are scores of classes")
+    assert describe_turned(found, "synthetic", CONFIG) is None
+    assert describe_turned(replace(found, precision="fp32"), "unlabelled", CONFIG) is None
+    assert describe_turned(found, "unlabelled", replace(CONFIG, min_agreement=0.9)) is None
+
+
+def test_heads_that_answer_alike_are_not_told_of() -> None:
+    assert describe_turned(of_heads(3), "unlabelled", CONFIG) is None
+    assert describe_turned(judge(candidate(), "it stopped"), "unlabelled", CONFIG) is None
+
+
+def test_a_lone_head_is_held_to_its_answers() -> None:
+    alone = of_heads(30, heads=1)
+    assert alone.status == "rejected"
+    assert "top-1 agrees on 97.0% of 1000 samples" in str(alone.reason)
+    assert describe_turned(alone, "unlabelled", CONFIG) is None
+    held = of_heads(30, heads=1, labelled=True)
+    assert describe_turned(held, "labelled", CONFIG) is None
 
 
 def of_chaos(noise: float) -> CandidateResult:
