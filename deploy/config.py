@@ -73,8 +73,8 @@ class BuildConfig:
             that it causes in the layers behind it.
         classes: the output whose classes the labels are, ``NAME`` or, with the axis on which they
             lie, ``NAME:AXIS``; None: the one that they fit best.
-        max_drop: largest loss of accuracy, as a fraction, where there are labels; and of the mean
-            F1 of their classes, where a sample has many.
+        max_drop: largest loss of accuracy, or of R², as a fraction, where there are labels; and of
+            the mean F1 of their classes, where a sample has many.
         min_sqnr: smallest output SQNR in dB without labels; None: by precision.
         min_agreement: smallest share of equal top-1 answers on unlabelled data.
         threads: intra-op threads of every engine; 0: one for each usable core.

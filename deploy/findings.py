@@ -166,8 +166,9 @@ def describe_verdict(findings: Findings) -> str:
     accuracy = winner.parity.judged_accuracy
     if accuracy is not None:
         return (
-            f"{speed} ({interval}), with an accuracy of {format_percent(accuracy.candidate)} "
-            f"against {format_percent(accuracy.reference)}{_describe_f1(accuracy.f1)} on "
+            f"{speed} ({interval}), with an {accuracy.measure} of "
+            f"{format_percent(accuracy.candidate)} against {format_percent(accuracy.reference)}"
+            f"{_describe_f1(accuracy.f1)}{_describe_rmse(accuracy.rmse)} on "
             f"{format_samples(accuracy.samples)}."
         )
     where = "synthetic inputs" if findings.problem.kind == "synthetic" else "the evaluation data"
@@ -186,6 +187,13 @@ def describe_outputs(parity: ParityReport) -> str:
         return f"an output {worst.name!r} that is 0 in eager and not in the engine"
     error = "" if worst.integer else f" (an error of {format_error(worst.sqnr_db)})"
     return f"an output SQNR of {worst.sqnr_db:.1f} dB{error}"
+
+
+def _describe_rmse(rmse: tuple[float, float] | None) -> str:
+    if rmse is None:
+        return ""
+    reference, candidate = (format_number(value, 4) for value in rmse)
+    return f" and an RMSE of {candidate} against {reference}"
 
 
 def _describe_f1(f1: ClassScores | None) -> str:

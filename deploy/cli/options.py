@@ -78,7 +78,9 @@ data_options = shared(
     ),
     section(
         "Gates",
-        option("--max-drop", type=float, help="Largest loss of accuracy, a fraction.  [0.01]"),
+        option(
+            "--max-drop", type=float, help="Largest loss of accuracy, or R², a fraction.  [0.01]"
+        ),
         option(
             "--min-sqnr",
             type=float,

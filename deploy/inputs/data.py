@@ -173,8 +173,8 @@ def check_data(dataset: Dataset, specs: Sequence[TensorSpec]) -> None:
     For a folder of images that decodes all of them: pass the views of a `Split`, not the whole.
 
     Raises:
-        DataError: names, shapes or dtypes do not fit; a row holds NaN or Inf; a label is no integer
-            or negative.
+        DataError: names, shapes or dtypes do not fit; a row holds NaN or Inf; a label is none,
+            see `check_label_values`.
     """
     bound = dataset.bind(specs)
     largest = max(math.prod(rows.shape[1:]) for rows in bound.inputs.values())

@@ -44,21 +44,29 @@ def settle_labels(labels: Array) -> Array:
 
 
 def check_label_values(dataset: Dataset) -> None:
-    """Hold the values of the labels against what classes can be.
+    """Hold the values of the labels against what classes and targets can be.
 
     Raises:
-        DataError: a label is no integer; or one of a sample is negative.
+        DataError: a label is no number; a class of a sample is negative; a target is infinite.
     """
     labels = dataset.labels
     if labels is None:
+        return
+    if labels.dtype.kind == "f":
+        infinite = np.argwhere(np.isinf(labels))
+        if len(infinite):
+            row = int(dataset.row_numbers(infinite[:1, 0])[0])
+            raise DataError(
+                f"{dataset.source}: {LABELS} holds Inf in row {row}. Where a target is not known "
+                "save NaN."
+            )
         return
     if labels.dtype.kind not in "iu":
         shape = ", ".join(["N", *map(str, labels.shape[1:])])
         raise DataError(
             f"{dataset.source}: {LABELS} is {labels.dtype} of shape [{shape}]; it must hold one "
             "integer class for each sample, or for each place of a map or a text, or 0 and 1 for "
-            f"several questions. Of classes save {LABELS}.astype(int). Targets of another kind, as "
-            f"in regression, are not judged: leave {LABELS} out, and the SQNR judges."
+            "several questions, or a float for each value that a regression predicts."
         )
     if labels.ndim == 1 and (labels < 0).any():
         first = int(np.argmax(labels < 0))

@@ -13,6 +13,8 @@ import numpy as np
 from deploy.engines.base import Array
 from deploy.judging.class_scores import ClassScores
 
+ACCURACY = "accuracy"
+"""What the share of right answers is called."""
 MIN_LABELLED = 300
 """Samples with labels from which the accuracy decides."""
 _ROUNDING = 1e-9
@@ -31,9 +33,13 @@ class Accuracy:
         candidate_chance: the same of the candidate.
         threshold: the lone score above which a row is of class 1; None where classes are told
             otherwise.
-        ranks: whether it is of a lone score a sample or a question, which ranks samples as well.
+        ranks: whether it says not all of the output: of a lone score a sample or a question, which
+            ranks samples as well, and of an output that has no target for some of its values.
         f1: of the classes, where a sample has many labels.
-        read_as: how labels and output were read, in words, where a sample has many labels.
+        read_as: how labels and output were read, in words, where a sample has many labels, and of
+            targets.
+        measure: what it is called; of the targets of a regression R², which may be below 0.
+        rmse: of the targets of a regression, of reference and candidate, in their unit.
     """
 
     samples: int
@@ -49,11 +55,18 @@ class Accuracy:
     ranks: bool = False
     f1: ClassScores | None = None
     read_as: str | None = None
+    measure: str = ACCURACY
+    rmse: tuple[float, float] | None = None
 
     @property
     def above_chance(self) -> bool:
         """Whether the reference knows the labels at all; if not, they judge nothing."""
         return self.reference_ci95[0] > self.chance + _ROUNDING
+
+    @property
+    def of_targets(self) -> bool:
+        """Whether it is of what a regression predicts, and of no classes."""
+        return self.measure != ACCURACY
 
     @property
     def forgotten(self) -> bool:

@@ -6,6 +6,9 @@ from deploy.judging.limits import as_percent, tell_apart
 
 _NAMED = 5
 """Lost classes that are named."""
+_ROUNDING = 1e-9
+_GROWTH = 10
+"""Shares of `max_drop` by which the squared error of a regression may grow: 10% by default."""
 
 
 def hold_accuracy(accuracy: Accuracy, max_drop: float) -> tuple[str, str | None]:
@@ -16,6 +19,8 @@ def hold_accuracy(accuracy: Accuracy, max_drop: float) -> tuple[str, str | None]
         max_drop: how much of it may be lost, a fraction. So much may the mean F1 of the classes
             lose too, beyond doubt.
     """
+    if accuracy.of_targets:
+        return _hold_targets(accuracy, max_drop)
     gate = f"accuracy drop at most {max_drop:.2%} on {accuracy.samples} samples"
     if accuracy.threshold is not None:
         gate += f", class 1 above {accuracy.threshold:g}"
@@ -37,6 +42,31 @@ def hold_accuracy(accuracy: Accuracy, max_drop: float) -> tuple[str, str | None]
     return f"{gate}, and of the F1 of {of}", _explain_classes(accuracy.f1, of, max_drop)
 
 
+def _hold_targets(accuracy: Accuracy, max_drop: float) -> tuple[str, str | None]:
+    """R² may drop by `max_drop`, and its squared error grow by ten times that share of itself.
+
+    Where nearly all is explained a hundredth of R² would be more than the whole error of eager.
+    """
+    limit = _limit_drop(accuracy, max_drop)
+    own = f", which lets eager's squared error grow by {limit / (1 - accuracy.reference):.0%}"
+    gate = f"{accuracy.measure} drop at most {limit:.3%} on {accuracy.samples} samples"
+    gate += own if limit < max_drop * (1 - _ROUNDING) else ""
+    if accuracy.drop <= limit:
+        return gate, None
+    low, high = accuracy.drop_ci95
+    return gate, (
+        f"{accuracy.measure} drops by {tell_apart(accuracy.drop, limit, as_percent, 3)} (95% "
+        f"interval {low:.3%} to {high:.3%}), more than {limit:.3%}"
+    )
+
+
+def _limit_drop(accuracy: Accuracy, max_drop: float) -> float:
+    """How much may be lost."""
+    if not accuracy.of_targets:
+        return max_drop
+    return max_drop * min(1.0, _GROWTH * max(0.0, 1 - accuracy.reference))
+
+
 def explain_certain_drop(accuracy: Accuracy, max_drop: float) -> str | None:
     """What float32 has lost beyond doubt; None where it may have lost no more than is allowed.
 
@@ -44,11 +74,14 @@ def explain_certain_drop(accuracy: Accuracy, max_drop: float) -> str | None:
     more often than eager's. Where it is as large, accuracies differ by chance as well.
     """
     low, high = accuracy.drop_ci95
-    if not low > max_drop:
+    limit = _limit_drop(accuracy, max_drop)
+    if not low > limit:
         return None
+    digits = 3 if accuracy.of_targets else 2
+    shown = [as_percent(value, digits) for value in (accuracy.drop, low, high, limit)]
     return (
-        f"accuracy drops by {accuracy.drop:.2%} (95% interval {low:.2%} to {high:.2%}), more than "
-        f"{max_drop:.2%} beyond doubt"
+        f"{accuracy.measure} drops by {shown[0]} (95% interval {shown[1]} to {shown[2]}), more "
+        f"than {shown[3]} beyond doubt"
     )
 
 

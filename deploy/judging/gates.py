@@ -89,8 +89,9 @@ def judge_parity(
 
     Float32 is held to the noise of eager itself, and may lose no accuracy beyond doubt. Fewer bits
     are held to the accuracy where there are at least 300 labels which eager itself knows beyond
-    chance, and to knowing them itself (see `deploy.judging.accuracy_gate`); lone scores and outputs
-    that have no labels to the SQNR; else all to the SQNR and, on real data, to the top-1 agreement.
+    chance, and to knowing them itself, or to R² where these are the targets of a regression (see
+    `deploy.judging.accuracy_gate`); lone scores and outputs that have no labels to the SQNR; else
+    all to the SQNR and, on real data, to the top-1 agreement.
     An output that holds the SQNR but has lost a tenth of its channels to others of larger scale
     fails, and so does one with a ruined sample (see `deploy.judging.worst_samples`); integers but
     for colour images have no SQNR and are held to the share of equal ones. int8 and int4, weights

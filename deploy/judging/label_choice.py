@@ -17,10 +17,12 @@ from deploy.judging.accuracy import (
     wilson_interval,
 )
 from deploy.judging.checking import CheckPlan, iterate_batches
-from deploy.judging.labels import Reading, is_judged, join_sizes
-from deploy.judging.layouts import LabelForm, find_axis, list_axes
+from deploy.judging.labels import is_judged, join_sizes
+from deploy.judging.layouts import LabelForm, Reading, find_axis, list_axes
 from deploy.judging.place_accuracy import answer_places
 from deploy.judging.rows import Outputs
+from deploy.judging.target_accuracy import fit_targets
+from deploy.judging.target_choice import choose_target
 from export.errors import DataError
 
 _CHOICE_SAMPLES = 256
@@ -30,7 +32,7 @@ _FEWEST_MAPS = 4
 _NO_CLASSES = (
     "The data has labels, but no output is (batch, classes), or one class number for each sample, "
     "or one score where labels are 0 and 1, or, where places are labelled, (batch, classes, places)"
-    ": accuracy is not judged. Leave out what a regression is to predict."
+    ": accuracy is not judged. Of what a regression predicts save y.astype(np.float32)."
 )
 _NOTHING_LABELLED = (
     "All labels of the samples to judge on are 255, -1 or -100, which stand for nothing: accuracy "
@@ -75,6 +77,9 @@ def choose_class_output(
         return ClassOutput(None, (_NOTHING_LABELLED,))
     if any(isinstance(size, str) for reading in found for size in reading.spec.shape[1:]):
         found = _keep_fitting(found, run, evaluation, plan)
+    if found[0].form.targets:
+        chosen, warnings = choose_target(found, run, evaluation, plan)
+        return ClassOutput(None, warnings) if chosen is None else _take(chosen, *warnings)
     if len(found) == 1:
         return _take(found[0])
     answers, told = _answer(found, run, evaluation, plan)
@@ -101,8 +106,11 @@ def _keep_fitting(
     shapes = {reading.spec.name: outputs[reading.spec.name].shape for reading in found}
     fitting = []
     for reading in found:
-        axes = list_axes(shapes[reading.spec.name], places)
-        if axes and (reading.form.axis is None or reading.form.axis in axes):
+        shape = shapes[reading.spec.name]
+        axes = list_axes(shape, places)
+        if reading.form.targets:
+            fitting += [reading] if fit_targets(shape, places) else []
+        elif axes and (reading.form.axis is None or reading.form.axis in axes):
             fitting.append(reading)
     if fitting:
         return fitting

@@ -31,28 +31,40 @@ def warn_of_labels(accuracy: Accuracy | None, held: str, others: Sequence[str]) 
         held: the output.
         others: the names of the other outputs.
     """
-    instead = "SQNR and top-1 agreement were judged instead"
     if accuracy is None:
         return None
+    several = not accuracy.of_targets
+    instead = f"SQNR{' and top-1 agreement were' if several else ' was'} judged instead"
     if not accuracy.above_chance and _may_know(accuracy):
         return (
             f"{_count(accuracy.samples)} too few to tell whether eager knows the labels "
             f"({MIN_LABELLED} are needed); {instead}."
         )
     if not accuracy.above_chance:
-        another = f", or name another output with --classes ({', '.join(others)})"
+        another = f", or name another output with --classes ({', '.join(others)})" if others else ""
+        if accuracy.of_targets:
+            return _warn_of_targets(accuracy, held, another)
         return (
             f"Eager's own accuracy is {accuracy.reference:.2%} on {accuracy.samples} "
             f"sample{'s' * (accuracy.samples != 1)}, not above chance ({accuracy.chance:.2%}): the "
             f"labels judge nothing, and {instead}. They were held against {held!r}. Number the "
-            f"classes, and prepare the samples, as in training{another if others else ''}."
+            f"classes, and prepare the samples, as in training{another}."
         )
     if accuracy.samples < MIN_LABELLED:
         return (
-            f"{_count(accuracy.samples)} too few to judge accuracy by "
+            f"{_count(accuracy.samples)} too few to judge {accuracy.measure} by "
             f"({MIN_LABELLED} are needed); {instead}."
         )
     return None
+
+
+def _warn_of_targets(accuracy: Accuracy, held: str, another: str) -> str:
+    return (
+        f"Eager's own {accuracy.measure} is {accuracy.reference:.2%} on {accuracy.samples} "
+        "samples, not above 0 beyond doubt, as that of the mean of the targets: they judge "
+        f"nothing, and the SQNR was judged instead. They were held against {held!r}. Scale the "
+        f"targets, and prepare the samples, as in training{another}."
+    )
 
 
 def _may_know(accuracy: Accuracy) -> bool:

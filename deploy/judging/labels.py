@@ -1,7 +1,6 @@
 """Which outputs the labels can be held against, and how those are read, by shapes and values."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -9,8 +8,9 @@ from deploy.engines.base import Array
 from deploy.inputs.dataset import Dataset
 from deploy.inputs.label_values import VOID, find_values
 from deploy.judging.checking import CheckPlan
-from deploy.judging.layouts import LabelForm, list_axes
+from deploy.judging.layouts import LabelForm, Reading, list_axes
 from deploy.judging.place_accuracy import MOST_CLASSES
+from deploy.judging.target_choice import check_targets, list_targets
 from export.artifacts import BATCH, TensorSpec
 from export.errors import ConfigError, DataError
 
@@ -18,29 +18,6 @@ _UNLIMITED = 2**63
 """Classes of an output of class numbers, which do not say how many there are."""
 _ONE_HOT_ROWS = 32
 """From which rows of a single 1 are no chance; of fewer, labels do not decide anyway."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """An output, read in one way beside labels.
-
-    Attributes:
-        spec: the output.
-        form: how it is read.
-        classes: how many it tells apart.
-        lone: whether it has one value for each label; else scores of classes.
-    """
-
-    spec: TensorSpec
-    form: LabelForm
-    classes: int
-    lone: bool
-
-    @property
-    def words(self) -> str:
-        """As ``--classes`` names it."""
-        axis = self.form.axis
-        return self.spec.name if axis is None else f"{self.spec.name}:{axis}"
 
 
 def find_readings(
@@ -52,7 +29,7 @@ def find_readings(
     or a lone value for each sample, (batch, 1) or (batch,): a score where the labels are 0 and 1,
     or a class number. Labels of places, (batch, ...), ask for the same with these places behind the
     classes or before them. (batch, size) and labels of the same shape that are 0 and 1 are
-    questions, each by itself.
+    questions, each by itself. Labels that are floats are targets, of outputs of their shape.
 
     Args:
         data: its labels are read, no sample is.
@@ -63,15 +40,20 @@ def find_readings(
 
     Raises:
         ConfigError: `named` is no output, or none with classes; the message lists the outputs.
-        DataError: a label is not a class of any of them, or labels of places fit no output.
+        DataError: a label is not a class of any of them, or labels of places, or targets, fit no
+            output.
     """
     leading = plan.static_batch or BATCH
     places = None if data.labels is None else data.labels.shape[1:]
+    targets = data.labels is not None and data.labels.dtype.kind == "f"
     readings = [r for spec in outputs for r in _list_readings(spec, places, leading)]
+    if targets:
+        readings = list_targets(outputs, places or (), leading)
+        check_targets(data, outputs, readings)
     if named is not None:
         readings = _take_named(named, outputs, readings)
-    if data.labels is None:
-        return ()
+    if data.labels is None or targets:
+        return tuple(readings) if targets else ()
     if not readings:
         if places and outputs:
             raise DataError(_describe_misfit(data, outputs))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deploy.engines.base import Array
+from export.artifacts import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,35 @@ class LabelForm:
         axis: that of the classes, where shapes leave a choice; None: the first that fits.
         columns: (rows, labels) of yes and no, of which every column is a question of its own, as in
             multi-label classification; else they are places that are all asked the same.
+        targets: what a regression predicts, a float for each value of the output.
     """
 
     axis: int | None = None
     columns: bool = False
+    targets: bool = False
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An output, read in one way beside labels.
+
+    Attributes:
+        spec: the output.
+        form: how it is read.
+        classes: how many it tells apart.
+        lone: whether it has one value for each label; else scores of classes.
+    """
+
+    spec: TensorSpec
+    form: LabelForm
+    classes: int
+    lone: bool
+
+    @property
+    def words(self) -> str:
+        """As ``--classes`` names it."""
+        axis = self.form.axis
+        return self.spec.name if axis is None else f"{self.spec.name}:{axis}"
 
 
 def list_axes(shape: Sequence[int | str], places: Sequence[int]) -> tuple[int | None, ...]:

@@ -19,6 +19,7 @@ from deploy.judging.accuracy import (
 from deploy.judging.layouts import LabelForm
 from deploy.judging.output_parity import OutputAccumulator, OutputParity
 from deploy.judging.place_accuracy import PlaceAccumulator
+from deploy.judging.target_accuracy import TargetAccumulator
 from deploy.judging.worst_samples import SamplePowers
 
 _FEWEST_INTEGERS = 64
@@ -147,10 +148,7 @@ class ParityAccumulator:
         if labels is not None and self.classes_of is not None:
             ours, theirs = reference[self.classes_of], candidate[self.classes_of]
             if self.accuracy is None:
-                several = labels.ndim > 1
-                self.accuracy = (
-                    PlaceAccumulator(self.label_form) if several else AccuracyAccumulator()
-                )
+                self.accuracy = _accumulate(labels, self.label_form)
             self.accuracy.update(ours, theirs, labels)
 
     def check_consistency(
@@ -206,3 +204,9 @@ class ParityAccumulator:
             sizes_checked=tuple(self.sizes),
             batch_dependent=self.batch_dependent,
         )
+
+
+def _accumulate(labels: Array, form: LabelForm) -> LabelAccumulator:
+    if form.targets:
+        return TargetAccumulator()
+    return PlaceAccumulator(form) if labels.ndim > 1 else AccuracyAccumulator()

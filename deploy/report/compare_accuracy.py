@@ -13,6 +13,9 @@ def compare_accuracy(a: Report, b: Report) -> list[Difference]:
     if first is None and second is None:
         return []
     lower = dropped = False
+    name = next(each.measure for each in (first, second) if each is not None)
+    if first is not None and second is not None and first.measure != second.measure:
+        return [_tell_apart(first, second)]
     if first is not None and second is not None:
         lower = second.ci95[1] < first.ci95[0]
         dropped = second.drop_ci95[0] > first.drop_ci95[1]
@@ -22,7 +25,7 @@ def compare_accuracy(a: Report, b: Report) -> list[Difference]:
         note = "B was not judged on labelled data, as A was: build it with the same --data"
     return [
         Difference(
-            "accuracy",
+            name,
             _show_accuracy(first),
             _show_accuracy(second),
             _points(first, second, "value"),
@@ -41,6 +44,13 @@ def compare_accuracy(a: Report, b: Report) -> list[Difference]:
         ),
         *_compare_f1(first, second),
     ]
+
+
+def _tell_apart(first: Accuracy, second: Accuracy) -> Difference:
+    """Of measures of different kinds, which nothing can be said of together."""
+    one, other = (f"{each.measure}\n{format_percent(each.value)}" for each in (first, second))
+    note = "classes in one report, targets of a regression in the other: build both with one --data"
+    return Difference("accuracy", one, other, UNKNOWN, regression=False, note=note)
 
 
 def _compare_f1(a: Accuracy | None, b: Accuracy | None) -> list[Difference]:

@@ -23,7 +23,8 @@ class Accuracy:
     """Accuracy of one engine on the labelled samples, as a fraction, with its 95% interval.
 
     `drop` is what it loses against the reference, paired sample by sample. `f1` is that table of
-    the report, of both; None where a sample has one label.
+    the report, of both; None where a sample has one label. `measure` is what it is called, which is
+    R² of a regression; `rmse` its error in the unit of the targets.
     """
 
     value: float
@@ -32,6 +33,8 @@ class Accuracy:
     drop_ci95: tuple[float, float]
     samples: int
     f1: dict[str, Any] | None = None
+    measure: str = "accuracy"
+    rmse: float | None = None
 
 
 def is_noisy(ratio: float, ci95: tuple[float, float]) -> bool:
@@ -107,13 +110,15 @@ def accuracy_of(report: Report, candidate: Candidate) -> Accuracy | None:
             _pair(found["drop_ci95"]),
             found["samples"],
             found.get("f1"),
+            **_name_measure(found, 1),
         )
     for row in (report["baseline"], *report["candidates"]):
         found = _accuracy_table(row)
         if found is not None:
             ci95 = _pair(found["reference_ci95"])
             samples, f1 = found["samples"], found.get("f1")
-            return Accuracy(found["reference"], ci95, 0.0, (0.0, 0.0), samples, f1)
+            named = _name_measure(found, 0)
+            return Accuracy(found["reference"], ci95, 0.0, (0.0, 0.0), samples, f1, **named)
     return None
 
 
@@ -195,6 +200,21 @@ def top1_of(report: Report, candidate: Candidate) -> float | None:
 def _accuracy_table(candidate: Candidate) -> dict[str, Any] | None:
     parity = candidate["parity"]
     return parity["accuracy"] if parity else None
+
+
+def _name_measure(found: dict[str, Any], which: int) -> dict[str, Any]:
+    """Of the reference, 0, or the candidate, 1; what earlier reports lack is an accuracy."""
+    rmse = found.get("rmse")
+    return {
+        "measure": found.get("measure", "accuracy"),
+        "rmse": None if rmse is None else rmse[which],
+    }
+
+
+def name_measure(report: Report) -> str | None:
+    """``accuracy``, or R² of a regression; None without labels that judge anything."""
+    found = accuracy_of(report, report["baseline"])
+    return None if found is None else found.measure
 
 
 def _pair(interval: Any) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from deploy.report.facts import (
     describe_fidelity,
     describe_luck,
     describe_openings,
+    name_measure,
     sqnr_of,
     top1_of,
     winner_of,
@@ -31,6 +32,7 @@ from deploy.report.sections import (
 )
 from deploy.report.terminal import control_sentence, tie_sentences
 from deploy.report.wording import (
+    as_heading,
     format_bytes,
     format_conditions,
     format_count,
@@ -77,7 +79,7 @@ def _sections(report: Report) -> tuple[Markup | None, ...]:
         ),
         _section("Candidates", describe_candidates(report)),
         _section("Finished later", describe_finish(report)),
-        _section("Accuracy", describe_accuracy(report)),
+        _section(as_heading(name_measure(report) or ""), describe_accuracy(report)),
         _section("Parity with the eager model", describe_parity(report), _parity_note()),
         _section("Latency in detail", describe_latency(report), _latency_note()),
         _section("Precision, block by block", join_search(report)),
@@ -142,11 +144,12 @@ def _fidelity_figure(report: Report, winner: Candidate) -> Markup:
     if accuracy is not None and reference is not None:
         if kept:
             note = format_samples(accuracy.samples)
-            return _figure("Accuracy", format_percent(accuracy.value), note)
+            return _figure(as_heading(accuracy.measure), format_percent(accuracy.value), note)
         interval = format_interval(accuracy.drop_ci95, format_points, between=" to ")
         shown = _change(format_percent(reference.value), format_percent(accuracy.value))
         drop = format_points(accuracy.drop)
-        return _figure("Accuracy", shown, f"drop {drop} points, 95% {interval}")
+        name = as_heading(accuracy.measure)
+        return _figure(name, shown, f"drop {drop} points, 95% {interval}")
     if kept:
         return _figure("Outputs", "unchanged", "your own model")
     top1 = top1_of(report, winner)

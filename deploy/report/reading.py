@@ -95,6 +95,8 @@ _ACCURACY = {
     "reference_ci95": _PAIR,
     "candidate_ci95": _PAIR,
 }
+_ACCURACY_LATER = {"measure": _TEXT, "rmse": (list, type(None))}
+"""What reports of earlier versions lack."""
 _CONTROL = {"ratio": _NUMBER, "ci95": _PAIR}
 
 
@@ -183,7 +185,8 @@ def _check_candidate(candidate: Any, where: str, file: Path) -> None:
     for index, output in enumerate(parity["outputs"]):
         _check_keys(output, _OUTPUT, f"{where}.parity.outputs[{index}].", file)
     if parity["accuracy"] is not None:
-        _check_keys(parity["accuracy"], _ACCURACY, f"{where}.parity.accuracy.", file)
+        later = {key: kinds for key, kinds in _ACCURACY_LATER.items() if key in parity["accuracy"]}
+        _check_keys(parity["accuracy"], _ACCURACY | later, f"{where}.parity.accuracy.", file)
 
 
 def _check_keys(table: Any, needed: Mapping[str, tuple[type, ...]], where: str, file: Path) -> None:
@@ -196,7 +199,8 @@ def _check_keys(table: Any, needed: Mapping[str, tuple[type, ...]], where: str, 
         if not isinstance(table[key], kinds) or _is_beyond(table[key]):
             found = type(table[key]).__name__
             raise BundleError(f"{file}: {where}{key} has the wrong type ({found}). {fix}")
-        if key.endswith("ci95") and not _is_pair(table[key]):
+        pair = key.endswith("ci95") or (key == "rmse" and table[key] is not None)
+        if pair and not _is_pair(table[key]):
             raise BundleError(f"{file}: {where}{key} is not two numbers. {fix}")
 
 

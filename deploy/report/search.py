@@ -2,17 +2,18 @@
 
 from typing import Any
 
-from deploy.report.facts import Report
+from deploy.report.facts import Report, name_measure
 from deploy.report.markup import Markup, element, join, table
 from deploy.report.wording import (
     UNKNOWN,
+    as_heading,
     format_decibel,
     format_number,
     format_percent,
     format_seconds,
 )
 
-_RUNG_HEADS = ("Candidate", "Tried", "Gate", "SQNR", "Accuracy", "Why it did not hold")
+_RUNG_HEADS = ("Candidate", "Tried", "Gate", "SQNR", "Why it did not hold")
 
 
 def describe_blocks(report: Report) -> Markup | None:
@@ -60,7 +61,9 @@ def describe_recovery(report: Report) -> Markup | None:
                     rung["reason"] or UNKNOWN,
                 ]
             )
-    return table(_RUNG_HEADS, rows, texts=3, sentences=1) if rows else None
+    measure = as_heading(name_measure(report) or "accuracy")
+    heads = (*_RUNG_HEADS[:-1], measure, _RUNG_HEADS[-1])
+    return table(heads, rows, texts=3, sentences=1) if rows else None
 
 
 def recovery_sentences(report: Report) -> list[str]:

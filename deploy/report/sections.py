@@ -10,12 +10,14 @@ from deploy.report.facts import (
     describe_fidelity,
     describe_output,
     list_rows,
+    name_measure,
     winner_of,
 )
 from deploy.report.fusion import describe_fusion
 from deploy.report.markup import Markup, element, facts, join, table, table_body
 from deploy.report.wording import (
     UNKNOWN,
+    as_heading,
     format_bytes,
     format_decibel,
     format_interval,
@@ -56,8 +58,8 @@ _FUSED_HEADS = (
 
 def describe_candidates(report: Report) -> Markup:
     """What was tried and why it did not win; a reason stands under its row at full width."""
-    labelled = accuracy_of(report, report["baseline"]) is not None
-    scores = ("Accuracy", "SQNR") if labelled else ("SQNR",)
+    measure = name_measure(report)
+    scores = ("SQNR",) if measure is None else (as_heading(measure), "SQNR")
     heads = ("Candidate", "Status", "p50 ms", "Speed-up", *scores, "Size")
     winner = winner_of(report)["name"]
     bodies = []
@@ -73,7 +75,7 @@ def describe_candidates(report: Report) -> Markup:
             join(status_glyph(word), word),
             _with_interval(latency.get("p50_ms"), latency.get("p50_ci95")),
             _with_interval(latency.get("speedup"), latency.get("speedup_ci95"), format_ratio, "×"),
-            *([score] if labelled else []),
+            *([] if measure is None else [score]),
             "reference" if reference else describe_fidelity(report, candidate),
             format_bytes(candidate["size_bytes"]),
         ]
@@ -111,10 +113,19 @@ def describe_latency(report: Report) -> Markup:
 
 def describe_accuracy(report: Report) -> Markup | None:
     """The task's accuracy of both, and the paired drop; None without labels."""
-    heads: tuple[str, ...] = ("Candidate", "Accuracy", "95%", *_DROP_HEADS, "Samples")
     found = accuracy_of(report, report["baseline"])
-    by_class = found is not None and found.f1 is not None
+    if found is None:
+        return None
+    heads: tuple[str, ...] = (
+        "Candidate",
+        as_heading(found.measure),
+        "95%",
+        *_DROP_HEADS,
+        "Samples",
+    )
+    by_class, in_units = found.f1 is not None, found.rmse is not None
     heads += ("F1", *_DROP_HEADS, "Classes") if by_class else ()
+    heads += ("RMSE",) if in_units else ()
     rows: list[list[object]] = []
     for candidate, _ in list_rows(report):
         accuracy = accuracy_of(report, candidate)
@@ -132,9 +143,10 @@ def describe_accuracy(report: Report) -> Markup | None:
                 else UNKNOWN,
                 f"{accuracy.samples:,}",
                 *(_class_cells(accuracy.f1, paired=paired) if by_class else ()),
+                *((format_number(accuracy.rmse, 4),) if in_units else ()),
             ]
         )
-    return table(heads, rows) if rows else None
+    return table(heads, rows)
 
 
 def _class_cells(f1: dict[str, Any] | None, *, paired: bool) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from deploy.commands.bench import Bench
 from deploy.commands.doctor import Diagnosis
 from deploy.commands.finished import Finish
 from deploy.commands.verification import Verification
+from deploy.judging.accuracy import ACCURACY
 from deploy.judging.label_notes import LABELS_JUDGE_NOTHING, describe_reading
 from deploy.judging.parity import ParityReport
 from deploy.measuring.latency import EngineLatency, LatencyReport
@@ -60,10 +61,11 @@ def _judge_control(report: LatencyReport) -> str:
 
 def print_verification(results: Sequence[Verification], console: Console) -> None:
     """One row an engine: golden answers, and the gate on the data; reasons below."""
-    table = make_table("engine", "golden", "SQNR", "accuracy", "gate")
-    for result in results:
-        parity, verdict = result.parity, result.verdict
-        accuracy = parity.judged_accuracy if parity else None
+    judged = [result.parity.judged_accuracy if result.parity else None for result in results]
+    measure = next((each.measure for each in judged if each is not None), ACCURACY)
+    table = make_table("engine", "golden", "SQNR", measure, "gate")
+    for result, accuracy in zip(results, judged, strict=True):
+        verdict = result.verdict
         add_row(
             table,
             result.name,

@@ -18,6 +18,7 @@ from deploy.report.facts import (
     describe_fidelity,
     is_noisy,
     list_rows,
+    name_measure,
     winner_of,
 )
 from deploy.report.finish import finish_sentence
@@ -104,13 +105,14 @@ def control_sentence(report: Report) -> str:
 
 
 def _candidate_table(report: Report, winner: str, *, wide: bool) -> Table:
-    labelled = any(accuracy_of(report, c) is not None for c, _ in list_rows(report))
+    measure = name_measure(report)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("  candidate", overflow="fold")
     table.add_column("status", overflow="fold")
     table.add_column("p50 ms\n95%", justify="right", overflow="fold")
     table.add_column("speed-up\n95%", justify="right", overflow="fold")
-    table.add_column("accuracy\nSQNR" if labelled else "SQNR", justify="right", overflow="fold")
+    fidelity = "SQNR" if measure is None else f"{clean(measure)}\nSQNR"
+    table.add_column(fidelity, justify="right", overflow="fold")
     table.add_column("size", justify="right", overflow="fold")
     for candidate, standing in list_rows(report):
         won = candidate["name"] == winner

@@ -26,6 +26,11 @@ def escape(text: str) -> str:
     )
 
 
+def as_heading(text: str) -> str:
+    """`text` with a capital in front."""
+    return text[:1].upper() + text[1:]
+
+
 def list_words(words: Sequence[str]) -> str:
     """``a, b and c``; `words` are not empty."""
     *first, last = words

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from built_nets import QUICK
-from label_nets import Masker, Tagger, save_masks, save_texts, train
+from label_nets import Locator, Masker, Tagger, save_masks, save_squares, save_texts, train
 from rich.console import Console
 
 import deploy
@@ -84,6 +84,35 @@ def test_a_binary_map_is_judged_by_its_accuracy_and_its_foreground(tmp_path: Pat
     results = deploy.verify(bundle, data=str(data))
     assert all(result.holds for result in results)
     assert "Labels: each of the 12x12 labels" in show(print_verification, results)
+
+
+@pytest.mark.usefixtures("onnxruntime_alone")
+def test_a_regression_is_judged_by_what_it_explains_of_its_targets(tmp_path: Path) -> None:
+    from sklearn.metrics import r2_score
+
+    data = save_squares(tmp_path / "data.npz")
+    with np.load(data) as arrays:
+        x, y = arrays["x"], arrays["y"]
+    net = train(Locator(), x, y)
+    bundle = deploy.build(net, BuildConfig(data=str(data), **LITTLE), output=tmp_path / "m.deploy")
+    report = bundle.report()
+    jsonschema.validate(report, load_schema())
+    row = next(row for row in report["candidates"] if row["name"] == "onnxruntime-int8")
+    found = row["parity"]["accuracy"]
+    answers = net(torch.from_numpy(x)).detach().numpy()
+    assert found["measure"] == "R²"
+    assert found["samples"] == len(x)
+    assert found["reference"] == pytest.approx(r2_score(y, answers), abs=1e-6)
+    assert found["reference"] > 0.9
+    assert row["parity"]["gate"].startswith("R² drop at most ")
+    assert row["parity"]["passed"], row["reason"]
+    assert "with an R² of " in report["verdict"] or report["winner"] == "torch"
+    assert "the 3 targets of a sample are what a regression predicts" in report["data"]["labels"]
+    results = deploy.verify(bundle, data=str(data))
+    judged = [result.parity.judged_accuracy for result in results if result.parity]
+    assert [each.measure for each in judged if each] == ["R²"] * len(judged)
+    assert all(result.holds for result in results)
+    assert " R² " in show(print_verification, results)
 
 
 def test_tokens_are_judged_where_they_are_labelled_and_verified_on_the_same_axis(

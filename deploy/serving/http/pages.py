@@ -168,7 +168,8 @@ def _show_parity(model: ServedModel) -> str:
     words = [parity["gate"]]
     if parity["accuracy"]:
         score = parity["accuracy"]
-        words.append(f"accuracy {score['candidate']:.2%} against {score['reference']:.2%}")
+        measure = score.get("measure", "accuracy")
+        words.append(f"{measure} {score['candidate']:.2%} against {score['reference']:.2%}")
     ratios = [out["sqnr_db"] for out in parity["outputs"] if out["sqnr_db"] is not None]
     if ratios:
         words.append(f"{min(ratios):.1f} dB")

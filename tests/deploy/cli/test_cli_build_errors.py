@@ -253,7 +253,10 @@ def test_an_output_for_labels_that_is_not_there_is_told_with_those_that_are(
     [
         (np.zeros((8, 5), np.int64), ("labels are Nx5", "output:batchx3:float32", "labels out")),
         (np.eye(3)[np.arange(32) % 3], ("single 1", "y.argmax(axis=1)")),
-        (np.linspace(0, 1, 8), ("float64", "regression", "leave y out")),
+        (np.linspace(0, 1, 8), ("float64", "[N]", "output:batchx3:float32", "leave y out")),
+        (np.arange(8.0) % 3, ("float64", "y.astype(int)", "regression")),
+        (np.full((8, 3, 2), 0.5), ("[N, 3, 2]", "output:batchx3:float32", "shape of the output")),
+        (np.array([[0, 1, np.nan]] * 8), ("0, 1 and NaN", "save -1")),
         (np.full((8, 3), 2), ("label 2", "0..1")),
     ],
 )

@@ -156,9 +156,8 @@ class TestChecks:
         ("labels", "parts"),
         [
             (np.array([0, 1, -1]), ("label -1", "row 2", "negative")),
-            (np.array([0.0, 1.0, 2.0]), ("float64", "integer")),
-            (np.array([[0.5], [1], [2]]), ("[N, 1]", "integer", "y.astype(int)", "regression")),
-            (np.full((3, 2, 2), 0.5), ("[N, 2, 2]", "place of a map", "leave y out")),
+            (np.array([0.5, np.inf, 2.0]), ("y holds Inf", "row 1", "NaN")),
+            (np.array([[1j], [1], [2]]), ("complex128", "[N, 1]", "integer", "regression")),
         ],
     )
     def test_labels_that_are_no_classes(

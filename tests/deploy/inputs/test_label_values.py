@@ -27,11 +27,29 @@ def test_booleans_and_floats_of_0_and_1_are_classes() -> None:
         np.zeros((3, 2)),
     ],
 )
-def test_floats_that_may_be_targets_stay_and_are_refused(targets: np.ndarray) -> None:
+def test_floats_that_may_be_targets_stay(targets: np.ndarray) -> None:
     assert settle_labels(targets) is targets
-    rows = np.zeros((len(targets), 1), np.float32)
-    data = Dataset({"x": ArrayRows(rows, rows.dtype)}, targets, "data.npz")
-    refuse(lambda: check_label_values(data), "data.npz", "float64", "regression", "leave y out")
+    check_label_values(labelled(targets))
+
+
+def labelled(labels: np.ndarray) -> Dataset:
+    rows = np.zeros((len(labels), 1), np.float32)
+    return Dataset({"x": ArrayRows(rows, rows.dtype)}, labels, "data.npz")
+
+
+def test_targets_may_be_missing_and_not_infinite() -> None:
+    targets = np.array([[0.5, np.nan], [2.0, 1.0], [3.0, 1.0]])
+    check_label_values(labelled(targets))
+    targets[2, 0] = -np.inf
+    refuse(lambda: check_label_values(labelled(targets)), "data.npz", "Inf in row 2", "save NaN")
+    view = labelled(targets).select([2])
+    refuse(lambda: check_label_values(view), "Inf in row 2")
+
+
+@pytest.mark.parametrize("labels", [np.array([1j, 2j]), np.array(["1", "2"])])
+def test_labels_that_are_no_numbers_are_refused(labels: np.ndarray) -> None:
+    words = ("data.npz", str(labels.dtype), "shape [N]", "a regression predicts")
+    refuse(lambda: check_label_values(labelled(labels)), *words)
 
 
 def test_a_column_of_classes_is_one_class_a_sample() -> None:

@@ -246,7 +246,7 @@ def test_amounts_beside_one_score_a_sample_are_told_to_be_no_classes() -> None:
     assert found == ()
     (warning,) = choose_class_output(found, Eager(ages), data, PLAN).warnings
     assert "or one score where labels are 0 and 1" in warning
-    assert "Leave out what a regression is to predict" in warning
+    assert "Of what a regression predicts save y.astype(np.float32)." in warning
 
 
 def test_of_labels_of_tokens_those_that_stand_for_nothing_are_not_wrong() -> None:

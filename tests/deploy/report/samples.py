@@ -390,6 +390,17 @@ def hostile_report() -> Report:
     return report
 
 
+def targets_report() -> Report:
+    """Of a regression: R² in place of the accuracy, and the error in the unit of the targets."""
+    report = labelled_report()
+    words = "the target of a sample is what a regression predicts"
+    report["data"].update(labels=words, classes_axis=None)
+    for row in (report["baseline"], *report["candidates"]):
+        if row["parity"] and row["parity"]["accuracy"]:
+            row["parity"]["accuracy"].update(measure="R²", rmse=[2.0911, 2.1042])
+    return report
+
+
 def places_report() -> Report:
     """Each sample has many labels, as pixels have: the F1 of the classes stands beside."""
     report = labelled_report()
@@ -419,4 +430,5 @@ SAMPLES = {
     "torch": torch_report,
     "hostile": hostile_report,
     "places": places_report,
+    "targets": targets_report,
 }

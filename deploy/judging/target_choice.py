@@ -1,0 +1,126 @@
+"""Of the outputs that the targets of a regression can be of, the one that they fit best."""
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from deploy.engines.base import Array, Feeds
+from deploy.inputs.data_files import LABELS
+from deploy.inputs.dataset import Dataset
+from deploy.judging.accuracy import Accuracy
+from deploy.judging.checking import CheckPlan, iterate_batches
+from deploy.judging.layouts import LabelForm, Reading
+from deploy.judging.rows import Outputs
+from deploy.judging.target_accuracy import EXPLAINED, TargetAccumulator, fit_targets
+from export.artifacts import TensorSpec
+from export.errors import DataError
+
+_CHOICE_SAMPLES = 256
+_ALL_THE_SAME = (
+    "The targets of the samples to judge on are all the same, or NaN: they judge nothing. Bring "
+    "samples whose targets differ."
+)
+
+
+def list_targets(
+    outputs: Sequence[TensorSpec], places: Sequence[int], leading: int | str
+) -> list[Reading]:
+    """The float outputs that have a value for each target of `places`, axes of one sample."""
+    return [
+        Reading(spec, LabelForm(targets=True), 0, lone=True)
+        for spec in outputs
+        if spec.shape[:1] == (leading,)
+        and "float" in spec.dtype
+        and fit_targets(spec.shape, places)
+    ]
+
+
+def check_targets(data: Dataset, outputs: Sequence[TensorSpec], found: Sequence[Reading]) -> None:
+    """Hold float labels against what targets can be.
+
+    Raises:
+        DataError: no output is of their shape; or they are 0, 1 and NaN, which are classes.
+    """
+    labels = data.labels
+    assert labels is not None
+    shape = ", ".join(["N", *map(str, labels.shape[1:])])
+    held = f"{data.source}: {LABELS} is {labels.dtype} of shape [{shape}]"
+    if not found and outputs:
+        raise DataError(
+            f"{held}, and no output has a float for each of its values: "
+            f"{', '.join(map(str, outputs))}. Of classes save {LABELS}.astype(int), one for each "
+            "sample, or for each place of a map or a text, or 0 and 1 for several questions. "
+            "Targets, as in regression, have the shape of the output that they are of; leave "
+            f"{LABELS} out, and the SQNR judges."
+        )
+    known = labels[~np.isnan(labels)]
+    if len(known) < labels.size and np.isin(known, (0, 1)).all() and known.any():
+        raise DataError(
+            f"{held}, of 0, 1 and NaN. Where these are classes, leave out the samples that have "
+            f"none, or save -1 where one of several is not known, and {LABELS}.astype(int)."
+        )
+
+
+def choose_target(
+    found: Sequence[Reading],
+    run: Callable[[Feeds], Outputs],
+    evaluation: Dataset,
+    plan: CheckPlan,
+) -> tuple[Reading | None, tuple[str, ...]]:
+    """The output whose values explain most of the targets, and what is to be said of the choice.
+
+    Args:
+        found: by `list_targets`, one at least.
+        run: eager, or what stands for it; up to 256 samples are run where there are several.
+        evaluation: samples with targets.
+        plan: says whether the batch is static.
+    """
+    labels = evaluation.labels
+    assert labels is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of columns without any
+        low, high = np.nanmin(labels, axis=0), np.nanmax(labels, axis=0)
+        varied = bool((low < high).any()) or bool(np.nanmin(low) < np.nanmax(high))
+    if not varied:
+        return None, (_ALL_THE_SAME,)
+    if len(found) == 1:
+        return found[0], ()
+    scores = _score(found, run, evaluation, plan)
+    best = max(range(len(found)), key=lambda index: scores[index].reference)
+    alike = [
+        i for i, s in enumerate(scores) if s.reference_ci95[1] >= scores[best].reference_ci95[0]
+    ]
+    if len(alike) == 1:
+        return found[best], ()
+    rates = ", ".join(
+        f"{reading.spec.name} {score.reference:.2%}"
+        for reading, score in zip(found, scores, strict=True)
+    )
+    names = ", ".join(found[index].spec.name for index in alike)
+    return found[best], (
+        f"The targets fit the outputs {names} alike ({EXPLAINED} of {rates} on "
+        f"{scores[best].samples} samples) and were held against {found[best].spec.name}. Name the "
+        "right one with --classes.",
+    )
+
+
+def _score(
+    found: Sequence[Reading],
+    run: Callable[[Feeds], Outputs],
+    evaluation: Dataset,
+    plan: CheckPlan,
+) -> list[Accuracy]:
+    """What each output explains, on samples from all over."""
+    count = min(len(evaluation), max(_CHOICE_SAMPLES, plan.static_batch or 0))
+    spread = np.linspace(0, len(evaluation) - 1, count).round().astype(np.int64)
+    tallies = [TargetAccumulator() for _ in found]
+    for feeds, some in iterate_batches(evaluation.select(spread), plan):
+        outputs: dict[str, Array] = run(feeds)
+        if some is None:
+            continue
+        for tally, reading in zip(tallies, found, strict=True):
+            values = outputs[reading.spec.name]
+            tally.update(values, values, some)
+    scores = [tally.result() for tally in tallies]
+    return [score for score in scores if score is not None]
