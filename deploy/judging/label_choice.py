@@ -17,7 +17,7 @@ from deploy.judging.accuracy import (
     wilson_interval,
 )
 from deploy.judging.checking import CheckPlan, iterate_batches
-from deploy.judging.labels import is_judged, join_sizes
+from deploy.judging.labels import TARGETS, is_judged, join_sizes
 from deploy.judging.layouts import LabelForm, Reading, find_axis, list_axes
 from deploy.judging.place_accuracy import answer_places
 from deploy.judging.rows import Outputs
@@ -32,7 +32,7 @@ _FEWEST_MAPS = 4
 _NO_CLASSES = (
     "The data has labels, but no output is (batch, classes), or one class number for each sample, "
     "or one score where labels are 0 and 1, or, where places are labelled, (batch, classes, places)"
-    ": accuracy is not judged. Of what a regression predicts save y.astype(np.float32)."
+    ": accuracy is not judged." + TARGETS
 )
 _NOTHING_LABELLED = (
     "All labels of the samples to judge on are 255, -1 or -100, which stand for nothing: accuracy "

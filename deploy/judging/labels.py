@@ -16,6 +16,7 @@ from export.errors import ConfigError, DataError
 
 _UNLIMITED = 2**63
 """Classes of an output of class numbers, which do not say how many there are."""
+TARGETS = " Of what a regression predicts save y.astype(np.float32)."
 _ONE_HOT_ROWS = 32
 """From which rows of a single 1 are no chance; of fewer, labels do not decide anyway."""
 
@@ -65,14 +66,20 @@ def find_readings(
     fitting = tuple(r for r in readings if r.classes > largest)
     told = [r.classes for r in readings if not r.lone or places]
     if told and (negative or not fitting):
-        check_labels(data, max(told))
+        scores = all(r.lone and "float" in r.spec.dtype for r in readings)
+        check_labels(data, max(told), TARGETS if scores else "")
     if places:
         _check_values(data, data.labels, fitting)
     return fitting
 
 
-def check_labels(dataset: Dataset, classes: int) -> None:
+def check_labels(dataset: Dataset, classes: int, advice: str = "") -> None:
     """Hold the labels against the number of classes that the model tells apart.
+
+    Args:
+        dataset: with labels, or without.
+        classes: how many there are.
+        advice: what else such labels may be.
 
     Raises:
         DataError: a label is not in ``0 .. classes - 1``; the message names its row and value.
@@ -89,7 +96,7 @@ def check_labels(dataset: Dataset, classes: int) -> None:
         raise DataError(
             f"{dataset.source}: label {labels[tuple(wrong[0])]} in row {row} is not in "
             f"0..{classes - 1}: the model has {classes} classes ({len(wrong)} of {labels.size} "
-            f"labels are out of range). Number the classes as in training.{void}"
+            f"labels are out of range). Number the classes as in training.{void}{advice}"
         )
 
 

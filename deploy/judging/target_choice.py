@@ -1,6 +1,6 @@
 """Of the outputs that the targets of a regression can be of, the one that they fit best."""
 
-import warnings
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,6 +17,11 @@ from export.artifacts import TensorSpec
 from export.errors import DataError
 
 _CHOICE_SAMPLES = 256
+_CHUNK = 2**22
+_NOT_TOLD = (
+    "The targets may be of the outputs {}, in which the samples were too much alike to tell, and "
+    "were held against {}. Name the right one with --classes."
+)
 _ALL_THE_SAME = (
     "The targets of the samples to judge on are all the same, or NaN: they judge nothing. Bring "
     "samples whose targets differ."
@@ -78,31 +83,35 @@ def choose_target(
     """
     labels = evaluation.labels
     assert labels is not None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of columns without any
-        low, high = np.nanmin(labels, axis=0), np.nanmax(labels, axis=0)
-        varied = bool((low < high).any()) or bool(np.nanmin(low) < np.nanmax(high))
-    if not varied:
+    if not _differ(labels):
         return None, (_ALL_THE_SAME,)
     if len(found) == 1:
         return found[0], ()
     scores = _score(found, run, evaluation, plan)
+    names = [reading.spec.name for reading in found]
+    if not scores:
+        return found[0], (_NOT_TOLD.format(", ".join(names), names[0]),)
     best = max(range(len(found)), key=lambda index: scores[index].reference)
-    alike = [
-        i for i, s in enumerate(scores) if s.reference_ci95[1] >= scores[best].reference_ci95[0]
-    ]
+    least = scores[best].reference_ci95[0]
+    alike = [n for n, score in zip(names, scores, strict=True) if score.reference_ci95[1] >= least]
     if len(alike) == 1:
         return found[best], ()
-    rates = ", ".join(
-        f"{reading.spec.name} {score.reference:.2%}"
-        for reading, score in zip(found, scores, strict=True)
-    )
-    names = ", ".join(found[index].spec.name for index in alike)
+    rates = ", ".join(f"{n} {score.reference:.2%}" for n, score in zip(names, scores, strict=True))
     return found[best], (
-        f"The targets fit the outputs {names} alike ({EXPLAINED} of {rates} on "
-        f"{scores[best].samples} samples) and were held against {found[best].spec.name}. Name the "
-        "right one with --classes.",
+        f"The targets fit the outputs {', '.join(alike)} alike ({EXPLAINED} of {rates} on "
+        f"{scores[best].samples} samples) and were held against {names[best]}. Name the right one "
+        "with --classes.",
     )
+
+
+def _differ(labels: Array) -> bool:
+    """Whether targets differ, in the parts in which they are judged."""
+    tally = TargetAccumulator()
+    rows = max(1, _CHUNK // max(1, math.prod(labels.shape[1:])))
+    for start in range(0, len(labels), rows):
+        part = labels[start : start + rows]
+        tally.update(part, part, part)
+    return tally.result() is not None
 
 
 def _score(
@@ -111,7 +120,7 @@ def _score(
     evaluation: Dataset,
     plan: CheckPlan,
 ) -> list[Accuracy]:
-    """What each output explains, on samples from all over."""
+    """What each output explains, on samples from all over; none where their targets are alike."""
     count = min(len(evaluation), max(_CHOICE_SAMPLES, plan.static_batch or 0))
     spread = np.linspace(0, len(evaluation) - 1, count).round().astype(np.int64)
     tallies = [TargetAccumulator() for _ in found]

@@ -78,7 +78,7 @@ def format_percent(value: float | None) -> str:
 
 def format_points(value: float | None) -> str:
     """A difference of fractions in percentage points, without the unit."""
-    return UNKNOWN if value is None else f"{100 * value + 0.0:.2f}"
+    return UNKNOWN if value is None else f"{round(100 * value, 2) + 0.0:.2f}"
 
 
 def format_decibel(value: float | None) -> str:

@@ -257,7 +257,7 @@ def test_an_output_for_labels_that_is_not_there_is_told_with_those_that_are(
         (np.arange(8.0) % 3, ("float64", "y.astype(int)", "regression")),
         (np.full((8, 3, 2), 0.5), ("[N, 3, 2]", "output:batchx3:float32", "shape of the output")),
         (np.array([[0, 1, np.nan]] * 8), ("0, 1 and NaN", "save -1")),
-        (np.full((8, 3), 2), ("label 2", "0..1")),
+        (np.full((8, 3), 2), ("label 2", "0..1", "regression", "y.astype(np.float32)")),
     ],
 )
 def test_labels_that_fit_nothing_are_told_with_what_would(

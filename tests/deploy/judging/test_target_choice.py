@@ -107,7 +107,11 @@ def test_outputs_that_fit_alike_are_told_of() -> None:
     )
 
 
-@pytest.mark.parametrize("targets", [np.full((400, 2), 0.5), np.full(400, np.nan)])
+@pytest.mark.parametrize(
+    "targets",
+    [np.full((400, 2), 0.5), np.full(400, np.nan), np.full((400, 2), [0.5, 7.0])],
+    ids=["one value", "none", "one of each column"],
+)
 def test_targets_that_are_all_the_same_are_told_of(targets: Array) -> None:
     spec = output(*targets.shape[1:])
     data = labelled(targets)
@@ -135,3 +139,14 @@ def test_sizes_that_the_signature_leaves_open_are_those_of_a_run() -> None:
     model.outputs["deep"] = model.outputs["deep"][:, :4]
     words = ("each sample has 8x6 labels", "deep 4x6")
     refuse(lambda: choose_class_output(found, model, data, PLAN), *words, kind=DataError)
+
+
+def test_outputs_that_the_samples_that_are_run_do_not_tell_apart_are_told_of() -> None:
+    targets = np.zeros((4000, 1))
+    targets[1] = 5.0  # no sample of those from all over
+    data = labelled(targets)
+    outputs = [output(1, name="a"), output(1, name="b")]
+    found = find_readings(data, outputs, PLAN)
+    chosen = choose_class_output(found, Answers(targets, a=0.5, b=0.1), data, PLAN)
+    assert chosen.name == "a"
+    assert "may be of the outputs a, b" in chosen.warnings[0]

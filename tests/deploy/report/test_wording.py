@@ -61,6 +61,7 @@ def test_small_losses_do_not_vanish_in_rounding() -> None:
     assert format_percent(0.94415) == "94.42%"
     assert format_points(-0.0005) == "-0.05"
     assert format_points(-0.0) == "0.00"
+    assert format_points(-0.00004) == "0.00"
 
 
 @pytest.mark.parametrize(
