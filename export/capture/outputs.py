@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -87,7 +88,7 @@ def _name_parts(result: object) -> None:
 
 
 def _flatten_with_keys(
-    flatten: pytree.FlattenFn, container: Any
+    flatten: Callable[[Any], tuple[list[Any], Any]], container: Any
 ) -> tuple[list[tuple[pytree.KeyEntry, Any]], Any]:
     """Parts under their keys, where what puts them together again is the list of these."""
     parts, context = flatten(container)
