@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from export.artifacts import OnnxModel
 from export.capture.arrays import to_array
-from export.capture.copying import deep_copy
+from export.capture.float64 import copy_in_float64, run_in_float64
 from export.capture.signature import CallSignature
 from export.errors import ExportError
 from export.masks import open_masks
@@ -331,7 +331,8 @@ def run_float64(
     """The outputs of a float64 copy; None if the module does not run in float64."""
     wide = {name: v.double() if v.is_floating_point() else v for name, v in feeds.items()}
     try:
-        return _run(deep_copy(module).double(), signature, wide)
+        copied = copy_in_float64(module)
+        return run_in_float64(lambda: _run(copied, signature, wide))
     except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError):
         return None
 
