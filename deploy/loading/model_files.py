@@ -20,6 +20,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from deploy.loading.archive import detect_kind, read_pickle
+from deploy.loading.containers import explain_container, filled_dicts
 from deploy.loading.parametrizations import bake_parametrizations
 from deploy.loading.quantized import refuse_quantized
 from deploy.loading.references import describe_missing_module, search_working_directory
@@ -165,7 +166,7 @@ def _read_pickle(file: BinaryIO, path: Path, trust: tuple[str, ...], *, legacy: 
     with isolated_globals(), _reading(path):
         names = [] if legacy else torch.serialization.get_unsafe_globals_in_checkpoint(file)
     allowed = resolve_globals(names, path, trust)
-    with isolated_globals():
+    with isolated_globals(), filled_dicts(allowed):
         torch.serialization.add_safe_globals(allowed)
         file.seek(0)
         # a constructor in the pickle, Linear(2**20, 2**20), then allocates nothing
@@ -175,7 +176,7 @@ def _read_pickle(file: BinaryIO, path: Path, trust: tuple[str, ...], *, legacy: 
                 return torch.load(file, map_location="cpu", weights_only=True)
             except pickle.UnpicklingError as error:
                 if not legacy:
-                    raise
+                    raise explain_container(error, path) or error from error
                 raise refuse_legacy(path, _shorten(error)) from error
 
 
