@@ -149,6 +149,8 @@ def find_disagreement(expected: Expectation, outputs: Mapping[str, Array]) -> st
             if not error <= most:
                 if reference.dtype.kind not in "fc":
                     return f"{where} has other integers in {error:.1%} of its places"
+                if error == float("inf"):
+                    return f"{where} has NaN or infinity in other places than eager"
                 loss = expected.losses.get(name, 0.0)
                 own = f", but the model itself loses {loss:.2e} in float32" if loss > most else ""
                 return (
