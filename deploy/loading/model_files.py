@@ -23,7 +23,11 @@ from deploy.loading.archive import detect_kind, read_pickle
 from deploy.loading.containers import explain_container, filled_dicts
 from deploy.loading.parametrizations import bake_parametrizations
 from deploy.loading.quantized import refuse_quantized
-from deploy.loading.references import describe_missing_module, search_working_directory
+from deploy.loading.references import (
+    describe_missing_module,
+    is_within,
+    search_working_directory,
+)
 from deploy.loading.tensors import check_rebuilds, check_tensors, check_total
 from deploy.loading.trust import (
     TRUST_ALL,
@@ -55,8 +59,8 @@ class LoadedModel:
     Attributes:
         module: in eval mode, on the CPU.
         form: ``module``, ``state_dict``, ``safetensors``, ``torchscript``, ``exported_program``.
-        was_training: any part of the saved module was in training mode. False for weights files,
-            which hold no mode.
+        was_training: the saved module or a layer of torch in it was in training mode. False for
+            weights files, which hold no mode.
         path: the file.
         warnings: what the user should know, a sentence each.
         program: only for ``exported_program``; `module` is then ``program.module()``.
@@ -250,7 +254,7 @@ def _finish_module(module: nn.Module) -> tuple[nn.Module, bool, tuple[str, ...]]
         notes.append(f"The wrapper {type(module).__name__} was taken off.")
         module = inner
     refuse_quantized(module)
-    was_training = any(part.training for part in module.modules())
+    was_training = module.training or any(_is_left_training(part) for part in module.modules())
     if was_training:
         notes.append(_TRAINING)
     try:
@@ -259,6 +263,14 @@ def _finish_module(module: nn.Module) -> tuple[nn.Module, bool, tuple[str, ...]]
         for part in module.modules():
             part.training = False
     return module, was_training, tuple(notes)
+
+
+def _is_left_training(part: nn.Module) -> bool:
+    """Whether a layer of torch is in training mode; others may be so by being unpickled.
+
+    einops' Rearrange begins anew then, in the mode of a new module.
+    """
+    return part.training and is_within(type(part).__module__, "torch")
 
 
 def _unwrap(module: nn.Module) -> nn.Module | None:

@@ -47,6 +47,12 @@ class Config(dict):
 class Sizes(list):
     pass
 
+class Anew(nn.Module):
+    def __setstate__(self, state):
+        super().__init__()
+    def forward(self, x):
+        return x
+
 number = 3
 """
 
@@ -163,6 +169,15 @@ class TestModule:
     ) -> None:
         loaded = load_model(save(net, tmp_path / "m.pt"), trust=(package + suffix,))
         assert_same(loaded.module, net, 2, 3)
+
+    def test_a_module_that_begins_anew_when_it_is_read_was_not_training(
+        self, tmp_path: Path, package: str
+    ) -> None:
+        module = plain_net()
+        module.append(import_object(f"{package}.nets:Anew", what="--model")())
+        loaded = load_model(save(module.eval(), tmp_path / "m.pt"), trust=(package,))
+        assert (loaded.was_training, loaded.warnings) == (False, ())
+        assert not any(part.training for part in loaded.module.modules())
 
     @pytest.mark.parametrize(
         "value",
