@@ -1,5 +1,6 @@
 """A module in float64: what float32 itself loses is told by it."""
 
+import operator
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -61,8 +62,11 @@ def _widen(value: Any, made: dict[int, tuple[Any, Any]]) -> Any:
     if isinstance(value, Tensor) and value.is_floating_point():
         wide = value.double()
     elif type(value) in (list, tuple):
-        wide = type(value)(_widen(item, made) for item in value)
+        items = [_widen(item, made) for item in value]
+        wide = value if all(map(operator.is_, items, value)) else type(value)(items)
     elif type(value) is dict:
-        wide = {key: _widen(item, made) for key, item in value.items()}
+        items = [_widen(item, made) for item in value.values()]
+        same = all(map(operator.is_, items, value.values()))
+        wide = value if same else dict(zip(value, items, strict=True))
     made[id(value)] = (value, wide)
     return wide

@@ -7,6 +7,13 @@ from torch import Tensor, nn
 from export.capture.float64 import copy_in_float64, run_in_float64
 
 
+class Shared:
+    """No module: what it holds is not looked at, and stays that which the module holds too."""
+
+    def __init__(self, seen: list[int]) -> None:
+        self.seen = seen
+
+
 class Holding(nn.Module):
     """Multiplies by tensors that are no buffers: attributes, some in a list, a dict, a tuple."""
 
@@ -17,6 +24,8 @@ class Holding(nn.Module):
         self.listed = [torch.randn(4, 4), (torch.randn(4, 4), "word")]
         self.named = {"one": self.matrix, "weights": [self.linear.weight]}
         self.places = torch.tensor([3, 1, 2, 0])
+        self.seen: list[int] = []
+        self.shared = Shared(self.seen)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.linear(x) @ self.matrix @ self.listed[0] @ self.listed[1][0] @ self.named["one"]
@@ -51,6 +60,7 @@ def test_the_module_itself_stays_and_what_is_held_twice_stays_one():
     assert wide.named["one"] is wide.matrix
     assert wide.named["weights"][0] is wide.linear.weight
     assert wide.listed[1][1] == "word"
+    assert wide.seen is wide.shared.seen
     assert wide.places.dtype is torch.int64
 
 
