@@ -25,6 +25,10 @@ EMPTY_WARNING = (
     "Output {} is empty on synthetic inputs, since its size hangs on their values, and nothing of "
     "it is compared. Pass --data with samples for which the model finds something."
 )
+LEFT_OUT_WARNING = (
+    "The model also returns {}: no tensor, so that engines return nothing of it. If it is needed, "
+    "return the tensors in it, as a tuple or a dict of them."
+)
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 _GRAY_HINT = (
     "Images of a folder are read as RGB; pass --image-mode gray for a network of one channel. "
@@ -90,6 +94,8 @@ def settle_call(module: nn.Module, config: BuildConfig, data: Dataset | None) ->
     empty = [spec.name for spec in signature.outputs if 0 in spec.shape]
     if empty:
         warnings = (*warnings, EMPTY_WARNING.format(", ".join(empty)))
+    if signature.left_out:
+        warnings = (*warnings, LEFT_OUT_WARNING.format(", ".join(signature.left_out)))
     leading = signature.inputs[0].shape[0]
     given = leading if static and isinstance(leading, int) else specs[0].shape[0]
     return SettledCall(signature, given, static, high, warnings, module, images)

@@ -9,7 +9,8 @@ import onnx
 from deploy.judging.parity import ParityReport
 from export.onnx.graph import is_standard, node_label
 
-_PICKERS = ("TopK", "NonMaxSuppression")
+_PICKERS = {"TopK": 1, "NonMaxSuppression": 0}
+"""By operator the first output that is places: values by rank change as what is ranked does."""
 
 
 def find_picked(path: Path) -> dict[str, str]:
@@ -21,10 +22,12 @@ def find_picked(path: Path) -> dict[str, str]:
     picked: dict[str, str] = {}
     for node in model.graph.node:
         found = next((picked[name] for name in reversed(node.input) if name in picked), None)
-        if node.op_type in _PICKERS and is_standard(node):
-            found = f"{node.op_type} at {node_label(node)}"
         if found is not None:
             picked |= dict.fromkeys(filter(None, node.output), found)
+        if node.op_type in _PICKERS and is_standard(node):
+            places = node.output[_PICKERS[node.op_type] :]
+            where = f"{node.op_type} at {node_label(node)}"
+            picked |= dict.fromkeys(filter(None, places), where)
     return {value.name: picked[value.name] for value in model.graph.output if value.name in picked}
 
 

@@ -12,7 +12,7 @@ from deploy.judging.output_parity import decibels, same_nonfinite
 from export.artifacts import BATCH
 from export.capture.agreement import float_dtypes
 from export.capture.arrays import to_tensor
-from export.capture.copying import deep_copy
+from export.capture.float64 import copy_in_float64, run_in_float64
 from export.capture.signature import CallSignature
 
 Outputs = dict[str, Array]
@@ -81,8 +81,9 @@ class Reference:
             name: array.astype(np.float64) if is_float(array.dtype) else array
             for name, array in feeds.items()
         }
+        wide = self._double
         try:
-            return self._run(self._double, double)
+            return run_in_float64(lambda: self._run(wide, double))
         except Exception as error:  # noqa: BLE001  the user's code: any failure is the reason
             self._double = None
             self.floor_reason = _first_line(error)
@@ -193,7 +194,7 @@ def to_numpy(value: torch.Tensor) -> Array:
 def _to_float64(module: nn.Module) -> tuple[nn.Module | None, str | None]:
     """A float64 copy, or None and the reason."""
     try:
-        return deep_copy(module).double(), None
+        return copy_in_float64(module), None
     except Exception as error:  # noqa: BLE001  the user's code: any failure is the reason
         return None, _first_line(error)
 

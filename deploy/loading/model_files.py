@@ -20,9 +20,14 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from deploy.loading.archive import detect_kind, read_pickle
+from deploy.loading.containers import explain_container, filled_dicts
 from deploy.loading.parametrizations import bake_parametrizations
 from deploy.loading.quantized import refuse_quantized
-from deploy.loading.references import describe_missing_module, search_working_directory
+from deploy.loading.references import (
+    describe_missing_module,
+    is_within,
+    search_working_directory,
+)
 from deploy.loading.tensors import check_rebuilds, check_tensors, check_total
 from deploy.loading.trust import (
     TRUST_ALL,
@@ -54,8 +59,8 @@ class LoadedModel:
     Attributes:
         module: in eval mode, on the CPU.
         form: ``module``, ``state_dict``, ``safetensors``, ``torchscript``, ``exported_program``.
-        was_training: any part of the saved module was in training mode. False for weights files,
-            which hold no mode.
+        was_training: the saved module or a layer of torch in it was in training mode. False for
+            weights files, which hold no mode.
         path: the file.
         warnings: what the user should know, a sentence each.
         program: only for ``exported_program``; `module` is then ``program.module()``.
@@ -165,7 +170,7 @@ def _read_pickle(file: BinaryIO, path: Path, trust: tuple[str, ...], *, legacy: 
     with isolated_globals(), _reading(path):
         names = [] if legacy else torch.serialization.get_unsafe_globals_in_checkpoint(file)
     allowed = resolve_globals(names, path, trust)
-    with isolated_globals():
+    with isolated_globals(), filled_dicts(allowed):
         torch.serialization.add_safe_globals(allowed)
         file.seek(0)
         # a constructor in the pickle, Linear(2**20, 2**20), then allocates nothing
@@ -175,7 +180,7 @@ def _read_pickle(file: BinaryIO, path: Path, trust: tuple[str, ...], *, legacy: 
                 return torch.load(file, map_location="cpu", weights_only=True)
             except pickle.UnpicklingError as error:
                 if not legacy:
-                    raise
+                    raise explain_container(error, path) or error from error
                 raise refuse_legacy(path, _shorten(error)) from error
 
 
@@ -249,7 +254,7 @@ def _finish_module(module: nn.Module) -> tuple[nn.Module, bool, tuple[str, ...]]
         notes.append(f"The wrapper {type(module).__name__} was taken off.")
         module = inner
     refuse_quantized(module)
-    was_training = any(part.training for part in module.modules())
+    was_training = module.training or any(_is_left_training(part) for part in module.modules())
     if was_training:
         notes.append(_TRAINING)
     try:
@@ -258,6 +263,14 @@ def _finish_module(module: nn.Module) -> tuple[nn.Module, bool, tuple[str, ...]]
         for part in module.modules():
             part.training = False
     return module, was_training, tuple(notes)
+
+
+def _is_left_training(part: nn.Module) -> bool:
+    """Whether a layer of torch is in training mode; others may be so by being unpickled.
+
+    einops' Rearrange begins anew then, in the mode of a new module.
+    """
+    return part.training and is_within(type(part).__module__, "torch")
 
 
 def _unwrap(module: nn.Module) -> nn.Module | None:

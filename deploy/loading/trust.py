@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -27,7 +28,16 @@ from export.errors import LoadError, Remedy, TrustError
 
 TRUST_ALL = "*"
 _BLOCKED = frozenset({"os", "posix", "nt", "sys", "builtins"})
-"""Modules that no ``--trust`` opens; torch itself refuses the first four. See `_is_blocked`."""
+"""Modules that no ``--trust`` opens but for `_VALUES`; torch itself refuses the first four."""
+
+_VALUES = {
+    f"builtins.{value.__name__}": value
+    for value in (
+        *(bool, bytes, complex, dict, float, frozenset, int, list, object, range, set, slice, str),
+        tuple,
+    )
+} | {"builtins.Ellipsis": ...}
+"""What attributes of layers are, and run nothing; some take any memory, so that they need trust."""
 
 _ACTIVATIONS = (
     *("celu", "elu", "gelu", "glu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu"),
@@ -66,6 +76,8 @@ def resolve_globals(names: list[str], path: Path, trust: tuple[str, ...]) -> lis
             raise LoadError(f"{path} names {name!r}, which is no class. Do not use this file.")
         if (own := _find_torch_module(name) or _find_activation(name)) is not None:
             allowed.append((own, name))
+        elif name in _VALUES and trust:
+            allowed.append((_VALUES[name], name))
         elif _is_trusted(name, trust):
             wanted.append(name)
         else:
@@ -81,6 +93,9 @@ def resolve_globals(names: list[str], path: Path, trust: tuple[str, ...]) -> lis
         if not _is_trusted(home, trust) and _find_torch_module(home) is not found:
             raise _refuse([home], path, trust)
         allowed.append((found, name))
+        if found is np.dtype:  # each has a class of its own, which the pickle does not name
+            kinds = (getattr(np.dtypes, kind) for kind in np.dtypes.__all__)
+            allowed += [(kind, f"numpy.dtypes.{kind.__name__}") for kind in kinds]
     return allowed
 
 
@@ -199,6 +214,8 @@ def _is_blocked(name: str) -> bool:
     as ``torch.ao``; the rest of torch starts processes and compiles code.
     """
     module_name, _, attribute = name.rpartition(".")
+    if name in _VALUES:
+        return False
     if name.partition(".")[0] in _BLOCKED:
         return True
     if not is_within(name, "torch") or is_within(name, "torch.nn"):
@@ -228,8 +245,8 @@ def _refuse(names: list[str], path: Path, trust: tuple[str, ...]) -> TrustError:
     packages = {
         name.rpartition(".")[0] if name.startswith("torch.") else name.partition(".")[0]
         for name in names
-        if not name.startswith("__main__.")
-    }
+        if not name.startswith("__main__.") and name not in _VALUES
+    } or set(_VALUES.keys() & set(names))
     if not packages:
         return TrustError(text)
     wanted = tuple(sorted({*trust, *packages}))

@@ -12,6 +12,7 @@ from deploy.report.wording import (
     format_percent,
     format_seconds,
 )
+from deploy.search.rungs import OUT_OF_TIME
 
 _RUNG_HEADS = ("Candidate", "Tried", "Gate", "SQNR", "Why it did not hold")
 
@@ -55,10 +56,10 @@ def describe_recovery(report: Report) -> Markup | None:
                 [
                     candidate["name"],
                     rung["words"],
-                    "holds" if rung["passed"] else "does not hold",
+                    _describe_gate(rung),
                     _describe_rung(rung),
                     format_percent(rung["accuracy"]),
-                    rung["reason"] or UNKNOWN,
+                    (rung["reason"] or UNKNOWN).removeprefix("not tried: "),
                 ]
             )
     measure = as_heading(name_measure(report) or "accuracy")
@@ -91,6 +92,12 @@ def _list_climbs(report: Report) -> list[tuple[dict[str, Any], list[dict[str, An
     return [(c, rungs) for c, rungs in found if c["precision"] == "mixed" or rungs not in mixes]
 
 
+def _describe_gate(rung: dict[str, Any]) -> str:
+    if rung["reason"] == OUT_OF_TIME:
+        return "not tried"
+    return "holds" if rung["passed"] else "does not hold"
+
+
 def _describe_rung(rung: dict[str, Any]) -> str:
     """The SQNR of the output that is farthest off, or how many of its class numbers are equal."""
     equal = rung.get("equal")
@@ -111,7 +118,9 @@ def describe_search(report: Report) -> Markup | None:
         return None
     tried = found["blocks"] or any(candidate.get("recovery") for candidate in report["candidates"])
     spent = f", {format_seconds(found['seconds'])}." if tried else ": nothing was searched."
-    words = [f"Effort {found['effort']}{spent}", *recovery_sentences(report), *found["notes"]]
+    words = [f"Effort {found['effort']}{spent}", *recovery_sentences(report)]
+    if found["notes"]:
+        words.append(f"Cut short or not done: {'; '.join(found['notes']).removesuffix('.')}.")
     return element("p", " ".join(words), class_="quiet")
 
 

@@ -21,7 +21,7 @@ from deploy.results import CandidateResult
 from deploy.search.effort import EFFORTS
 from deploy.search.mixes import choose_mix, propose_mixes
 from deploy.search.recovery import STEPS, Climb, Judged, Step, Tools, climb
-from deploy.search.rungs import Rung
+from deploy.search.rungs import Rung, describe_vain
 from deploy.search.sources import Sources
 from deploy.search.trades import BlockFinding, Trader
 from export.errors import DeployError, EngineError
@@ -158,7 +158,6 @@ class _Search:
         return climbed.quantizer
 
     def _keep_climb(self, int8: CandidateResult, climbed: Climb) -> None:
-        tried = ", ".join(rung.words for rung in climbed.rungs[1:])
         if climbed.passed and climbed.kept_float:
             self._add_mix(int8.engine, climbed.quantizer, climbed.kept_float, climbed.rungs)
         elif climbed.passed:
@@ -168,8 +167,10 @@ class _Search:
             better = replace(climbed.best, file=int8.file)
             self.found[int8.name] = _with_judgement(int8, better, self.sources)
             return
-        elif tried:
-            int8 = replace(int8, reason=f"{int8.reason}; tried in vain: {tried}")
+        else:
+            effort = self.sources.config.effort
+            reasons = (int8.reason, describe_vain(climbed.rungs[1:], effort))
+            int8 = replace(int8, reason="; ".join(filter(None, reasons)))
         self.found[int8.name] = int8
 
     def _mix_for_speed(self, engine: str, quantizer: Quantizer) -> None:

@@ -13,7 +13,7 @@ from typing import Literal
 from deploy.engines.base import Feeds
 from deploy.judging.gates import Verdict
 from deploy.judging.parity import ParityReport
-from deploy.search.rungs import Rung
+from deploy.search.rungs import OUT_OF_TIME, Rung
 from export.artifacts import OnnxModel
 from export.errors import DeployError, QuantizeError
 from export.progress import Progress, ProgressCallback, ignore_progress
@@ -109,9 +109,10 @@ def climb(quantizer: Quantizer, plain: Judged, tools: Tools) -> Climb:
         rungs = [replace(rungs[0], words=_CORRECTED)]
     best, best_quantizer = plain, quantizer
     done = () if quantizer.adjustments is None else ("bias",)
-    for number, step in enumerate(s for s in STEPS if s in tools.steps and s not in done):
+    steps = [step for step in STEPS if step in tools.steps and step not in done]
+    for number, step in enumerate(steps):
         if tools.expired():
-            rungs.append(_missed(step, "not tried: the time of the search was over"))
+            rungs += [_missed(left, OUT_OF_TIME) for left in steps[number:]]
             break
         tools.progress(Progress("recover", number, len(tools.steps), _WORDS[step]))
         if step == "fallback":

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from export.artifacts import OnnxModel
 from export.capture.arrays import to_array
-from export.capture.copying import deep_copy
+from export.capture.float64 import copy_in_float64, run_in_float64
 from export.capture.signature import CallSignature
 from export.errors import ExportError
 from export.masks import open_masks
@@ -149,6 +149,8 @@ def find_disagreement(expected: Expectation, outputs: Mapping[str, Array]) -> st
             if not error <= most:
                 if reference.dtype.kind not in "fc":
                     return f"{where} has other integers in {error:.1%} of its places"
+                if error == float("inf"):
+                    return f"{where} has NaN or infinity in other places than eager"
                 loss = expected.losses.get(name, 0.0)
                 own = f", but the model itself loses {loss:.2e} in float32" if loss > most else ""
                 return (
@@ -331,7 +333,8 @@ def run_float64(
     """The outputs of a float64 copy; None if the module does not run in float64."""
     wide = {name: v.double() if v.is_floating_point() else v for name, v in feeds.items()}
     try:
-        return _run(deep_copy(module).double(), signature, wide)
+        copied = copy_in_float64(module)
+        return run_in_float64(lambda: _run(copied, signature, wide))
     except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError):
         return None
 

@@ -3,20 +3,24 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
 from export.errors import ExportError
+
+_DEPTH = 5
+"""Attributes of attributes in which tensors are looked for: of a cache, its layers' keys."""
 
 
 def flatten_outputs(result: object) -> tuple[tuple[str, ...], tuple[torch.Tensor, ...], str]:
     """Names, tensors and structure of whatever a module returns.
 
     A lone tensor is ``output``; others are named by their path: ``logits``, ``boxes.0``,
-    ``output_1``. What is not a tensor (None, numbers) is left out.
+    ``output_1``. What is not a tensor (None, numbers) is left out; see `find_left_out`.
 
     Raises:
         ExportError: there is no tensor in the result, a dataclass that torch cannot look into, or
@@ -47,6 +51,30 @@ def flatten_outputs(result: object) -> tuple[tuple[str, ...], tuple[torch.Tensor
             f"Two outputs of the model are called {twice[0]!r}; return them under other keys."
         )
     return names, tuple(leaf for _, leaf in found), describe_structure(result)
+
+
+def find_left_out(result: object) -> tuple[str, ...]:
+    """What of a module's result holds values and is no output: ``states (DynamicCache)``."""
+    leaves, _ = pytree.tree_flatten_with_path(result)
+    return tuple(
+        f"{_path_name(path)} ({type(leaf).__name__})"
+        for path, leaf in leaves
+        if not isinstance(leaf, torch.Tensor) and _holds_values(leaf, _DEPTH)
+    )
+
+
+def _holds_values(value: object, depth: int) -> bool:
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return True
+    if not depth or isinstance(value, type):
+        return False
+    if isinstance(value, Mapping):
+        parts = list(value.values())
+    elif isinstance(value, list | tuple | set | frozenset):
+        parts = list(value)
+    else:
+        parts = list(getattr(value, "__dict__", {}).values())
+    return any(_holds_values(part, depth - 1) for part in parts)
 
 
 def describe_structure(result: object) -> str:

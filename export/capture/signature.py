@@ -13,7 +13,7 @@ from torch import nn
 
 from export.artifacts import BATCH, TensorSpec
 from export.capture.failures import explain_failure
-from export.capture.outputs import flatten_outputs
+from export.capture.outputs import find_left_out, flatten_outputs
 from export.errors import InputError
 
 
@@ -26,12 +26,14 @@ class CallSignature:
         outputs: one spec for every tensor of the flattened result.
         keyword: inputs are passed by name; otherwise in order.
         structure: the nesting of the result, as `describe_structure` writes it.
+        left_out: what of the result holds values and is no output, as `find_left_out` writes it.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     keyword: bool
     structure: str
+    left_out: tuple[str, ...] = ()
 
     @property
     def axis_names(self) -> dict[str, dict[int, str]]:
@@ -107,6 +109,7 @@ def describe_call(
         ),
         keyword=keyword,
         structure=structure,
+        left_out=find_left_out(result),
     )
 
 

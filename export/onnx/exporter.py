@@ -24,6 +24,7 @@ from export.onnx.cleanup import (
     store_split_constants,
 )
 from export.onnx.division import guard_division
+from export.onnx.exact_matching import match_exactly
 from export.onnx.kept_operators import keep_operators
 from export.onnx.plain_recurrence import list_translations
 from export.onnx.pool_padding import fold_pool_padding
@@ -71,7 +72,7 @@ def to_onnx(
     """
     try:
         # As it was captured: attention whose mask is trained takes another kernel with gradients.
-        with contain_noise(), torch.no_grad(), match_quickly(), keep_operators():
+        with contain_noise(), torch.no_grad(), match_quickly(), match_exactly(), keep_operators():
             exported = torch.onnx.export(
                 prepare_program(program, opset=opset),
                 dynamo=True,

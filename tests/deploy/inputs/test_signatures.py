@@ -38,6 +38,15 @@ def settle(module: nn.Module, shape: str) -> Any:
     return settle_call(module.eval(), BuildConfig(inputs=(shape,)), None)
 
 
+def test_what_engines_cannot_return_is_told() -> None:
+    spread = settle(
+        Returning(lambda x: {"y": x, "spread": torch.distributions.Normal(x, 1.0)}), "1x2"
+    )
+    assert [spec.name for spec in spread.signature.outputs] == ["y"]
+    assert any("also returns spread (Normal)" in warning for warning in spread.warnings)
+    assert settle(Returning(lambda x: {"y": x, "loss": None, "count": 3}), "1x2").warnings == ()
+
+
 def test_states_of_an_lstm_have_the_batch_on_their_second_axis() -> None:
     signature = settle(Recurrent(), "1x5x8").signature
     assert [spec.shape for spec in signature.outputs] == [

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,24 @@ def test_only_outputs_behind_the_choice_are_picked(detector: Path) -> None:
     picked = find_picked(detector)
     assert list(picked) == ["picked"]
     assert "TopK" in picked["picked"]
+
+
+class Sparsemax(nn.Module):
+    """Projects onto the simplex: the values by rank say where to cut, and no row is picked."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        ranked = x.sort(-1, descending=True).values
+        sums = ranked.cumsum(-1) - 1
+        counts = torch.arange(1, x.shape[-1] + 1)
+        size = (counts * ranked > sums).sum(-1, keepdim=True)
+        return (x - sums.gather(-1, size - 1) / size).clamp(min=0)
+
+
+def test_values_by_rank_pick_no_rows(tmp_path: Path) -> None:
+    program = capture(Sparsemax(), {"x": torch.randn(2, 6)}, keyword=True, dynamic_batch=True)
+    path = Path(to_onnx(program, tmp_path / "m.onnx", input_names=["x"], output_names=["y"]).path)
+    assert "TopK" in {node.op_type for node in onnx.load(path).graph.node}
+    assert find_picked(path) == {}
 
 
 def test_an_output_that_fails_since_rows_change_places_is_named_with_what_to_do(

@@ -191,6 +191,28 @@ def test_what_cannot_run_in_float64_is_rerun_and_says_why(
     assert "\n" not in judge.floor_reason
 
 
+class Held(nn.Module):
+    """Multiplies by a tensor that is an attribute, and no buffer; starts from zeros of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = torch.randn(6, 4)
+        self.cell = nn.GRUCell(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cell(x @ self.matrix, torch.zeros(len(x), 4))
+
+
+def test_tensors_that_are_no_buffers_run_in_float64_too() -> None:
+    torch.manual_seed(1)
+    judge = reference(Held().eval())
+    eager = judge({"x": samples()})
+    exact, noisy = judge.floor({"x": samples()}, eager)
+    assert judge.floor_reason is None
+    assert exact["output"].dtype == np.float64
+    np.testing.assert_allclose(noisy["output"], exact["output"], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_a_torchscript_model_runs_in_float64_too() -> None:
     torch.manual_seed(1)

@@ -6,6 +6,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -35,6 +36,22 @@ def make_wide():
 
 def fail():
     raise RuntimeError("no weights of the backbone")
+
+class Config(dict):
+    def __getattr__(self, name):
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+class Sizes(list):
+    pass
+
+class Anew(nn.Module):
+    def __setstate__(self, state):
+        super().__init__()
+    def forward(self, x):
+        return x
 
 number = 3
 """
@@ -152,6 +169,59 @@ class TestModule:
     ) -> None:
         loaded = load_model(save(net, tmp_path / "m.pt"), trust=(package + suffix,))
         assert_same(loaded.module, net, 2, 3)
+
+    def test_a_module_that_begins_anew_when_it_is_read_was_not_training(
+        self, tmp_path: Path, package: str
+    ) -> None:
+        module = plain_net()
+        module.append(import_object(f"{package}.nets:Anew", what="--model")())
+        loaded = load_model(save(module.eval(), tmp_path / "m.pt"), trust=(package,))
+        assert (loaded.was_training, loaded.warnings) == (False, ())
+        assert not any(part.training for part in loaded.module.modules())
+
+    @pytest.mark.parametrize(
+        "value",
+        [range(3), slice(1, 2), frozenset({1}), ..., int, np.float32(3), np.arange(3.0)],
+        ids=repr,
+    )
+    def test_values_that_run_nothing_come_with_any_trust(
+        self, tmp_path: Path, package: str, net: nn.Module, value: object
+    ) -> None:
+        net.value = value  # type: ignore[assignment]
+        trust = (package, "numpy") if type(value).__module__ == "numpy" else (package,)
+        loaded = load_model(save(net, tmp_path / "m.pt"), trust=trust)
+        np.testing.assert_array_equal(loaded.module.value, value)
+        assert type(loaded.module.value) is type(value)
+
+    def test_value_in_a_layer_of_torch_is_trusted_by_its_name(self, tmp_path: Path) -> None:
+        path = save(with_function(range(3)), tmp_path / "m.pt")
+        refused(path, 'trust=("builtins.range",)', kind=TrustError)
+        assert load_model(path, trust=("builtins.range",)).module.function == range(3)
+
+    def test_dict_of_a_trusted_class_is_filled(
+        self, tmp_path: Path, package: str, net: nn.Module
+    ) -> None:
+        config = import_object(f"{package}.nets:Config", what="--model")
+        net.config = config(width=[3, 4], depth=2)
+        net.config.note = "kept"
+        found = load_model(save(net, tmp_path / "m.pt"), trust=(package,)).module.config
+        assert type(found) is config
+        assert (dict(found), found.note) == ({"width": [3, 4], "depth": 2}, "kept")
+
+    def test_dict_of_a_class_is_not_filled_without_its_trust(
+        self, tmp_path: Path, package: str
+    ) -> None:
+        config = import_object(f"{package}.nets:Config", what="--model")
+        path = save(with_function(config(width=3)), tmp_path / "m.pt")
+        refused(path, f"{package}.nets.Config", kind=TrustError)
+
+    def test_list_of_a_class_is_named_with_what_reads_it(
+        self, tmp_path: Path, package: str, net: nn.Module
+    ) -> None:
+        net.sizes = import_object(f"{package}.nets:Sizes", what="--model")([3, 4])
+        path = save(net, tmp_path / "m.pt")
+        refused(path, f"{package}.nets.Sizes", "state_dict", 'trust=("*",)', trust=(package,))
+        assert load_model(path, trust=("*",)).module.sizes == [3, 4]
 
     def test_trust_all_loads(self, tmp_path: Path, net: nn.Module) -> None:
         assert_same(load_model(save(net, tmp_path / "m.pt"), trust=("*",)).module, net, 2, 3)

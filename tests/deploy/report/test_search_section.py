@@ -12,6 +12,7 @@ from samples import labelled_report
 
 from deploy.report import load_schema, print_report, render_html
 from deploy.report.search import describe_blocks, describe_recovery, describe_search
+from deploy.search.rungs import OUT_OF_TIME
 
 
 def block(
@@ -95,9 +96,22 @@ def test_the_rungs_are_told_in_order(report: dict[str, Any]) -> None:
     assert "accuracy drops by 3.00%" in markup
 
 
+def test_a_rung_that_no_time_was_left_for_did_not_fail(report: dict[str, Any]) -> None:
+    row = next(c for c in report["candidates"] if c.get("recovery"))
+    row["recovery"][1] |= {"passed": False, "reason": OUT_OF_TIME, "sqnr_db": None}
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", str(describe_recovery(report)))
+    assert "not tried" in cells
+    assert "the time of the search was over" in cells
+    assert cells.count("does not hold") == 1
+
+
 def test_what_was_cut_short_is_said(report: dict[str, Any]) -> None:
+    report["search"]["notes"].append("recovery of openvino-int8: not all tried")
     markup = str(describe_search(report))
-    assert "not all tried" in markup
+    assert markup.endswith(
+        "Cut short or not done: mixes for speed: not all tried, after 180 s of --effort normal; "
+        "recovery of openvino-int8: not all tried.</p>"
+    )
     assert "keeps head out of int8" in markup
 
 

@@ -112,7 +112,8 @@ def test_a_gate_out_of_reach_is_tried_with_everything(quantizer: Quantizer, tmp_
 
 def test_nothing_is_begun_when_the_time_is_over(quantizer: Quantizer, tmp_path: Path) -> None:
     climbed = run_ladder(quantizer, tmp_path, 150.0, expired=lambda: True)
-    assert steps(climbed) == ["plain", "bias"]
+    assert steps(climbed) == ["plain", "bias", "rounding", "equalization", "fallback"]
+    assert [rung.begun for rung in climbed.rungs] == [True, False, False, False, False]
     assert climbed.rungs[1].reason == "not tried: the time of the search was over"
     assert climbed.best is not None
     assert climbed.best.file.name == "plain.onnx"

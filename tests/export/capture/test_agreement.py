@@ -53,6 +53,16 @@ def test_wrong_output_is_rejected(name):
     assert find_disagreement(expected, {"output": wrong}) is not None
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_are_told_as_such(value):
+    expected = make_expectation()
+    wrong = expected.outputs["output"].copy()
+    wrong[0] = value
+    assert find_disagreement(expected, {"output": wrong}) == (
+        "output 'output' at batch 3 has NaN or infinity in other places than eager"
+    )
+
+
 def test_rounding_is_accepted():
     expected = make_expectation()
     rounded = expected.outputs["output"].astype(np.float32)

@@ -4,6 +4,7 @@ from collections import OrderedDict, defaultdict, namedtuple
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from export import to_onnx
-from export.capture.outputs import describe_structure, flatten_outputs
+from export.capture.outputs import describe_structure, find_left_out, flatten_outputs
 from export.capture.program import capture
 from export.errors import ExportError
 
@@ -31,6 +32,13 @@ class Unregistered:
 
 
 torch.export.register_dataclass(Registered, serialized_type_name="test_outputs.Registered")
+
+
+class Cache:
+    """As transformers keeps keys and values: layers of it hold the tensors."""
+
+    def __init__(self, *layers: object) -> None:
+        self.layers = [*layers]
 
 
 class Named(OrderedDict[str, Tensor]):
@@ -132,6 +140,23 @@ def test_a_result_without_tensors_is_refused_with_the_fix(result: Any) -> None:
 def test_a_dataclass_that_torch_does_not_know_is_never_dropped_silently(result: Any) -> None:
     with pytest.raises(ExportError, match=r"register_dataclass\(Unregistered\)"):
         flatten_outputs(result)
+
+
+@pytest.mark.parametrize(
+    ("result", "left_out"),
+    [
+        ({"logits": A, "cache": Cache(Cache(B))}, ("cache (Cache)",)),
+        ((A, np.zeros(2), Cache({"keys": (B,)})), ("output_1 (ndarray)", "output_2 (Cache)")),
+        ((A, torch.distributions.Normal(B, 1.0)), ("output_1 (Normal)",)),
+        ({"logits": A, "cache": Cache(), "loss": None, "more": (3, "text", Cache)}, ()),
+        (A, ()),
+        (Registered(A, B), ()),
+    ],
+)
+def test_what_holds_values_and_is_no_output_is_known(
+    result: Any, left_out: tuple[str, ...]
+) -> None:
+    assert find_left_out(result) == left_out
 
 
 @pytest.mark.parametrize("result", [{"a.b": A, "a": {"b": B}}, {"'x'": A, "x": B}])
