@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from export.capture.dynamic_axes import FixedBatchError
 from export.capture.program import capture, condense_error, contain_noise
 from export.errors import ExportError
 
@@ -72,7 +73,7 @@ def test_fixed_batch_is_refused_and_not_silently_static():
         def forward(self, x):
             return x.reshape(2, -1)
 
-    with pytest.raises(ExportError, match=r"specialized it to be a constant \(2\)"):
+    with pytest.raises(FixedBatchError, match="makes a constant, 2, of the size of the batch"):
         capture(Fixed(), {"x": torch.randn(2, 3)}, keyword=False, dynamic_batch=True)
 
 
