@@ -1,7 +1,8 @@
 """``ExportedProgram`` → ONNX file; and, as the last resort, ``nn.Module`` → ONNX by TorchScript."""
 
+import contextlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -23,6 +24,7 @@ from export.onnx.cleanup import (
     settle_squeezes,
     store_split_constants,
 )
+from export.onnx.clip_merging import merge_overlapping, store_apart
 from export.onnx.division import guard_division
 from export.onnx.exact_matching import match_exactly
 from export.onnx.kept_operators import keep_operators
@@ -72,7 +74,7 @@ def to_onnx(
     """
     try:
         # As it was captured: attention whose mask is trained takes another kernel with gradients.
-        with contain_noise(), torch.no_grad(), match_quickly(), match_exactly(), keep_operators():
+        with contain_noise(), torch.no_grad(), _rewriting_well(), keep_operators():
             exported = torch.onnx.export(
                 prepare_program(program, opset=opset),
                 dynamo=True,
@@ -90,6 +92,13 @@ def to_onnx(
     name_axes(exported.model.graph, axes or {})
     store_recurrent_weights(exported.model)
     return _finish(exported.model, path, input_names, output_names)
+
+
+@contextlib.contextmanager
+def _rewriting_well() -> Iterator[None]:
+    """The exporter's rewriter without its faults, for the length of the block."""
+    with match_quickly(), match_exactly(), merge_overlapping(), store_apart():
+        yield
 
 
 def torchscript_to_onnx(
