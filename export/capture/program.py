@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 _NOISY_LOGGERS = ("torch", "onnxscript", "onnx_ir")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _ADVICE = re.compile(r"For more information, run with TORCH_LOGS=\S+")
+_OWN_FRAME = re.compile(r"(?:Caused by: )?\s*\(\S*decided_sizes\.py:\d+ in \w+\)")
 _REASON_LENGTH = 300
 """What torch.export takes as a leaf of a result."""
 
@@ -219,7 +220,7 @@ def contain_noise() -> Iterator[None]:
 
 def condense_error(error: BaseException) -> str:
     """One line that says what went wrong: the type and the first two lines with content."""
-    text = _ADVICE.sub("", _ANSI.sub("", str(error)))
+    text = _OWN_FRAME.sub("", _ADVICE.sub("", _ANSI.sub("", str(error))))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines[:2]) or 'no message'}"[:_REASON_LENGTH]
 

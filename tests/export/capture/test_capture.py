@@ -150,6 +150,22 @@ def test_condensed_error_is_one_line():
     assert len(condense_error(ValueError("x" * 1000))) == 300
 
 
+class DecidesByValue(nn.Module):
+    def forward(self, x):
+        return x[:, : int(x.abs().sum())]
+
+
+def test_a_frame_of_our_own_is_not_named_as_the_cause():
+    with pytest.raises(ExportError) as caught:
+        capture(DecidesByValue(), {"x": torch.randn(2, 3)}, keyword=False, dynamic_batch=True)
+    assert "decided_sizes.py" in str(caught.value.__cause__)
+    assert condense_error(ValueError("a\n" + str(caught.value.__cause__))).count("Caused by") == 0
+    said = condense_error(
+        ValueError("Caused by: if k:  # a.py:3 (export/x/decided_sizes.py:8 in listen)")
+    )
+    assert said == "ValueError: Caused by: if k:  # a.py:3"
+
+
 class Cache:
     """Keys and values in an object of its own, which no pytree knows."""
 
