@@ -6,7 +6,7 @@ import numpy as np
 
 from deploy.engines.base import Array
 from deploy.inputs.data_files import LABELS
-from deploy.inputs.dataset import Dataset
+from deploy.inputs.dataset import Dataset, is_float
 from export.errors import DataError
 
 VOID = (255, -1, -100)
@@ -29,8 +29,10 @@ def settle_labels(labels: Array) -> Array:
 
     Booleans are 0 and 1. So are floats that are nothing else (losses of yes and no take such
     targets), and where a sample has several labels also those that stand for nothing. [N, 1] is
-    [N].
+    [N]. bfloat16 is float32.
     """
+    if is_float(labels.dtype) and labels.dtype.kind != "f":
+        labels = labels.astype(np.float32)
     lone = labels.ndim == 2 and labels.shape[1] == 1
     settled = labels[:, 0] if lone else labels
     if settled.dtype.kind == "b":

@@ -157,7 +157,6 @@ class TestChecks:
         [
             (np.array([0, 1, -1]), ("label -1", "row 2", "negative")),
             (np.array([0.5, np.inf, 2.0]), ("y holds Inf", "row 1", "NaN")),
-            (np.array([[1j], [1], [2]]), ("complex128", "[N, 1]", "integer", "regression")),
         ],
     )
     def test_labels_that_are_no_classes(

@@ -1,5 +1,6 @@
 """Which saved labels become classes, and which are refused."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -30,6 +31,13 @@ def test_booleans_and_floats_of_0_and_1_are_classes() -> None:
 def test_floats_that_may_be_targets_stay(targets: np.ndarray) -> None:
     assert settle_labels(targets) is targets
     check_label_values(labelled(targets))
+
+
+def test_targets_in_bfloat16_are_those_of_float32() -> None:
+    found = settle_labels(np.array([[0.5, 2.0]], ml_dtypes.bfloat16))
+    assert (found.dtype, found.tolist()) == (np.float32, [[0.5, 2.0]])
+    classes = settle_labels(np.array([0, 1], ml_dtypes.bfloat16))
+    assert (classes.dtype.kind, classes.tolist()) == ("i", [0, 1])
 
 
 def labelled(labels: np.ndarray) -> Dataset:
