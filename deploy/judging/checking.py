@@ -257,6 +257,12 @@ def _run_batch_sizes(
         parity.check_consistency(single, batched, rows=size)
 
 
+def spread_samples(data: Dataset, count: int, plan: CheckPlan) -> Dataset:
+    """A view of `count` samples from all over `data`, or of a static batch where that is more."""
+    count = min(len(data), max(count, plan.static_batch or 0))
+    return data.select(np.linspace(0, len(data) - 1, count).round().astype(np.int64))
+
+
 def iterate_batches(data: Dataset, plan: CheckPlan) -> Iterator[tuple[Feeds, Array | None]]:
     """Feeds and labels; batches of 1, 2 and 3 first, then as large as is sensible."""
     start = 0

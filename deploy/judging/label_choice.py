@@ -16,7 +16,7 @@ from deploy.judging.accuracy import (
     read_answers,
     wilson_interval,
 )
-from deploy.judging.checking import CheckPlan, iterate_batches
+from deploy.judging.checking import CheckPlan, iterate_batches, spread_samples
 from deploy.judging.labels import TARGETS, is_judged, join_sizes
 from deploy.judging.layouts import LabelForm, Reading, find_axis, list_axes
 from deploy.judging.place_accuracy import answer_places
@@ -131,11 +131,10 @@ def _answer(
     """By reading the classes that are answered, and the labels, of samples from all over."""
     assert evaluation.labels is not None
     enough = max(_FEWEST_MAPS, _CHOICE_LABELS // max(1, math.prod(evaluation.labels.shape[1:])))
-    count = min(len(evaluation), max(min(_CHOICE_SAMPLES, enough), plan.static_batch or 0))
-    spread = np.linspace(0, len(evaluation) - 1, count).round().astype(np.int64)
+    some_rows = spread_samples(evaluation, min(_CHOICE_SAMPLES, enough), plan)
     answers: list[list[Array]] = [[] for _ in found]
     labels = [np.zeros(0, np.int64)]
-    for feeds, some in iterate_batches(evaluation.select(spread), plan):
+    for feeds, some in iterate_batches(some_rows, plan):
         outputs = run(feeds)
         if some is None:
             continue

@@ -9,7 +9,7 @@ from deploy.engines.base import Array, Feeds
 from deploy.inputs.data_files import LABELS
 from deploy.inputs.dataset import Dataset
 from deploy.judging.accuracy import Accuracy
-from deploy.judging.checking import CheckPlan, iterate_batches
+from deploy.judging.checking import CheckPlan, iterate_batches, spread_samples
 from deploy.judging.layouts import LabelForm, Reading
 from deploy.judging.rows import Outputs
 from deploy.judging.target_accuracy import EXPLAINED, TargetAccumulator, fit_targets
@@ -121,10 +121,8 @@ def _score(
     plan: CheckPlan,
 ) -> list[Accuracy]:
     """What each output explains, on samples from all over; none where their targets are alike."""
-    count = min(len(evaluation), max(_CHOICE_SAMPLES, plan.static_batch or 0))
-    spread = np.linspace(0, len(evaluation) - 1, count).round().astype(np.int64)
     tallies = [TargetAccumulator() for _ in found]
-    for feeds, some in iterate_batches(evaluation.select(spread), plan):
+    for feeds, some in iterate_batches(spread_samples(evaluation, _CHOICE_SAMPLES, plan), plan):
         outputs: dict[str, Array] = run(feeds)
         if some is None:
             continue

@@ -10,6 +10,8 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+from export.capture.surroundings import replaced
+
 
 @contextlib.contextmanager
 def merge_overlapping() -> Iterator[None]:
@@ -43,10 +45,7 @@ def store_apart() -> Iterator[None]:
     from onnxscript.rewriter import _rewrite_rule
 
     owner: Any = getattr(_rewrite_rule, "ReplacementPatternFunction", None)
-    original = getattr(owner, "get_replacement", None)
-    if original is None:
-        yield
-        return
+    original: Any = getattr(owner, "get_replacement", None)
     numbers = itertools.count()
 
     def get_replacement(self: Any, match: Any) -> Any:
@@ -55,11 +54,8 @@ def store_apart() -> Iterator[None]:
             value.name = f"{value.name}_{next(numbers)}"
         return found
 
-    owner.get_replacement = get_replacement
-    try:
+    with replaced(owner, "get_replacement", get_replacement):
         yield
-    finally:
-        owner.get_replacement = original
 
 
 def _hold_overlap(check: Any) -> Any:

@@ -8,6 +8,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from export.capture.surroundings import replaced
+
 
 @contextlib.contextmanager
 def match_exactly() -> Iterator[None]:
@@ -18,16 +20,10 @@ def match_exactly() -> Iterator[None]:
     from onnxscript.rewriter import _matcher
 
     owner: Any = getattr(_matcher, "SimplePatternMatcher", None)
-    original = getattr(owner, "_match_constant", None)
-    if original is None:
-        yield
-        return
+    original: Any = getattr(owner, "_match_constant", None)
 
     def match_constant(self: Any, pattern: Any, value: Any) -> Any:
         return original(self, type(pattern)(pattern.value, 0.0, 0.0), value)
 
-    owner._match_constant = match_constant
-    try:
+    with replaced(owner, "_match_constant", match_constant):
         yield
-    finally:
-        owner._match_constant = original

@@ -187,7 +187,7 @@ def test_r2_may_drop_by_a_point_and_the_squared_error_grow_by_a_tenth(
     if reason is not None:
         assert reason.startswith("R² drops by ")
     twice, _ = hold_accuracy(explained(reference, candidate), 0.02)
-    assert ("grow by 20%" in twice) is (reference > 0.95 or reference == 0.99)
+    assert ("grow by 20%" in twice) is (reference > 0.95)
 
 
 def test_float32_may_not_lose_more_beyond_doubt() -> None:
@@ -239,7 +239,7 @@ def test_int8_is_held_to_r2_where_targets_are_enough(
 
 
 def test_an_engine_that_is_far_from_eager_passes_where_eager_is_as_far_from_the_targets() -> None:
-    """Its SQNR is 17 dB, below the gate of unlabelled data; the squared error grows by a tenth."""
+    """Its SQNR is 17 dB, below the gate of unlabelled data; R² drops by 3 points of 5."""
     rng = np.random.default_rng(0)
     targets = rng.standard_normal((5000, 1))
     eager = targets + rng.standard_normal(targets.shape) * 0.7
