@@ -4,15 +4,16 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 DEMO := examples/digits
 
-.PHONY: help setup demo test test-lowest test-slow test-gpu check clean
+.PHONY: help setup demo test test-thorough test-lowest test-slow test-gpu check clean
 
 help:
-	@echo "make demo         train a small model, build it, print the table"
-	@echo "make test         the test suite"
-	@echo "make test-lowest  the suite with the lowest versions that pyproject.toml allows"
-	@echo "make test-slow    the tests that take longer"
-	@echo "make test-gpu     on an NVIDIA GPU: its tests, then engines against peers in one table"
-	@echo "make check        format, lint, types, Dockerfiles, import directions"
+	@echo "make demo           train a small model, build it, print the table"
+	@echo "make test           the suite"
+	@echo "make test-thorough  whole builds, and what else takes some seconds a test"
+	@echo "make test-lowest    both with the lowest versions that pyproject.toml allows"
+	@echo "make test-slow      the tests that take longer still"
+	@echo "make test-gpu       on an NVIDIA GPU: its tests, then engines against peers in one table"
+	@echo "make check          format, lint, types, Dockerfiles, import directions"
 
 setup: $(VENV)/.installed
 
@@ -30,14 +31,17 @@ demo: setup
 # Many processes read the same files: what one has compiled is kept for the others. Three of them on
 # two cores gain nothing by threads of their own: with one each they took a tenth less time.
 ONE_THREAD := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
-SUITE := -m pytest -m "not slow and not gpu" -n 3 --dist loadfile --no-loadscope-reorder --durations=12
+SIDE_BY_SIDE := -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=12
 test: setup
-	$(ONE_THREAD) $(BIN)/python $(SUITE)
+	$(ONE_THREAD) $(BIN)/python $(SIDE_BY_SIDE) -m "not thorough and not slow and not gpu"
+
+test-thorough: setup
+	$(ONE_THREAD) $(BIN)/python $(SIDE_BY_SIDE) -m "thorough and not slow and not gpu"
 
 # Python 3.11 or 3.12: the lowest numpy has no wheels for newer ones.
 LOWEST := $(CURDIR)/.venv-lowest
 test-lowest: $(LOWEST)/.installed
-	$(ONE_THREAD) $(LOWEST)/bin/python $(SUITE)
+	$(ONE_THREAD) $(LOWEST)/bin/python $(SIDE_BY_SIDE) -m "not slow and not gpu"
 
 $(LOWEST)/.installed: pyproject.toml tests/lowest_versions.py
 	$(PYTHON) -m venv $(LOWEST)

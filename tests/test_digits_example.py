@@ -93,6 +93,7 @@ def test_written_data_calibrates_on_training_samples_only(
     assert {row.tobytes() for row in evaluation} == held_out
 
 
+@pytest.mark.thorough
 def test_training_repeats_for_a_seed(train: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     data = train.load_data()
     part = train.Digits(data.train_x[:128], data.train_y[:128], data.test_x, data.test_y)

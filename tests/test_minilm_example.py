@@ -20,6 +20,8 @@ from quantize.half.fp16 import convert_fp16
 from quantize.transformers.dynamic import quantize_dynamic
 from quantize.transformers.weight_only import WEIGHT_PRESETS, quantize_weights
 
+pytestmark = pytest.mark.thorough
+
 EXAMPLE = Path(__file__).parents[1] / "examples" / "minilm"
 
 weights = pytest.importorskip(

@@ -47,6 +47,7 @@ def make_run(folder: Path, settings: Settings, **fields: Any) -> tuple[Run, list
     return Run("net", folder, settings, entry, save, module="gpu_stand_in", **fields), saved
 
 
+@pytest.mark.thorough
 def test_peers_that_fail_are_lines_and_the_rest_is_measured_and_saved_batch_by_batch(
     tmp_path: Path,
 ) -> None:

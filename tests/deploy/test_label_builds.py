@@ -50,6 +50,7 @@ def check_rows(report: dict[str, Any], gate: str) -> None:
         assert found["f1"]["candidate"] > 0.9
 
 
+@pytest.mark.thorough
 def test_a_binary_map_is_judged_by_its_accuracy_and_its_foreground(tmp_path: Path) -> None:
     from sklearn.metrics import f1_score
 
@@ -115,6 +116,7 @@ def test_a_regression_is_judged_by_what_it_explains_of_its_targets(tmp_path: Pat
     assert " R² " in show(print_verification, results)
 
 
+@pytest.mark.thorough
 def test_tokens_are_judged_where_they_are_labelled_and_verified_on_the_same_axis(
     tmp_path: Path,
 ) -> None:

@@ -142,6 +142,7 @@ def test_without_data_int8_is_never_crowned(tmp_path: Path) -> None:
     assert any("No --data was given" in warning for warning in bundle.report()["warnings"])
 
 
+@pytest.mark.thorough
 def test_where_nothing_beats_eager_torch_wins_and_the_file_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

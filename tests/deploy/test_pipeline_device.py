@@ -45,6 +45,7 @@ def build(folder: Path, **changes: Any) -> Bundle:
     return deploy.build(net, config, output=folder / "net.deploy")
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("on_gpu")
 def test_the_report_says_where_eager_ran_and_how_far_it_is_from_the_reference(
     tmp_path: Path,
@@ -59,6 +60,7 @@ def test_the_report_says_where_eager_ran_and_how_far_it_is_from_the_reference(
     assert "torch" not in {row["name"] for row in report["candidates"]}
 
 
+@pytest.mark.thorough
 def test_a_model_that_does_not_run_there_is_measured_on_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

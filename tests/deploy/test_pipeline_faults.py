@@ -211,6 +211,7 @@ def test_when_nothing_passes_its_gate_nothing_ships_and_the_report_says_why(
     assert not (tmp_path / "net.failed").exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("onnxruntime_alone")
 def test_int8_that_knows_the_classes_does_not_ship_where_the_file_goes_another_way(
     tmp_path: Path,
@@ -262,6 +263,7 @@ def _spoil_once(folder: Path) -> None:
         _spoil_weights(folder)
 
 
+@pytest.mark.thorough
 def test_an_engine_that_fails_is_named_and_the_rest_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,7 @@ def test_several_inputs_and_nested_outputs_keep_their_names(tmp_path: Path) -> N
     np.testing.assert_allclose(answer["pooled.1"], expected["pooled"][1], rtol=0, atol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("onnxruntime_alone", "real_children")
 def test_a_static_batch_is_kept(tmp_path: Path) -> None:
     bundle = deploy.build(
@@ -113,6 +114,7 @@ def test_a_batch_that_is_not_the_first_axis_of_an_output_is_still_the_batch(
             np.testing.assert_allclose(engine({"x": x})["output_1.0"], expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("onnxruntime_alone")
 def test_a_torchscript_file_is_built_without_fusion_and_says_so(tmp_path: Path) -> None:
     net = Net().eval()
@@ -135,6 +137,7 @@ def test_a_torchscript_file_is_built_without_fusion_and_says_so(tmp_path: Path) 
     np.testing.assert_allclose(next(iter(answer.values())), expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("onnxruntime_alone")
 def test_an_exported_program_is_built(tmp_path: Path) -> None:
     net = Net().eval()

@@ -422,6 +422,7 @@ def test_random_state_of_the_caller_is_not_touched():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.thorough
 def test_resnet50_sized_net_is_fused_in_full():
     net = bottleneck_net((3, 4, 6, 3), 64, 1000)
     program = capture(net, {"x": torch.randn(2, 3, 64, 64)}, keyword=False, dynamic_batch=True)

@@ -298,6 +298,7 @@ def between_int8(path: Path) -> OnnxModel:
     return OnnxModel(path, (specs[0],), (specs[1],), 20)
 
 
+@pytest.mark.thorough
 def test_layers_left_in_float32_between_int8_ones_are_told_of_engines_of_tensorrt(
     tmp_path: Path,
 ) -> None:

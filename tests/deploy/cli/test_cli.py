@@ -587,6 +587,7 @@ def test_compare_needs_no_torch(lean: Lean, tmp_path: Path) -> None:
     assert "\x1b" not in done.stdout
 
 
+@pytest.mark.thorough
 def test_bench_needs_no_torch_and_is_plain_in_a_pipe(lean: Lean, pristine: Path) -> None:
     done = lean("-m", "deploy", "bench", pristine, "--measure-seconds", "0.5", "--threads", "1")
     assert done.returncode == 0, done.stderr

@@ -100,6 +100,7 @@ def test_a_file_that_is_no_model(cli: Cli, content: bytes, words: tuple[str, ...
     _refused(cli, "model.pt", "--input", "1x4", words=words)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("onnxruntime_alone")
 def test_a_class_that_is_not_trusted_is_named_with_the_command_that_works(
     cli: Cli, own: str

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 COMMAND = """
 import sys
 import warnings
@@ -25,6 +27,7 @@ deploy.cli.main()
 """
 
 
+@pytest.mark.thorough
 def test_a_padded_encoder_of_torch_runs_without_a_word_on_nested_tensors() -> None:
     ended = subprocess.run(
         [sys.executable, "-c", COMMAND], capture_output=True, text=True, timeout=120

@@ -50,6 +50,7 @@ def measure_delays(trace: Trace, log: Path, stall: float) -> float:
     return float(trace.lateness.max() + np.loadtxt(log).sum() - stall)
 
 
+@pytest.mark.thorough
 def test_a_stall_is_in_the_latencies_of_all_who_came_meanwhile(tmp_path: Path) -> None:
     with run_planted("--stall", 1.0, "--stall-at", 100, "--log", tmp_path / "log") as url:
         trace = run(url, rate=100.0, seconds=5.0, arrivals="fixed")

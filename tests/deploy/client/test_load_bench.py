@@ -116,6 +116,7 @@ def test_a_file_that_cannot_be_written_is_said(cli: Cli, tmp_path: Path) -> None
     assert "file.json cannot be written" in err
 
 
+@pytest.mark.thorough
 def test_it_needs_no_torch(lean: Lean) -> None:
     with run_planted() as url:
         done = lean("-m", "deploy", "bench", "--url", url, "--seconds", "0.2")

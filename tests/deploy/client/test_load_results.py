@@ -53,6 +53,7 @@ def test_what_never_changes_has_an_interval_of_no_width() -> None:
         assert interval == pytest.approx((value, value), rel=1e-12)
 
 
+@pytest.mark.thorough
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     hits = 0
     for seed in range(40):

@@ -143,6 +143,7 @@ def test_a_bundle_with_nothing_to_run_is_refused(pristine: Path, asked: Recorder
         bench_bundle(bundle, SETTINGS)
 
 
+@pytest.mark.thorough
 def test_an_onnx_file_is_measured_in_all_that_can_open_it(tiny_onnx: Path, asked: Recorder) -> None:
     found = bench_onnx(tiny_onnx, SETTINGS, batch=5, threads=1)
     assert found.baseline == "onnxruntime-fp32"

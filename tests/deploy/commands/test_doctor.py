@@ -146,6 +146,7 @@ def test_brackets_and_escapes_are_printed_as_they_are() -> None:
     assert "\x1b" not in text
 
 
+@pytest.mark.thorough
 def test_doctor_needs_no_torch(pristine: Path, lean: Lean) -> None:
     done = lean("-m", "deploy", "doctor", pristine)
     assert (done.returncode, done.stderr) == (0, "")
@@ -155,6 +156,7 @@ def test_doctor_needs_no_torch(pristine: Path, lean: Lean) -> None:
     assert "\x1b" not in done.stdout
 
 
+@pytest.mark.thorough
 def test_a_winner_that_cannot_be_opened_is_not_sound(tmp_path: Path, lean: Lean) -> None:
     target = tmp_path / "openvino.deploy"
     with stage_bundle(target) as stage:

@@ -83,6 +83,7 @@ def spoil(path: Path) -> None:
     onnx.save(model, path)
 
 
+@pytest.mark.thorough
 def test_an_engine_that_waited_is_judged_measured_and_recorded(bundle_path: Path) -> None:
     path = waiting(bundle_path, "openvino-fp32")
     pytest.importorskip("openvino", reason="needs OpenVINO")
@@ -135,6 +136,7 @@ def test_what_fails_its_parity_leaves_the_bundle_with_its_files(bundle_path: Pat
         np.testing.assert_allclose(engine({"x": x})["logits"], answer(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_int8_is_not_passed_without_data_and_is_with_it(bundle_path: Path, tmp_path: Path) -> None:
     path = waiting(bundle_path, "onnxruntime-int8")
     data = tmp_path / "data.npz"
@@ -168,6 +170,7 @@ def test_what_cannot_be_finished_here_is_said_and_changes_nothing(bundle_path: P
     assert read_bundle(path).manifest.engines["tensorrt-fp16"] == UNBUILT
 
 
+@pytest.mark.thorough
 def test_the_rest_waits_on_where_one_can_be_finished(bundle_path: Path) -> None:
     if read_gpu() is not None:
         pytest.skip("there is a GPU")
@@ -196,6 +199,7 @@ def test_a_bundle_without_anything_that_waits_is_refused(bundle_path: Path) -> N
         finish(bundle_path, QUICK)
 
 
+@pytest.mark.thorough
 def test_the_command_prints_what_became_of_each(cli, bundle_path: Path) -> None:
     pytest.importorskip("openvino", reason="needs OpenVINO")
     path = waiting(bundle_path, "openvino-fp32")

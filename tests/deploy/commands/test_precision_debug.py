@@ -119,6 +119,7 @@ def vanishing(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return make_bundle(weights, tmp_path_factory.mktemp("vanishing") / "chain.deploy")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_the_layer_that_int8_ruins_is_named(outlier: Bundle, engine: str) -> None:
     config = BuildConfig(min_sqnr=8.0)
@@ -207,6 +208,7 @@ def test_samples_set_apart_alone_calibrate(outlier: Bundle, tmp_path: Path) -> N
     assert "calibrated on 12 other samples" in found[1.0].made
 
 
+@pytest.mark.thorough
 def test_int8_is_made_as_the_build_made_it(outlier: Bundle, tmp_path: Path) -> None:
     config = BuildConfig(data=str(write_data(tmp_path, samples=64)))
     shutil.copytree(outlier.path, tmp_path / "made-up.deploy")

@@ -149,6 +149,7 @@ def test_a_worse_engine_fails_its_gate_on_data(bundle_path: Path, data: Path) ->
     assert results["openvino-fp32"].holds
 
 
+@pytest.mark.thorough
 def test_the_sample_count_is_that_of_the_options(pristine: Path, data: Path) -> None:
     config = BuildConfig(evaluation_samples=310)
     result = verify(read_bundle(pristine), data=str(data), config=config)[0]
@@ -175,6 +176,7 @@ def test_data_without_a_float32_model_to_compare_with_is_refused(
         verify(bundle, data=str(data))
 
 
+@pytest.mark.thorough
 def test_verify_needs_no_torch(pristine: Path, data: Path, lean: Lean) -> None:
     done = lean("-m", "deploy", "verify", pristine, "--data", data)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -17,6 +17,7 @@ _VALUES = st.recursive(
 )
 
 
+@pytest.mark.thorough
 @given(st.dictionaries(_KEYS, _VALUES, min_size=1, max_size=4))
 def test_any_values_survive(values: dict[str, object]) -> None:
     assert yaml.safe_load(render_yaml(values)) == values

@@ -23,7 +23,7 @@ from deploy.report import load_schema
 from deploy.reuse import data_key
 from export.images import ImageCall, ImageInput
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.thorough]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PREPARATION = "mean=0.485,0.456,0.406:std=0.229,0.224,0.225"

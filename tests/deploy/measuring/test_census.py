@@ -54,6 +54,7 @@ def _by_precision(census: Census) -> dict[str, int]:
     return {share.precision: share.macs for share in census.precisions if share.macs}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("engine", ENGINES)
 def test_all_macs_are_found_in_the_precision_of_the_file(tmp_path: Path, engine: str) -> None:
     net, model = classifier(tmp_path)

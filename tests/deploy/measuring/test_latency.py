@@ -387,6 +387,7 @@ def write_chain(path: Path, layers: int) -> str:
     return str(path)
 
 
+@pytest.mark.thorough
 def test_real_engines_are_ranked_right(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     with no_child_left():

@@ -20,6 +20,7 @@ def _no_memory() -> Iterator[None]:
     measure_peaks.cache_clear()
 
 
+@pytest.mark.thorough
 def test_peaks_are_plausible_figures_in_gmacs() -> None:
     with no_child_left():
         peaks = measure_peaks(threads=1)

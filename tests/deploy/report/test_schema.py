@@ -82,6 +82,7 @@ def _tables(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return []
 
 
+@pytest.mark.thorough
 def test_rejects_a_report_without_any_one_of_its_keys(
     validator: jsonschema.Draft202012Validator,
 ) -> None:

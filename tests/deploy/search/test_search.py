@@ -15,7 +15,7 @@ from deploy.bundle.folder import Bundle
 from deploy.config import BuildConfig
 from deploy.search.recovery import STEPS
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.thorough]
 
 QUICK = 0.5
 

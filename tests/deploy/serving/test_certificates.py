@@ -52,6 +52,7 @@ def replace(target: Path, source: Path) -> None:
     os.replace(copy, target)
 
 
+@pytest.mark.thorough
 def test_a_renewed_certificate_is_shown_over_http_and_grpc(
     pristine: Path, old: tuple[Path, Path], new: tuple[Path, Path]
 ) -> None:

@@ -71,6 +71,7 @@ def test_a_new_version_takes_over_under_load(pristine: Path, control: Path, cli:
     assert not control.exists()
 
 
+@pytest.mark.thorough
 def test_a_bundle_that_fails_changes_nothing(
     pristine: Path, bundle_path: Path, control: Path, cli: Cli
 ) -> None:
@@ -88,6 +89,7 @@ def test_a_bundle_that_fails_changes_nothing(
         assert server.infer("tiny", rows([1, 2, 3, 4]))[0] == 200
 
 
+@pytest.mark.thorough
 def test_versions_side_by_side_and_unloaded(pristine: Path, control: Path, cli: Cli) -> None:
     with serving(pristine, "--control", control) as server:
         flags: tuple[Any, ...] = ("ctl", "--control", control)
@@ -102,6 +104,7 @@ def test_versions_side_by_side_and_unloaded(pristine: Path, control: Path, cli: 
         assert (code, json.loads(out)["models"]) == (0, [])
 
 
+@pytest.mark.thorough
 def test_a_folder_that_is_a_version_is_loaded_as_that(
     pristine: Path, tmp_path: Path, control: Path, cli: Cli
 ) -> None:
@@ -155,6 +158,7 @@ def test_a_server_that_takes_long_is_not_told_to_be_gone(
             send_command(control, {"command": "load"})
 
 
+@pytest.mark.thorough
 def test_who_asks_and_goes_or_never_asks_leaves_no_error_in_the_log(
     pristine: Path, control: Path
 ) -> None:
@@ -207,6 +211,7 @@ def test_a_key_with_a_pass_phrase_is_refused_and_nobody_asked(
     assert (code, "has a pass phrase" in err) == (2, True)
 
 
+@pytest.mark.thorough
 def test_tls_and_its_files(pristine: Path, tmp_path: Path, cli: Cli) -> None:
     certificate, key = write_certificate(tmp_path)
     flags = ("--tls-cert", certificate, "--tls-key", key)

@@ -370,6 +370,7 @@ JSON = st.recursive(
 KEYS = ("name", "datatype", "shape", "data", "parameters")
 
 
+@pytest.mark.thorough
 @settings(max_examples=200)
 @given(
     changes=st.dictionaries(st.sampled_from(KEYS), JSON, max_size=3),

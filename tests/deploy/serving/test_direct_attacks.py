@@ -151,6 +151,7 @@ def test_of_many_requests_in_one_read_a_few_are_answered_before_others_have_a_tu
     assert max(answered) <= DIRECT_IN_A_READ
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("lines", WAYS.values(), ids=WAYS)
 def test_a_server_that_ends_waits_no_longer_than_it_may(
     identity_bundle: Path, script: Path, lines: tuple[str, ...]

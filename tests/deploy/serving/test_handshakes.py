@@ -4,11 +4,13 @@ import socket
 import ssl
 from pathlib import Path
 
+import pytest
 from servers import SILENCE_S, read_to_end, rows, serving, write_certificate
 
 SOON = ("--receive-timeout", "1")
 
 
+@pytest.mark.thorough
 def test_a_handshake_that_never_comes_is_given_up(pristine: Path, tmp_path: Path) -> None:
     certificate, key = write_certificate(tmp_path)
     flags = ("--tls-cert", certificate, "--tls-key", key)

@@ -171,6 +171,7 @@ def streams(draw: st.DrawFn) -> list[bytes]:
     return [data[i:j] for i, j in zip([0, *cuts], [*cuts, len(data)], strict=True) if i < j]
 
 
+@pytest.mark.thorough
 @settings(max_examples=150, derandomize=True)
 @given(reads=streams())
 def test_whatever_comes_is_answered_as_without_a_memory(
@@ -278,6 +279,7 @@ def test_a_probe_of_the_parser_agrees_with_it() -> None:
     assert recalled[1] == ends.at
 
 
+@pytest.mark.thorough
 def test_an_idle_connection_is_kept_as_long_as_was_asked(identity_bundle: Path) -> None:
     """One timer serves many requests; it counts from the last."""
     with (

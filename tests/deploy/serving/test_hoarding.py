@@ -195,6 +195,7 @@ def test_who_leaves_while_a_large_answer_is_written_leaves_nothing_behind(
     wait_until(lambda: held(echo) == 0 and is_alone(echo))
 
 
+@pytest.mark.thorough
 def test_a_large_answer_as_json_keeps_nobody_waiting(echo: Server) -> None:
     """Writing millions of numbers takes most of a second; health is told many times meanwhile."""
     given = np.random.default_rng(0).uniform(1, 2, 3 * MIB).astype(np.float32)
@@ -290,6 +291,7 @@ def test_the_text_of_a_large_answer_counts_as_held_while_it_is_written(
     assert b"holds as many bytes" in body
 
 
+@pytest.mark.thorough
 def test_requests_that_wait_behind_another_are_few(echo: Server) -> None:
     """Thousands sent at once are all answered, and no more than a read of the socket is held."""
     body = json.dumps(SMALL).encode()

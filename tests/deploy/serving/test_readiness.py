@@ -212,6 +212,7 @@ def test_a_bundle_that_is_not_what_it_was_is_live_and_not_ready(bundle_path: Pat
         assert server.stop() == 0
 
 
+@pytest.mark.thorough
 def test_a_winner_that_cannot_be_opened_is_replaced_and_that_is_said(torch_bundle: Path) -> None:
     """The winner is the user's own file, which needs trust that is not given here."""
     with serving(torch_bundle) as server:

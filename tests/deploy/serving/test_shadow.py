@@ -116,6 +116,7 @@ def test_a_reference_that_does_not_come_back_is_not_waited_for() -> None:
     gate.set()
 
 
+@pytest.mark.thorough
 def test_a_server_shows_it_in_its_metrics(pristine: Path) -> None:
     labels = '{model="tiny",version="1"}'
     with serving(pristine, "--shadow", "1") as server:

@@ -123,6 +123,7 @@ def test_a_worker_that_took_requests_waits_little_however_often_it_dies(tmp_path
     assert (worker.wait_s, worker.deaths) == (0, 11)
 
 
+@pytest.mark.thorough
 def test_what_lies_there_since_the_start_is_not_served_beside_what_was_there(
     bundle_path: Path, tmp_path: Path
 ) -> None:
@@ -147,6 +148,7 @@ def test_what_lies_there_since_the_start_is_not_served_beside_what_was_there(
         assert server.stop() == 0
 
 
+@pytest.mark.thorough
 def test_where_no_worker_is_left_and_the_bundle_is_another_the_server_ends(
     bundle_path: Path,
 ) -> None:
@@ -231,6 +233,7 @@ def doubtful(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     return flag, {"PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT), before))}
 
 
+@pytest.mark.thorough
 def test_a_worker_that_is_not_ready_leaves_requests_to_those_that_are(
     pristine: Path, doubtful: tuple[Path, dict[str, str]]
 ) -> None:
@@ -251,6 +254,7 @@ def test_a_worker_that_is_not_ready_leaves_requests_to_those_that_are(
         assert server.stop() == 0
 
 
+@pytest.mark.thorough
 def test_of_workers_that_start_together_none_that_is_not_ready_stays(
     pristine: Path, doubtful: tuple[Path, dict[str, str]]
 ) -> None:
@@ -268,6 +272,7 @@ def test_of_workers_that_start_together_none_that_is_not_ready_stays(
         assert server.stop() == 0
 
 
+@pytest.mark.thorough
 def test_where_no_worker_is_ready_each_says_so(bundle_path: Path) -> None:
     spoil_golden(bundle_path, 2.0)
     server = Server(bundle_path, "--workers", "2")
@@ -317,6 +322,7 @@ def test_a_worker_that_cannot_be_started_leaves_the_others_alone(
         worker.process.communicate()
 
 
+@pytest.mark.thorough
 def test_a_signal_to_all_processes_at_once_leaves_the_drain_as_long(pristine: Path) -> None:
     """As systemd and a terminal send it; a second one to the supervisor ends it after all."""
     server = Server(pristine, "--workers", "2", "--drain", "1000")
@@ -376,6 +382,7 @@ def test_a_port_of_grpc_that_a_server_has_just_left_is_taken(pristine: Path) -> 
     Supervisor(find_bundles([pristine]), options)._check_grpc_port()
 
 
+@pytest.mark.thorough
 def test_a_worker_that_is_stopped_is_killed_and_replaced(pristine: Path, tmp_path: Path) -> None:
     script = tmp_path / "impatient.py"
     script.write_text(
@@ -396,6 +403,7 @@ def test_a_worker_that_is_stopped_is_killed_and_replaced(pristine: Path, tmp_pat
         assert server.stop() == 0
 
 
+@pytest.mark.thorough
 def test_workers_end_where_their_supervisor_was_killed(pristine: Path) -> None:
     server = Server(pristine, "--workers", "2")
     pids = wait_for_workers(server, 2)

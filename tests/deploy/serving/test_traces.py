@@ -246,6 +246,7 @@ def test_what_a_silent_collector_leaves_is_dropped_and_counted() -> None:
         assert len(collector.spans) == sender.counts.sent
 
 
+@pytest.mark.thorough
 def test_the_last_traces_are_sent_before_the_server_ends(pristine: Path) -> None:
     with collecting() as collector:
         with serving(pristine, "--traces", collector.url) as server:
@@ -255,6 +256,7 @@ def test_the_last_traces_are_sent_before_the_server_ends(pristine: Path) -> None
         assert len(collector.wait_for(5)) == 5
 
 
+@pytest.mark.thorough
 def test_a_collector_that_hangs_does_not_keep_the_server_from_ending(pristine: Path) -> None:
     with collecting() as collector:
         collector.speaks.clear()
@@ -277,6 +279,7 @@ def test_nothing_of_it_is_there_where_nobody_asks(pristine: Path) -> None:
         assert "traces" not in names
 
 
+@pytest.mark.thorough
 def test_opentelemetrys_own_variables_ask_for_traces(pristine: Path) -> None:
     with collecting() as collector:
         env = {

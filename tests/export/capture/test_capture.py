@@ -219,6 +219,7 @@ ONE_PIECE = {
 """Kernels of torch that ONNX has no form of."""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("strict", [False, True])
 def test_transformer_with_a_mask_is_captured(strict):
     torch.manual_seed(0)

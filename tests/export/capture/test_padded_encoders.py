@@ -33,6 +33,7 @@ HOLE = make_padding(6, 3, 5)
 HOLE[1, 0] = True
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("norm", "mask_check", "as_float"), combine([False, True], [True, False], [False, True])
 )
@@ -69,6 +70,7 @@ def test_padding_is_kept_where_the_encoder_is_told_to_keep_it() -> None:
     assert relative_error(found, eager) < 1e-6
 
 
+@pytest.mark.thorough
 def test_capture_leaves_the_encoder_as_it_was() -> None:
     net, forward = make_net(norm=True), nn.TransformerEncoder.forward
     feeds = {"x": torch.randn(3, 6, 8), "padding": make_padding(6, 3, 5)}

@@ -69,6 +69,7 @@ class Projected(nn.Module):
         return steps
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("static", [False, True])
 def test_an_lstm_with_a_projection_is_named_and_no_batch_size_is_asked_for(

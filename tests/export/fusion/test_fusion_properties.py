@@ -190,6 +190,7 @@ def assemble(case: Case) -> nn.Module:
     return trees.Apply(lambda x, w: convolve(F.pad(x, amounts), w, bias, reach.strides), weight)
 
 
+@pytest.mark.thorough
 def test_mergeable_trees_equal_the_convolution_of_their_impulse_response(drawn):
     merging = [case for case in drawn if case.mergeable]
     assert len(merging) >= 100

@@ -1,5 +1,6 @@
 import random
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -81,6 +82,7 @@ def sketch_and_make(seed: int) -> tuple[LinearMap, LinearMap]:
     return made[0], made[1]
 
 
+@pytest.mark.thorough
 def test_cost_without_weights_is_that_with_weights_that_have_no_zeros():
     narrow = 0
     for seed in range(400):

@@ -78,6 +78,7 @@ def test_every_batch_is_pooled_as_in_torch(pool, size, shape, operators, tmp_pat
         np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_openvino_pools_windows_of_different_lengths(tmp_path):
     x = torch.randn(3, 4, 10, 7, generator=torch.Generator().manual_seed(1))
     path = export(Pooled(MAX2, (4, 6)), x, tmp_path)

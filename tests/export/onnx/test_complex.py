@@ -136,6 +136,7 @@ class Operator(nn.Module):
         return torch.fft.irfft2(out, s=x.shape[-2:])
 
 
+@pytest.mark.thorough
 def test_an_operator_with_complex_weights_is_exported_with_any_batch(tmp_path):
     net = Operator()
     program = capture(net, {"x": draw(2, 4, 10, 7)}, keyword=False, dynamic_batch=True)

@@ -199,6 +199,7 @@ class Everything(nn.Module):
         )
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:index_reduce")
 def test_all_of_them_are_exported_with_any_batch(tmp_path):
     x, net = draw(2, 4, 6).float(), Everything().eval()
@@ -222,6 +223,7 @@ class Attended(nn.Module):
         return joined.reshape(-1, 6).cumprod(-1).unflatten(0, (-1, 4))
 
 
+@pytest.mark.thorough
 def test_what_was_a_view_is_none_of_another_layout(tmp_path):
     x = draw(2, 4, 6).float()
     program = capture(Attended(), {"x": x}, keyword=False, dynamic_batch=True)
@@ -291,6 +293,7 @@ class Angles(nn.Module):
         return torch.atan2(x[:, 1::2], x[:, ::2]), value.log().imag, root
 
 
+@pytest.mark.thorough
 def test_angles_of_zeros_and_of_negative_numbers_are_right_in_a_file(tmp_path):
     numbers = [0.0, -0.0, 1.0, -1.0, 2.5, -2.5, 1e-30, -1e-30]
     pairs_of = [(y, x) for x in numbers for y in numbers]

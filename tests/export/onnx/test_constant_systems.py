@@ -139,6 +139,7 @@ def test_the_variance_of_a_gaussian_process_stays_one(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, net.double()(x.double()).detach(), atol=1e-4, rtol=0)
 
 
+@pytest.mark.thorough
 def test_factors_of_other_types_and_in_a_batch_of_one_are_inverted_too(tmp_path: Path) -> None:
     class Factored(nn.Module):
         def __init__(self) -> None:
@@ -171,6 +172,7 @@ def test_factors_of_other_types_and_in_a_batch_of_one_are_inverted_too(tmp_path:
         np.testing.assert_allclose(found, exact, rtol=1e-5, atol=2e-6 * np.abs(exact).max())
 
 
+@pytest.mark.thorough
 def test_a_matrix_of_each_sample_is_eliminated(tmp_path: Path) -> None:
     """Several stored matrices as well, where each solves for its own vector."""
 

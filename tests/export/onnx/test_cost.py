@@ -65,6 +65,7 @@ def test_layer_costs_its_closed_form_at_any_batch(tmp_path, name):
         assert cost.parameter_bytes == 4 * stored
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
 def test_what_follows_an_enlarged_map_of_any_size_is_counted(tmp_path, mode):
     net = nn.Sequential(

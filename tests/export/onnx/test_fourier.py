@@ -307,6 +307,7 @@ def _export(net: nn.Module, x: Tensor, path: Path) -> OnnxModel:
     return to_onnx(program, path, input_names=["x"], output_names=["y"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("size", [40, 400])
 def test_both_engines_hear_and_say_what_torch_does_and_int8_leaves_the_waves(size, tmp_path):
     torch.manual_seed(0)
@@ -354,6 +355,7 @@ class GlobalFilter(nn.Module):
         return fft.irfft2(spectrum, s=(5, 5), dim=(1, 2), norm="ortho").view(x.shape)
 
 
+@pytest.mark.thorough
 def test_what_comes_back_is_viewed_as_torch_orders_it(tmp_path):
     net = GlobalFilter()
     program = capture(net, {"x": draw(2, 25, 8)}, keyword=False, dynamic_batch=True)
@@ -366,6 +368,7 @@ def test_what_comes_back_is_viewed_as_torch_orders_it(tmp_path):
         np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_spectra_of_float64_are_left_since_onnx_runtime_convolves_no_doubles(tmp_path):
     net = Heard({"n_fft": 16, "window": HANN}).double()
     x = draw(2, 50).double()
@@ -403,6 +406,7 @@ class Loudness(nn.Module):
         return torch.log1p(spectrum.abs())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("net", "rows", "lengths"),
     [

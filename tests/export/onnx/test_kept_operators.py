@@ -147,6 +147,7 @@ print(*counts)
 """
 
 
+@pytest.mark.thorough
 def test_the_second_export_of_a_process_reads_nothing_and_is_the_same(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, tmp_path], capture_output=True, text=True, check=True

@@ -50,6 +50,7 @@ def list_kernels() -> tuple[dict[Any, Any], dict[Any, Any]]:
     return kernels, dict(fake_impls.op_implementations_dict)
 
 
+@pytest.mark.thorough
 def test_files_are_the_same_as_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [write(tmp_path / f"{number}.onnx") for number in range(2)]
     assert kept_overrides._KEPT

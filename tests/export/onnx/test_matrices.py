@@ -124,6 +124,7 @@ def export(net: nn.Module, x: Tensor, path: Path, *names: str) -> onnxruntime.In
     return onnxruntime.InferenceSession(path / "m.onnx")
 
 
+@pytest.mark.thorough
 def test_matrices_of_every_sample_are_exported_with_any_batch(tmp_path: Path) -> None:
     session = export(Gaussian(), draw(2, 3, 5).float(), tmp_path, "a", "b", "c")
     for batch in (1, 3):

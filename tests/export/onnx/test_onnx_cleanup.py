@@ -133,6 +133,7 @@ class Queried(nn.Module):
         return self.attention(self.queries.expand(x.shape[0], -1, -1), x, x)[0]
 
 
+@pytest.mark.thorough
 def test_weights_that_are_cut_out_of_one_are_stored_and_run_in_int8(tmp_path: Path) -> None:
     net = Queried().eval()
     feeds = {"x": torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(1))}
@@ -171,6 +172,7 @@ class Decoder(nn.Module):
         return x + self.second(x, x, x, need_weights=False)[0]
 
 
+@pytest.mark.thorough
 def test_projections_of_queries_and_of_a_memory_have_constant_weights(tmp_path: Path) -> None:
     net = Decoder().eval()
     assert torch.equal(net.first.in_proj_bias, net.second.in_proj_bias)
@@ -197,6 +199,7 @@ def test_projections_of_queries_and_of_a_memory_have_constant_weights(tmp_path: 
     assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
 
 
+@pytest.mark.thorough
 def test_a_weight_that_is_split_and_returned_is_both(tmp_path: Path) -> None:
     class Returned(Queried):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

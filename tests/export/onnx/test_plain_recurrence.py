@@ -58,6 +58,7 @@ def assert_exported(net, feeds, path, operator, layers):
                 assert np.abs(found - wanted.numpy()).max() < 2e-5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("layers", "bias", "nonlinearity"), combine([1, 2], [True, False], ["tanh", "relu"])
 )

@@ -26,6 +26,7 @@ class Recurrent(nn.Module):
         return self.head(self.layer(x)[0].mean(1))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "directions"), combine([nn.LSTM, nn.GRU, nn.RNN], [2, 1], together=1)
 )

@@ -85,6 +85,7 @@ NETS = {
 OFTEN = {"steps", "groups", "signal", "enlarged", "compared", "same size"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name", [name if name in OFTEN else sometimes(name) for name in NETS], ids=list(NETS)
 )

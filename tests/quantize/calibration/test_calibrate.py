@@ -294,6 +294,7 @@ print(json.dumps({"samples": ranges.samples, "peak": peak, "torch": "torch" in s
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("observer", [AUTO])
 def test_memory_does_not_grow_with_the_samples(tmp_path: Path, observer: str) -> None:
     net = Net(3, 32, 32)

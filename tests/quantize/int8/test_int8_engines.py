@@ -190,6 +190,7 @@ def _rtx_build(model: OnnxModel, *, batch: int = 4) -> int:
     return int(engine.nbytes)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("opset", [17, 20, 23])
 def test_tensorrt_builds_int8_fp16_and_both(tmp_path: Path, opset: int) -> None:
     net, model = classifier(tmp_path, opset=opset)
@@ -219,6 +220,7 @@ def test_tensorrt_builds_with_small_weights_transposed_convs_and_matmuls(tmp_pat
     assert _rtx_build(result.model) > 0
 
 
+@pytest.mark.thorough
 def test_tensorrt_builds_a_transformer_block(tmp_path: Path) -> None:
     net = Net(6, 32)
     int8 = _quantize(net.save(tmp_path / "m.onnx", attention(net)), net, "tensorrt")
@@ -232,6 +234,7 @@ def test_tensorrt_refuses_the_x86_file(tmp_path: Path) -> None:
         _rtx_build(_quantize(model, net, "onnxruntime"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("opset", [18, 20])
 def test_what_torch_exports_is_quantized_for_both_targets(tmp_path: Path, opset: int) -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")

@@ -282,6 +282,7 @@ for path in sys.argv[2:]:
 """
 
 
+@pytest.mark.thorough
 def test_a_conv_without_bias_may_be_read_in_int8_and_in_float(tmp_path: Path) -> None:
     """OpenVINO 2026.4 gives zeros to int8 readers where sizes are open (0 dB).
 

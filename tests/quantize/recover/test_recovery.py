@@ -114,6 +114,7 @@ def test_batches_are_streamed_once_a_group_until_there_are_samples_enough(tmp_pa
     assert told[0] == Progress("recover", 1, 7, "stem")
 
 
+@pytest.mark.thorough
 def test_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
     net, model = classifier(tmp_path)
     ranges = calibrate(model, [net.feed(16)])
