@@ -11,6 +11,7 @@ from deploy.config import BuildConfig
 from deploy.engines.base import EngineSpec
 from deploy.engines.device import CUDA
 from deploy.idle_options import describe_idle
+from deploy.judging.accuracy import Accuracy
 from deploy.judging.class_scores import ClassScores
 from deploy.judging.eager import ON_CPU, EagerBaseline
 from deploy.judging.gates import Verdict
@@ -30,6 +31,7 @@ from deploy.report.wording import (
     format_percent,
     format_ratio,
     format_samples,
+    list_words,
 )
 from deploy.results import (
     CandidateResult,
@@ -38,6 +40,7 @@ from deploy.results import (
     decibels_json,
     gates_json,
     int8_holds,
+    labelled_json,
     spec_json,
 )
 from deploy.search.assignments import SearchReport
@@ -125,8 +128,7 @@ def make_report(
             "calibration_samples": len(problem.calibration),
             "evaluation_samples": len(problem.evaluation),
             "observer": choose_observer(problem, config),
-            "classes_of": problem.classes_of,
-            "classes_axis": problem.label_form.axis,
+            **labelled_json(problem.labelled),
             "labels": describe_reading(_list_parities(findings)),
         },
         "gates": gates_json(config.max_drop, config.min_sqnr),
@@ -163,14 +165,11 @@ def describe_verdict(findings: Findings) -> str:
     if high > WIDE * low:
         speed = f"{winner.name} is at least {format_ratio(low)}x faster than {eager}"
     interval = f"95% interval {format_ratio(low)} to {format_ratio(high)}"
-    accuracy = winner.parity.judged_accuracy
-    if accuracy is not None:
-        return (
-            f"{speed} ({interval}), with an {accuracy.measure} of "
-            f"{format_percent(accuracy.candidate)} against {format_percent(accuracy.reference)}"
-            f"{_describe_f1(accuracy.f1)}{_describe_rmse(accuracy.rmse)} on "
-            f"{format_samples(accuracy.samples)}."
-        )
+    judged = winner.parity.judged
+    if judged:
+        found = list_words([_describe_accuracy(n, a, len(judged) > 1) for n, a in judged.items()])
+        samples = max(accuracy.samples for accuracy in judged.values())
+        return f"{speed} ({interval}), with {found} on {format_samples(samples)}."
     where = "synthetic inputs" if findings.problem.kind == "synthetic" else "the evaluation data"
     return f"{speed} ({interval}), with {describe_outputs(winner.parity)} on {where}."
 
@@ -187,6 +186,16 @@ def describe_outputs(parity: ParityReport) -> str:
         return f"an output {worst.name!r} that is 0 in eager and not in the engine"
     error = "" if worst.integer else f" (an error of {format_error(worst.sqnr_db)})"
     return f"an output SQNR of {worst.sqnr_db:.1f} dB{error}"
+
+
+def _describe_accuracy(name: str, accuracy: Accuracy, several: bool) -> str:
+    """``an accuracy of 98.50% against 98.67%``, with the output where there are several."""
+    where = f" in {name!r}" if several else ""
+    return (
+        f"an {accuracy.measure}{where} of {format_percent(accuracy.candidate)} against "
+        f"{format_percent(accuracy.reference)}{_describe_f1(accuracy.f1)}"
+        f"{_describe_rmse(accuracy.rmse)}"
+    )
 
 
 def _describe_rmse(rmse: tuple[float, float] | None) -> str:
@@ -267,22 +276,14 @@ def _warnings(findings: Findings, config: BuildConfig) -> list[str]:
         warnings.append(findings.eager.warning)
     if (one_way := describe_one_way(findings.exported)) is not None:
         warnings.append(one_way)
-    kind, held = findings.problem.kind, findings.problem.classes_of
-    checked = _list_parities(findings)
-    accuracy = next((parity.accuracy for parity in checked), None)
+    kind, checked = findings.problem.kind, _list_parities(findings)
     if kind == "synthetic":
         warnings.append(
             "No --data was given: float engines were judged on synthetic inputs, and int8 is not "
             "judged at all. Pass --data with samples of what the model will see."
         )
-    elif held is not None and checked:
-        outputs = findings.problem.signature.outputs
-        others = [spec.name for spec in outputs if spec.name != held]
-        labels = warn_of_labels(accuracy, held, others)
-        warnings += [labels] if labels is not None else []
-        if accuracy is not None and accuracy.above_chance:
-            unseen = _describe_unseen(findings.problem, held)
-            warnings += [unseen] if unseen is not None else []
+    elif checked:
+        warnings += _describe_labels(findings.problem, checked[0])
     pairs = any(spec.shape.count(BATCH) > 1 for spec in findings.problem.signature.outputs)
     if pairs or any(parity.batch_dependent for parity in checked):
         warnings.append(
@@ -322,9 +323,21 @@ def _warnings(findings: Findings, config: BuildConfig) -> list[str]:
     return warnings
 
 
+def _describe_labels(problem: Problem, parity: ParityReport) -> list[str]:
+    """Why labels do not decide, or of which classes they say nothing, output by output."""
+    names = [spec.name for spec in problem.signature.outputs]
+    found = []
+    for held, accuracy in parity.accuracies.items():
+        named = held in problem.evaluation.labels_of
+        others = [] if named else [name for name in names if name != held]
+        found.append(warn_of_labels(accuracy, held, others))
+        found.append(_describe_unseen(problem, held) if accuracy.above_chance else None)
+    return [*dict.fromkeys(warning for warning in found if warning is not None)]
+
+
 def _describe_unseen(problem: Problem, held: str) -> str | None:
     """A warning of classes without a sample, where each has one label and a score a class."""
-    labels = problem.evaluation.labels
+    labels = problem.evaluation.find_labels(held)
     spec = next(spec for spec in problem.signature.outputs if spec.name == held)
     sizes = [size for size in spec.shape[1:] if size != 1]
     classes = sizes[0] if len(sizes) == 1 else None

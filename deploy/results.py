@@ -1,7 +1,7 @@
 """What became of every candidate, and the report of a build as plain values for JSON."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from deploy.engines.base import EngineSpec
 from deploy.engines.device import CPU, CUDA, runs_on_gpu
 from deploy.judging.accuracy import Accuracy
 from deploy.judging.gates import MIN_SQNR_DB, DataKind, Verdict
+from deploy.judging.layouts import LabelledOutput
 from deploy.judging.output_parity import OutputParity
 from deploy.judging.parity import ParityReport
 from deploy.measuring.census import Census
@@ -131,6 +132,18 @@ def gates_json(max_drop: float, min_sqnr: float | None) -> dict[str, Any]:
     return {"max_drop": max_drop, "min_sqnr_db": sqnr}
 
 
+def labelled_json(labelled: Sequence[LabelledOutput]) -> dict[str, Any]:
+    """The output that labels were held against, and how; all of them where there are several."""
+    first = labelled[0] if labelled else None
+    found = {
+        "classes_of": None if first is None else first.name,
+        "classes_axis": None if first is None else first.form.axis,
+    }
+    if len(labelled) < 2:
+        return found
+    return {**found, "labelled": [{"output": e.name, "axis": e.form.axis} for e in labelled]}
+
+
 def control_json(report: LatencyReport) -> dict[str, Any]:
     """The A/A control as plain values."""
     return {"ratio": report.control, "ci95": list(report.control_ci95)}
@@ -147,6 +160,8 @@ def _parity_json(result: CandidateResult, kind: DataKind) -> dict[str, Any] | No
     parity, verdict = result.parity, result.verdict
     if parity is None or verdict is None:
         return None
+    main = parity.main_accuracy
+    several = {name: _accuracy_json(accuracy) for name, accuracy in parity.judged.items()}
     return {
         "passed": verdict.passed,
         "gate": verdict.gate,
@@ -158,7 +173,8 @@ def _parity_json(result: CandidateResult, kind: DataKind) -> dict[str, Any] | No
             for seen in parity.sizes_checked
         ],
         "outputs": [_output_json(output) for output in parity.outputs],
-        "accuracy": _accuracy_json(parity.judged_accuracy),
+        "accuracy": None if main is None else _accuracy_json(main),
+        **({"accuracies": several} if len(parity.accuracies) > 1 else {}),
     }
 
 
@@ -181,9 +197,7 @@ def _output_json(output: OutputParity) -> dict[str, Any]:
     }
 
 
-def _accuracy_json(accuracy: Accuracy | None) -> dict[str, Any] | None:
-    if accuracy is None:
-        return None
+def _accuracy_json(accuracy: Accuracy) -> dict[str, Any]:
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in asdict(accuracy).items()

@@ -1,6 +1,6 @@
 """What a build is given, settled: the module, its call, its inputs, its data."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from deploy.engines.device import CPU
 from deploy.full_disk import explain_full
 from deploy.inputs.batch_axis import TRACE_BATCH, to_tensors, warn_of_static
 from deploy.inputs.data import ArrayRows, Dataset, open_data, split_checked
-from deploy.inputs.data_files import LABELS
+from deploy.inputs.dataset import LABELS
 from deploy.inputs.declared import parse_input, synthetic_feeds
 from deploy.inputs.signatures import (
     SettledCall,
@@ -23,9 +23,8 @@ from deploy.inputs.signatures import (
 )
 from deploy.judging.checking import CheckPlan, run_reference
 from deploy.judging.gates import DataKind
-from deploy.judging.label_choice import ClassOutput, choose_class_output
-from deploy.judging.labels import find_readings
-from deploy.judging.layouts import LabelForm
+from deploy.judging.labelled_outputs import Labelling, choose_labelled
+from deploy.judging.layouts import LabelledOutput
 from deploy.judging.reference import run_eager
 from deploy.judging.repeats import check_repeats
 from deploy.judging.rows import Outputs
@@ -54,8 +53,7 @@ class Problem:
         kind: what the evaluation data is worth.
         given_batch: the leading size of the inputs as given.
         static_batch: the only batch size of every engine; None: dynamic.
-        classes_of: the output that labels are held against; None without labels.
-        label_form: how that is read beside labels of places.
+        labelled: the outputs that labels are held against; none without labels.
         high: upper bounds for synthetic integers, by input.
         images: which inputs take uint8 images; `module` is then an `ImageModel` around the user's.
         row_bytes: of the largest value that the float32 model makes of one sample; 0: not known.
@@ -76,12 +74,11 @@ class Problem:
     evaluation: Dataset
     kind: DataKind
     source: str | None
-    classes_of: str | None
+    labelled: tuple[LabelledOutput, ...]
     high: dict[str, int]
     seed: int
     warnings: tuple[str, ...]
     images: ImageCall | None = None
-    label_form: LabelForm = field(default_factory=LabelForm)
     row_bytes: int = 0
 
     def trace_rows(self) -> Feeds:
@@ -120,9 +117,8 @@ class Problem:
         inputs = self.signature.inputs
         return CheckPlan(
             self.static_batch,
-            self.classes_of,
+            self.labelled,
             inputs=inputs,
-            label_form=self.label_form,
             row_bytes=self.row_bytes,
         )
 
@@ -198,7 +194,7 @@ def open_problem(model: Path | str | nn.Module, config: BuildConfig, scratch: Pa
     if call.images is not None:
         module, program = call.module, None
     calibration, evaluation, kind = _split(data, call, config)
-    classes = _choose_classes(module, call, data, evaluation, config.classes)
+    labelling = _choose_labelled(module, call, data, evaluation, config.classes)
     return Problem(
         name=name,
         module=module,
@@ -215,12 +211,11 @@ def open_problem(model: Path | str | nn.Module, config: BuildConfig, scratch: Pa
         evaluation=evaluation,
         kind=kind,
         source=config.data,
-        classes_of=classes.name,
+        labelled=labelling.outputs,
         high=call.high,
         seed=config.seed,
-        warnings=(*loaded_warnings, *call.warnings, *classes.warnings),
+        warnings=(*loaded_warnings, *call.warnings, *labelling.warnings),
         images=call.images,
-        label_form=classes.form,
     )
 
 
@@ -261,20 +256,20 @@ def _open(config: BuildConfig, module: nn.Module) -> Dataset | None:
     limit = config.calibration_samples + config.evaluation_samples
     shapes = [parse_input(text).shape for text in config.inputs]
     images = config.images_for(shapes, uint8=bool(config.image_input))
-    takes_y = _takes_y(config, module)
-    return open_data(config.data, images=images, input_names=None, limit=limit, takes_y=takes_y)
+    taken = _list_taken(config, module)
+    return open_data(config.data, images=images, input_names=None, limit=limit, taken=taken)
 
 
-def _takes_y(config: BuildConfig, module: nn.Module) -> bool:
-    """Whether ``y`` is an input and no labels: one of ``--input``, or one of several of forward.
+def _list_taken(config: BuildConfig, module: nn.Module) -> set[str]:
+    """Arrays that are inputs and no labels, called ``y`` as well: of ``--input``, or of forward.
 
-    The only input of a model is `x` in the data, whatever forward calls it.
+    The only input of a model is `x` in the data, where forward calls it ``y``.
     """
-    names = [parse_input(text).name for text in config.inputs]
-    if any(names):
-        return LABELS in names
-    needed = list_needed(module)
-    return LABELS in needed and len(needed) > 1
+    names = {spec.name for spec in map(parse_input, config.inputs) if spec.name is not None}
+    if names:
+        return names
+    needed = {*list_needed(module)}
+    return needed - {LABELS} if len(needed) == 1 else needed
 
 
 def _split(
@@ -290,7 +285,7 @@ def _split(
         return synthetic[0], synthetic[1], "synthetic"
     at_best = tuple(replace(s, shape=(s.shape[0], *s.with_batch(1)[1:])) for s in signature.inputs)
     split = split_checked(data, config, at_best)
-    kind: DataKind = "unlabelled" if split.evaluation.labels is None else "labelled"
+    kind: DataKind = "labelled" if split.evaluation.is_labelled else "unlabelled"
     return split.calibration.bind(signature.inputs), split.evaluation.bind(signature.inputs), kind
 
 
@@ -302,21 +297,23 @@ def _synthetic_dataset(
     return Dataset(rows, None, "synthetic", named=True)
 
 
-def _choose_classes(
+def _choose_labelled(
     module: nn.Module,
     call: SettledCall,
     data: Dataset | None,
     evaluation: Dataset,
     named: str | None,
-) -> ClassOutput:
-    """The output that the labels are held against; the name that was given is checked always."""
-    plan = CheckPlan(call.given_batch if call.static else None)
-    source = evaluation if data is None else data
-    found = find_readings(source, call.signature.outputs, plan, named=named)
+) -> Labelling:
+    """The outputs that labels are held against; the name that was given is checked always."""
 
     def run(feeds: Feeds) -> Outputs:
         return run_eager(module, call.signature, feeds)
 
-    return choose_class_output(
-        found, lambda feeds: run_reference(run, feeds, evaluation.source), evaluation, plan
+    return choose_labelled(
+        evaluation if data is None else data,
+        evaluation,
+        call.signature.outputs,
+        lambda feeds: run_reference(run, feeds, evaluation.source),
+        CheckPlan(call.given_batch if call.static else None),
+        named=() if named is None else (named,),
     )

@@ -167,6 +167,6 @@ def _judge(
         plan = plan_check(bundle, reference, dataset, config)
         plan = replace(plan, largest_batch=check.plan.largest_batch)
         found = compare_candidates(reference, {engine: check.remote}, dataset, plan, progress)
-    kind: DataKind = "unlabelled" if plan.classes_of is None else "labelled"
+    kind: DataKind = "labelled" if plan.labelled else "unlabelled"
     judged = judge_engine(replayed, found[engine], bundle, kind, config)
     return replace(judged, warnings=plan.warnings)

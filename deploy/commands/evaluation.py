@@ -1,5 +1,6 @@
 """The samples that engines of a bundle are judged on once more, and how its labels are read."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +12,8 @@ from deploy.engines.base import Feeds
 from deploy.engines.process import EngineProcess
 from deploy.inputs.data import CALLABLE_SAMPLES, Dataset, check_data, open_data
 from deploy.judging.checking import CheckPlan
-from deploy.judging.label_choice import choose_class_output
-from deploy.judging.labels import find_readings, join_sizes
+from deploy.judging.labelled_outputs import choose_labelled
+from deploy.judging.labels import join_sizes
 from deploy.judging.rows import Outputs
 from export.artifacts import TensorSpec
 from export.errors import ConfigError, DataError
@@ -69,19 +70,22 @@ def open_evaluation(bundle: Bundle, data: str, config: BuildConfig) -> Dataset:
 def plan_check(
     bundle: Bundle, reference: FloatReference, evaluation: Dataset, config: BuildConfig
 ) -> CheckPlan:
-    """How engines are compared; the labels are held against the output that the build chose."""
+    """How engines are compared; labels are held against the outputs that the build chose."""
     batch = bundle.manifest.inputs[0].shape[0]
     plan = CheckPlan(batch if isinstance(batch, int) else None, row_bytes=_measure_row(bundle))
-    recorded = None if config.classes else _named_in_build(bundle)
+    recorded = {} if config.classes else _named_in_build(bundle)
+    free = evaluation.labels is not None
+    kept = [text for name, text in recorded.items() if free or name in evaluation.labels_of]
+    named = [config.classes] if config.classes else kept
     try:
-        named = config.classes or recorded
-        found = find_readings(evaluation, reference.outputs, plan, named=named)
+        chosen = choose_labelled(
+            evaluation, evaluation, reference.outputs, reference, plan, named=named
+        )
     except ConfigError as error:
-        if recorded is None:
+        if config.classes:
             raise
-        raise DataError(_describe_misfit(evaluation, recorded)) from error
-    chosen = choose_class_output(found, reference, evaluation, plan)
-    return replace(plan, classes_of=chosen.name, label_form=chosen.form, warnings=chosen.warnings)
+        raise DataError(_describe_misfit(evaluation, kept)) from error
+    return replace(plan, labelled=chosen.outputs, warnings=chosen.warnings)
 
 
 def _measure_row(bundle: Bundle) -> int:
@@ -92,17 +96,22 @@ def _measure_row(bundle: Bundle) -> int:
     return count_row_bytes(proto, axes=axes)
 
 
-def _named_in_build(bundle: Bundle) -> str | None:
-    """The output, and the axis of its classes, that the build held labels against."""
+def _named_in_build(bundle: Bundle) -> dict[str, str]:
+    """The outputs that the build held labels against, each with the axis of its classes."""
     data = bundle.report()["data"]
-    name, axis = data["classes_of"], data.get("classes_axis")
-    return name if name is None or axis is None else f"{name}:{axis}"
+    first = {"output": data["classes_of"], "axis": data.get("classes_axis")}
+    found = data.get("labelled") or ([] if data["classes_of"] is None else [first])
+    return {
+        each["output"]: each["output"] + ("" if each["axis"] is None else f":{each['axis']}")
+        for each in found
+    }
 
 
-def _describe_misfit(evaluation: Dataset, recorded: str) -> str:
-    assert evaluation.labels is not None
+def _describe_misfit(evaluation: Dataset, recorded: Sequence[str]) -> str:
+    views = [view.labels for view in evaluation.view_labels().values()]
+    sizes = [join_sizes(("N", *labels.shape[1:])) for labels in views if labels is not None]
     return (
-        f"{evaluation.source}: the labels are {join_sizes(('N', *evaluation.labels.shape[1:]))}, "
-        f"which does not fit {recorded}, the output that the build held labels against. Save "
-        "labels of the form that the build had, or leave the labels out."
+        f"{evaluation.source}: the labels are {' and '.join(sizes)}, which does not fit "
+        f"{' and '.join(recorded)}, the output that the build held labels against. Save labels of "
+        "the form that the build had, or leave the labels out."
     )

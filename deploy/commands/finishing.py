@@ -173,7 +173,7 @@ def _judge(
         parity = check_candidates(reference, specs, evaluation, plan, work.progress)
     kind: DataKind = "synthetic"
     if real:
-        kind = "unlabelled" if plan.classes_of is None else "labelled"
+        kind = "labelled" if plan.labelled else "unlabelled"
     noise = recorded_noise(bundle)
     results = {}
     for name, entry in ready.items():

@@ -131,7 +131,7 @@ def verify(
         reference = FloatReference(process, bundle.manifest.outputs)
         plan = plan_check(bundle, reference, dataset, config)
         reports = check_candidates(reference, here, dataset, plan, progress)
-    kind: DataKind = "unlabelled" if plan.classes_of is None else "labelled"
+    kind: DataKind = "labelled" if plan.labelled else "unlabelled"
     return tuple(
         replace(
             judge_engine(result, reports[result.name], bundle, kind, config),

@@ -1,11 +1,12 @@
 """Calibration and evaluation data: what ``--data`` takes, how it is split and checked.
 
 - ``.npz`` or ``.pt``: arrays ``x`` and optionally ``y``, a class for each row, or for each place of
-  a map or a text, or 0 and 1 for several questions; or arrays named as the model's inputs. A
-  ``.pt`` may also hold one tensor or ``(x, y)``.
+  a map or a text, or 0 and 1 for several questions, or targets; or arrays named as the model's
+  inputs. Labels of several outputs are ``y_NAME`` for each. A ``.pt`` may also hold one tensor or
+  ``(x, y)``, where ``y`` may be a dict by output.
 - ``.npy``: one array, read from disk as it is needed.
 - A folder of images: one subfolder a class, in the order of their names; or images alone.
-- ``package.module:callable``: yields batches, each an array, ``(x, y)`` or a dict of arrays.
+- ``package.module:callable``: yields batches, each what a ``.pt`` may hold.
 
 Calibration and evaluation never share a row. Arrays ``calibration_x`` (``calibration_NAME`` for
 every input of a model with several) in an ``.npz`` or ``.pt`` say which rows to calibrate on: then
@@ -14,7 +15,7 @@ training samples and to judge on held-out ones. Without it, ``x`` is split by th
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,16 @@ import numpy as np
 
 from deploy.config import BuildConfig, ImageConfig
 from deploy.engines.base import Array
-from deploy.inputs.data_files import LABELS, check_arrays, read_arrays
+from deploy.inputs.data_files import check_arrays, read_arrays
 from deploy.inputs.data_images import open_images
-from deploy.inputs.dataset import ArrayRows, Dataset, describe_inputs, is_float
+from deploy.inputs.dataset import (
+    LABELS,
+    OWN_LABELS,
+    ArrayRows,
+    Dataset,
+    describe_inputs,
+    is_float,
+)
 from deploy.inputs.label_values import check_label_values, settle_labels
 from export.artifacts import TensorSpec
 from export.errors import DataError
@@ -73,7 +81,7 @@ def open_data(
     images: ImageConfig,
     input_names: Sequence[str] | None,
     limit: int = CALLABLE_SAMPLES,
-    takes_y: bool = False,
+    taken: Collection[str] = (),
 ) -> Dataset:
     """Open what ``--data`` names; see the top of this file. Float64 is read as float32.
 
@@ -82,7 +90,7 @@ def open_data(
         images: how images of a folder become arrays.
         input_names: the model's inputs, where they are known already.
         limit: samples that are taken from a callable; other sources are opened whole.
-        takes_y: `y` is an input of the model, and there are no labels.
+        taken: arrays that are inputs of the model, though they are called as labels are.
 
     Raises:
         DataError: the source is missing, of no known kind, damaged, empty, larger than the free
@@ -95,14 +103,14 @@ def open_data(
     arrays = read_arrays(source, limit=limit)
     names = tuple(input_names or ())
     apart = {key: arrays.pop(key) for key in list(arrays) if _is_apart(key, names)}
-    dataset = _group_arrays(arrays, source, names, takes_y=takes_y)
+    dataset = _group_arrays(arrays, source, names, taken)
     if not apart:
         return dataset
     calibration = _group_arrays(
         {key.removeprefix(CALIBRATION): value for key, value in apart.items()},
         f"{source} (calibration)",
         names,
-        takes_y=takes_y,
+        taken,
     )
     if calibration.specs() != dataset.specs():
         raise DataError(
@@ -212,20 +220,26 @@ def _is_apart(key: str, names: Sequence[str]) -> bool:
 
 
 def _group_arrays(
-    arrays: Mapping[str, Array], source: str, names: Sequence[str], *, takes_y: bool
+    arrays: Mapping[str, Array], source: str, names: Sequence[str], taken: Collection[str]
 ) -> Dataset:
     """A dataset of named arrays, after checks that need no values."""
     lone = len(names) == 1 and set(arrays) != {LABELS}  # that is x in the data, whatever its name
-    takes_y = takes_y or (LABELS in names and not lone)
-    inputs = {key: value for key, value in arrays.items() if key != LABELS or takes_y}
-    labels = None if LABELS in inputs else arrays.get(LABELS)
+    taken = {*taken, *(name for name in names if name != LABELS or not lone)}
+    inputs = {
+        key: value
+        for key, value in arrays.items()
+        if key in taken or (key != LABELS and not key.startswith(OWN_LABELS))
+    }
     if not inputs:
         raise DataError(f"{source}: there is no array of inputs. Save one as x.")
     check_arrays(arrays, source)
-    labels = labels if labels is None else settle_labels(labels)
+    settled = {key: settle_labels(arrays[key]) for key in arrays if key not in inputs}
+    labels = settled.pop(LABELS, None)
+    labels_of = {key.removeprefix(OWN_LABELS): values for key, values in settled.items()}
     rows = {key: ArrayRows(value, _read_dtype(value.dtype)) for key, value in inputs.items()}
     named = not (len(rows) == 1 and next(iter(rows)) in _UNNAMED)
-    dataset = _name_lone(Dataset(rows, labels, source, named=named), names)
+    dataset = Dataset(rows, labels, source, named=named, labels_of=labels_of)
+    dataset = _name_lone(dataset, names)
     if names and set(dataset.inputs) != set(names):
         raise DataError(
             f"{source} holds {', '.join(dataset.inputs)} and the model takes {', '.join(names)}. "

@@ -19,12 +19,11 @@ import ml_dtypes
 import numpy as np
 
 from deploy.engines.base import Array
-from deploy.inputs.dataset import is_float
+from deploy.inputs.dataset import LABELS, OWN_LABELS, is_float
 from deploy.loading.references import import_object
 from export.errors import DataError
 from export.optional import require
 
-LABELS = "y"
 TAKEN = (
     "an .npz with x and, for labels, y; .npy, .pt, a folder of images, or package.module:callable"
 )
@@ -181,11 +180,14 @@ def _call_user(produce: Callable[[], Any], source: str) -> Generator[Any, None, 
 
 
 def _name_arrays(content: object, where: str) -> dict[str, Array]:
-    """An array, ``(x,)``, ``(x, y)`` or a dict, as named arrays."""
+    """An array, ``(x,)``, ``(x, y)`` or a dict, as named arrays; `y` may be a dict by output."""
     if isinstance(content, Mapping):
         named = {str(key): value for key, value in content.items()}
     elif isinstance(content, (list, tuple)) and 1 <= len(content) <= 2:
         named = dict(zip(("x", LABELS), content, strict=False))
+        if isinstance(named.get(LABELS), Mapping):
+            own = named.pop(LABELS)
+            named |= {f"{OWN_LABELS}{name}": value for name, value in own.items()}
     else:
         named = {"x": content}
     return {key: _to_array(value, f"{where}: {key}") for key, value in named.items()}

@@ -1,7 +1,7 @@
 """Samples as rows of named inputs, read when they are asked for, and bound to a model's inputs."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import ml_dtypes
@@ -12,6 +12,11 @@ from deploy.inputs.data_images import ImageRows
 from deploy.inputs.declared import InputSpec, numpy_dtype
 from export.artifacts import TensorSpec
 from export.errors import DataError
+
+LABELS = "y"
+"""What the array of the labels is called."""
+OWN_LABELS = f"{LABELS}_"
+"""Before the name of the output whose labels an array holds."""
 
 VALUE_BYTES = 256 * 2**20
 """Of the largest value that a run makes of a batch, unless one sample makes more. A network holds a
@@ -76,7 +81,8 @@ class Dataset:
     Attributes:
         inputs: rows of every input, of all samples of the source.
         labels: [len(self)], a class for each sample of the selection, or [len(self), ...] for each
-            place of its map; None: unlabelled.
+            place of its map, of the output that they fit; None: there are none.
+        labels_of: the same of outputs that the data names, by output.
         source: what the user passed, for messages.
         named: the keys of `inputs` are the user's; False: a lone array that goes by position.
         rows: the selected row numbers in the source; None: all.
@@ -89,6 +95,7 @@ class Dataset:
     named: bool = True
     rows: Array | None = None
     calibration: "Dataset | None" = None
+    labels_of: Mapping[str, Array] = field(default_factory=dict)
 
     def __len__(self) -> int:
         if self.rows is not None:
@@ -125,7 +132,28 @@ class Dataset:
         """A view of the samples at `indices`, with their labels."""
         positions = np.asarray(indices, dtype=np.int64)
         labels = None if self.labels is None else self.labels[positions]
-        return replace(self, rows=self.row_numbers(positions), labels=labels, calibration=None)
+        labels_of = {name: values[positions] for name, values in self.labels_of.items()}
+        rows = self.row_numbers(positions)
+        return replace(self, rows=rows, labels=labels, labels_of=labels_of, calibration=None)
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether there are labels of any output."""
+        return self.labels is not None or bool(self.labels_of)
+
+    def find_labels(self, output: str) -> Array | None:
+        """The labels of an output by name: its own, else those that name none."""
+        return self.labels_of.get(output, self.labels)
+
+    def view_labels(self) -> "dict[str | None, Dataset]":
+        """The same samples with one set of labels each: by the output that it names, or None."""
+        views: dict[str | None, Dataset] = {}
+        if self.labels is not None:
+            views[None] = replace(self, labels_of={})
+        for name, values in self.labels_of.items():
+            source = f"{self.source}, {OWN_LABELS}{name}"
+            views[name] = replace(self, labels=values, labels_of={}, source=source)
+        return views
 
     def bind(self, specs: Sequence[TensorSpec]) -> "Dataset":
         """The same samples under the model's names and in its dtypes, so that they can be fed.

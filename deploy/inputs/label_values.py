@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from deploy.engines.base import Array
-from deploy.inputs.data_files import LABELS
 from deploy.inputs.dataset import Dataset, is_float
 from export.errors import DataError
 
@@ -51,22 +50,26 @@ def check_label_values(dataset: Dataset) -> None:
     Raises:
         DataError: a label is no number; a class of a sample is negative; a target is infinite.
     """
-    labels = dataset.labels
-    if labels is None:
-        return
+    for view in dataset.view_labels().values():
+        assert view.labels is not None
+        _check_values(view, view.labels)
+
+
+def _check_values(dataset: Dataset, labels: Array) -> None:
+    """Raises what `check_label_values` does, of one set of labels."""
     if labels.dtype.kind == "f":
         infinite = np.argwhere(np.isinf(labels))
         if len(infinite):
             row = int(dataset.row_numbers(infinite[:1, 0])[0])
             raise DataError(
-                f"{dataset.source}: {LABELS} holds Inf in row {row}. Where a target is not known "
+                f"{dataset.source}: the labels hold Inf in row {row}. Where a target is not known "
                 "save NaN."
             )
         return
     if labels.dtype.kind not in "iu":
         shape = ", ".join(["N", *map(str, labels.shape[1:])])
         raise DataError(
-            f"{dataset.source}: {LABELS} is {labels.dtype} of shape [{shape}]; it must hold one "
+            f"{dataset.source}: the labels are {labels.dtype} of shape [{shape}]; they must be one "
             "integer class for each sample, or for each place of a map or a text, or 0 and 1 for "
             "several questions, or a float for each value that a regression predicts."
         )

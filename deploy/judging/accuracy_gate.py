@@ -1,5 +1,7 @@
 """The gate that labels are: what a candidate may lose of the accuracy, and of the classes."""
 
+from collections.abc import Mapping
+
 from deploy.judging.accuracy import Accuracy
 from deploy.judging.class_scores import ClassScores
 from deploy.judging.limits import as_percent, tell_apart
@@ -9,6 +11,22 @@ _NAMED = 5
 _ROUNDING = 1e-9
 _GROWTH = 10
 """Shares of `max_drop` by which the squared error of a regression may grow: 10% by default."""
+
+
+def hold_accuracies(held: Mapping[str, Accuracy], max_drop: float) -> tuple[str, str | None]:
+    """The gate of all outputs in words, and why it does not hold; None where it does.
+
+    Args:
+        held: by output, where the labels judge anything; see `hold_accuracy`.
+        max_drop: how much of each may be lost, a fraction.
+    """
+    gates, reasons = [], []
+    for name, accuracy in held.items():
+        gate, reason = hold_accuracy(accuracy, max_drop)
+        where = f"{name}: " if len(held) > 1 else ""
+        gates.append(f"{where}{gate}")
+        reasons += [] if reason is None else [f"{where}{reason}"]
+    return "; ".join(gates), "; ".join(reasons) or None
 
 
 def hold_accuracy(accuracy: Accuracy, max_drop: float) -> tuple[str, str | None]:
@@ -65,6 +83,13 @@ def _limit_drop(accuracy: Accuracy, max_drop: float) -> float:
     if not accuracy.of_targets:
         return max_drop
     return max_drop * min(1.0, _GROWTH * max(0.0, 1 - accuracy.reference))
+
+
+def explain_certain_drops(held: Mapping[str, Accuracy], max_drop: float) -> str:
+    """What float32 has lost of outputs beyond doubt, see `explain_certain_drop`; empty: nothing."""
+    found = {name: explain_certain_drop(each, max_drop) for name, each in held.items()}
+    several = len(held) > 1
+    return "; ".join(f"{name}: {drop}" if several else drop for name, drop in found.items() if drop)
 
 
 def explain_certain_drop(accuracy: Accuracy, max_drop: float) -> str | None:

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +12,7 @@ from deploy.engines.base import Array, EngineSpec, Feeds
 from deploy.engines.process import open_processes
 from deploy.inputs.data import Dataset
 from deploy.inputs.dataset import fit_rows
-from deploy.judging.layouts import LabelForm
+from deploy.judging.layouts import LabelledOutput
 from deploy.judging.parity import ParityAccumulator, ParityReport
 from deploy.judging.pieces import Run, largest_batch, run_in_pieces
 from deploy.judging.rows import Outputs, join_rows, run_alone, take_rows
@@ -35,8 +35,7 @@ class CheckPlan:
 
     Attributes:
         static_batch: the only batch size that the engines take; None: any.
-        classes_of: the output that is held against labels; None: none.
-        label_form: how that is read beside labels of places.
+        labelled: the outputs that are held against labels of the data.
         largest_batch: what a server takes at once; None: as much as is sensible.
         warnings: what is to be said of the labels.
         inputs: with the ranges of their dynamic axes, at whose ends candidates are tried as well;
@@ -45,10 +44,9 @@ class CheckPlan:
     """
 
     static_batch: int | None = None
-    classes_of: str | None = None
+    labelled: tuple[LabelledOutput, ...] = ()
     largest_batch: int | None = None
     inputs: tuple[TensorSpec, ...] = ()
-    label_form: LabelForm = field(default_factory=LabelForm)
     warnings: tuple[str, ...] = ()
     row_bytes: int = 0
 
@@ -118,12 +116,12 @@ def compare_candidates(
             results[name] = str(candidate)
             continue
         axes = sample_axes(reference.outputs, plan)
-        parity = ParityAccumulator(tuple(axes), plan.classes_of, axes, data.rows, plan.label_form)
+        parity = ParityAccumulator(tuple(axes), plan.labelled, axes, data.rows)
         running[name] = Comparison(candidate, parity)
     done = 0
     progress(Progress("check parity", 0, len(data)))
-    for feeds, labels in iterate_batches(data, plan):
-        rows = len(next(iter(feeds.values())))
+    for feeds, indices in iterate_batches(data, plan):
+        rows, labels = len(indices), take_labels(data, plan, indices)
         eager = run_reference(reference, feeds, f"{data.source}, samples {done} on")
         exact = reference.floor(feeds, eager) if done < _FLOOR_SAMPLES else None
         _compare_batch(running, results, feeds, labels, (eager, exact))
@@ -203,7 +201,7 @@ def _compare_batch(
     running: Mapping[str, Comparison],
     results: dict[str, ParityReport | str],
     feeds: Feeds,
-    labels: Array | None,
+    labels: Mapping[str, Array],
     expected: tuple[Outputs, tuple[Outputs, Outputs] | None],
 ) -> None:
     """Add one batch to every candidate; `expected` is the reference's outputs and its floor."""
@@ -263,8 +261,14 @@ def spread_samples(data: Dataset, count: int, plan: CheckPlan) -> Dataset:
     return data.select(np.linspace(0, len(data) - 1, count).round().astype(np.int64))
 
 
-def iterate_batches(data: Dataset, plan: CheckPlan) -> Iterator[tuple[Feeds, Array | None]]:
-    """Feeds and labels; batches of 1, 2 and 3 first, then as large as is sensible."""
+def take_labels(data: Dataset, plan: CheckPlan, indices: Array) -> dict[str, Array]:
+    """The labels of the samples at `indices`, by the output that they are held against."""
+    found = ((each.name, data.find_labels(each.name)) for each in plan.labelled)
+    return {name: labels[indices] for name, labels in found if labels is not None}
+
+
+def iterate_batches(data: Dataset, plan: CheckPlan) -> Iterator[tuple[Feeds, Array]]:
+    """Feeds, and where they lie in `data`; batches of 1, 2 and 3 first, then as is sensible."""
     start = 0
     sizes = iter(() if plan.static_batch else _batch_sizes(plan))
     full = plan.static_batch or min(_batch_size(data, plan), plan.largest_batch or sys.maxsize)
@@ -273,7 +277,7 @@ def iterate_batches(data: Dataset, plan: CheckPlan) -> Iterator[tuple[Feeds, Arr
         if plan.static_batch and start + size > len(data):
             return
         indices = np.arange(start, min(start + size, len(data)))
-        yield data.batch(indices), None if data.labels is None else data.labels[indices]
+        yield data.batch(indices), indices
         start += size
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from deploy.config import BuildConfig
-from deploy.judging.accuracy import MIN_LABELLED
-from deploy.judging.accuracy_gate import explain_certain_drop, hold_accuracy
+from deploy.judging.accuracy_gate import explain_certain_drops, hold_accuracies
+from deploy.judging.agreement_gate import hold_agreement, list_scores
 from deploy.judging.channels import explain_constant, name_channels
 from deploy.judging.label_notes import LABELS_JUDGE_NOTHING
 from deploy.judging.limits import (
@@ -19,7 +19,6 @@ from deploy.judging.limits import (
 )
 from deploy.judging.output_parity import OutputParity
 from deploy.judging.parity import ParityReport
-from deploy.judging.shares import explain_few, holds_share
 from deploy.judging.worst_samples import explain_ruined
 from deploy.measuring.latency import EngineLatency, compare_times
 from export.ranges import describe_sizes
@@ -111,22 +110,21 @@ def judge_parity(
     verdict = _judge_sizes(report)
     if not verdict.passed:
         return verdict
-    accuracy = report.held_accuracy
     if precision in EXACT:
         verdict = _judge_exact(report, recorded_noise)
-        drop = None if accuracy is None else explain_certain_drop(accuracy, config.max_drop)
-        if not verdict.passed or drop is None:
+        drops = explain_certain_drops(report.held, config.max_drop)
+        if not verdict.passed or not drops:
             return verdict
-        return Verdict(False, f"{verdict.gate}, and no accuracy lost beyond doubt", drop)
+        return Verdict(False, f"{verdict.gate}, and no accuracy lost beyond doubt", drops)
     if precision in ("int8", "int4", "mixed") and kind == "synthetic":
         return Verdict(False, "calibration data", NO_CALIBRATION_DATA)
-    if accuracy is not None:
-        gate, reason = hold_accuracy(accuracy, config.max_drop)
+    if report.held:
+        gate, reason = hold_accuracies(report.held, config.max_drop)
         if reason is not None:
             return Verdict(False, gate, reason)
         return _judge_unlabelled_outputs(report, precision, config, gate)
     verdict = _judge_without_labels(report, precision, kind=kind, config=config)
-    if report.accuracy is not None and report.judged_accuracy is None:
+    if report.accuracies and not report.judged:
         return replace(verdict, gate=f"{verdict.gate} ({LABELS_JUDGE_NOTHING})")
     return verdict
 
@@ -254,13 +252,13 @@ def _judge_unlabelled_outputs(
 
     Nor all of a lone score, which is a probability or ranks samples: it has an SQNR besides.
     """
-    scored = report.accuracy is not None and report.accuracy.ranks
-    others = tuple(o for o in report.outputs if scored or o.name != report.classes_of)
+    settled = {name for name, accuracy in report.held.items() if not accuracy.ranks}
+    others = tuple(o for o in report.outputs if o.name not in settled)
     if not others:
         return Verdict(True, gate)
     verdict = _judge_outputs(others, precision, config)
     verdict = _judge_variation(others, verdict, least_sqnr(precision, config))
-    which = "all outputs" if scored else "other outputs"
+    which = "other outputs" if settled else "all outputs"
     return replace(verdict, gate=f"{gate}; {which}: {verdict.gate}")
 
 
@@ -268,30 +266,13 @@ def _judge_without_labels(
     report: ParityReport, precision: str, *, kind: DataKind, config: BuildConfig
 ) -> Verdict:
     verdict = _judge_outputs(report.outputs, precision, config)
-    classes_of = report.classes_of if report.judged_accuracy is not None else None
-    judged = [o for o in report.outputs if o.name == classes_of or len(report.outputs) == 1]
-    many = report.accuracy is not None and report.accuracy.read_as is not None
-    judged = [output for output in judged if not output.integer and not many]
-    agreement = judged[0].top1_agreement if judged else None
     if not verdict.passed or kind == "synthetic":  # answers to noise may be all alike
         return verdict
-    least_db = least_sqnr(precision, config)
-    if agreement is None:
-        return _judge_variation(report.outputs, verdict, least_db)
-    least = config.min_agreement
-    gate = f"{verdict.gate} and top-1 agreement at least {show_share(least)}"
-    if not holds_share(judged[0], least):
-        few = report.accuracy is not None and report.accuracy.samples < MIN_LABELLED
-        labels = "more samples with labels" if few else "labels with the data"
-        return Verdict(
-            False,
-            gate,
-            f"top-1 agrees on {tell_apart(agreement, least, as_percent, 1)} of "
-            f"{judged[0].compared} samples, below {show_share(least)}; pass {labels}, or "
-            "--min-agreement 0 if this is no classifier",
-        )
-    verdict = Verdict(True, f"{gate}{explain_few(judged[0], least)}")
-    return _judge_variation(report.outputs, verdict, least_db)
+    scores = list_scores(report)
+    if scores:
+        gate, reason = hold_agreement(report, scores, config.min_agreement)
+        verdict = Verdict(reason is None, f"{verdict.gate} and {gate}", reason)
+    return _judge_variation(report.outputs, verdict, least_sqnr(precision, config))
 
 
 def judge_speed(latency: EngineLatency, *, over: str = "eager") -> Verdict:

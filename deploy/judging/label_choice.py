@@ -134,10 +134,9 @@ def _answer(
     some_rows = spread_samples(evaluation, min(_CHOICE_SAMPLES, enough), plan)
     answers: list[list[Array]] = [[] for _ in found]
     labels = [np.zeros(0, np.int64)]
-    for feeds, some in iterate_batches(some_rows, plan):
-        outputs = run(feeds)
-        if some is None:
-            continue
+    assert some_rows.labels is not None
+    for feeds, indices in iterate_batches(some_rows, plan):
+        outputs, some = run(feeds), some_rows.labels[indices]
         kept = is_judged(some)
         for parts, reading in zip(answers, found, strict=True):
             parts.append(_read(outputs[reading.spec.name], some, reading)[kept.reshape(-1)])

@@ -16,10 +16,11 @@ LABELS_JUDGE_NOTHING = (
 
 
 def describe_reading(reports: Iterable[ParityReport]) -> str | None:
-    """How labels of places were read beside their output; None where there are none."""
+    """How labels of places, and targets, were read beside their outputs; None without such."""
     for report in reports:
-        if report.accuracy is not None and report.accuracy.read_as is not None:
-            return f"{report.accuracy.read_as}. Held against {report.classes_of}."
+        read = {n: a.read_as for n, a in report.accuracies.items() if a.read_as is not None}
+        if read:
+            return " ".join(f"{words}. Held against {name}." for name, words in read.items())
     return None
 
 

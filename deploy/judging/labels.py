@@ -105,6 +105,19 @@ def is_judged(labels: Array) -> Array:
     return np.ones(labels.shape, bool) if labels.ndim == 1 else ~find_values(labels, VOID)
 
 
+def split_axis(named: str, names: Sequence[str]) -> tuple[str, str]:
+    """``NAME`` or ``NAME:AXIS`` in two parts; the axis is empty where it is left out.
+
+    Args:
+        named: by the user.
+        names: of the outputs, which may hold a colon themselves.
+    """
+    if named in names:
+        return named, ""
+    name, _, axis = named.rpartition(":")
+    return name, axis
+
+
 def join_sizes(sizes: Sequence[int | str]) -> str:
     """``8x8``."""
     return "x".join(map(str, sizes))
@@ -141,7 +154,7 @@ def _take_named(
     named: str, outputs: Sequence[TensorSpec], readings: Sequence[Reading]
 ) -> list[Reading]:
     names = [spec.name for spec in outputs]
-    name, _, axis = (named, "", "") if named in names else named.rpartition(":")
+    name, axis = split_axis(named, names)
     listed = ", ".join(map(str, outputs))
     if name not in names:
         raise ConfigError(f"--classes {named!r}: the model has no such output. It has: {listed}.")

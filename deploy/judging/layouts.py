@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -24,6 +24,14 @@ class LabelForm:
     axis: int | None = None
     columns: bool = False
     targets: bool = False
+
+
+@dataclass(frozen=True)
+class LabelledOutput:
+    """An output that labels are held against, and how it is read beside them."""
+
+    name: str
+    form: LabelForm = field(default_factory=LabelForm)
 
 
 @dataclass(frozen=True)

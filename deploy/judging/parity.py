@@ -16,7 +16,7 @@ from deploy.judging.accuracy import (
     AccuracyAccumulator,
     LabelAccumulator,
 )
-from deploy.judging.layouts import LabelForm
+from deploy.judging.layouts import LabelForm, LabelledOutput
 from deploy.judging.output_parity import OutputAccumulator, OutputParity
 from deploy.judging.place_accuracy import PlaceAccumulator
 from deploy.judging.target_accuracy import TargetAccumulator
@@ -41,10 +41,10 @@ class SizeParity:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """All outputs of one candidate, its accuracy, and its agreement with itself across batches.
+    """All outputs of one candidate, their accuracy, and its agreement with itself across batches.
 
     Attributes:
-        classes_of: the output that the accuracy is of; None without labels.
+        accuracies: by output that has labels.
         sizes_checked: what was seen at other sizes than the best; empty where there are none.
         batches_checked: every batch size that was run, ascending.
         consistency_db: smallest SQNR of the outputs at one batch size against the same samples at
@@ -54,11 +54,10 @@ class ParityReport:
     """
 
     outputs: tuple[OutputParity, ...]
-    accuracy: Accuracy | None
+    accuracies: Mapping[str, Accuracy]
     samples: int
     batches_checked: tuple[int, ...]
     consistency_db: float | None
-    classes_of: str | None
     sizes_checked: tuple[SizeParity, ...] = ()
     batch_dependent: bool = False
 
@@ -78,36 +77,38 @@ class ParityReport:
         return min(self.sqnr_db, *(seen.sqnr_db for seen in self.sizes_checked), math.inf)
 
     @property
-    def judged_accuracy(self) -> Accuracy | None:
-        """The accuracy, where the labels judge anything; see `Accuracy.above_chance`."""
-        return self.accuracy if self.accuracy is not None and self.accuracy.above_chance else None
+    def judged(self) -> dict[str, Accuracy]:
+        """The accuracies whose labels judge anything; see `Accuracy.above_chance`."""
+        return {name: each for name, each in self.accuracies.items() if each.above_chance}
 
     @property
-    def held_accuracy(self) -> Accuracy | None:
-        """`judged_accuracy`, where there are enough labels for it to decide."""
-        judged = self.judged_accuracy
-        return judged if judged is not None and judged.samples >= MIN_LABELLED else None
+    def held(self) -> dict[str, Accuracy]:
+        """Of `judged` those with enough labels to decide."""
+        return {name: each for name, each in self.judged.items() if each.samples >= MIN_LABELLED}
+
+    @property
+    def main_accuracy(self) -> Accuracy | None:
+        """The first of `judged`, which stands for all where there is room for one."""
+        return next(iter(self.judged.values()), None)
 
 
 @dataclass
 class ParityAccumulator:
-    """Sums over batches for all outputs of one candidate, and its hits against labels.
+    """Sums over batches for all outputs of one candidate, and their hits against labels.
 
-    `axes` has the axis of the samples by output, None where there is none; by default the first.
-    `numbers` has the row in the data of every sample, in order; None: they are counted.
-    `label_form` says how the output `classes_of` is read beside its labels.
-    `few_integers` has each integer count at other batch sizes: of the reference itself, of which
-    none falls the other way.
+    `labelled` are the outputs that labels are held against. `axes` has the axis of the samples by
+    output, None where there is none; by default the first. `numbers` has the row in the data of
+    every sample, in order; None: they are counted. `few_integers` has each integer count at other
+    batch sizes: of the reference itself, of which none falls the other way.
     """
 
     names: tuple[str, ...]
-    classes_of: str | None = None
+    labelled: tuple[LabelledOutput, ...] = ()
     axes: Mapping[str, int | None] = field(default_factory=dict)
     numbers: Array | None = None
-    label_form: LabelForm = field(default_factory=LabelForm)
     few_integers: bool = False
     outputs: dict[str, OutputAccumulator] = field(default_factory=dict)
-    accuracy: LabelAccumulator | None = None
+    tallies: dict[str, LabelAccumulator] = field(default_factory=dict)
     consistency_db: float | None = None
     batch_dependent: bool = False
     samples: int = 0
@@ -129,10 +130,10 @@ class ParityAccumulator:
         *,
         rows: int,
         floor: tuple[dict[str, Array], dict[str, Array]] | None = None,
-        labels: Array | None = None,
+        labels: Mapping[str, Array] | None = None,
     ) -> None:
-        """Add one batch of `rows` samples; `labels` are class indices, (rows,), or (rows, ...) of
-        places or questions.
+        """Add one batch of `rows` samples; `labels` are by output class indices, (rows,), or
+        (rows, ...) of places or questions.
 
         Raises:
             ValueError: an output is missing or has another shape.
@@ -145,11 +146,12 @@ class ParityAccumulator:
             accumulator.update(reference[name], candidate[name], exact)
         self.samples += rows
         self.batches.add(rows)
-        if labels is not None and self.classes_of is not None:
-            ours, theirs = reference[self.classes_of], candidate[self.classes_of]
-            if self.accuracy is None:
-                self.accuracy = _accumulate(labels, self.label_form)
-            self.accuracy.update(ours, theirs, labels)
+        for each in self.labelled:
+            told = (labels or {}).get(each.name)
+            if told is None:
+                continue
+            tally = self.tallies.setdefault(each.name, _accumulate(told, each.form))
+            tally.update(reference[each.name], candidate[each.name], told)
 
     def check_consistency(
         self, single: dict[str, Array], batched: dict[str, Array], *, rows: int
@@ -194,13 +196,13 @@ class ParityAccumulator:
 
     def result(self) -> ParityReport:
         """The report of all that was added."""
+        found = {name: tally.result() for name, tally in self.tallies.items()}
         return ParityReport(
             outputs=tuple(accumulator.result() for accumulator in self.outputs.values()),
-            accuracy=None if self.accuracy is None else self.accuracy.result(),
+            accuracies={name: each for name, each in found.items() if each is not None},
             samples=self.samples,
             batches_checked=tuple(sorted(self.batches)),
             consistency_db=self.consistency_db,
-            classes_of=self.classes_of,
             sizes_checked=tuple(self.sizes),
             batch_dependent=self.batch_dependent,
         )

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from deploy.engines.base import Array, Feeds
-from deploy.inputs.data_files import LABELS
-from deploy.inputs.dataset import Dataset
+from deploy.inputs.dataset import LABELS, Dataset
 from deploy.judging.accuracy import Accuracy
 from deploy.judging.checking import CheckPlan, iterate_batches, spread_samples
 from deploy.judging.layouts import LabelForm, Reading
@@ -50,7 +49,7 @@ def check_targets(data: Dataset, outputs: Sequence[TensorSpec], found: Sequence[
     labels = data.labels
     assert labels is not None
     shape = ", ".join(["N", *map(str, labels.shape[1:])])
-    held = f"{data.source}: {LABELS} is {labels.dtype} of shape [{shape}]"
+    held = f"{data.source}: the labels are {labels.dtype} of shape [{shape}]"
     if not found and outputs:
         raise DataError(
             f"{held}, and no output has a float for each of its values: "
@@ -122,10 +121,11 @@ def _score(
 ) -> list[Accuracy]:
     """What each output explains, on samples from all over; none where their targets are alike."""
     tallies = [TargetAccumulator() for _ in found]
-    for feeds, some in iterate_batches(spread_samples(evaluation, _CHOICE_SAMPLES, plan), plan):
+    spread = spread_samples(evaluation, _CHOICE_SAMPLES, plan)
+    assert spread.labels is not None
+    for feeds, indices in iterate_batches(spread, plan):
         outputs: dict[str, Array] = run(feeds)
-        if some is None:
-            continue
+        some = spread.labels[indices]
         for tally, reading in zip(tallies, found, strict=True):
             values = outputs[reading.spec.name]
             tally.update(values, values, some)

@@ -158,16 +158,17 @@ def describe_turned(result: CandidateResult, kind: DataKind, config: BuildConfig
     """
     if result.parity is None or result.precision in EXACT or kind == "synthetic":
         return None
-    held = result.parity.classes_of if result.parity.judged_accuracy is not None else None
-    outputs = [o for o in result.parity.outputs if not o.integer and o.name != held]
+    judged = result.parity.judged
+    outputs = [o for o in result.parity.outputs if not o.integer and o.name not in judged]
     turned = [o for o in outputs if not holds_share(o, config.min_agreement)]
     if len(result.parity.outputs) == 1 or not turned:
         return None
     named = ", ".join(_describe_turned(output, config.min_agreement) for output in turned)
     return (
         f"{result.name} has another largest value than eager in {named}. Where these are scores of "
-        "classes, answers differ that often: pass labels of that output with the data, or return "
-        "it alone, and it is held to its answers. Other values are held to the SQNR, which holds."
+        "classes, answers differ that often: pass labels of that output with the data, as "
+        f"y_{turned[0].name}, or return it alone, and it is held to its answers. Other values are "
+        "held to the SQNR, which holds."
     )
 
 
@@ -184,8 +185,7 @@ def describe_loose(result: CandidateResult) -> str | None:
     if result.parity is None or result.precision not in EXACT:
         return None
     least = MIN_SQNR_DB["int8"]
-    held = result.parity.classes_of if result.parity.held_accuracy is not None else None
-    outputs = [o for o in result.parity.outputs if o.name != held]
+    outputs = [o for o in result.parity.outputs if o.name not in result.parity.held]
     far = [o for o in outputs if o.is_amount and o.sqnr_db < least]
     if not far:
         return None
@@ -200,7 +200,7 @@ def describe_loose(result: CandidateResult) -> str | None:
 def _advise(result: CandidateResult, far: list[OutputParity]) -> str:
     """What else than the values of the outputs `far` may tell whether they are right."""
     parity = result.parity
-    if parity is None or parity.accuracy is None:
+    if parity is None or not parity.accuracies:
         return ", or bring labels, and look at the accuracy"
-    judged = parity.judged_accuracy is not None and [o.name for o in far] == [parity.classes_of]
+    judged = all(output.name in parity.judged for output in far)
     return ", or go by the accuracy" if judged else ""

@@ -3,19 +3,34 @@
 from typing import Any
 
 from deploy.report.difference import Difference, with_interval
-from deploy.report.facts import Accuracy, Report, accuracy_of, winner_of
+from deploy.report.facts import Accuracy, Report, accuracies_of, winner_of
 from deploy.report.wording import UNKNOWN, format_interval, format_percent, format_points
 
 
 def compare_accuracy(a: Report, b: Report) -> list[Difference]:
-    """The accuracy of the winners, what they lose, and the F1 of their classes; [] without any."""
-    first, second = accuracy_of(a, winner_of(a)), accuracy_of(b, winner_of(b))
+    """The accuracy of the winners, what they lose, and the F1 of their classes; [] without any.
+
+    Of several outputs with labels that of each; of one it is no matter what the output is called.
+    """
+    first, second = (accuracies_of(report, winner_of(report)) for report in (a, b))
+    if len(first) < 2 and len(second) < 2:
+        one, other = (next(iter(found.values()), None) for found in (first, second))
+        return _compare(one, other, "")
+    return [
+        difference
+        for output in dict.fromkeys((*first, *second))
+        for difference in _compare(first.get(output), second.get(output), f" in {output}")
+    ]
+
+
+def _compare(first: Accuracy | None, second: Accuracy | None, where: str) -> list[Difference]:
+    """That of one output in both reports; `where` follows what is compared."""
     if first is None and second is None:
         return []
     lower = dropped = False
     name = next(each.measure for each in (first, second) if each is not None)
     if first is not None and second is not None and first.measure != second.measure:
-        return [_tell_apart(first, second)]
+        return [_tell_apart(first, second, where)]
     if first is not None and second is not None:
         lower = second.ci95[1] < first.ci95[0]
         dropped = second.drop_ci95[0] > first.drop_ci95[1]
@@ -25,7 +40,7 @@ def compare_accuracy(a: Report, b: Report) -> list[Difference]:
         note = "B was not judged on labelled data, as A was: build it with the same --data"
     return [
         Difference(
-            name,
+            f"{name}{where}",
             _show_accuracy(first),
             _show_accuracy(second),
             _points(first, second, "value"),
@@ -33,7 +48,7 @@ def compare_accuracy(a: Report, b: Report) -> list[Difference]:
             note=note,
         ),
         Difference(
-            "drop, points",
+            f"drop{where}, points",
             _show_drop(first),
             _show_drop(second),
             _points(first, second, "drop"),
@@ -42,18 +57,19 @@ def compare_accuracy(a: Report, b: Report) -> list[Difference]:
             if dropped
             else "",
         ),
-        *_compare_f1(first, second),
+        *_compare_f1(first, second, where),
     ]
 
 
-def _tell_apart(first: Accuracy, second: Accuracy) -> Difference:
+def _tell_apart(first: Accuracy, second: Accuracy, where: str) -> Difference:
     """Of measures of different kinds, which nothing can be said of together."""
     one, other = (f"{each.measure}\n{format_percent(each.value)}" for each in (first, second))
     note = "classes in one report, targets of a regression in the other: build both with one --data"
-    return Difference("accuracy", one, other, UNKNOWN, regression=False, note=note)
+    what = f"accuracy{where}"
+    return Difference(what, one, other, UNKNOWN, regression=False, note=note)
 
 
-def _compare_f1(a: Accuracy | None, b: Accuracy | None) -> list[Difference]:
+def _compare_f1(a: Accuracy | None, b: Accuracy | None, where: str) -> list[Difference]:
     """Where both reports have it: samples of many labels."""
     first, second = (None if each is None else each.f1 for each in (a, b))
     if first is None or second is None:
@@ -62,7 +78,7 @@ def _compare_f1(a: Accuracy | None, b: Accuracy | None) -> list[Difference]:
     change = round(100 * (second["candidate"] - first["candidate"]), 2) + 0.0
     return [
         Difference(
-            "F1, and its drop",
+            f"F1{where}, and its drop",
             _show_f1(first),
             _show_f1(second),
             f"{change:+.2f}",

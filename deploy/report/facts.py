@@ -97,29 +97,45 @@ def list_rows(report: Report) -> list[tuple[Candidate, str]]:
     return [(baseline, "baseline"), *sorted(rows, key=rank)]
 
 
-def accuracy_of(report: Report, candidate: Candidate) -> Accuracy | None:
-    """The accuracy of `candidate`; None without labels. The baseline's is that of the reference."""
+def accuracies_of(report: Report, candidate: Candidate) -> dict[str, Accuracy]:
+    """By output the accuracy of `candidate`; none without labels.
+
+    The baseline's are those of the reference.
+    """
     if candidate["name"] != report["baseline"]["name"]:
-        found = _accuracy_table(candidate)
-        if found is None:
-            return None
-        return Accuracy(
-            found["candidate"],
-            _pair(found["candidate_ci95"]),
-            found["drop"],
-            _pair(found["drop_ci95"]),
-            found["samples"],
-            found.get("f1"),
-            **_name_measure(found, 1),
-        )
+        return {
+            output: Accuracy(
+                found["candidate"],
+                _pair(found["candidate_ci95"]),
+                found["drop"],
+                _pair(found["drop_ci95"]),
+                found["samples"],
+                found.get("f1"),
+                **_name_measure(found, 1),
+            )
+            for output, found in _accuracy_tables(report, candidate).items()
+        }
     for row in (report["baseline"], *report["candidates"]):
-        found = _accuracy_table(row)
-        if found is not None:
-            ci95 = _pair(found["reference_ci95"])
-            samples, f1 = found["samples"], found.get("f1")
-            named = _name_measure(found, 0)
-            return Accuracy(found["reference"], ci95, 0.0, (0.0, 0.0), samples, f1, **named)
-    return None
+        tables = _accuracy_tables(report, row)
+        if tables:
+            return {
+                output: Accuracy(
+                    found["reference"],
+                    _pair(found["reference_ci95"]),
+                    0.0,
+                    (0.0, 0.0),
+                    found["samples"],
+                    found.get("f1"),
+                    **_name_measure(found, 0),
+                )
+                for output, found in tables.items()
+            }
+    return {}
+
+
+def accuracy_of(report: Report, candidate: Candidate) -> Accuracy | None:
+    """The first of `accuracies_of`, which stands for all where there is room for one."""
+    return next(iter(accuracies_of(report, candidate).values()), None)
 
 
 def sqnr_of(report: Report, candidate: Candidate) -> float | None:
@@ -197,9 +213,12 @@ def top1_of(report: Report, candidate: Candidate) -> float | None:
     return None if share is None else float(share)
 
 
-def _accuracy_table(candidate: Candidate) -> dict[str, Any] | None:
+def _accuracy_tables(report: Report, candidate: Candidate) -> dict[str, dict[str, Any]]:
+    """By output; that of a lone one goes by the output that labels are held against."""
     parity = candidate["parity"]
-    return parity["accuracy"] if parity else None
+    if parity is None or parity["accuracy"] is None:
+        return {}
+    return parity.get("accuracies") or {report["data"]["classes_of"] or "": parity["accuracy"]}
 
 
 def _name_measure(found: dict[str, Any], which: int) -> dict[str, Any]:

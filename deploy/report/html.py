@@ -9,7 +9,7 @@ from deploy.report.facts import (
     WIDE,
     Candidate,
     Report,
-    accuracy_of,
+    accuracies_of,
     baseline_wins,
     describe_fidelity,
     describe_luck,
@@ -23,7 +23,7 @@ from deploy.report.finish import describe_finish, finish_sentence
 from deploy.report.markup import Markup, element, facts, join
 from deploy.report.search import join_search
 from deploy.report.sections import (
-    describe_accuracy,
+    describe_accuracies,
     describe_candidates,
     describe_graph,
     describe_latency,
@@ -49,6 +49,8 @@ from deploy.report.wording import (
     format_time,
 )
 
+_MOST_FIGURES = 3
+"""Outputs whose accuracy is shown large; the section below has all."""
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
@@ -79,7 +81,7 @@ def _sections(report: Report) -> tuple[Markup | None, ...]:
         ),
         _section("Candidates", describe_candidates(report)),
         _section("Finished later", describe_finish(report)),
-        _section(as_heading(name_measure(report) or ""), describe_accuracy(report)),
+        _section(_name_accuracies(report), describe_accuracies(report)),
         _section("Parity with the eager model", describe_parity(report), _parity_note()),
         _section("Latency in detail", describe_latency(report), _latency_note()),
         _section("Precision, block by block", join_search(report)),
@@ -108,6 +110,12 @@ def _headline(report: Report) -> Markup:
     )
 
 
+def _name_accuracies(report: Report) -> str:
+    """What the section of accuracies is called; empty without labels, where there is none."""
+    several = len(accuracies_of(report, report["baseline"])) > 1
+    return "Accuracy by output" if several else as_heading(name_measure(report) or "")
+
+
 def _key_figures(report: Report) -> list[Markup]:
     winner, baseline = winner_of(report), report["baseline"]
     before, after = baseline["latency"], winner["latency"]
@@ -127,7 +135,7 @@ def _key_figures(report: Report) -> list[Markup]:
         interval = format_interval(after["p50_ci95"], format_number, between=" to ")
         p50: object = new if kept else _change(old, new)
         figures.append(_figure("p50 in ms", p50, f"95% {interval}"))
-    figures.append(_fidelity_figure(report, winner))
+    figures += _fidelity_figures(report, winner)
     old, new = format_bytes(baseline["size_bytes"]), format_bytes(winner["size_bytes"])
     ratio = None
     if not kept and baseline["size_bytes"] and winner["size_bytes"]:
@@ -136,20 +144,31 @@ def _key_figures(report: Report) -> list[Markup]:
     return figures
 
 
-def _fidelity_figure(report: Report, winner: Candidate) -> Markup:
-    """Accuracy where there are labels, else how near the outputs are."""
-    accuracy = accuracy_of(report, winner)
-    reference = accuracy_of(report, report["baseline"])
-    kept = baseline_wins(report)
-    if accuracy is not None and reference is not None:
-        if kept:
+def _fidelity_figures(report: Report, winner: Candidate) -> list[Markup]:
+    """The accuracies where there are labels, else how near the outputs are."""
+    found, references = (accuracies_of(report, row) for row in (winner, report["baseline"]))
+    shared = [output for output in references if output in found]
+    if not shared:
+        return [_nearness_figure(report, winner)]
+    figures = []
+    for output in shared[:_MOST_FIGURES]:
+        accuracy = found[output]
+        name = as_heading(accuracy.measure) + (f" in {output}" if len(shared) > 1 else "")
+        if baseline_wins(report):
             note = format_samples(accuracy.samples)
-            return _figure(as_heading(accuracy.measure), format_percent(accuracy.value), note)
+            figures.append(_figure(name, format_percent(accuracy.value), note))
+            continue
         interval = format_interval(accuracy.drop_ci95, format_points, between=" to ")
-        shown = _change(format_percent(reference.value), format_percent(accuracy.value))
-        drop = format_points(accuracy.drop)
-        name = as_heading(accuracy.measure)
-        return _figure(name, shown, f"drop {drop} points, 95% {interval}")
+        before = format_percent(references[output].value)
+        shown = _change(before, format_percent(accuracy.value))
+        note = f"drop {format_points(accuracy.drop)} points, 95% {interval}"
+        figures.append(_figure(name, shown, note))
+    return figures
+
+
+def _nearness_figure(report: Report, winner: Candidate) -> Markup:
+    """How near the outputs are, where no labels judge."""
+    kept = baseline_wins(report)
     if kept:
         return _figure("Outputs", "unchanged", "your own model")
     top1 = top1_of(report, winner)
@@ -225,6 +244,12 @@ def _measurement_facts(report: Report) -> Markup:
     )
 
 
+def _name_labelled(report: Report) -> str | None:
+    """The outputs that labels were held against; None without any."""
+    several = [each["output"] for each in report["data"].get("labelled", ())]
+    return ", ".join(several) or report["data"]["classes_of"]
+
+
 def _gate_facts(report: Report) -> Markup:
     gates, data = report["gates"], report["data"]
     decibels = ", ".join(
@@ -237,7 +262,7 @@ def _gate_facts(report: Report) -> Markup:
     return facts(
         ("Data", "synthetic: no --data was given" if synthetic else data["source"]),
         ("Labels", "yes" if data["kind"] == "labelled" else "no"),
-        ("Labels held against", data["classes_of"]),
+        ("Labels held against", _name_labelled(report)),
         ("Labels read as", data.get("labels")),
         ("Samples", None if synthetic else samples),
         ("Observer", None if synthetic else data["observer"]),

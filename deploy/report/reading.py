@@ -97,6 +97,7 @@ _ACCURACY = {
 }
 _ACCURACY_LATER = {"measure": _TEXT, "rmse": (list, type(None))}
 """What reports of earlier versions lack."""
+_LABELLED = {"output": _TEXT, "axis": (int, type(None))}
 _CONTROL = {"ratio": _NUMBER, "ci95": _PAIR}
 
 
@@ -164,6 +165,9 @@ def _check_report(report: Report, file: Path) -> None:
     _check_candidate(report["baseline"], "baseline", file)
     for index, spec in enumerate(report["model"]["outputs"]):
         _check_keys(spec, {"name": _TEXT, "dtype": _TEXT}, f"model.outputs[{index}].", file)
+    labelled = report["data"].get("labelled", [])
+    for index, each in enumerate(labelled if isinstance(labelled, list) else [labelled]):
+        _check_keys(each, _LABELLED, f"data.labelled[{index}].", file)
     for index, candidate in enumerate(report["candidates"]):
         _check_candidate(candidate, f"candidates[{index}]", file)
     try:
@@ -185,8 +189,16 @@ def _check_candidate(candidate: Any, where: str, file: Path) -> None:
     for index, output in enumerate(parity["outputs"]):
         _check_keys(output, _OUTPUT, f"{where}.parity.outputs[{index}].", file)
     if parity["accuracy"] is not None:
-        later = {key: kinds for key, kinds in _ACCURACY_LATER.items() if key in parity["accuracy"]}
-        _check_keys(parity["accuracy"], _ACCURACY | later, f"{where}.parity.accuracy.", file)
+        _check_accuracy(parity["accuracy"], f"{where}.parity.accuracy.", file)
+    several = parity.get("accuracies", {})
+    _check_keys(several, dict.fromkeys(several, _TABLE), f"{where}.parity.accuracies.", file)
+    for output, accuracy in several.items():
+        _check_accuracy(accuracy, f"{where}.parity.accuracies.{output}.", file)
+
+
+def _check_accuracy(accuracy: Any, where: str, file: Path) -> None:
+    later = {key: kinds for key, kinds in _ACCURACY_LATER.items() if key in accuracy}
+    _check_keys(accuracy, _ACCURACY | later, where, file)
 
 
 def _check_keys(table: Any, needed: Mapping[str, tuple[type, ...]], where: str, file: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from deploy.report.chart import status_glyph
 from deploy.report.facts import (
     Report,
+    accuracies_of,
     accuracy_of,
     describe_fidelity,
     describe_output,
@@ -111,11 +112,25 @@ def describe_latency(report: Report) -> Markup:
     return table(heads, rows)
 
 
-def describe_accuracy(report: Report) -> Markup | None:
-    """The task's accuracy of both, and the paired drop; None without labels."""
-    found = accuracy_of(report, report["baseline"])
-    if found is None:
+def describe_accuracies(report: Report) -> Markup | None:
+    """The task's accuracy of both, and the paired drop, by output; None without labels."""
+    outputs = accuracies_of(report, report["baseline"])
+    if not outputs:
         return None
+    if len(outputs) == 1:
+        return _describe_accuracy(report, *outputs)
+    return join(
+        *(
+            join(element("h3", f"{as_heading(each.measure)} in {output}"), rows)
+            for output, each in outputs.items()
+            if (rows := _describe_accuracy(report, output))
+        )
+    )
+
+
+def _describe_accuracy(report: Report, output: str) -> Markup:
+    """One row a candidate that has an accuracy in `output`."""
+    found = accuracies_of(report, report["baseline"])[output]
     heads: tuple[str, ...] = (
         "Candidate",
         as_heading(found.measure),
@@ -128,7 +143,7 @@ def describe_accuracy(report: Report) -> Markup | None:
     heads += ("RMSE",) if in_units else ()
     rows: list[list[object]] = []
     for candidate, _ in list_rows(report):
-        accuracy = accuracy_of(report, candidate)
+        accuracy = accuracies_of(report, candidate).get(output)
         if accuracy is None:
             continue
         paired = candidate["name"] != report["baseline"]["name"]

@@ -61,17 +61,19 @@ def _judge_control(report: LatencyReport) -> str:
 
 def print_verification(results: Sequence[Verification], console: Console) -> None:
     """One row an engine: golden answers, and the gate on the data; reasons below."""
-    judged = [result.parity.judged_accuracy if result.parity else None for result in results]
-    measure = next((each.measure for each in judged if each is not None), ACCURACY)
-    table = make_table("engine", "golden", "SQNR", measure, "gate")
-    for result, accuracy in zip(results, judged, strict=True):
+    judged = [result.parity.judged if result.parity else {} for result in results]
+    measures = {output: each.measure for found in judged for output, each in found.items()}
+    heads = [f"{m} in {output}" if len(measures) > 1 else m for output, m in measures.items()]
+    table = make_table("engine", "golden", "SQNR", *(heads or [ACCURACY]), "gate")
+    for result, found in zip(results, judged, strict=True):
+        shown = {output: format_percent(each.candidate) for output, each in found.items()}
         verdict = result.verdict
         add_row(
             table,
             result.name,
             _golden_cell(result),
             _sqnr_cell(result),
-            UNKNOWN if accuracy is None else format_percent(accuracy.candidate),
+            *([shown.get(output, UNKNOWN) for output in measures] or [UNKNOWN]),
             "-" if verdict is None else ("holds" if verdict.passed else "FAILS"),
         )
     console.print(table)

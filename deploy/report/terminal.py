@@ -13,6 +13,7 @@ from deploy.report.facts import (
     TOO_NOISY,
     Candidate,
     Report,
+    accuracies_of,
     accuracy_of,
     baseline_wins,
     describe_fidelity,
@@ -31,6 +32,7 @@ from deploy.report.wording import (
     format_interval,
     format_number,
     format_percent,
+    format_points,
     format_ratio,
     list_words,
 )
@@ -53,6 +55,9 @@ def print_report(report: Report, console: Console) -> None:
         _print(console, finished, "")
     console.print()
     console.print(_candidate_table(report, winner["name"], wide=console.width >= _WIDE))
+    if len(accuracies_of(report, report["baseline"])) > 1:
+        console.print()
+        console.print(_accuracy_table(report, winner))
     _print_reasons(report, console)
     console.print()
     for sentence in (*tie_sentences(report), *recovery_sentences(report), *stray_sentences(report)):
@@ -126,6 +131,29 @@ def _candidate_table(report: Report, winner: str, *, wide: bool) -> Table:
             *_latency_cells(candidate),
             _fidelity_cell(report, candidate),
             Text(format_bytes(candidate["size_bytes"])),
+        )
+    return table
+
+
+def _accuracy_table(report: Report, winner: Candidate) -> Table:
+    """Of several outputs that have labels the accuracy of eager and of the winner."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("  output", overflow="fold")
+    for head in ("measure", "eager", "winner", "drop in points\n95%"):
+        table.add_column(head, justify="right" if head != "measure" else "left", overflow="fold")
+    found = {} if baseline_wins(report) else accuracies_of(report, winner)
+    for output, before in accuracies_of(report, report["baseline"]).items():
+        after = found.get(output)
+        drop = Text(UNKNOWN if after is None else format_points(after.drop))
+        if after is not None:
+            interval = format_interval(after.drop_ci95, format_points, between=" to ")
+            drop.append(f"\n{interval}", style="dim")
+        table.add_row(
+            Text(f"  {clean(output)}"),
+            Text(clean(before.measure)),
+            Text(format_percent(before.value)),
+            Text(UNKNOWN if after is None else format_percent(after.value)),
+            drop,
         )
     return table
 

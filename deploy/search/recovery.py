@@ -143,7 +143,7 @@ def climb(quantizer: Quantizer, plain: Judged, tools: Tools) -> Climb:
 
 def make_rung(step: str, judged: Judged) -> Rung:
     """The record of a rung that was judged."""
-    accuracy, worst = judged.parity.judged_accuracy, judged.parity.worst_output
+    accuracy, worst = judged.parity.main_accuracy, judged.parity.worst_output
     return Rung(
         step,
         _WORDS.get(step, "calibrated ranges, nearest rounding"),

@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 import torch
 from built_nets import QUICK
-from label_nets import Locator, Masker, Tagger, save_masks, save_squares, save_texts, train
+from label_nets import (
+    Locator,
+    Masker,
+    Tagger,
+    save_both,
+    save_masks,
+    save_squares,
+    save_texts,
+    train,
+    train_both,
+)
 from rich.console import Console
 
 import deploy
@@ -110,10 +120,46 @@ def test_a_regression_is_judged_by_what_it_explains_of_its_targets(tmp_path: Pat
     assert "with an R² of " in report["verdict"] or report["winner"] == "torch"
     assert "the 3 targets of a sample are what a regression predicts" in report["data"]["labels"]
     results = deploy.verify(bundle, data=str(data))
-    judged = [result.parity.judged_accuracy for result in results if result.parity]
+    judged = [result.parity.main_accuracy for result in results if result.parity]
     assert [each.measure for each in judged if each] == ["R²"] * len(judged)
     assert all(result.holds for result in results)
     assert " R² " in show(print_verification, results)
+
+
+@pytest.mark.usefixtures("onnxruntime_alone")
+def test_labels_of_two_outputs_are_two_gates_in_all_reports(tmp_path: Path) -> None:
+    data = save_both(tmp_path / "data.npz")
+    net = train_both(data)
+    bundle = deploy.build(net, BuildConfig(data=str(data), **LITTLE), output=tmp_path / "b.deploy")
+    report = bundle.report()
+    jsonschema.validate(report, load_schema())
+    assert report["data"]["labelled"] == [
+        {"output": "corner", "axis": None},
+        {"output": "width", "axis": None},
+    ]
+    row = next(row for row in report["candidates"] if row["name"] == "onnxruntime-int8")
+    found = row["parity"]["accuracies"]
+    assert [(name, each["measure"]) for name, each in found.items()] == [
+        ("corner", "R²"),
+        ("width", "accuracy"),
+    ]
+    with np.load(data) as arrays:
+        answers, width = net(torch.from_numpy(arrays["x"])), arrays["y_width"]
+    assert found["width"]["reference"] == (answers["width"].argmax(1).numpy() == width).mean()
+    assert row["parity"]["accuracy"] == found["corner"]
+    assert row["parity"]["gate"].startswith("corner: R² drop at most ")
+    assert "; width: accuracy drop at most 1.00% on 320 samples" in row["parity"]["gate"]
+    shown = show(print_report, report)
+    assert shown.count("corner") >= 1
+    assert "Accuracy by output" in render_html(json.loads(json.dumps(report)))
+    results = deploy.verify(bundle, data=str(data))
+    assert all(result.holds for result in results)
+    assert "R² in corner" in show(print_verification, results)
+    with np.load(data) as arrays:  # of the output that it fits
+        np.savez(tmp_path / "one.npz", x=arrays["x"], y=arrays["y_width"])
+    (judged, *_) = deploy.verify(bundle, data=str(tmp_path / "one.npz"))
+    assert judged.parity is not None
+    assert list(judged.parity.accuracies) == ["width"]
 
 
 @pytest.mark.thorough
@@ -138,5 +184,5 @@ def test_tokens_are_judged_where_they_are_labelled_and_verified_on_the_same_axis
     results = deploy.verify(bundle, data=str(data))
     judged = {result.name: result.parity for result in results if result.parity}
     assert {"onnxruntime-fp32", "onnxruntime-int8", "openvino-int8"} <= set(judged)
-    assert all(parity.accuracy and parity.accuracy.f1 for parity in judged.values())
+    assert all(parity.accuracies["output"].f1 for parity in judged.values())
     assert all(result.holds for result in results)

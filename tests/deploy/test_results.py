@@ -43,7 +43,7 @@ OUTPUT = OutputParity(
     finite=True,
 )
 ACCURACY = Accuracy(500, 0.9, 0.89, 0.01, (0.0, 0.02), (0.87, 0.92), (0.86, 0.91), 0.1)
-PARITY = ParityReport((OUTPUT,), ACCURACY, 500, (1, 2, 3, 32), 60.0, "y")
+PARITY = ParityReport((OUTPUT,), {"y": ACCURACY}, 500, (1, 2, 3, 32), 60.0)
 LATENCY = EngineLatency(
     samples=2000,
     first=0.02,
@@ -131,7 +131,9 @@ def test_what_is_no_number_is_null(name: str, value: float) -> None:
 
 
 def test_an_accuracy_that_judges_nothing_is_null() -> None:
-    parity = replace(PARITY, accuracy=replace(ACCURACY, chance=0.88))  # within reference_ci95
+    parity = replace(
+        PARITY, accuracies={"y": replace(ACCURACY, chance=0.88)}
+    )  # within reference_ci95
     assert row(replace(RESULT, parity=parity))["parity"]["accuracy"] is None
     assert row(RESULT)["parity"]["accuracy"]["reference"] == 0.9
 
@@ -139,7 +141,7 @@ def test_an_accuracy_that_judges_nothing_is_null() -> None:
 def test_missing_facts_are_null() -> None:
     parity = replace(
         PARITY,
-        accuracy=None,
+        accuracies={},
         outputs=(replace(OUTPUT, top1_agreement=None, error_float64=None, noise_float64=None),),
     )
     latency = replace(LATENCY, p99=None, p99_ci95=None)

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from deploy.config import BuildConfig
+from deploy.judging.layouts import LabelledOutput
 from deploy.source import Problem, open_problem, write_module
 from export.errors import ConfigError, DataError, LoadError
 
@@ -51,7 +52,9 @@ def test_labels_are_held_against_the_output_that_they_are_of(
     tmp_path: Path, module: nn.Module
 ) -> None:
     problem = open_labelled(tmp_path, module, save(tmp_path, module))
-    assert problem.classes_of == "logits"  # and not the embedding, which comes first
+    assert problem.labelled == (
+        LabelledOutput("logits"),
+    )  # and not the embedding, which comes first
     assert (problem.kind, problem.warnings) == ("labelled", ())
 
 
@@ -97,14 +100,14 @@ def test_y_is_labels_where_the_model_does_not_need_it_beside_x(
     other = kind().eval()
     other.load_state_dict(module.state_dict())
     problem = open_labelled(tmp_path, other, save(tmp_path, module))
-    assert (problem.kind, problem.classes_of) == ("labelled", "logits")
+    assert (problem.kind, problem.labelled) == ("labelled", (LabelledOutput("logits"),))
 
 
 def test_labels_of_nothing_that_the_model_returns_are_said_to_be(
     tmp_path: Path, module: nn.Module
 ) -> None:
     problem = open_labelled(tmp_path, module, save(tmp_path, module, shuffled=True))
-    assert problem.classes_of is None
+    assert not problem.labelled
     assert "The labels fit no output better than chance" in problem.warnings[0]
 
 
@@ -131,7 +134,8 @@ def test_samples_that_the_model_fails_on_are_the_datas_error_at_capture(tmp_path
 
 def test_the_output_can_be_named_and_must_be_there(tmp_path: Path, module: nn.Module) -> None:
     data = save(tmp_path, module)
-    assert open_labelled(tmp_path, module, data, classes="emb").classes_of == "emb"
+    named = open_labelled(tmp_path, module, data, classes="emb")
+    assert named.labelled == (LabelledOutput("emb"),)
     with pytest.raises(ConfigError, match=r"no such output. It has: emb:batchx16:float32, logits"):
         open_labelled(tmp_path, module, data, classes="scores")
     with pytest.raises(ConfigError, match="no such output"):

@@ -166,10 +166,11 @@ def _show_parity(model: ServedModel) -> str:
     if parity is None:
         return "-"
     words = [parity["gate"]]
-    if parity["accuracy"]:
-        score = parity["accuracy"]
-        measure = score.get("measure", "accuracy")
-        words.append(f"{measure} {score['candidate']:.2%} against {score['reference']:.2%}")
+    scores = parity.get("accuracies") or {"": parity["accuracy"]}
+    for output, score in scores.items():
+        if score:
+            measure = score.get("measure", "accuracy") + (f" in {output}" if output else "")
+            words.append(f"{measure} {score['candidate']:.2%} against {score['reference']:.2%}")
     ratios = [out["sqnr_db"] for out in parity["outputs"] if out["sqnr_db"] is not None]
     if ratios:
         words.append(f"{min(ratios):.1f} dB")

@@ -134,9 +134,9 @@ def test_labelled_data_is_judged_by_accuracy(pristine: Path, data: Path) -> None
     for result in results:
         assert result.holds, result
         assert result.parity is not None
-        assert result.parity.accuracy is not None
-        assert result.parity.accuracy.samples == 400
-        assert result.parity.accuracy.candidate == pytest.approx(0.95)
+        (accuracy,) = result.parity.accuracies.values()
+        assert accuracy.samples == 400
+        assert accuracy.candidate == pytest.approx(0.95)
 
 
 def test_a_worse_engine_fails_its_gate_on_data(bundle_path: Path, data: Path) -> None:
@@ -156,8 +156,7 @@ def test_the_sample_count_is_that_of_the_options(pristine: Path, data: Path) -> 
     named = replace(config, data=str(data))
     assert verify(read_bundle(pristine), config=named)[0] == result  # by either name
     assert result.parity is not None
-    assert result.parity.accuracy is not None
-    assert result.parity.accuracy.samples == 310
+    assert [each.samples for each in result.parity.accuracies.values()] == [310]
 
 
 def test_data_of_another_shape_is_refused(pristine: Path, tmp_path: Path) -> None:
@@ -219,7 +218,7 @@ def test_labels_of_nothing_alone_are_said_to_judge_nothing(
     results = verify(read_bundle(bundle_path), data=str(tmp_path / "data.npz"))
     for result in results:
         assert result.parity is not None
-        assert result.parity.accuracy is None
+        assert not result.parity.accuracies
         assert "stand for nothing: accuracy is not judged" in result.warnings[0]
     stream = io.StringIO()
     print_verification(results, Console(file=stream, width=200))
@@ -260,8 +259,8 @@ def test_samples_are_drawn_from_all_over_data_that_is_sorted_by_class(
     np.savez(tmp_path / "sorted.npz", x=x[order], y=labels[order])
     config = BuildConfig(evaluation_samples=300)
     results = verify(read_bundle(pristine), data=str(tmp_path / "sorted.npz"), config=config)
-    accuracy = results[0].parity.accuracy if results[0].parity else None
-    assert accuracy is not None
+    assert results[0].parity is not None
+    (accuracy,) = results[0].parity.accuracies.values()
     assert accuracy.samples == 300
     assert accuracy.above_chance  # of one class alone nothing could be told
 

@@ -156,7 +156,7 @@ class TestChecks:
         ("labels", "parts"),
         [
             (np.array([0, 1, -1]), ("label -1", "row 2", "negative")),
-            (np.array([0.5, np.inf, 2.0]), ("y holds Inf", "row 1", "NaN")),
+            (np.array([0.5, np.inf, 2.0]), ("the labels hold Inf", "row 1", "NaN")),
         ],
     )
     def test_labels_that_are_no_classes(

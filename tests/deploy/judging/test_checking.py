@@ -19,6 +19,7 @@ from deploy.inputs.data import ArrayRows, Dataset
 from deploy.inputs.dataset import VALUE_BYTES
 from deploy.judging.checking import CheckPlan, check_candidates, compare_candidates
 from deploy.judging.gates import judge_parity
+from deploy.judging.layouts import LabelledOutput
 from deploy.judging.parity import ParityReport
 from deploy.judging.pieces import Run
 from export.artifacts import BATCH, SizeRange, TensorSpec
@@ -140,7 +141,7 @@ def _renamed(folder: Path) -> EngineSpec:
 def checked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ParityReport | str]:
     specs = _candidates(tmp_path_factory.mktemp("engines"))
     labels = NumpyReference()({"x": SAMPLES})["y"].argmax(axis=1)
-    plan = CheckPlan(classes_of="y")
+    plan = CheckPlan(labelled=(LabelledOutput("y"),))
     return check_candidates(NumpyReference(), specs, dataset(labels=labels), plan)
 
 
@@ -165,8 +166,8 @@ def test_right_engine_passes_on_all_samples_at_all_batch_sizes(
     assert report.batches_checked == (1, 2, 3, 12, 32)
     assert report.consistency_db is not None
     assert report.consistency_db > 100
-    assert report.accuracy is not None
-    assert (report.accuracy.samples, report.accuracy.drop) == (50, 0)
+    found = report.accuracies["y"]
+    assert (found.samples, found.drop) == (50, 0)
     noise = report.outputs[0].noise_float64
     assert noise is not None
     assert 0 < noise < 1e-6

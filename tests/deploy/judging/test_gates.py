@@ -18,6 +18,7 @@ from deploy.judging.gates import (
     judge_parity,
     judge_speed,
 )
+from deploy.judging.layouts import LabelledOutput
 from deploy.judging.parity import ParityAccumulator, ParityReport, SizeParity
 from deploy.measuring.luck import Luck
 
@@ -46,9 +47,10 @@ def report(
     exact: Array | None = None,
     labels: Array | None = None,
 ) -> ParityReport:
-    accumulator = ParityAccumulator(("y",), None if labels is None else "y")
+    accumulator = ParityAccumulator(("y",), () if labels is None else (LabelledOutput("y"),))
     floor = None if exact is None else ({"y": exact}, {"y": eager})
-    accumulator.update({"y": eager}, {"y": candidate}, rows=len(eager), floor=floor, labels=labels)
+    told = None if labels is None else {"y": labels}
+    accumulator.update({"y": eager}, {"y": candidate}, rows=len(eager), floor=floor, labels=told)
     return accumulator.result()
 
 
@@ -315,8 +317,7 @@ def test_below_fp16_no_gate_sees_one_percent_of_scale_since_no_class_changes(
     assert judge(report(values, scaled), precision).passed
     parity = report(values, scaled, labels=labels)
     assert judge(parity, precision, "labelled").passed
-    assert parity.accuracy is not None
-    assert parity.accuracy.drop == 0
+    assert parity.accuracies["y"].drop == 0
 
 
 def test_int8_gates_do_not_see_two_samples_swapped_among_a_thousand() -> None:
@@ -396,8 +397,9 @@ def test_accuracy_is_what_counts_where_there_are_labels_whatever_the_sqnr() -> N
 
 def scored(reference: Array, candidate: Array, labels: Array) -> ParityReport:
     """Of an output that is one score for each sample."""
-    accumulator = ParityAccumulator(("score",), classes_of="score")
-    accumulator.update({"score": reference}, {"score": candidate}, rows=len(labels), labels=labels)
+    accumulator = ParityAccumulator(("score",), (LabelledOutput("score"),))
+    ours, theirs, told = ({"score": each} for each in (reference, candidate, labels))
+    accumulator.update(ours, theirs, rows=len(labels), labels=told)
     return accumulator.result()
 
 
@@ -420,9 +422,9 @@ def test_an_engine_that_never_answers_the_rare_class_is_rejected_within_the_drop
     labels = np.zeros(1000, np.int64)
     labels[::120] = 1
     rare = np.stack([np.zeros(1000), np.where(labels == 1, 4.0, -4.0)], axis=1)
-    accumulator = ParityAccumulator(("logits",), classes_of="logits")
+    accumulator = ParityAccumulator(("logits",), (LabelledOutput("logits"),))
     silent = np.minimum(rare, 0) - [0.0, 1.0]
-    accumulator.update({"logits": rare}, {"logits": silent}, rows=1000, labels=labels)
+    accumulator.update({"logits": rare}, {"logits": silent}, rows=1000, labels={"logits": labels})
     verdict = judge(accumulator.result(), "int8")
     assert not verdict.passed
     assert "rare are lost" in str(verdict.reason)
@@ -432,8 +434,7 @@ def test_labels_that_the_reference_knows_no_better_than_chance_do_not_certify_ze
     values = logits(1000, seed=7)
     labels = np.arange(1000) % 10
     parity = report(values, np.zeros_like(values), labels=labels)
-    assert parity.accuracy is not None
-    assert abs(parity.accuracy.reference - 0.1) < 0.03
+    assert abs(parity.accuracies["y"].reference - 0.1) < 0.03
     verdict = judge(parity, "int8", "labelled", max_drop=0.03)
     assert not verdict.passed
     assert "SQNR" in str(verdict.reason)
@@ -447,9 +448,10 @@ def test_labels_that_the_reference_knows_no_better_than_chance_do_not_certify_ze
 def test_few_labels_still_say_which_output_has_the_classes_that_must_agree() -> None:
     values, labels = labelled(200)
     values = values + np.float32(100)
-    accumulator = ParityAccumulator(("embedding", "logits"), "logits")
+    accumulator = ParityAccumulator(("embedding", "logits"), (LabelledOutput("logits"),))
     ours = {"embedding": logits(200, 16), "logits": values}
-    accumulator.update(ours, {**ours, "logits": np.roll(values, 1, 1)}, rows=200, labels=labels)
+    theirs = {**ours, "logits": np.roll(values, 1, 1)}
+    accumulator.update(ours, theirs, rows=200, labels={"logits": labels})
     verdict = judge(accumulator.result(), "int8", "labelled")
     assert not verdict.passed
     assert "top-1 agrees" in str(verdict.reason)
@@ -481,12 +483,12 @@ def test_labels_of_one_output_do_not_excuse_another(name: str) -> None:
     boxes = logits(400, 4, seed=9)
 
     def verdict(candidate: Array) -> Verdict:
-        accumulator = ParityAccumulator(("classes", "boxes"), "classes")
+        accumulator = ParityAccumulator(("classes", "boxes"), (LabelledOutput("classes"),))
         accumulator.update(
             {"classes": values, "boxes": boxes},
             {"classes": values, "boxes": candidate},
             rows=400,
-            labels=labels,
+            labels={"classes": labels},
         )
         return judge(accumulator.result(), "int8", "labelled")
 

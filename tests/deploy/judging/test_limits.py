@@ -12,6 +12,7 @@ from deploy.findings import describe_outputs
 from deploy.judging.accuracy import AccuracyAccumulator
 from deploy.judging.gates import Verdict, judge_parity, judge_speed
 from deploy.judging.label_notes import warn_of_labels
+from deploy.judging.layouts import LabelledOutput
 from deploy.judging.limits import as_fixed, as_percent, show_decibels, show_share, tell_apart
 from deploy.judging.parity import ParityAccumulator, ParityReport, SizeParity
 
@@ -152,8 +153,8 @@ def test_few_samples_that_eager_has_wrong_may_be_labelled_wrongly() -> None:
 
 def test_a_gate_without_use_for_labels_does_not_call_eager_no_better_than_chance() -> None:
     labels = np.arange(2) % 2
-    parity = ParityAccumulator(("y",), "y")
+    parity = ParityAccumulator(("y",), (LabelledOutput("y"),))
     scores = {"y": np.eye(2)[labels]}
-    parity.update(scores, scores, rows=2, labels=labels)
+    parity.update(scores, scores, rows=2, labels={"y": labels})
     gate = judge_parity(parity.result(), "int8", kind="labelled", config=BuildConfig()).gate
     assert "not above chance beyond doubt" in gate  # of two that are right

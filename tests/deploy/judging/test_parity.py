@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from wrong_answers import WRONG, logits, with_value
 
+from deploy.judging.layouts import LabelledOutput
 from deploy.judging.output_parity import OutputAccumulator, OutputParity, decibels, same_nonfinite
 from deploy.judging.parity import ParityAccumulator, ParityReport
 
@@ -20,8 +21,9 @@ def compare(reference: Array, candidate: Array) -> OutputParity:
 
 
 def judge_classifier(reference: Array, candidate: Array, labels: Array | None) -> ParityReport:
-    accumulator = ParityAccumulator(("y",), None if labels is None else "y")
-    accumulator.update({"y": reference}, {"y": candidate}, rows=len(reference), labels=labels)
+    accumulator = ParityAccumulator(("y",), () if labels is None else (LabelledOutput("y"),))
+    told = None if labels is None else {"y": labels}
+    accumulator.update({"y": reference}, {"y": candidate}, rows=len(reference), labels=told)
     return accumulator.result()
 
 
@@ -264,8 +266,7 @@ def test_report_holds_every_output_and_the_worst_sqnr() -> None:
     assert [output.name for output in report.outputs] == ["y", "z"]
     assert report.sqnr_db == report.outputs[1].sqnr_db < math.inf
     assert (report.samples, report.batches_checked) == (67, (3, 64))
-    assert report.accuracy is None
-    assert report.classes_of is None
+    assert not report.accuracies
     assert report.consistency_db is None
 
 
@@ -296,8 +297,7 @@ def test_accuracy_counts_the_pairs() -> None:
     ours, theirs = np.eye(4)[truth], np.eye(4)[truth]
     ours[:10] = np.roll(ours[:10], 1, axis=1)  # only the candidate is right in 10
     theirs[10:40] = np.roll(theirs[10:40], 1, axis=1)  # only the reference is right in 30
-    accuracy = judge_classifier(ours, theirs, truth).accuracy
-    assert accuracy is not None
+    accuracy = judge_classifier(ours, theirs, truth).accuracies["y"]
     assert accuracy.samples == 400
     assert accuracy.reference == pytest.approx(390 / 400)
     assert accuracy.candidate == pytest.approx(370 / 400)
@@ -308,8 +308,8 @@ def test_accuracy_counts_the_pairs() -> None:
 
 def test_labels_without_an_output_of_classes_give_no_accuracy() -> None:
     accumulator = ParityAccumulator(("y",))
-    accumulator.update({"y": logits(4)}, {"y": logits(4)}, rows=4, labels=np.arange(4))
-    assert accumulator.result().accuracy is None
+    accumulator.update({"y": logits(4)}, {"y": logits(4)}, rows=4, labels={"y": np.arange(4)})
+    assert not accumulator.result().accuracies
 
 
 @pytest.mark.parametrize(

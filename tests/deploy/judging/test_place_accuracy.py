@@ -13,7 +13,7 @@ from deploy.judging.checking import CheckPlan
 from deploy.judging.gates import judge_parity
 from deploy.judging.label_choice import ClassOutput, choose_class_output
 from deploy.judging.labels import find_readings
-from deploy.judging.layouts import LabelForm
+from deploy.judging.layouts import LabelForm, LabelledOutput
 from deploy.judging.parity import ParityAccumulator, ParityReport
 from export.artifacts import BATCH, TensorSpec
 from export.errors import ConfigError
@@ -39,21 +39,19 @@ def draw(samples: int, *, right: float, seed: int = 0) -> tuple[Array, Array]:
 
 
 def compare(reference: Array, candidate: Array, labels: Array) -> ParityReport:
-    accumulator = ParityAccumulator(("maps",), classes_of="maps")
+    accumulator = ParityAccumulator(("maps",), (LabelledOutput("maps"),))
     for part in np.array_split(np.arange(len(labels)), 3):
         accumulator.update(
             {"maps": reference[part]},
             {"maps": candidate[part]},
             rows=len(part),
-            labels=labels[part],
+            labels={"maps": labels[part]},
         )
     return accumulator.result()
 
 
 def measure(reference: Array, candidate: Array, labels: Array) -> Accuracy:
-    found = compare(reference, candidate, labels).accuracy
-    assert found is not None
-    return found
+    return compare(reference, candidate, labels).accuracies["maps"]
 
 
 def test_accuracy_is_the_share_of_right_places_and_chance_that_of_cohens_kappa() -> None:
@@ -237,7 +235,6 @@ def test_a_foreground_that_is_never_answered_is_class_1_that_is_lost(
     rng = np.random.default_rng(0)
     labels = (rng.random((300, 8, 8)) < 0.02).astype(np.int64)
     logits = np.where(labels == 1, 3.0, -3.0).reshape(shape)
-    found = compare(logits, np.full(shape, -3.0), labels).accuracy
-    assert found is not None
+    found = compare(logits, np.full(shape, -3.0), labels).accuracies["maps"]
     assert found.f1 is not None
     assert found.f1.lost == (1,)

@@ -8,7 +8,7 @@ import pytest
 from deploy.config import BuildConfig
 from deploy.judging.accuracy import Accuracy
 from deploy.judging.gates import Verdict, judge_parity
-from deploy.judging.layouts import LabelForm
+from deploy.judging.layouts import LabelForm, LabelledOutput
 from deploy.judging.parity import ParityAccumulator, ParityReport
 
 Array = np.ndarray[Any, Any]
@@ -18,17 +18,16 @@ SAMPLES = 320
 def compare(
     reference: Array, candidate: Array, labels: Array, form: LabelForm | None = None
 ) -> ParityReport:
-    accumulator = ParityAccumulator(("y",), "y", label_form=form or LabelForm())
+    accumulator = ParityAccumulator(("y",), (LabelledOutput("y", form or LabelForm()),))
     for part in np.array_split(np.arange(len(labels)), min(4, len(labels))):
         ours, theirs = reference[part], candidate[part]
-        accumulator.update({"y": ours}, {"y": theirs}, rows=len(part), labels=labels[part])
+        told = {"y": labels[part]}
+        accumulator.update({"y": ours}, {"y": theirs}, rows=len(part), labels=told)
     return accumulator.result()
 
 
 def measure(*arrays: Array, form: LabelForm | None = None) -> Accuracy:
-    found = compare(arrays[0], arrays[1], arrays[2], form).accuracy
-    assert found is not None
-    return found
+    return compare(arrays[0], arrays[1], arrays[2], form).accuracies["y"]
 
 
 def judge(*arrays: Array, form: LabelForm | None = None) -> Verdict:
@@ -104,7 +103,7 @@ def test_scores_that_are_neither_logits_nor_probabilities_judge_nothing() -> Non
     logits, labels = draw_maps()
     percent = 100 * sigmoid(logits)
     report = compare(percent, percent, labels)
-    assert report.judged_accuracy is None
+    assert not report.judged
     verdict = judge(percent, percent, labels)
     assert "the labels judge nothing" in verdict.gate
 
@@ -242,9 +241,9 @@ def test_questions_are_held_to_the_sqnr_besides_since_scores_rank_samples() -> N
 def test_labels_of_nothing_alone_give_no_accuracy() -> None:
     logits, labels = draw_maps()
     report = compare(logits, logits, np.full_like(labels, 255))
-    assert report.accuracy is None
+    assert not report.accuracies
     tokens, _ = draw_tokens()
-    assert compare(tokens, tokens, np.full((SAMPLES, 16), -100)).accuracy is None
+    assert not compare(tokens, tokens, np.full((SAMPLES, 16), -100)).accuracies
 
 
 def test_one_sample_has_an_accuracy_and_no_f1() -> None:

@@ -11,7 +11,7 @@ from deploy.judging.accuracy import Accuracy
 from deploy.judging.accuracy_gate import explain_certain_drop, hold_accuracy
 from deploy.judging.gates import judge_parity
 from deploy.judging.label_notes import describe_reading, warn_of_labels
-from deploy.judging.layouts import LabelForm
+from deploy.judging.layouts import LabelForm, LabelledOutput
 from deploy.judging.parity import ParityAccumulator, ParityReport
 from deploy.judging.target_accuracy import TargetAccumulator, fit_targets
 
@@ -208,11 +208,11 @@ def report(
     answers = eager + noise * rng.standard_normal(targets.shape)
     if gone:
         targets[:, 1] = np.nan
-    parity = ParityAccumulator(("y",), "y", label_form=LabelForm(targets=True))
+    parity = ParityAccumulator(("y",), (LabelledOutput("y", LabelForm(targets=True)),))
     for start in range(0, samples, 100):
         part = slice(start, start + 100)
         one, other = eager[part].astype(np.float32), answers[part].astype(np.float32)
-        parity.update({"y": one}, {"y": other}, rows=len(one), labels=targets[part])
+        parity.update({"y": one}, {"y": other}, rows=len(one), labels={"y": targets[part]})
     return parity.result()
 
 
@@ -245,8 +245,9 @@ def test_an_engine_that_is_far_from_eager_passes_where_eager_is_as_far_from_the_
     eager = targets + rng.standard_normal(targets.shape) * 0.7
     answers = eager + 0.17 * rng.standard_normal(targets.shape)
     for labels in (targets, None):
-        parity = ParityAccumulator(("y",), "y", label_form=LabelForm(targets=True))
-        parity.update({"y": eager}, {"y": answers}, rows=5000, labels=labels)
+        parity = ParityAccumulator(("y",), (LabelledOutput("y", LabelForm(targets=True)),))
+        told = None if labels is None else {"y": labels}
+        parity.update({"y": eager}, {"y": answers}, rows=5000, labels=told)
         found = parity.result()
         assert found.sqnr_db == pytest.approx(17.1, abs=0.5)
         kind = "unlabelled" if labels is None else "labelled"
@@ -260,9 +261,9 @@ def test_a_report_says_how_targets_were_read_and_why_they_do_not_decide() -> Non
     said = str(describe_reading([good]))
     assert said.startswith("the 3 targets of a sample are what a regression predicts: R² is the")
     assert "as the mean over the 3 of them; what is NaN is not judged. Held against y." in said
-    assert warn_of_labels(good.accuracy, "y", ()) is None
-    warning = str(warn_of_labels(far.accuracy, "y", ("z",)))
+    assert warn_of_labels(good.accuracies["y"], "y", ()) is None
+    warning = str(warn_of_labels(far.accuracies["y"], "y", ("z",)))
     assert warning.startswith("Eager's own R² is -")
     assert "the SQNR was judged instead. They were held against 'y'. Scale the targets" in warning
     assert warning.endswith("or name another output with --classes (z).")
-    assert "too few to judge R² by" in str(warn_of_labels(few.accuracy, "y", ()))
+    assert "too few to judge R² by" in str(warn_of_labels(few.accuracies["y"], "y", ()))

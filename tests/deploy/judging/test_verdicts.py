@@ -11,6 +11,7 @@ from deploy.candidates.files import Candidate
 from deploy.candidates.plans import Plan
 from deploy.config import BuildConfig
 from deploy.judging.gates import NO_CALIBRATION_DATA, DataKind, Verdict
+from deploy.judging.layouts import LabelledOutput
 from deploy.judging.parity import ParityAccumulator, ParityReport, SizeParity
 from deploy.judging.verdicts import (
     choose,
@@ -178,8 +179,8 @@ def test_a_garbled_sample_is_told_of_where_the_labels_hold_and_refused_without()
     found = {}
     for name, each in answers.items():
         for kind in ("labelled", "unlabelled"):
-            parity = ParityAccumulator(("y",), "y" if kind == "labelled" else None)
-            told = labels if kind == "labelled" else None
+            parity = ParityAccumulator(("y",), (LabelledOutput("y"),) if kind == "labelled" else ())
+            told = {"y": labels} if kind == "labelled" else None
             parity.update({"y": scores}, {"y": each}, rows=1000, labels=told)
             found[name, kind] = judge(candidate(), parity.result(), kind)  # type: ignore[arg-type]
     assert {key: result.status for key, result in found.items()} == {
@@ -225,8 +226,8 @@ def of_heads(turned: int, *, heads: int = 2, labelled: bool = False) -> Candidat
     first[rows, (labels[:turned] + 1) % 10] = first[rows].max(axis=1) - 1e-3
     answers = {name: values * 1.001 for name, values in scores.items()}
     answers[names[0]][rows, (labels[:turned] + 1) % 10] += 0.1
-    parity = ParityAccumulator(names, names[-1] if labelled else None)
-    parity.update(scores, answers, rows=1000, labels=labels if labelled else None)
+    parity = ParityAccumulator(names, (LabelledOutput(names[-1]),) if labelled else ())
+    parity.update(scores, answers, rows=1000, labels={names[-1]: labels})
     kind: DataKind = "labelled" if labelled else "unlabelled"
     return judge(candidate(), parity.result(), kind)
 
@@ -285,9 +286,9 @@ def test_labels_that_were_brought_are_not_asked_for_again(rows: int, said: bool)
     labels = rng.integers(0, 10, rows)
     exact = rng.standard_normal((rows, 10)) + 8 * np.eye(10)[labels]
     eager, found = (exact + 0.8 * rng.standard_normal(exact.shape) for _ in range(2))
-    parity = ParityAccumulator(("y",), "y")
+    parity = ParityAccumulator(("y",), (LabelledOutput("y"),))
     floor = ({"y": exact}, {"y": eager})
-    parity.update({"y": eager}, {"y": found}, rows=rows, floor=floor, labels=labels)
+    parity.update({"y": eager}, {"y": found}, rows=rows, floor=floor, labels={"y": labels})
     each = judge(candidate("fp32"), parity.result(), "labelled")
     assert each.parity_holds
     assert (describe_loose(each) is not None) is said
@@ -383,9 +384,9 @@ def test_whoever_brought_labels_is_not_told_to_bring_some(
     exact = 10 * np.eye(10)[labels]
     eager, found = (exact + 3 * rng.standard_normal(exact.shape) for _ in range(2))
     loose = {"y": eager, "z": exact}, {"y": found, "z": exact}
-    parity = ParityAccumulator(("y", "z"), held)
+    parity = ParityAccumulator(("y", "z"), (LabelledOutput(held),))
     floor = {"y": exact, "z": exact}, {"y": eager, "z": exact}
-    parity.update(*loose, rows=samples, floor=floor, labels=labels)
+    parity.update(*loose, rows=samples, floor=floor, labels={held: labels})
     said = describe_loose(judge(candidate("fp32"), parity.result(), "labelled"))
     if advice is None:  # by its labels it is as right as eager
         assert said is None

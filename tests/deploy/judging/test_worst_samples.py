@@ -8,6 +8,7 @@ import pytest
 
 from deploy.config import BuildConfig
 from deploy.judging.gates import Verdict, judge_parity
+from deploy.judging.layouts import LabelledOutput
 from deploy.judging.output_parity import OutputAccumulator
 from deploy.judging.parity import ParityAccumulator, ParityReport
 from deploy.judging.worst_samples import (
@@ -135,8 +136,9 @@ def test_labels_that_hold_decide_and_the_ruined_sample_is_named_all_the_same() -
     ours = answers()[..., 0]
     theirs = rounded(ours, 60.0)
     _negate(theirs)
-    parity = ParityAccumulator(("y",), "y")
-    parity.update({"y": ours}, {"y": theirs}, rows=ROWS, labels=ours.argmax(axis=1))
+    parity = ParityAccumulator(("y",), (LabelledOutput("y"),))
+    labels = {"y": ours.argmax(axis=1)}
+    parity.update({"y": ours}, {"y": theirs}, rows=ROWS, labels=labels)
     assert judge(parity.result()).passed
     assert parity.result().outputs[0].worst_samples[0].sample == 400
 

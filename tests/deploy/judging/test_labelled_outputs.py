@@ -1,0 +1,251 @@
+"""Labels of several outputs: each is held against its own, and each is a gate."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploy.config import BuildConfig
+from deploy.engines.base import Feeds
+from deploy.inputs.data import ArrayRows, Dataset
+from deploy.judging.checking import CheckPlan, take_labels
+from deploy.judging.gates import Verdict, judge_parity
+from deploy.judging.label_notes import describe_reading
+from deploy.judging.labelled_outputs import Labelling, choose_labelled
+from deploy.judging.layouts import LabelForm, LabelledOutput
+from deploy.judging.parity import ParityAccumulator, ParityReport
+from export.artifacts import BATCH, TensorSpec
+from export.errors import ConfigError, DataError
+from tests.samples import refuse
+
+Array = np.ndarray[Any, Any]
+
+ROWS = 600
+KIND = TensorSpec("kind", (BATCH, 3), "float32")
+AGE = TensorSpec("age", (BATCH, 1), "float32")
+TOKENS = TensorSpec("tokens", (BATCH, 4, 4), "float32")
+PLAIN = TensorSpec("plain", (BATCH, 3), "float32")
+OUTPUTS = (PLAIN, AGE, KIND, TOKENS)
+RNG = np.random.default_rng(0)
+KINDS = RNG.integers(0, 3, ROWS)
+AGES = RNG.uniform(1, 90, ROWS).astype(np.float32)
+TAGS = RNG.integers(0, 4, (ROWS, 4))
+ANSWERS = {
+    "kind": 6 * np.eye(3)[KINDS] + RNG.standard_normal((ROWS, 3)),
+    "age": AGES[:, None] + RNG.standard_normal((ROWS, 1)),
+    "tokens": np.moveaxis(6 * np.eye(4)[TAGS], 2, 1) + RNG.standard_normal((ROWS, 4, 4)),
+    "plain": RNG.standard_normal((ROWS, 3)),
+}
+
+
+def run(feeds: Feeds) -> dict[str, Array]:
+    rows = feeds["x"][:, 0].astype(np.int64)
+    return {name: values[rows] for name, values in ANSWERS.items()}
+
+
+def samples(labels: Array | None = None, **labels_of: Array) -> Dataset:
+    """Samples whose only value is their row number."""
+    rows = np.arange(ROWS, dtype=np.float32)[:, None]
+    inputs = {"x": ArrayRows(rows, rows.dtype)}
+    return Dataset(inputs, labels, "data.npz", labels_of=labels_of)
+
+
+def choose(data: Dataset, *named: str) -> Labelling:
+    return choose_labelled(data, data, OUTPUTS, run, CheckPlan(), named=named)
+
+
+TARGETS = LabelForm(targets=True)
+
+
+def test_each_is_of_the_output_that_it_names_and_the_other_of_the_best_of_the_rest() -> None:
+    data = samples(KINDS, age=AGES, tokens=TAGS)
+    assert choose(data, "tokens:1") == Labelling(
+        (
+            LabelledOutput("kind"),
+            LabelledOutput("age", TARGETS),
+            LabelledOutput("tokens", LabelForm(axis=1)),
+        )
+    )
+    assert choose(samples(kind=KINDS)) == Labelling((LabelledOutput("kind"),))
+
+
+def test_on_which_axis_classes_lie_is_found_by_what_eager_answers() -> None:
+    (found,) = choose(samples(tokens=TAGS)).outputs
+    assert found == LabelledOutput("tokens", LabelForm(axis=1))
+
+
+def test_labels_without_a_name_are_of_no_output_that_has_its_own() -> None:
+    unlike = np.roll(KINDS, 1)  # so that `plain` alone is left, which knows nothing of them
+    found = choose(samples(KINDS, kind=unlike))
+    assert found.outputs == (LabelledOutput("plain"), LabelledOutput("kind"))
+
+
+def test_labels_are_taken_by_the_output_that_they_are_held_against() -> None:
+    data = samples(KINDS, age=AGES)
+    plan = CheckPlan(labelled=choose(data).outputs)
+    rows = np.array([5, 3])
+    part = data.select(np.arange(100, 200))
+    assert part.is_labelled
+    found = take_labels(part, plan, rows)
+    assert list(found) == ["kind", "age"]
+    np.testing.assert_array_equal(found["kind"], KINDS[[105, 103]])
+    np.testing.assert_array_equal(found["age"], AGES[[105, 103]])
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({"ages": AGES}, ("y_ages", "none of that name", "plain, age, kind, tokens", "--input")),
+        ({"kind": KINDS + 1}, ("data.npz, y_kind", "label 3 in row", "0..2")),
+        ({"kind": TAGS}, ("data.npz, y_kind", "the labels are Nx4", "kind:batchx3:float32")),
+        ({"age": TAGS.astype(float)}, ("data.npz, y_age", "the labels are float64", "[N, 4]")),
+        ({"age": KINDS}, ("data.npz, y_age", "N integers up to 2", "0 from 1", "float32)")),
+    ],
+    ids=["no output", "no class", "another form", "other targets", "classes for a score"],
+)
+def test_what_does_not_fit_its_output_is_named(
+    labels: dict[str, Array], words: tuple[str, ...]
+) -> None:
+    refuse(lambda: choose(samples(**labels)), *words, kind=DataError)
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        ("kinds", ("--classes 'kinds'", "no such output")),
+        ("kind", ("--classes 'kind'", "labels of tokens alone", "y_kind")),
+        ("tokens:0", ("--classes 'tokens:0'", "cannot lie on that axis")),
+    ],
+)
+def test_an_output_that_is_named_must_be_there_and_have_labels(
+    named: str, words: tuple[str, ...]
+) -> None:
+    refuse(lambda: choose(samples(tokens=TAGS), named), *words, kind=ConfigError)
+
+
+LABELS = {"kind": KINDS, "age": AGES}
+LABELLED = (LabelledOutput("kind"), LabelledOutput("age", TARGETS))
+
+
+def report(rows: int = ROWS, *, exact: bool = False, **changes: Array) -> ParityReport:
+    """What a candidate gets that answers with `changes` in place of eager's outputs."""
+    parity = ParityAccumulator(("kind", "age", "plain"), LABELLED)
+    ours = {name: ANSWERS[name][:rows] for name in parity.names}
+    theirs = ours | {name: values[:rows] for name, values in changes.items()}
+    labels = {name: values[:rows] for name, values in LABELS.items()}
+    floor = ({name: values + 1e3 for name, values in ours.items()}, ours) if exact else None
+    parity.update(ours, theirs, rows=rows, labels=labels, floor=floor)
+    return parity.result()
+
+
+def judge(parity: ParityReport, precision: str = "int8", **options: Any) -> Verdict:
+    config = BuildConfig(**options)
+    return judge_parity(parity, precision, kind="labelled", config=config)
+
+
+FLIPPED = ANSWERS["kind"] * np.where(np.arange(ROWS) % 20, 1, -1)[:, None]  # 30 rows
+COARSE = ANSWERS["age"] + 20 * RNG.standard_normal((ROWS, 1))
+
+
+def test_accuracies_are_those_of_each_output() -> None:
+    found = report(kind=FLIPPED).accuracies
+    assert [(name, each.measure) for name, each in found.items()] == [
+        ("kind", "accuracy"),
+        ("age", "R²"),
+    ]
+    right = ANSWERS["kind"].argmax(1) == KINDS
+    assert found["kind"].reference == right.mean()
+    assert found["kind"].candidate == (FLIPPED.argmax(1) == KINDS).mean()
+    residue = np.square(ANSWERS["age"][:, 0] - AGES).sum()
+    spread = np.square(AGES - AGES.mean(dtype=np.float64)).sum()
+    assert found["age"].reference == pytest.approx(1 - residue / spread, abs=1e-6)
+    assert found["age"].drop == 0
+
+
+def test_each_holds_its_own_and_the_rest_the_sqnr() -> None:
+    verdict = judge(report())
+    assert verdict.passed
+    gates = verdict.gate.split("; ")
+    assert gates[0] == "kind: accuracy drop at most 1.00% on 600 samples"
+    assert gates[1].startswith("age: R² drop at most 0.")
+    assert gates[2].startswith("other outputs: SQNR at least 20 dB")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"kind": FLIPPED}, ["kind: accuracy drops by 5.00%"]),
+        ({"age": COARSE}, ["age: R² drops by "]),
+        ({"kind": FLIPPED, "age": COARSE}, ["kind: accuracy drops by", "; age: R² drops by"]),
+        ({"plain": -ANSWERS["plain"]}, ["output 'plain' has an SQNR of -6.0 dB"]),
+    ],
+    ids=["first", "second", "both", "unlabelled"],
+)
+def test_one_that_is_lost_is_named(changes: dict[str, Array], words: list[str]) -> None:
+    verdict = judge(report(**changes))
+    assert not verdict.passed
+    assert all(each in str(verdict.reason) for each in words)
+
+
+def test_an_output_that_is_far_off_passes_by_labels_of_its_own_alone() -> None:
+    """18 dB from eager, whose error is as large: its classes are right."""
+    scale = 0.1 * np.abs(ANSWERS["kind"]).mean()
+    noisy = ANSWERS["kind"] + scale * RNG.standard_normal((ROWS, 3)) * [1, 1, 1]
+    found = report(kind=noisy + 0.6)
+    assert found.outputs[0].sqnr_db < 20
+    assert judge(found).passed
+    parity = ParityAccumulator(("kind", "age", "plain"), LABELLED[1:])
+    ours = {name: ANSWERS[name] for name in parity.names}
+    parity.update(ours, {**ours, "kind": noisy + 0.6}, rows=ROWS, labels=LABELS)
+    assert not judge(parity.result()).passed
+
+
+def test_float32_may_lose_none_of_them_beyond_doubt() -> None:
+    verdict = judge(report(exact=True, age=COARSE), "fp32")
+    assert not verdict.passed
+    assert "age: R² drops by" in str(verdict.reason)
+    assert verdict.gate.endswith("no accuracy lost beyond doubt")
+    assert judge(report(exact=True), "fp32").passed
+
+
+def test_few_labels_say_which_outputs_have_classes_that_must_agree() -> None:
+    near = ANSWERS["kind"].copy()
+    order = np.argsort(near, axis=1)
+    rows = np.arange(0, ROWS, 10)
+    near[rows, order[rows, 1]] = near[rows, order[rows, 2]] + 1e-3
+    lifted, shifted = ANSWERS["kind"] + 100, near + 100
+    parity = ParityAccumulator(("kind", "age"), LABELLED)
+    ours = {"kind": lifted[:200], "age": ANSWERS["age"][:200]}
+    labels = {name: values[:200] for name, values in LABELS.items()}
+    parity.update(ours, {**ours, "kind": shifted[:200]}, rows=200, labels=labels)
+    verdict = judge(parity.result())
+    assert not verdict.passed
+    assert "top-1 agrees on 90.0% of 200 samples" in str(verdict.reason)
+    assert "more samples with labels" in str(verdict.reason)
+
+
+def test_labels_that_eager_does_not_know_judge_nothing_and_the_others_do() -> None:
+    parity = ParityAccumulator(("kind", "plain"), (LabelledOutput("plain"), LabelledOutput("kind")))
+    ours = {name: ANSWERS[name] for name in parity.names}
+    labels = {"plain": KINDS, "kind": KINDS}
+    parity.update(ours, {**ours, "kind": FLIPPED}, rows=ROWS, labels=labels)
+    found = parity.result()
+    assert list(found.accuracies) == ["plain", "kind"]
+    assert list(found.judged) == list(found.held) == ["kind"]
+    assert found.main_accuracy == found.accuracies["kind"]
+    assert str(judge(found).reason).startswith("accuracy drops by 5.00%")
+
+
+def test_the_reading_of_each_is_said() -> None:
+    said = str(describe_reading([report()]))
+    assert said.startswith("the target of a sample is what a regression predicts")
+    assert said.endswith("Held against age.")
+    tokens = ParityAccumulator(
+        ("tokens", "age"),
+        (LabelledOutput("tokens", LabelForm(axis=1)), LabelledOutput("age", TARGETS)),
+    )
+    ours = {name: ANSWERS[name] for name in tokens.names}
+    tokens.update(ours, ours, rows=ROWS, labels={"tokens": TAGS, "age": AGES})
+    said = str(describe_reading([tokens.result()]))
+    assert "Held against tokens. the target of" in said
+    assert said.endswith("Held against age.")
