@@ -40,7 +40,7 @@ def test_make_commands_are_targets_of_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE))
     named = {word for command in _commands("make") for word in command[1:]}
-    assert {"demo", "test"} <= named <= targets
+    assert {"demo", "test", "test-thorough"} <= named <= targets
 
 
 def test_ci_runs_the_same_targets() -> None:
@@ -49,6 +49,7 @@ def test_ci_runs_the_same_targets() -> None:
         "make check",
         "make demo",
         "make test",
+        "make test-thorough",
     ]
 
 

@@ -19,8 +19,10 @@ def describe_reading(reports: Iterable[ParityReport]) -> str | None:
     """How labels of places, and targets, were read beside their outputs; None without such."""
     for report in reports:
         read = {n: a.read_as for n, a in report.accuracies.items() if a.read_as is not None}
-        if read:
-            return " ".join(f"{words}. Held against {name}." for name, words in read.items())
+        if len(report.accuracies) > 1 and read:
+            return " ".join(f"Of {name}: {words}." for name, words in read.items())
+        for name, words in read.items():
+            return f"{words}. Held against {name}."
     return None
 
 

@@ -51,6 +51,8 @@ from deploy.report.wording import (
 
 _MOST_FIGURES = 3
 """Outputs whose accuracy is shown large; the section below has all."""
+_IN_A_ROW = 5
+"""Figures that stand beside each other; of more there are fewer in a row, for they are wider."""
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
@@ -99,6 +101,7 @@ def _sections(report: Report) -> tuple[Markup | None, ...]:
 
 
 def _headline(report: Report) -> Markup:
+    figures = _key_figures(report)
     return element(
         "header",
         element("p", "deploy report", class_="eyebrow"),
@@ -106,7 +109,7 @@ def _headline(report: Report) -> Markup:
         element("p", report["verdict"], class_="verdict"),
         element("p", format_conditions(report), class_="quiet"),
         _optional(finish_sentence(report)),
-        element("div", *_key_figures(report), class_="figures"),
+        element("div", *figures, class_="figures many" if len(figures) > _IN_A_ROW else "figures"),
     )
 
 

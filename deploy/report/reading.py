@@ -190,7 +190,10 @@ def _check_candidate(candidate: Any, where: str, file: Path) -> None:
         _check_keys(output, _OUTPUT, f"{where}.parity.outputs[{index}].", file)
     if parity["accuracy"] is not None:
         _check_accuracy(parity["accuracy"], f"{where}.parity.accuracy.", file)
-    several = parity.get("accuracies", {})
+    if "accuracies" not in parity:
+        return
+    _check_keys(parity, {"accuracies": _TABLE}, f"{where}.parity.", file)
+    several = parity["accuracies"]
     _check_keys(several, dict.fromkeys(several, _TABLE), f"{where}.parity.accuracies.", file)
     for output, accuracy in several.items():
         _check_accuracy(accuracy, f"{where}.parity.accuracies.{output}.", file)

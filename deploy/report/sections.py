@@ -60,7 +60,9 @@ _FUSED_HEADS = (
 def describe_candidates(report: Report) -> Markup:
     """What was tried and why it did not win; a reason stands under its row at full width."""
     measure = name_measure(report)
-    scores = ("SQNR",) if measure is None else (as_heading(measure), "SQNR")
+    outputs = accuracies_of(report, report["baseline"])
+    where = f" in {next(iter(outputs))}" if len(outputs) > 1 else ""
+    scores = ("SQNR",) if measure is None else (f"{as_heading(measure)}{where}", "SQNR")
     heads = ("Candidate", "Status", "p50 ms", "Speed-up", *scores, "Size")
     winner = winner_of(report)["name"]
     bodies = []

@@ -1,7 +1,7 @@
 """Terminal tables of the commands other than build: bench, verify, finish, doctor."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -13,7 +13,7 @@ from deploy.commands.bench import Bench
 from deploy.commands.doctor import Diagnosis
 from deploy.commands.finished import Finish
 from deploy.commands.verification import Verification
-from deploy.judging.accuracy import ACCURACY
+from deploy.judging.accuracy import ACCURACY, Accuracy
 from deploy.judging.label_notes import LABELS_JUDGE_NOTHING, describe_reading
 from deploy.judging.parity import ParityReport
 from deploy.measuring.latency import EngineLatency, LatencyReport
@@ -63,20 +63,22 @@ def print_verification(results: Sequence[Verification], console: Console) -> Non
     """One row an engine: golden answers, and the gate on the data; reasons below."""
     judged = [result.parity.judged if result.parity else {} for result in results]
     measures = {output: each.measure for found in judged for output, each in found.items()}
-    heads = [f"{m} in {output}" if len(measures) > 1 else m for output, m in measures.items()]
-    table = make_table("engine", "golden", "SQNR", *(heads or [ACCURACY]), "gate")
+    lone = next(iter([*measures.values(), ACCURACY])) if len(measures) < 2 else None
+    table = make_table("engine", "golden", "SQNR", *([lone] if lone else []), "gate")
     for result, found in zip(results, judged, strict=True):
-        shown = {output: format_percent(each.candidate) for output, each in found.items()}
+        shown = [format_percent(each.candidate) for each in found.values()] or [UNKNOWN]
         verdict = result.verdict
         add_row(
             table,
             result.name,
             _golden_cell(result),
             _sqnr_cell(result),
-            *([shown.get(output, UNKNOWN) for output in measures] or [UNKNOWN]),
+            *(shown if lone else []),
             "-" if verdict is None else ("holds" if verdict.passed else "FAILS"),
         )
     console.print(table)
+    if not lone:
+        _print_outputs(results, judged, measures, console)
     for result in results:
         for reason in (result.golden, result.verdict.reason if result.verdict else None):
             if reason:
@@ -94,6 +96,23 @@ def print_verification(results: Sequence[Verification], console: Console) -> Non
     if labels:
         console.print(Text(clean(f"Labels: {labels}"), style="dim"))
     console.print(Text(clean(_verification_sentence(results))))
+
+
+def _print_outputs(
+    results: Sequence[Verification],
+    judged: Sequence[Mapping[str, Accuracy]],
+    measures: Mapping[str, str],
+    console: Console,
+) -> None:
+    """One row an engine that was judged, with the accuracy of every output that has labels."""
+    heads = (f"{measure} in {clean(output)}" for output, measure in measures.items())
+    table = make_table("engine", *heads)
+    for result, found in zip(results, judged, strict=True):
+        if found:
+            shown = {name: format_percent(each.candidate) for name, each in found.items()}
+            add_row(table, result.name, *(shown.get(name, UNKNOWN) for name in measures))
+    console.print()
+    console.print(table)
 
 
 def _group_absent(results: Sequence[Verification]) -> dict[str, list[str]]:

@@ -401,6 +401,25 @@ def targets_report() -> Report:
     return report
 
 
+def heads_report() -> Report:
+    """Two outputs have labels: classes of `kind`, which come first, and targets of `age`."""
+    report = labelled_report()
+    report["model"]["outputs"] = [
+        {"name": name, "shape": ["batch", size], "dtype": "float32"}
+        for name, size in (("kind", 10), ("age", 1))
+    ]
+    heads = [{"output": name, "axis": None} for name in ("kind", "age")]
+    report["data"].update(classes_of="kind", classes_axis=None, labelled=heads)
+    for row in (report["baseline"], *report["candidates"]):
+        parity = row["parity"]
+        if parity and parity["accuracy"]:
+            (first, *_) = parity["outputs"]
+            parity["outputs"] = [{**first, "name": "kind"}, {**first, "name": "age"}]
+            age = accuracy(0.8123, 0.8345) | {"measure": "R²", "rmse": [2.0911, 2.1042]}
+            parity["accuracies"] = {"kind": parity["accuracy"], "age": age}
+    return report
+
+
 def places_report() -> Report:
     """Each sample has many labels, as pixels have: the F1 of the classes stands beside."""
     report = labelled_report()
