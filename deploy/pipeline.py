@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from deploy.bundle.folder import Bundle, read_bundle
-from deploy.bundle.packing import drop_source_traces, forget_failure, pack_bundle, write_failure
+from deploy.bundle.packing import forget_failure, pack_bundle, write_failure
 from deploy.bundle.plugin_files import stage_plugins
 from deploy.bundle.staging import make_plain, stage_bundle
 from deploy.cache import open_cache
@@ -188,7 +188,7 @@ def build(
         with clock.stage("census"):
             results = tuple(add_census(result, feeds, progress) for result in results)
         winner = choose(results, config.seed)
-        found = Findings(
+        findings = Findings(
             problem=problem,
             exported=exported,
             cost=model_cost(exported.onnx, batch=problem.latency_batch),
@@ -204,7 +204,6 @@ def build(
             eager=eager,
             options=options,
         )
-        findings = drop_source_traces(found)
         if not any(result.parity_holds for result in results):
             where = write_failure(target, make_report(findings, config, clock.seconds))
             first = results[0]

@@ -77,6 +77,7 @@ NEED_TORCH = {
     "export/onnx/sample_weights.py",
     "export/onnx/short_time.py",
     "export/onnx/smooth_resizes.py",
+    "export/onnx/source_traces.py",
     "export/onnx/stacks.py",
     "export/onnx/whole_splits.py",
     "export/onnx/views.py",

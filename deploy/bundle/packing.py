@@ -20,11 +20,9 @@ from deploy.engines.process import open_processes
 from deploy.findings import Findings, make_report
 from deploy.inputs.dataset import Dataset
 from deploy.judging.reference import Reference
-from deploy.judging.verdicts import size_of
 from deploy.report import render_html
 from deploy.results import CandidateResult
 from export.errors import BundleError, DeployError
-from export.onnx.source_traces import remove_source_traces
 from export.tensorrt.building import hash_onnx
 from export.tensorrt.options import BuildOptions
 from export.tensorrt.products import PRODUCTS
@@ -44,8 +42,7 @@ def pack_bundle(
 ) -> None:
     """Keep in `stage` what may ship, and write golden samples, report and manifest.
 
-    What fails its parity gate does not ship, nor does a file that no engine opens. The ONNX files
-    have no source traces any more, see `drop_source_traces`.
+    What fails its parity gate does not ship, nor does a file that no engine opens.
     """
     report = make_report(findings, config, stages)  # looks into files that may not ship
     shipped = [result for result in findings.results if result.ships]
@@ -76,20 +73,6 @@ def pack_bundle(
         input_ranges=None if problem.kind == "synthetic" else find_ranges(problem.calibration),
         images=problem.images,
     )
-
-
-def drop_source_traces(findings: Findings) -> Findings:
-    """Take the traces of the build machine out of every ONNX file, of which the sizes change.
-
-    What failed may be no ONNX model at all, and does not ship; it is left as it is.
-    """
-    sound = [result for result in findings.results if result.status != "failed"]
-    used = {file for r in sound for file in (r.file, r.source) if file is not None}
-    for file in used:
-        if file.suffix == ".onnx":
-            remove_source_traces(file)
-    sized = (replace(r, size_bytes=size_of(r.file)) for r in findings.results)
-    return replace(findings, results=tuple(sized))
 
 
 def find_ranges(data: Dataset) -> dict[str, tuple[float, float]]:

@@ -46,7 +46,7 @@ source_options = section(
     option(
         "--data",
         metavar="PATH",
-        help=".npz of x and, for labels, y; .npy, .pt, image folder, module:callable.",
+        help=".npz of x and, for labels, y or y_OUTPUT; .npy, .pt, image folder, module:callable.",
     ),
     option("--image-resize", type=int, help="Shorter side of images, in pixels."),
     option("--image-crop", type=int, help="Side of the centre crop, in pixels."),

@@ -192,8 +192,8 @@ def _list_warnings(a: Report, b: Report, same: bool) -> list[str]:
         warnings.append(f"the models differ ({how}): this compares two models, not two builds.")
     if first["inputs"] != second["inputs"]:
         warnings.append("the inputs of the models differ in name, shape or type.")
-    data = ("source", "kind", "evaluation_samples", "classes_of")
-    if any(a["data"][key] != b["data"][key] for key in data):
+    data = ("source", "kind", "evaluation_samples", "classes_of", "labelled")
+    if any(a["data"].get(key) != b["data"].get(key) for key in data):
         warnings.append("the data differ: accuracy and SQNR are not of the same samples.")
     if a["gates"] != b["gates"]:
         warnings.append("the gates differ: the two builds allowed for different losses.")

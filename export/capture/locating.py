@@ -16,9 +16,10 @@ Line = tuple[FrameType, int]
 """A frame, and the number of the line that it is at."""
 
 _LENGTH = 100
-_NOT_THE_USERS = tuple(
+FOREIGN = tuple(
     f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1])
 )
+"""Folders whose code is not the user's: torch's and this package's."""
 
 
 def describe_place(module: nn.Module, lines: Iterable[Line]) -> str:
@@ -57,7 +58,7 @@ def list_running_lines(frame: FrameType | None, end: object) -> Iterator[Line]:
 
 def is_of_user(frame: FrameType) -> bool:
     """Whether it runs code that is neither torch's nor of this package."""
-    return not frame.f_code.co_filename.startswith(_NOT_THE_USERS)
+    return not frame.f_code.co_filename.startswith(FOREIGN)
 
 
 def _describe_line(frame: FrameType, number: int) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx
 
 from export.artifacts import BATCH, OnnxModel
-from export.onnx.graph import is_standard, name_node
+from export.onnx.graph import is_standard, name_node, read_source
 from export.onnx.sizes import infer_sizes, read_shapes
 
 _THROUGH = frozenset({"DequantizeLinear", "QuantizeLinear", "Cast", "Transpose", "Identity"})
@@ -221,7 +221,7 @@ def _count_bytes(tensor: onnx.TensorProto) -> int:
 
 
 def read_path(node: onnx.NodeProto) -> str:
-    """The user's module path where the exporter recorded it, else the node's name."""
+    """The user's module path where the exporter recorded it, else the node's name and its line."""
     for entry in node.metadata_props:
         if entry.key == _SCOPES:
             scopes = ast.literal_eval(entry.value)[:-1]
@@ -229,4 +229,6 @@ def read_path(node: onnx.NodeProto) -> str:
                 return str(scopes[-1])
     if node.name.startswith("/"):  # the TorchScript exporter writes /stages/0/conv1/Conv
         return ".".join(node.name.strip("/").split("/")[:-1]) or node.name
-    return node.name or (node.output[0] if node.output else node.op_type)
+    name = node.name or (node.output[0] if node.output else node.op_type)
+    line = read_source(node)
+    return f"{name} ({line})" if line else name

@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 
 from export.artifacts import BATCH, OnnxModel, TensorSpec
 from export.capture.image_model import find_user_module
+from export.capture.locating import FOREIGN
 from export.capture.outputs import flatten_outputs
 from export.capture.program import condense_error, contain_noise
 from export.errors import ExportError
@@ -33,6 +34,7 @@ from export.onnx.pool_padding import fold_pool_padding
 from export.onnx.preparation import prepare_program
 from export.onnx.quick_matching import match_quickly
 from export.onnx.recurrent_weights import store_recurrent_weights
+from export.onnx.source_traces import condense_traces
 from export.onnx.tokens import flatten_tokens
 
 INLINE_LIMIT = 2_000_000_000
@@ -64,7 +66,8 @@ def to_onnx(
 
     Returns:
         The model with the axis ``"batch"`` on the leading dynamic axes, and `axes` on theirs. Its
-        nodes keep the exporter's metadata (``pkg.torch.onnx.name_scopes``, stack traces).
+        nodes keep the exporter's metadata (``pkg.torch.onnx.name_scopes``), and the line of their
+        source in place of stack traces.
 
     Raises:
         ExportError: an operator has no ONNX form, an axis of `axes` has one size in `program`, or
@@ -218,6 +221,7 @@ def _finish(
 ) -> OnnxModel:
     """Order and name what the exporter left, write the file and check it."""
     settle_squeezes(model)
+    condense_traces(model, FOREIGN)
     graph = model.graph
     found, wanted = {str(value.name): value for value in graph.inputs}, list(input_names)
     if sorted(found) != sorted(wanted) or [v.name for v in graph.outputs] != list(output_names):

@@ -10,6 +10,8 @@ from onnx import AttributeProto, NodeProto, TensorProto
 STANDARD_DOMAINS = ("", "ai.onnx")
 """Both names of the domain of ONNX's own operators."""
 
+SOURCE = "deploykit.source"
+"""Key of the metadata of a node: the line of the user's source that it comes from."""
 FIXED = "deploy.fixed."
 """How the names of matrices begin that stand for the arithmetic of an operator, which no training
 made: rounding them to int8 would change what the operator is."""
@@ -92,15 +94,25 @@ def name_node(node: NodeProto) -> str:
     return str(node.name or node.output[0])
 
 
+def read_source(node: NodeProto) -> str:
+    """``net.py:12``, the line of the user's source that it comes from; empty: not known."""
+    return next((entry.value for entry in node.metadata_props if entry.key == SOURCE), "")
+
+
 def node_label(node: NodeProto) -> str:
-    """What to call a node in a message: its name, and the module path the exporter left on it."""
+    """What to call a node in a message: its name, and the module path the exporter left on it.
+
+    Of one that forward of the model itself made the line of the source in place of a path.
+    """
     name = name_node(node)
     for item in node.metadata_props:
         if item.key == "pkg.torch.onnx.name_scopes":
             scopes = [part.strip(" '\"[]") for part in item.value.split(",")]
             paths = [part for part in scopes[:-1] if part]
-            return f"{paths[-1]} ({name})" if paths else name
-    return name
+            if paths:
+                return f"{paths[-1]} ({name})"
+    line = read_source(node)
+    return f"{name} ({line})" if line else name
 
 
 def attribute(node: NodeProto, name: str, default: Any) -> Any:

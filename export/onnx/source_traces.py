@@ -1,25 +1,33 @@
-"""What an exported file says of the machine it was made on."""
+"""The line of the user's source that a node of an exported file comes from.
 
+The exporter writes into every node the stack at which torch met it, with absolute paths: it would
+tell strangers about the machine that built the file. What is kept is the name of the file and the
+number of the line.
+"""
+
+import re
+from itertools import chain
 from pathlib import Path
 
-import onnx
+import onnx_ir as ir
 
-TRACE = "pkg.torch.onnx.stack_trace"
-"""Key of the metadata of a node: the stack at which torch met it, outermost frame first."""
+from export.onnx.graph import SOURCE
+
+_TRACE = "pkg.torch.onnx.stack_trace"
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
-def remove_source_traces(path: Path) -> None:
-    """Take the stack traces out of an ONNX file; module paths (name scopes) stay.
+def condense_traces(model: ir.Model, foreign: tuple[str, ...]) -> None:
+    """Write into every node of `model` where it comes from in place of its stack.
 
-    The exporter writes into every node where in the source it came from, with absolute paths. That
-    helps while building and tells strangers about the build machine afterwards. Weights in external
-    data are left where they are.
+    Args:
+        model: as the exporter left it, changed in place.
+        foreign: folders whose code is not the user's.
     """
-    model = onnx.load(path, load_external_data=False)
-    for nodes in (model.graph.node, *(function.node for function in model.functions)):
-        for node in nodes:
-            kept = [entry for entry in node.metadata_props if entry.key != TRACE]
-            if len(kept) < len(node.metadata_props):
-                del node.metadata_props[:]
-                node.metadata_props.extend(kept)
-    onnx.save(model, path)
+    inner = (function.all_nodes() for function in model.functions.values())
+    for node in chain(model.graph.all_nodes(), *inner):
+        frames = _FRAME.findall(node.metadata_props.pop(_TRACE, ""))
+        own = [(file, line) for file, line in frames if not file.startswith(foreign)]
+        if own:
+            file, line = own[-1]  # outermost first
+            node.metadata_props[SOURCE] = f"{Path(file).name}:{line}"

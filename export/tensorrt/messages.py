@@ -1,6 +1,5 @@
 """What TensorRT's parser says, as one message: node, module path, source line, what to do."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,8 @@ import onnx
 
 from export.onnx.cost import read_path
 from export.onnx.files import read_model
-from export.onnx.graph import name_node
-from export.onnx.source_traces import TRACE
+from export.onnx.graph import name_node, read_source
 
-_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _UNSUPPORTED = "UNSUPPORTED_NODE"
 
 
@@ -53,18 +50,9 @@ def _where(name: str, nodes: dict[str, onnx.NodeProto]) -> str:
     node = nodes.get(name)
     if node is None:
         return f"(node {name!r})"
-    path, line = read_path(node), _source_line(node)
-    at = f"at {path}" if path != name else f"(node {name!r})"
+    path, line = read_path(node), read_source(node)
+    at = f"(node {name!r})" if path in (name, f"{name} ({line})") else f"at {path}"
     return f"{at} ({line})" if line else at
-
-
-def _source_line(node: onnx.NodeProto) -> str:
-    """``net.py:12``: the innermost line of the user's code that the node came from."""
-    for entry in node.metadata_props:
-        if entry.key == TRACE and (frames := _FRAME.findall(entry.value)):
-            file, line = frames[-1]
-            return f"{Path(file).name}:{line}"
-    return ""
 
 
 def _join(items: Sequence[str]) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from export.artifacts import OnnxModel
+from export.onnx.cost import read_path
 from export.onnx.files import read_model
-from export.onnx.graph import GraphIndex, node_label
+from export.onnx.graph import GraphIndex
 from quantize.audit.finding import Finding
 from quantize.audit.inputs import Splits, check_inputs, check_samples
 from quantize.audit.profile import InputProfile
@@ -75,7 +76,8 @@ def _holds_infinity(summary: Summary) -> bool:
 
 
 def label_tensor(graph: GraphIndex, tensor: str) -> str:
-    """The module path of the node that makes a tensor, or the node's name; an input's own name."""
+    """The module path of the node that makes a tensor, or the node's name and the line of its
+    source; an input's own name."""
     if tensor not in graph.producer:
         return tensor
-    return node_label(graph.nodes[graph.producer[tensor]]).partition(" (")[0]
+    return read_path(graph.nodes[graph.producer[tensor]])

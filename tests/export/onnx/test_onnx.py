@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -65,7 +67,10 @@ def test_file_is_single_and_keeps_the_users_module_paths(exported):
     props = [{p.key: p.value for p in node.metadata_props} for node in proto.graph.node]
     scopes = [p["pkg.torch.onnx.name_scopes"] for p in props]
     assert any("'stages.1.0.conv1'" in scope for scope in scopes)
-    assert all("pkg.torch.onnx.stack_trace" in p for p in props)
+    assert all("pkg.torch.onnx.stack_trace" not in p for p in props)
+    lines = [p["deploykit.source"] for p in props if "deploykit.source" in p]
+    assert len(lines) > 0.9 * len(props)
+    assert all(re.fullmatch(r"nets\.py:\d+", line) for line in lines), lines
     assert "stages.1.0.conv1.weight" in {tensor.name for tensor in proto.graph.initializer}
 
 
