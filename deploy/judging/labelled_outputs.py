@@ -79,7 +79,8 @@ def _check_names(data: Dataset, names: Sequence[str], named: Sequence[str]) -> N
 
     Raises:
         ConfigError: the user names one that has no labels.
-        DataError: the data holds labels of an output that the model has not.
+        DataError: the data holds labels of an output that the model has not, or `y` and labels of
+            every output.
     """
     unknown = [name for name in data.labels_of if name not in names]
     if unknown:
@@ -88,6 +89,11 @@ def _check_names(data: Dataset, names: Sequence[str], named: Sequence[str]) -> N
             f"and the model has none of that name. Its outputs are: {', '.join(names)}. Call the "
             f"array {OWN_LABELS}OUTPUT, or {LABELS} where it is of the output that it fits; where "
             f"it is an input, name all inputs with --input."
+        )
+    if data.labels is not None and set(names) <= set(data.labels_of):
+        raise DataError(
+            f"{data.source}: every output has labels of its own ({', '.join(names)}), so that "
+            f"{LABELS} is of none. Leave it out."
         )
     for each in named:
         name, _ = split_axis(each, names)

@@ -109,6 +109,16 @@ def test_what_does_not_fit_its_output_is_named(
     refuse(lambda: choose(samples(**labels)), *words, kind=DataError)
 
 
+def test_labels_without_a_name_need_an_output_that_is_left() -> None:
+    data = samples(KINDS, kind=KINDS)
+    refuse(
+        lambda: choose_labelled(data, data, (KIND,), run, CheckPlan()),
+        "data.npz: every output has labels of its own (kind)",
+        "y is of none",
+        kind=DataError,
+    )
+
+
 @pytest.mark.parametrize(
     ("named", "words"),
     [
