@@ -1,10 +1,13 @@
 """Labels of several outputs: each is held against its own, and each is a gate."""
 
+import io
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from deploy.commands.verification import Verification
 from deploy.config import BuildConfig
 from deploy.engines.base import Feeds
 from deploy.findings import describe_accuracies
@@ -12,11 +15,16 @@ from deploy.inputs.data import ArrayRows, Dataset
 from deploy.judging.agreement_gate import list_scores
 from deploy.judging.checking import CheckPlan, take_labels
 from deploy.judging.gates import Verdict, judge_parity
-from deploy.judging.label_notes import describe_reading, warn_of_labels
+from deploy.judging.label_notes import (
+    LABELS_JUDGE_NOTHING,
+    describe_reading,
+    warn_of_labels,
+)
 from deploy.judging.labelled_outputs import Labelling, choose_labelled
 from deploy.judging.layouts import LabelForm, LabelledOutput
 from deploy.judging.parity import ParityAccumulator, ParityReport
 from deploy.judging.verdicts import describe_turned
+from deploy.report.tables import print_verification
 from deploy.results import CandidateResult
 from export.artifacts import BATCH, TensorSpec
 from export.errors import ConfigError, DataError
@@ -297,6 +305,18 @@ def test_labels_that_eager_does_not_know_judge_nothing_and_the_others_do() -> No
     assert list(found.judged) == list(found.held) == ["kind"]
     assert found.main_accuracy == found.accuracies["kind"]
     assert str(judge(found).reason).startswith("accuracy drops by 5.00%")
+
+
+def test_verify_says_of_which_output_the_labels_judge_nothing() -> None:
+    parity = ParityAccumulator(("kind", "plain"), (LabelledOutput("plain"), LabelledOutput("kind")))
+    ours = {name: ANSWERS[name] for name in parity.names}
+    parity.update(ours, ours, rows=ROWS, labels={"plain": KINDS, "kind": KINDS})
+    found = parity.result()
+    stream = io.StringIO()
+    results = [Verification("int8", None, parity=found, verdict=judge(found))]
+    print_verification(results, Console(file=stream, width=200))
+    assert f"Warning: of output 'plain' {LABELS_JUDGE_NOTHING}." in stream.getvalue()
+    assert "of output 'kind'" not in stream.getvalue()
 
 
 def test_the_reading_of_each_is_said() -> None:
