@@ -12,6 +12,7 @@ from deploy.engines.base import EngineSpec
 from deploy.engines.device import CUDA
 from deploy.idle_options import describe_idle
 from deploy.judging.accuracy import Accuracy
+from deploy.judging.agreement_gate import list_scores
 from deploy.judging.class_scores import ClassScores
 from deploy.judging.eager import ON_CPU, EagerBaseline
 from deploy.judging.gates import Verdict
@@ -165,13 +166,18 @@ def describe_verdict(findings: Findings) -> str:
     if high > WIDE * low:
         speed = f"{winner.name} is at least {format_ratio(low)}x faster than {eager}"
     interval = f"95% interval {format_ratio(low)} to {format_ratio(high)}"
-    judged = winner.parity.judged
-    if judged:
-        found = list_words([_describe_accuracy(n, a, len(judged) > 1) for n, a in judged.items()])
-        samples = max(accuracy.samples for accuracy in judged.values())
-        return f"{speed} ({interval}), with {found} on {format_samples(samples)}."
+    if winner.parity.judged:
+        return f"{speed} ({interval}), with {describe_accuracies(winner.parity)}."
     where = "synthetic inputs" if findings.problem.kind == "synthetic" else "the evaluation data"
     return f"{speed} ({interval}), with {describe_outputs(winner.parity)} on {where}."
+
+
+def describe_accuracies(parity: ParityReport) -> str:
+    """Those of all outputs whose labels judge anything, one at least, and on how many samples."""
+    judged = parity.judged
+    found = list_words([_describe_accuracy(n, a, len(judged) > 1) for n, a in judged.items()])
+    fewest, most = (end(each.samples for each in judged.values()) for end in (min, max))
+    return f"{found} on {f'{fewest:,} to ' if fewest < most else ''}{format_samples(most)}"
 
 
 def describe_outputs(parity: ParityReport) -> str:
@@ -326,11 +332,12 @@ def _warnings(findings: Findings, config: BuildConfig) -> list[str]:
 def _describe_labels(problem: Problem, parity: ParityReport) -> list[str]:
     """Why labels do not decide, or of which classes they say nothing, output by output."""
     names = [spec.name for spec in problem.signature.outputs]
+    scores = () if parity.held else {output.name for output in list_scores(parity)}
     found = []
     for held, accuracy in parity.accuracies.items():
         named = held in problem.evaluation.labels_of
         others = [] if named else [name for name in names if name != held]
-        found.append(warn_of_labels(accuracy, held, others))
+        found.append(warn_of_labels(accuracy, held, others, agreement=held in scores))
         found.append(_describe_unseen(problem, held) if accuracy.above_chance else None)
     return [*dict.fromkeys(warning for warning in found if warning is not None)]
 

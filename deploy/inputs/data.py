@@ -3,7 +3,7 @@
 - ``.npz`` or ``.pt``: arrays ``x`` and optionally ``y``, a class for each row, or for each place of
   a map or a text, or 0 and 1 for several questions, or targets; or arrays named as the model's
   inputs. Labels of several outputs are ``y_NAME`` for each. A ``.pt`` may also hold one tensor or
-  ``(x, y)``, where ``y`` may be a dict by output.
+  ``(x, y)``, and its ``y`` may be a dict by output.
 - ``.npy``: one array, read from disk as it is needed.
 - A folder of images: one subfolder a class, in the order of their names; or images alone.
 - ``package.module:callable``: yields batches, each what a ``.pt`` may hold.

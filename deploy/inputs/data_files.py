@@ -180,16 +180,26 @@ def _call_user(produce: Callable[[], Any], source: str) -> Generator[Any, None, 
 
 
 def _name_arrays(content: object, where: str) -> dict[str, Array]:
-    """An array, ``(x,)``, ``(x, y)`` or a dict, as named arrays; `y` may be a dict by output."""
+    """An array, ``(x,)``, ``(x, y)`` or a dict, as named arrays; `y` may be a dict by output.
+
+    Raises:
+        DataError: labels of an output are there twice, or one is no array of numbers.
+    """
     if isinstance(content, Mapping):
         named = {str(key): value for key, value in content.items()}
     elif isinstance(content, (list, tuple)) and 1 <= len(content) <= 2:
         named = dict(zip(("x", LABELS), content, strict=False))
-        if isinstance(named.get(LABELS), Mapping):
-            own = named.pop(LABELS)
-            named |= {f"{OWN_LABELS}{name}": value for name, value in own.items()}
     else:
         named = {"x": content}
+    if isinstance(named.get(LABELS), Mapping):
+        own = {str(name): value for name, value in named.pop(LABELS).items()}
+        for name, value in own.items():
+            if f"{OWN_LABELS}{name}" in named:
+                raise DataError(
+                    f"{where}: {OWN_LABELS}{name} and {LABELS}[{name!r}] are labels of the same "
+                    "output. Leave one of them out."
+                )
+            named[f"{OWN_LABELS}{name}"] = value
     return {key: _to_array(value, f"{where}: {key}") for key, value in named.items()}
 
 

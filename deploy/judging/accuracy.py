@@ -183,7 +183,8 @@ def wilson_interval(hits: int, samples: int, z: float = 1.96) -> tuple[float, fl
     scale = 1 + z * z / samples
     centre = (share + z * z / (2 * samples)) / scale
     half = z * math.sqrt(share * (1 - share) / samples + z * z / (4 * samples**2)) / scale
-    return max(0.0, centre - half), min(1.0, centre + half)
+    low = max(0.0, centre - half) if hits else 0.0
+    return low, min(1.0, centre + half) if hits < samples else 1.0  # but for rounding
 
 
 def paired_drop_interval(

@@ -26,22 +26,26 @@ def describe_reading(reports: Iterable[ParityReport]) -> str | None:
     return None
 
 
-def warn_of_labels(accuracy: Accuracy | None, held: str, others: Sequence[str]) -> str | None:
+def warn_of_labels(
+    accuracy: Accuracy | None, held: str, others: Sequence[str], *, agreement: bool = True
+) -> str | None:
     """Why the labels that were held against the output `held` do not decide; None where they do.
 
     Args:
         accuracy: of a candidate, with eager's own; None where nothing has a label.
         held: the output.
         others: the names of the other outputs.
+        agreement: whether the top-1 agreement was judged.
     """
     if accuracy is None:
         return None
-    several = not accuracy.of_targets
+    several = agreement and not accuracy.of_targets
     instead = f"SQNR{' and top-1 agreement were' if several else ' was'} judged instead"
+    against = f"They were held against {held!r}."
     if not accuracy.above_chance and _may_know(accuracy):
         return (
             f"{_count(accuracy.samples)} too few to tell whether eager knows the labels "
-            f"({MIN_LABELLED} are needed); {instead}."
+            f"({MIN_LABELLED} are needed); {instead}. {against}"
         )
     if not accuracy.above_chance:
         another = f", or name another output with --classes ({', '.join(others)})" if others else ""
@@ -50,13 +54,13 @@ def warn_of_labels(accuracy: Accuracy | None, held: str, others: Sequence[str]) 
         return (
             f"Eager's own accuracy is {accuracy.reference:.2%} on {accuracy.samples} "
             f"sample{'s' * (accuracy.samples != 1)}, not above chance ({accuracy.chance:.2%}): the "
-            f"labels judge nothing, and {instead}. They were held against {held!r}. Number the "
+            f"labels judge nothing, and {instead}. {against} Number the "
             f"classes, and prepare the samples, as in training{another}."
         )
     if accuracy.samples < MIN_LABELLED:
         return (
             f"{_count(accuracy.samples)} too few to judge {accuracy.measure} by "
-            f"({MIN_LABELLED} are needed); {instead}."
+            f"({MIN_LABELLED} are needed); {instead}. {against}"
         )
     return None
 

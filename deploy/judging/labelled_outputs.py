@@ -68,7 +68,8 @@ def choose_labelled(
             spec = next(spec for spec in outputs if spec.name == name)
             readings = _read_own(view, spec, plan, asked.get(name))
         chosen = choose_class_output(readings, run, judged[name], plan)
-        warnings += chosen.warnings
+        of = "" if not data.labels_of else f"{LABELS if name is None else OWN_LABELS + name}: "
+        warnings += [f"{of}{warning}" for warning in chosen.warnings]
         if chosen.name is not None:
             found.append(LabelledOutput(chosen.name, chosen.form))
     return Labelling(tuple(found), tuple(warnings))
@@ -79,8 +80,8 @@ def _check_names(data: Dataset, names: Sequence[str], named: Sequence[str]) -> N
 
     Raises:
         ConfigError: the user names one that has no labels.
-        DataError: the data holds labels of an output that the model has not, or `y` and labels of
-            every output.
+        DataError: the data holds labels of an output that the model has not, or labels that name
+            none though every output has its own.
     """
     unknown = [name for name in data.labels_of if name not in names]
     if unknown:
@@ -90,10 +91,10 @@ def _check_names(data: Dataset, names: Sequence[str], named: Sequence[str]) -> N
             f"array {OWN_LABELS}OUTPUT, or {LABELS} where it is of the output that it fits; where "
             f"it is an input, name all inputs with --input."
         )
-    if data.labels is not None and set(names) <= set(data.labels_of):
+    if data.labels is not None and data.labels_of.keys() >= {*names}:
         raise DataError(
-            f"{data.source}: every output has labels of its own ({', '.join(names)}), so that "
-            f"{LABELS} is of none. Leave it out."
+            f"{data.source}: {LABELS} holds labels of no output, since each has its own: "
+            f"{', '.join(names)}. Leave {LABELS} out, or the {OWN_LABELS}OUTPUT in its place."
         )
     for each in named:
         name, _ = split_axis(each, names)

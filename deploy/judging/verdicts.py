@@ -154,12 +154,14 @@ def describe_turned(result: CandidateResult, kind: DataKind, config: BuildConfig
     """A warning that one of several outputs has other largest values than eager; None without any.
 
     A lone output is held to that, and one with labels to its accuracy. Of several, most are no
-    scores of classes, and nothing tells which are. Of float32 engines there is none, nor on noise.
+    scores of classes, and nothing tells which are, but that targets and questions are of none. Of
+    float32 engines there is none, nor on noise.
     """
     if result.parity is None or result.precision in EXACT or kind == "synthetic":
         return None
-    judged = result.parity.judged
-    outputs = [o for o in result.parity.outputs if not o.integer and o.name not in judged]
+    told = result.parity.accuracies.items()
+    known = {name for name, each in told if each.above_chance or each.read_as is not None}
+    outputs = [o for o in result.parity.outputs if not o.integer and o.name not in known]
     turned = [o for o in outputs if not holds_share(o, config.min_agreement)]
     if len(result.parity.outputs) == 1 or not turned:
         return None

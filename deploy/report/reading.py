@@ -95,8 +95,15 @@ _ACCURACY = {
     "reference_ci95": _PAIR,
     "candidate_ci95": _PAIR,
 }
-_ACCURACY_LATER = {"measure": _TEXT, "rmse": (list, type(None))}
+_ACCURACY_LATER = {"measure": _TEXT, "rmse": (list, type(None)), "f1": _OPTIONAL_TABLE}
 """What reports of earlier versions lack."""
+_F1 = {
+    "classes": _NUMBER,
+    "reference": _NUMBER,
+    "candidate": _NUMBER,
+    "drop": _NUMBER,
+    "drop_ci95": _PAIR,
+}
 _LABELLED = {"output": _TEXT, "axis": (int, type(None))}
 _CONTROL = {"ratio": _NUMBER, "ci95": _PAIR}
 
@@ -165,9 +172,10 @@ def _check_report(report: Report, file: Path) -> None:
     _check_candidate(report["baseline"], "baseline", file)
     for index, spec in enumerate(report["model"]["outputs"]):
         _check_keys(spec, {"name": _TEXT, "dtype": _TEXT}, f"model.outputs[{index}].", file)
-    labelled = report["data"].get("labelled", [])
-    for index, each in enumerate(labelled if isinstance(labelled, list) else [labelled]):
-        _check_keys(each, _LABELLED, f"data.labelled[{index}].", file)
+    if "labelled" in report["data"]:
+        _check_keys(report["data"], {"labelled": (list,)}, "data.", file)
+        for index, each in enumerate(report["data"]["labelled"]):
+            _check_keys(each, _LABELLED, f"data.labelled[{index}].", file)
     for index, candidate in enumerate(report["candidates"]):
         _check_candidate(candidate, f"candidates[{index}]", file)
     try:
@@ -193,15 +201,16 @@ def _check_candidate(candidate: Any, where: str, file: Path) -> None:
     if "accuracies" not in parity:
         return
     _check_keys(parity, {"accuracies": _TABLE}, f"{where}.parity.", file)
-    several = parity["accuracies"]
-    _check_keys(several, dict.fromkeys(several, _TABLE), f"{where}.parity.accuracies.", file)
-    for output, accuracy in several.items():
+    for output, accuracy in parity["accuracies"].items():
         _check_accuracy(accuracy, f"{where}.parity.accuracies.{output}.", file)
 
 
 def _check_accuracy(accuracy: Any, where: str, file: Path) -> None:
+    _check_keys(accuracy, _ACCURACY, where, file)
     later = {key: kinds for key, kinds in _ACCURACY_LATER.items() if key in accuracy}
-    _check_keys(accuracy, _ACCURACY | later, where, file)
+    _check_keys(accuracy, later, where, file)
+    if accuracy.get("f1") is not None:
+        _check_keys(accuracy["f1"], _F1, f"{where}f1.", file)
 
 
 def _check_keys(table: Any, needed: Mapping[str, tuple[type, ...]], where: str, file: Path) -> None:

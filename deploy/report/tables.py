@@ -90,6 +90,9 @@ def print_verification(results: Sequence[Verification], console: Console) -> Non
         console.print(Text(clean(f"{', '.join(names)}: {reason}")))
     if any(result.verdict and LABELS_JUDGE_NOTHING in result.verdict.gate for result in results):
         console.print(Text(f"Warning: {LABELS_JUDGE_NOTHING}.", style="yellow"))
+    for output in _list_unknown(results):
+        words = f"Warning: of output {output!r} {LABELS_JUDGE_NOTHING}."
+        console.print(Text(clean(words), style="yellow"))
     for warning in dict.fromkeys(each for result in results for each in result.warnings):
         console.print(Text(clean(f"Warning: {warning}"), style="yellow"))
     labels = describe_reading(result.parity for result in results if result.parity)
@@ -113,6 +116,12 @@ def _print_outputs(
             add_row(table, result.name, *(shown.get(name, UNKNOWN) for name in measures))
     console.print()
     console.print(table)
+
+
+def _list_unknown(results: Sequence[Verification]) -> list[str]:
+    """Outputs whose labels judge nothing, beside others whose labels do."""
+    parities = [result.parity for result in results if result.parity and result.parity.judged]
+    return [*dict.fromkeys(n for p in parities for n in p.accuracies if n not in p.judged)]
 
 
 def _group_absent(results: Sequence[Verification]) -> dict[str, list[str]]:

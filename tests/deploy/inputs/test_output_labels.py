@@ -37,8 +37,15 @@ def test_a_file_of_tensors_has_them_by_name_or_as_a_dict_behind_x(tmp_path: Path
     x, kind, age = torch.from_numpy(floats(40, 2)), torch.from_numpy(KINDS), torch.from_numpy(AGES)
     torch.save({"x": x, "y_kind": kind, "y_age": age}, tmp_path / "a.pt")
     torch.save((x, {"kind": kind, "age": age}), tmp_path / "b.pt")
-    for name in ("a.pt", "b.pt"):
+    torch.save({"x": x, "y": {"kind": kind, "age": age}}, tmp_path / "c.pt")
+    for name in ("a.pt", "b.pt", "c.pt"):
         check(open_plain(tmp_path / name))
+
+
+def test_labels_of_one_output_twice_are_refused(tmp_path: Path) -> None:
+    x, kind = torch.from_numpy(floats(40, 2)), torch.from_numpy(KINDS)
+    torch.save({"x": x, "y": {"kind": kind}, "y_kind": kind}, tmp_path / "a.pt")
+    refuse(lambda: open_plain(tmp_path / "a.pt"), "a.pt: y_kind", "y['kind']")
 
 
 def test_a_callable_yields_them_batch_by_batch(

@@ -84,6 +84,12 @@ def test_without_labels_there_is_no_accuracy() -> None:
     assert AccuracyAccumulator().result() is None
 
 
+@pytest.mark.parametrize("samples", [1, 100, 151, 300, 717])
+def test_the_interval_of_all_or_none_ends_there_whatever_is_rounded(samples: int) -> None:
+    assert wilson_interval(samples, samples)[1] == 1
+    assert wilson_interval(0, samples)[0] == 0
+
+
 @pytest.mark.parametrize(("hits", "samples"), [(0, 10), (10, 10), (3, 10), (288, 300), (999, 1000)])
 def test_wilson_interval_is_that_of_scipy(hits: int, samples: int) -> None:
     from scipy import stats

@@ -1,19 +1,31 @@
 """Labels of several outputs: each is held against its own, and each is a gate."""
 
+import io
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from deploy.commands.verification import Verification
 from deploy.config import BuildConfig
 from deploy.engines.base import Feeds
+from deploy.findings import describe_accuracies
 from deploy.inputs.data import ArrayRows, Dataset
+from deploy.judging.agreement_gate import list_scores
 from deploy.judging.checking import CheckPlan, take_labels
 from deploy.judging.gates import Verdict, judge_parity
-from deploy.judging.label_notes import describe_reading
+from deploy.judging.label_notes import (
+    LABELS_JUDGE_NOTHING,
+    describe_reading,
+    warn_of_labels,
+)
 from deploy.judging.labelled_outputs import Labelling, choose_labelled
 from deploy.judging.layouts import LabelForm, LabelledOutput
 from deploy.judging.parity import ParityAccumulator, ParityReport
+from deploy.judging.verdicts import describe_turned
+from deploy.report.tables import print_verification
+from deploy.results import CandidateResult
 from export.artifacts import BATCH, TensorSpec
 from export.errors import ConfigError, DataError
 from tests.samples import refuse
@@ -55,6 +67,10 @@ def choose(data: Dataset, *named: str) -> Labelling:
 
 
 TARGETS = LabelForm(targets=True)
+ALL_THE_SAME = (
+    "{}The targets of the samples to judge on are all the same, or NaN: they judge nothing. Bring "
+    "samples whose targets differ."
+)
 
 
 def test_each_is_of_the_output_that_it_names_and_the_other_of_the_best_of_the_rest() -> None:
@@ -78,6 +94,18 @@ def test_labels_without_a_name_are_of_no_output_that_has_its_own() -> None:
     unlike = np.roll(KINDS, 1)  # so that `plain` alone is left, which knows nothing of them
     found = choose(samples(KINDS, kind=unlike))
     assert found.outputs == (LabelledOutput("plain"), LabelledOutput("kind"))
+
+
+def test_what_is_said_of_labels_says_of_which() -> None:
+    same = np.full(ROWS, 40, np.float32)
+    assert choose(samples(same, kind=KINDS)).warnings == (ALL_THE_SAME.format("y: "),)
+    assert choose(samples(kind=KINDS, age=same)).warnings == (ALL_THE_SAME.format("y_age: "),)
+    assert choose(samples(same)).warnings == (ALL_THE_SAME.format(""),)
+
+
+def test_labels_beside_those_of_all_outputs_are_refused() -> None:
+    own = {"plain": KINDS, "kind": KINDS, "age": AGES, "tokens": TAGS}
+    refuse(lambda: choose(samples(KINDS, **own)), "data.npz: y", "plain, age, kind")
 
 
 def test_labels_are_taken_by_the_output_that_they_are_held_against() -> None:
@@ -107,16 +135,6 @@ def test_what_does_not_fit_its_output_is_named(
     labels: dict[str, Array], words: tuple[str, ...]
 ) -> None:
     refuse(lambda: choose(samples(**labels)), *words, kind=DataError)
-
-
-def test_labels_without_a_name_need_an_output_that_is_left() -> None:
-    data = samples(KINDS, kind=KINDS)
-    refuse(
-        lambda: choose_labelled(data, data, (KIND,), run, CheckPlan()),
-        "data.npz: every output has labels of its own (kind)",
-        "y is of none",
-        kind=DataError,
-    )
 
 
 @pytest.mark.parametrize(
@@ -234,6 +252,49 @@ def test_few_labels_say_which_outputs_have_classes_that_must_agree() -> None:
     assert "more samples with labels" in str(verdict.reason)
 
 
+def count_few() -> ParityReport:
+    """What few tags of tokens and few ages tell beside the kinds of all."""
+    names = ("kind", "age", "tokens")
+    forms = (LabelForm(), TARGETS, LabelForm(axis=1))
+    parity = ParityAccumulator(names, tuple(map(LabelledOutput, names, forms)))
+    tags, ages, ours = TAGS.copy(), AGES.copy(), {name: ANSWERS[name] for name in names}
+    tags[200:], ages[150:] = -100, np.nan
+    parity.update(ours, ours, rows=ROWS, labels={"kind": KINDS, "age": ages, "tokens": tags})
+    return parity.result()
+
+
+def test_what_is_said_of_few_labels_beside_many_names_the_output_and_what_judges_it() -> None:
+    parity = count_few()
+    assert list(parity.held) == ["kind"]
+    assert list(parity.judged) == ["kind", "age", "tokens"]
+    for name, count, measure in (("age", 150, "R²"), ("tokens", 200, "accuracy")):
+        gated = name in {output.name for output in list_scores(parity)}
+        assert str(warn_of_labels(parity.accuracies[name], name, (), agreement=gated)) == (
+            f"{count} labelled samples are too few to judge {measure} by (300 are needed); SQNR "
+            f"was judged instead. They were held against {name!r}."
+        )
+
+
+def test_the_verdict_counts_the_samples_of_all_outputs() -> None:
+    assert describe_accuracies(count_few()).endswith(" on 150 to 600 samples")
+    assert describe_accuracies(report()).endswith(" on 600 samples")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_an_output_of_targets_has_no_classes_whose_answers_differ(known: bool) -> None:
+    """Of `plain` with targets that eager knows nothing of; without, it may hold scores."""
+    labelled = LABELLED[:1] + (LabelledOutput("plain", TARGETS),) * known
+    parity = ParityAccumulator(("kind", "plain"), labelled)
+    ours = {name: ANSWERS[name] for name in parity.names}
+    turned = ANSWERS["plain"] + 0.3 * np.eye(3)[KINDS]
+    targets = RNG.standard_normal((ROWS, 3)).astype(np.float32)
+    labels = {"kind": KINDS, "plain": targets}
+    parity.update(ours, {**ours, "plain": turned}, rows=ROWS, labels=labels)
+    found = CandidateResult("int8", "onnxruntime", "int8", "ok", parity=parity.result())
+    said = describe_turned(found, "labelled", BuildConfig())
+    assert said is None if known else "of output 'plain'" in str(said)
+
+
 def test_labels_that_eager_does_not_know_judge_nothing_and_the_others_do() -> None:
     parity = ParityAccumulator(("kind", "plain"), (LabelledOutput("plain"), LabelledOutput("kind")))
     ours = {name: ANSWERS[name] for name in parity.names}
@@ -244,6 +305,18 @@ def test_labels_that_eager_does_not_know_judge_nothing_and_the_others_do() -> No
     assert list(found.judged) == list(found.held) == ["kind"]
     assert found.main_accuracy == found.accuracies["kind"]
     assert str(judge(found).reason).startswith("accuracy drops by 5.00%")
+
+
+def test_verify_says_of_which_output_the_labels_judge_nothing() -> None:
+    parity = ParityAccumulator(("kind", "plain"), (LabelledOutput("plain"), LabelledOutput("kind")))
+    ours = {name: ANSWERS[name] for name in parity.names}
+    parity.update(ours, ours, rows=ROWS, labels={"plain": KINDS, "kind": KINDS})
+    found = parity.result()
+    stream = io.StringIO()
+    results = [Verification("int8", None, parity=found, verdict=judge(found))]
+    print_verification(results, Console(file=stream, width=200))
+    assert f"Warning: of output 'plain' {LABELS_JUDGE_NOTHING}." in stream.getvalue()
+    assert "of output 'kind'" not in stream.getvalue()
 
 
 def test_the_reading_of_each_is_said() -> None:

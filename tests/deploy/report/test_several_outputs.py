@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 from rich.console import Console
-from samples import accuracy, heads_report, labelled_report
+from samples import accuracy, f1, heads_report, labelled_report
 
 from deploy.report import compare_reports, load_schema, print_comparison
 from deploy.report.facts import accuracies_of, accuracy_of, winner_of
@@ -117,9 +117,23 @@ def test_with_labels_of_one_alone_it_is_compared_by_its_name() -> None:
     ("spoil", "words"),
     [
         (lambda r: winner_of(r)["parity"].update(accuracies=3), "accuracies has the wrong"),
-        (lambda r: winner_of(r)["parity"]["accuracies"].update(age=3), "accuracies.age has the"),
+        (lambda r: winner_of(r)["parity"]["accuracies"].update(age=3), "accuracies.age is not a"),
         (lambda r: winner_of(r)["parity"]["accuracies"]["age"].pop("drop"), "age.drop is missing"),
-        (lambda r: r["data"].update(labelled=3), r"labelled\[0\] is not a table"),
+        (lambda r: winner_of(r)["parity"]["accuracies"]["age"].update(f1=3), "age.f1 has the"),
+        (
+            lambda r: winner_of(r)["parity"]["accuracies"]["age"].update(f1={"classes": 2}),
+            "age.f1.reference is missing",
+        ),
+        (
+            lambda r: winner_of(r)["parity"]["accuracy"].update(f1={**f1(0.9), "drop_ci95": [1]}),
+            "accuracy.f1.drop_ci95 is not two",
+        ),
+        (lambda r: r["data"].update(labelled=3), "data.labelled has the wrong"),
+        (
+            lambda r: r["data"].update(labelled={"output": "kind", "axis": None}),
+            "data.labelled has the wrong",
+        ),
+        (lambda r: r["data"].update(labelled=[3]), r"labelled\[0\] is not a table"),
         (lambda r: r["data"].update(labelled=[{"output": 3}]), "output has the wrong type"),
         (lambda r: r["data"].update(labelled=[{"output": "a"}]), "axis is missing"),
     ],
@@ -132,6 +146,15 @@ def test_what_is_none_of_it_is_refused(
     write_json(report, tmp_path / "report.json")
     with pytest.raises(BundleError, match=words):
         read_report(tmp_path / "report.json")
+
+
+def test_an_output_may_be_called_as_what_accuracies_hold(tmp_path: Any) -> None:
+    report = heads_report()
+    for row in report["candidates"]:
+        if row["parity"] and (tables := row["parity"].get("accuracies")):
+            tables["rmse"], tables["drop_ci95"] = tables.pop("age"), tables.pop("kind")
+    write_json(report, tmp_path / "report.json")
+    assert read_report(tmp_path / "report.json") == report
 
 
 def test_outputs_of_one_row_alone_break_no_page() -> None:
