@@ -350,7 +350,7 @@ def _describe_unseen(problem: Problem, held: str) -> str | None:
     classes = sizes[0] if len(sizes) == 1 else None
     if labels is None or labels.ndim != 1 or not isinstance(classes, int):
         return None
-    return warn_of_unseen(labels, classes, held)
+    return warn_of_unseen(labels[labels >= 0], classes, held)
 
 
 def _describe_idle(findings: Findings, config: BuildConfig) -> tuple[str, ...]:

@@ -12,6 +12,10 @@ VOID = (255, -1, -100)
 """Labels of places that belong to no class, where classes do not go up to them."""
 
 
+NOT_KNOWN = (-1, -100)
+"""Classes of samples that have none, where the data has labels of other outputs besides."""
+
+
 def find_values(labels: Array, values: Sequence[int]) -> Array:
     """Where labels are one of few values.
 
@@ -50,13 +54,14 @@ def check_label_values(dataset: Dataset) -> None:
     Raises:
         DataError: a label is no number; a class of a sample is negative; a target is infinite.
     """
-    for view in dataset.view_labels().values():
+    views = dataset.view_labels().values()
+    for view in views:
         assert view.labels is not None
-        _check_values(view, view.labels)
+        _check_values(view, view.labels, NOT_KNOWN if len(views) > 1 else ())
 
 
-def _check_values(dataset: Dataset, labels: Array) -> None:
-    """Raises what `check_label_values` does, of one set of labels."""
+def _check_values(dataset: Dataset, labels: Array, missing: Sequence[int]) -> None:
+    """Raises what `check_label_values` does, of one set of labels; `missing` are no classes."""
     if labels.dtype.kind == "f":
         infinite = np.argwhere(np.isinf(labels))
         if len(infinite):
@@ -73,8 +78,9 @@ def _check_values(dataset: Dataset, labels: Array) -> None:
             "integer class for each sample, or for each place of a map or a text, or 0 and 1 for "
             "several questions, or a float for each value that a regression predicts."
         )
-    if labels.ndim == 1 and (labels < 0).any():
-        first = int(np.argmax(labels < 0))
+    negative = (labels < 0) & ~find_values(labels, missing)
+    if labels.ndim == 1 and negative.any():
+        first = int(np.argmax(negative))
         row = int(dataset.row_numbers([first])[0])
         raise DataError(
             f"{dataset.source}: label {labels[first]} in row {row} is negative. "

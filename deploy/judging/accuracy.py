@@ -97,10 +97,15 @@ class AccuracyAccumulator:
     labels: list[Array] = field(default_factory=list)
 
     def update(self, reference: Array, candidate: Array, labels: Array) -> None:
-        """Add one batch: outputs of both, as `read_answers` takes them, and labels, (rows,)."""
-        self.reference.append(read_answers(reference))
-        self.candidate.append(read_answers(candidate))
-        self.labels.append(labels)
+        """Add one batch: outputs of both, as `read_answers` takes them, and labels, (rows,).
+
+        Samples whose label is below 0 have none.
+        """
+        known = labels >= 0
+        if known.any():
+            self.reference.append(read_answers(reference)[known])
+            self.candidate.append(read_answers(candidate)[known])
+            self.labels.append(labels[known])
 
     def result(self) -> Accuracy | None:
         """The accuracy on all that was added; None without labels."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from deploy.engines.base import Array
 from deploy.inputs.dataset import Dataset
-from deploy.inputs.label_values import VOID, find_values
+from deploy.inputs.label_values import NOT_KNOWN, VOID, find_values
 from deploy.judging.checking import CheckPlan
 from deploy.judging.layouts import LabelForm, Reading, list_axes
 from deploy.judging.place_accuracy import MOST_CLASSES
@@ -59,7 +59,7 @@ def find_readings(
         if places and outputs:
             raise DataError(_describe_misfit(data, outputs))
         return ()
-    void = VOID if places else ()
+    void = VOID if places else NOT_KNOWN
     told_apart = ~find_values(data.labels, void)
     largest = int(data.labels.max(initial=0, where=told_apart))
     negative = int(data.labels.min(initial=0, where=told_apart)) < 0
@@ -87,22 +87,23 @@ def check_labels(dataset: Dataset, classes: int, advice: str = "") -> None:
     labels = dataset.labels
     if labels is None:
         return
-    wrong = np.argwhere(
-        ((labels < 0) | (labels >= classes)) & ~find_values(labels, VOID if labels.ndim > 1 else ())
-    )
+    void = VOID if labels.ndim > 1 else NOT_KNOWN
+    wrong = np.argwhere(((labels < 0) | (labels >= classes)) & ~find_values(labels, void))
     if len(wrong):
         row = int(dataset.row_numbers(wrong[:1, 0])[0])
-        void = f" Places of no class are {', '.join(map(str, VOID))}." if labels.ndim > 1 else ""
+        places = f" Places of no class are {', '.join(map(str, VOID))}." if labels.ndim > 1 else ""
         raise DataError(
             f"{dataset.source}: label {labels[tuple(wrong[0])]} in row {row} is not in "
             f"0..{classes - 1}: the model has {classes} classes ({len(wrong)} of {labels.size} "
-            f"labels are out of range). Number the classes as in training.{void}{advice}"
+            f"labels are out of range). Number the classes as in training.{places}{advice}"
         )
 
 
 def is_judged(labels: Array) -> Array:
-    """Where labels of places may be classes; labels of samples all are."""
-    return np.ones(labels.shape, bool) if labels.ndim == 1 else ~find_values(labels, VOID)
+    """Where labels may be classes, or are targets of samples."""
+    if labels.ndim == 1:
+        return np.ones(labels.shape, bool) if labels.dtype.kind == "f" else labels >= 0
+    return ~find_values(labels, VOID)
 
 
 def split_axis(named: str, names: Sequence[str]) -> tuple[str, str]:

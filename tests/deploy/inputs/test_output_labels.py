@@ -92,7 +92,7 @@ def test_they_go_with_their_samples_and_have_as_many_rows(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        (np.where(KINDS == 2, -1, KINDS), ("d.npz, y_kind", "label -1 in row 2", "negative")),
+        (np.where(KINDS == 2, -2, KINDS), ("d.npz, y_kind", "label -2 in row 2", "negative")),
         (np.where(AGES > 50, np.inf, AGES), ("d.npz, y_kind", "the labels hold Inf in row 33")),
     ],
 )
@@ -152,4 +152,15 @@ def test_an_array_of_no_output_is_refused_with_what_there_is(tmp_path: Path) -> 
         lambda: open_heads(tmp_path, arrays),
         "d.npz: y_ages holds labels of an output 'ages'",
         "Its outputs are: kind, age.",
+    )
+
+
+def test_a_class_that_is_not_known_is_taken_beside_other_labels_alone(tmp_path: Path) -> None:
+    specs = [TensorSpec("x", ("batch", 2), "float32")]
+    some = np.where(KINDS == 2, -1, np.where(KINDS == 1, -100, KINDS))
+    both = save_npz(tmp_path / "both.npz", x=floats(40, 2), y_kind=some, y_age=AGES)
+    check_data(open_plain(both), specs)
+    one = save_npz(tmp_path / "one.npz", x=floats(40, 2), y_kind=some)
+    refuse(
+        lambda: check_data(open_plain(one), specs), "label -100 in row 1", "take unlabelled rows"
     )

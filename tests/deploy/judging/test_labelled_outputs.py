@@ -329,3 +329,26 @@ def test_the_reading_of_each_is_said() -> None:
     said = str(describe_reading([parity.result()]))
     assert said.startswith("Of tokens: each of the 4 labels of a sample is one of 4 classes")
     assert ". Of age: the target of a sample is " in said
+
+
+def test_samples_without_a_class_of_one_output_are_not_judged_in_it() -> None:
+    some = np.where(np.arange(ROWS) % 3, KINDS, -1)
+    some[5] = -100
+    found = choose(samples(kind=some, age=AGES))
+    assert found.outputs == LABELLED
+    parity = ParityAccumulator(("kind", "age"), LABELLED)
+    ours = {name: ANSWERS[name] for name in parity.names}
+    theirs = {**ours, "kind": FLIPPED}
+    for part in np.array_split(np.arange(ROWS), [1, 4, 400]):  # the first has no class at all
+        one, other = (
+            {name: values[part] for name, values in each.items()} for each in (ours, theirs)
+        )
+        parity.update(one, other, rows=len(part), labels={"kind": some[part], "age": AGES[part]})
+    result = parity.result().accuracies
+    known = some >= 0
+    assert (result["kind"].samples, result["age"].samples) == (known.sum(), ROWS)
+    assert result["kind"].reference == (ANSWERS["kind"].argmax(1) == KINDS)[known].mean()
+    assert result["kind"].candidate == (FLIPPED.argmax(1) == KINDS)[known].mean()
+    never = choose(samples(kind=np.full(ROWS, -1), age=AGES))
+    assert [each.name for each in never.outputs] == ["age"]
+    assert "y_kind: All labels of the samples to judge on are 255, -1 or -100" in never.warnings[0]
