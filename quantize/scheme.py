@@ -30,8 +30,6 @@ class QuantScheme:
         needs_bias: the target answers wrongly where an integer Conv without a bias, or with one of
             zeros, is read by several, and the size of the batch or of another axis is not known
             when it compiles; so each has a bias that changes no sum.
-        keeps_reduced_axes: the target answers wrongly behind a reduction that drops axes; see
-            `int8.reductions.keep_reduced_axes`.
         weight_levels: codes of weights run from minus this to this: 127, or `NARROW` where the
             target's kernels add up two products in 16 bits, which would not hold them. So does the
             second operand of a product of two activations, over what was seen of it.
@@ -46,7 +44,6 @@ class QuantScheme:
     guards_float_layers: bool = False
     moves_transposes: bool = False
     needs_bias: bool = False
-    keeps_reduced_axes: bool = False
     weight_levels: int = 127
 
 
@@ -69,7 +66,6 @@ PRESETS: Mapping[str, QuantScheme] = MappingProxyType(
             unsigned_activations=True,
             integer_bias=False,
             needs_bias=True,
-            keeps_reduced_axes=True,
         ),
         "tensorrt": QuantScheme(
             "tensorrt", "tensorrt", unsigned_activations=False, integer_bias=False

@@ -13,7 +13,7 @@ from deploy.engines.openvino_core import import_openvino, open_core
 from deploy.engines.openvino_extremes import keep_extremes_apart
 from deploy.engines.openvino_messages import condense_message
 from deploy.engines.openvino_picks import pick_rows_of_one
-from deploy.engines.openvino_reductions import reduce_in_four_axes
+from deploy.engines.openvino_reductions import keep_axes_beside_codes, reduce_in_four_axes
 from deploy.engines.openvino_remainders import compute_exact_remainders
 from deploy.engines.openvino_snippets import (
     has_joined_products,
@@ -85,6 +85,7 @@ class OpenVinoEngine(BackendEngine):
             why = condense_message(str(error).replace(spec.path, Path(spec.path).name))
             raise EngineError(f"OpenVINO cannot open {Path(spec.path).name}: {why}") from error
         reduce_in_four_axes(self._model)
+        keep_axes_beside_codes(self._model)
         keep_extremes_apart(self._model)
         keep_tokens_apart(self._model)
         pick_rows_of_one(self._model)

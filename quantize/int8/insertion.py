@@ -26,7 +26,6 @@ from quantize.int8.codes import (
     ranges_by_tensor,
 )
 from quantize.int8.float_guards import count_input_channels, guard_float_layers
-from quantize.int8.reductions import keep_reduced_axes
 from quantize.int8.weight_codes import WeightCodes
 from quantize.placement.pixels import drop_unread_casts, find_pixels, move_bytes, shift_by_planes
 from quantize.placement.pooling import use_global_pooling
@@ -99,8 +98,6 @@ def quantize_int8(
     _refuse_foreign(adjustments, edit.graph)
     _Rewriter(edit, placement, scheme).rewrite(known, adjustments)
     drop_unread_casts(proto)
-    if scheme.keeps_reduced_axes:
-        keep_reduced_axes(proto)
     write_model(proto, path)
     names = (edit.graph.nodes[number] for number in sorted(placement.int8))
     return Int8Result(
