@@ -5,8 +5,8 @@ reduction before it, activations in between as well. Behind one over the last ax
 global pool of a signal has it, the answers of all samples but the first are wrong. Over the last
 two axes of four they are right. In an int8 model the scales of channels come to lie there by
 themselves, when it is compiled. There a reduction over axes before the channels, as the mean of
-tokens is, takes them for other channels where it drops its axes: ``(x * scale).mean(1)`` came out 36
-dB below its answer. With its axes, which are dropped behind it, it is right.
+tokens is, takes them for other channels where it drops its axes: ``(x * scale).mean(1)`` came out
+36 dB below its answer. With its axes, which are dropped behind it, it is right.
 """
 
 from typing import Any
