@@ -116,7 +116,9 @@ def _candidate_table(report: Report, winner: str, *, wide: bool) -> Table:
     table.add_column("status", overflow="fold")
     table.add_column("p50 ms\n95%", justify="right", overflow="fold")
     table.add_column("speed-up\n95%", justify="right", overflow="fold")
-    fidelity = "SQNR" if measure is None else f"{clean(measure)}\nSQNR"
+    outputs = [*accuracies_of(report, report["baseline"])]
+    of = f"\nin {clean(outputs[0])}" if len(outputs) > 1 else ""
+    fidelity = "SQNR" if measure is None else f"{clean(measure)}{of}\nSQNR"
     table.add_column(fidelity, justify="right", overflow="fold")
     table.add_column("size", justify="right", overflow="fold")
     for candidate, standing in list_rows(report):

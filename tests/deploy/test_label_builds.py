@@ -30,7 +30,7 @@ from deploy.report.html import render_html
 from deploy.report.tables import print_verification
 from deploy.report.terminal import print_report
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.thorough]
 
 LITTLE: dict[str, Any] = {
     "measure_seconds": QUICK,
@@ -60,7 +60,6 @@ def check_rows(report: dict[str, Any], gate: str) -> None:
         assert found["f1"]["candidate"] > 0.9
 
 
-@pytest.mark.thorough
 def test_a_binary_map_is_judged_by_its_accuracy_and_its_foreground(tmp_path: Path) -> None:
     from sklearn.metrics import f1_score
 
@@ -162,7 +161,6 @@ def test_labels_of_two_outputs_are_two_gates_in_all_reports(tmp_path: Path) -> N
     assert list(judged.parity.accuracies) == ["width"]
 
 
-@pytest.mark.thorough
 def test_tokens_are_judged_where_they_are_labelled_and_verified_on_the_same_axis(
     tmp_path: Path,
 ) -> None:

@@ -124,6 +124,7 @@ def test_the_callers_module_is_not_changed(trained: tuple[Net, Path]) -> None:
     assert isinstance(net.bn1, nn.BatchNorm2d)
 
 
+@pytest.mark.thorough
 def test_without_data_int8_is_never_crowned(tmp_path: Path) -> None:
     bundle = deploy.build(
         Net().eval(),

@@ -188,6 +188,7 @@ def _spoil_weights(folder: Path) -> None:
     onnx.save(model, path)
 
 
+@pytest.mark.thorough
 def test_when_nothing_passes_its_gate_nothing_ships_and_the_report_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

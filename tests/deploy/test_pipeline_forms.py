@@ -31,6 +31,7 @@ def test_a_net_that_ends_in_the_mean_of_large_maps_is_not_refused(tmp_path: Path
     assert bundle.winner in ("torch", *rows)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("onnxruntime_alone")
 def test_several_inputs_and_nested_outputs_keep_their_names(tmp_path: Path) -> None:
     module = TwoInputs().eval()

@@ -358,6 +358,7 @@ def test_bottleneck_net_is_folded_whole_with_the_users_names():
         assert_same_function(net, result.module, torch.randn(batch, 3, 32, 32))
 
 
+@pytest.mark.thorough
 def test_fused_module_trains_copies_and_exports_again():
     net = bottleneck_net()
     module = fuse(net, torch.randn(2, 3, 32, 32)).module

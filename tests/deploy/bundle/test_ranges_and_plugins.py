@@ -72,6 +72,7 @@ def rows(bundle: Bundle) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in bundle.report()["candidates"]}
 
 
+@pytest.mark.thorough
 def test_a_plugin_library_ships_beside_engines_and_for_those_still_to_be_built(
     bundle: Bundle,
 ) -> None:
@@ -91,6 +92,7 @@ def test_a_plugin_library_ships_beside_engines_and_for_those_still_to_be_built(
     assert read_bundle(bundle.path).manifest == bundle.manifest
 
 
+@pytest.mark.thorough
 def test_the_axes_are_dynamic_in_the_onnx_file_and_in_the_manifest(bundle: Bundle) -> None:
     graph = onnx.load(bundle.path / "model.onnx").graph
     dims = [dim.dim_param or dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim]
@@ -101,6 +103,7 @@ def test_the_axes_are_dynamic_in_the_onnx_file_and_in_the_manifest(bundle: Bundl
     assert manifest.outputs[0].shape == ("batch", 4, "output_2", "output_3")
 
 
+@pytest.mark.thorough
 def test_every_engine_was_tried_at_the_ends_and_at_odd_sizes(bundle: Bundle) -> None:
     jsonschema.validate(bundle.report(), json.loads(SCHEMA.read_text()))
     seen = rows(bundle)
@@ -117,6 +120,7 @@ def test_every_engine_was_tried_at_the_ends_and_at_odd_sizes(bundle: Bundle) -> 
     }
 
 
+@pytest.mark.thorough
 def test_engines_of_tensorrt_take_the_range_in_every_precision(bundle: Bundle) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     built = [entry for entry in bundle.manifest.engines.values() if entry.record is not None]
@@ -127,6 +131,7 @@ def test_engines_of_tensorrt_take_the_range_in_every_precision(bundle: Bundle) -
         assert entry.record.profiles == (wanted,)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["onnxruntime-fp32", "openvino-fp32", "openvino-int8"])
 def test_an_engine_of_the_bundle_answers_any_size_and_refuses_others(
     bundle: Bundle, net: Segmenter, name: str
@@ -154,6 +159,7 @@ def test_eager_refuses_sizes_out_of_the_range_as_well(net: Segmenter, tmp_path: 
         engine({"x": draw(1, 15, 40)})
 
 
+@pytest.mark.thorough
 def test_serving_says_minus_one_and_refuses_what_is_out_of_the_range(bundle: Bundle) -> None:
     signature = make_signature(bundle.manifest.inputs, bundle.manifest.outputs)
     assert signature.inputs["x"].describe()["shape"] == [-1, 3, -1, -1]
@@ -288,6 +294,7 @@ def test_axes_of_one_name_are_one_size(tmp_path: Path) -> None:
         open_problem(Sum().eval(), config(inputs=other), tmp_path)
 
 
+@pytest.mark.thorough
 def test_a_file_is_opened_with_the_ranges_that_are_given(bundle: Bundle) -> None:
     path = str(bundle.path / "model.onnx")
     given = EngineSpec(

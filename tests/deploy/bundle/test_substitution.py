@@ -92,6 +92,7 @@ def test_without_a_fallback_what_does_not_fit_is_an_error(bundle: Bundle) -> Non
         settle_unfit(bundle, Substitution(fallback=False))
 
 
+@pytest.mark.thorough
 @NO_GPU
 def test_bench_lists_what_was_built_again_in_vain_or_stops_there(path: Path, cli: Any) -> None:
     words = ("bench", path, "--measure-seconds", "0.1", "--threads", "1", "--rebuild")

@@ -683,6 +683,7 @@ def running(tiny_onnx: Path, tmp_path: Path) -> Iterator["subprocess.Popen[str]"
         process.communicate()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("group", "early"), [(True, False), (False, False), (True, True)])
 def test_ctrl_c_is_130_and_leaves_no_child(
     running: "subprocess.Popen[str]", group: bool, early: bool

@@ -132,6 +132,7 @@ def test_the_layer_that_int8_ruins_is_named(outlier: Bundle, engine: str) -> Non
     assert found.nodes == LAYERS
 
 
+@pytest.mark.thorough
 def test_the_layer_that_float16_ruins_is_named(vanishing: Bundle) -> None:
     found = debug_precision(vanishing, precision="fp16")
     assert [culprit.node for culprit in found.culprits] == [f"layer{PLANTED}"]

@@ -122,6 +122,7 @@ def test_a_wrong_input_is_said_before_the_backend_sees_it(tiny_onnx: Path) -> No
         engine({"x": draw(2)[:, :3]})
 
 
+@pytest.mark.thorough
 def test_opening_it_reports_to_nobody(tiny_onnx: Path) -> None:
     code = (
         "import psutil, sys\n"

@@ -152,6 +152,7 @@ def _rows(png: bytes) -> list[bytes]:
     return [raw[start : start + stride] for start in range(0, len(raw), stride)]
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium to render the page with")
 @pytest.mark.parametrize(("scheme", "dark"), [("1", False), ("0", True)])
 def test_renders_in_a_browser(scheme: str, dark: bool, tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ def test_the_terminal_has_a_table_of_the_winners_outputs(width: int) -> None:
     assert re.findall(r"R²|[\d.]+%|[\d.]+", age)[:4] == ["R²", "83.45%", "81.23%", "2.22"]
     assert not any(line.startswith("  age ") for line in show(labelled_report()).splitlines())
     assert max(map(len, said.splitlines())) <= width
+    assert "in kind" in said.split("─")[0]
+    assert "in " not in show(labelled_report(), width).split("─")[0].rpartition("candidate")[2]
 
 
 def test_where_eager_wins_it_stands_alone() -> None:

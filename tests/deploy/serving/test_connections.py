@@ -92,6 +92,7 @@ def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
     assert order == sorted(order)
 
 
+@pytest.mark.thorough
 def test_a_server_imports_nothing_that_draws_reports() -> None:
     script = "import deploy.serving.lifecycle, sys; sys.exit('rich' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)

@@ -31,6 +31,7 @@ def test_what_stays_is_frozen() -> None:
     assert len(gc.get_objects()) < 1000
 
 
+@pytest.mark.thorough
 def test_what_was_frozen_and_became_garbage_is_freed_the_next_time() -> None:
     node = Node()
     gone = weakref.ref(node)

@@ -89,6 +89,7 @@ def test_unloading_does_not_wait_for_it_without_end(pristine: Path, shut: thread
     asyncio.run(scenario())
 
 
+@pytest.mark.thorough
 def test_what_is_replaced_and_slow_is_let_go_when_it_returns(
     pristine: Path, shut: threading.Event
 ) -> None:
@@ -179,6 +180,7 @@ def start_stuck(bundle: Path, folder: Path, *names: str, flags: Sequence[object]
     return Server(bundle, *limits, *flags, script=script)
 
 
+@pytest.mark.thorough
 def test_a_server_whose_engine_does_not_return_ends_in_time(pristine: Path, tmp_path: Path) -> None:
     (tmp_path / "switch").touch()
     server = start_stuck(pristine, tmp_path, "engine-").wait_until_ready()

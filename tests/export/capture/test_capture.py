@@ -90,6 +90,7 @@ class Halves(nn.Module):
         return self.attention(x, half, half)[0]
 
 
+@pytest.mark.thorough
 def test_a_batch_that_strides_happen_to_fit_is_no_constant():
     """Without gradients torch compares strides: 16 of a row are 8 times a batch of 2."""
     net = Halves().eval().requires_grad_(False)

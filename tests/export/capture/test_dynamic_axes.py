@@ -127,6 +127,7 @@ class Heard(nn.Module):
         return steps
 
 
+@pytest.mark.thorough
 def test_a_recurrent_network_that_fixes_its_steps_is_named() -> None:
     few = SizeRange(8, 12, 24)  # torch writes every step into the graph before it says so
     spec = TensorSpec("x", ("batch", 4, "steps"), "float32", {"steps": few})

@@ -293,6 +293,7 @@ def test_a_captured_program_of_the_user_takes_images_too(tmp_path: Path) -> None
     np.testing.assert_allclose(found, expected, rtol=0, atol=4e-6 * abs(expected).max())
 
 
+@pytest.mark.thorough
 def test_height_and_width_may_have_ranges(tmp_path: Path) -> None:
     wrapped = ImageModel(Stem().eval(), ImageCall((IMAGENET,)), ("x",))
     feeds = {"x": torch.from_numpy(draw(2, 12, 16, 3))}

@@ -60,6 +60,7 @@ def test_eager_drops_no_padding_of_a_batch_with_a_hole() -> None:
         assert net(x, HOLE)[1, 3:].abs().max() > 0
 
 
+@pytest.mark.thorough
 def test_padding_is_kept_where_the_encoder_is_told_to_keep_it() -> None:
     net, x = make_net(enable_nested_tensor=False), torch.randn(3, 6, 8)
     feeds = {"x": x, "padding": make_padding(6, 3, 5)}

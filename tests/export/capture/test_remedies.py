@@ -101,6 +101,7 @@ class Tangent(nn.Module):
         return torch.fft.fft(x).tan().real
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("module", "dtype"),
     [(Spectrum(), torch.float32), (Length(), torch.complex64), (Tangent(), torch.float32)],

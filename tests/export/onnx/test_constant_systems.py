@@ -79,6 +79,7 @@ def export(net: nn.Module, x: Tensor, path: Path, *names: str) -> onnx.GraphProt
     return onnx.load(path).graph
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rows", [1, 3, 20])
 def test_stored_matrices_are_inverted_before(rows: int, tmp_path: Path) -> None:
     net = System(rows).eval()

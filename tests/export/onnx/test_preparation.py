@@ -232,6 +232,7 @@ class Sequences(nn.Module):
         return F.scaled_dot_product_attention(x, x[1:] * 0.5, x[1:].cos(), is_causal=True)
 
 
+@pytest.mark.thorough
 def test_causal_attention_takes_any_number_of_queries_and_keys(tmp_path):
     net = Sequences().eval()
     proto = export(net, torch.randn(4, 8), tmp_path)

@@ -146,6 +146,7 @@ class Recurrent(nn.Module):
         return self.memory(x.transpose(0, 1))[0]
 
 
+@pytest.mark.thorough
 def test_a_recurrent_layer_in_float32_beside_16_bits_is_named_where_the_builder_fails(
     tmp_path: Path,
 ) -> None:
