@@ -1,7 +1,6 @@
 """Everything that a build found out, and the report made of it. The schema is docs/report.md."""
 
 import datetime
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,9 +10,7 @@ from deploy.config import BuildConfig
 from deploy.engines.base import EngineSpec
 from deploy.engines.device import CUDA
 from deploy.idle_options import describe_idle
-from deploy.judging.accuracy import Accuracy
 from deploy.judging.agreement_gate import list_scores
-from deploy.judging.class_scores import ClassScores
 from deploy.judging.eager import ON_CPU, EagerBaseline
 from deploy.judging.gates import Verdict
 from deploy.judging.label_notes import describe_reading, warn_of_labels, warn_of_unseen
@@ -22,17 +19,14 @@ from deploy.judging.picks import warn_of_picks
 from deploy.judging.verdicts import describe_flat, describe_loose, describe_poor, describe_turned
 from deploy.measuring.latency import LatencyReport
 from deploy.measuring.machine import Machine
+from deploy.parity_words import describe_accuracies, describe_outputs
 from deploy.report import SCHEMA_VERSION
 from deploy.report.census import describe_cpu, describe_float
 from deploy.report.facts import WIDE, is_noisy
 from deploy.report.fusion import warn_of_outliers
 from deploy.report.wording import (
-    format_error,
     format_number,
-    format_percent,
     format_ratio,
-    format_samples,
-    list_words,
 )
 from deploy.results import (
     CandidateResult,
@@ -170,52 +164,6 @@ def describe_verdict(findings: Findings) -> str:
         return f"{speed} ({interval}), with {describe_accuracies(winner.parity)}."
     where = "synthetic inputs" if findings.problem.kind == "synthetic" else "the evaluation data"
     return f"{speed} ({interval}), with {describe_outputs(winner.parity)} on {where}."
-
-
-def describe_accuracies(parity: ParityReport) -> str:
-    """Those of all outputs whose labels judge anything, one at least, and on how many samples."""
-    judged = parity.judged
-    found = list_words([_describe_accuracy(n, a, len(judged) > 1) for n, a in judged.items()])
-    fewest, most = (end(each.samples for each in judged.values()) for end in (min, max))
-    return f"{found} on {f'{fewest:,} to ' if fewest < most else ''}{format_samples(most)}"
-
-
-def describe_outputs(parity: ParityReport) -> str:
-    """How near the output is that is farthest off, and so all are."""
-    worst = parity.worst_output
-    if worst.nearness_db == math.inf:
-        return "identical outputs"
-    if not worst.is_amount:
-        equal = format_percent(worst.top1_agreement)
-        return f"{equal} of the integers of output {worst.name!r} equal"
-    if worst.sqnr_db == -math.inf:
-        return f"an output {worst.name!r} that is 0 in eager and not in the engine"
-    error = "" if worst.integer else f" (an error of {format_error(worst.sqnr_db)})"
-    return f"an output SQNR of {worst.sqnr_db:.1f} dB{error}"
-
-
-def _describe_accuracy(name: str, accuracy: Accuracy, several: bool) -> str:
-    """``an accuracy of 98.50% against 98.67%``, with the output where there are several."""
-    where = f" in {name!r}" if several else ""
-    return (
-        f"an {accuracy.measure}{where} of {format_percent(accuracy.candidate)} against "
-        f"{format_percent(accuracy.reference)}{_describe_f1(accuracy.f1)}"
-        f"{_describe_rmse(accuracy.rmse)}"
-    )
-
-
-def _describe_rmse(rmse: tuple[float, float] | None) -> str:
-    if rmse is None:
-        return ""
-    reference, candidate = (format_number(value, 4) for value in rmse)
-    return f" and an RMSE of {candidate} against {reference}"
-
-
-def _describe_f1(f1: ClassScores | None) -> str:
-    if f1 is None:
-        return ""
-    candidate, reference = format_percent(f1.candidate), format_percent(f1.reference)
-    return f" and an F1 of {candidate} against {reference}"
 
 
 def _row(findings: Findings, result: CandidateResult) -> dict[str, Any]:

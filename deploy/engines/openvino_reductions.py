@@ -9,6 +9,7 @@ tokens is, takes them for other channels where it drops its axes: ``(x * scale).
 36 dB below its answer. With its axes, which are dropped behind it, it is right.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ _LAST = 2
 def reduce_in_four_axes(model: Any) -> None:
     """Have `model` (of `openvino.Core.read_model`) reduce two axes of four where that is so."""
     nodes = model.get_ordered_ops()
-    quantized = any(node.get_type_name() == "FakeQuantize" for node in nodes)
+    quantized = _holds_codes(nodes)
     for node in nodes:
         if _reduces_last_of_three(node) and (
             _meets_constant(node) or (quantized and not _is_of_a_norm(node))
@@ -51,11 +52,13 @@ def reduce_in_four_axes(model: Any) -> None:
 def keep_axes_beside_codes(model: Any) -> None:
     """Have the reductions of an int8 `model` keep their axes, and drop them behind."""
     nodes = model.get_ordered_ops()
-    if not any(node.get_type_name() == "FakeQuantize" for node in nodes):
-        return
-    for node in nodes:
+    for node in nodes if _holds_codes(nodes) else ():
         if _drops_axes(node):
             _squeeze_behind(node)
+
+
+def _holds_codes(nodes: Sequence[Any]) -> bool:
+    return any(node.get_type_name() == "FakeQuantize" for node in nodes)
 
 
 def _drops_axes(node: Any) -> bool:

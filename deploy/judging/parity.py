@@ -150,8 +150,9 @@ class ParityAccumulator:
             told = (labels or {}).get(each.name)
             if told is None:
                 continue
-            tally = self.tallies.setdefault(each.name, _accumulate(told, each.form))
-            tally.update(reference[each.name], candidate[each.name], told)
+            if each.name not in self.tallies:
+                self.tallies[each.name] = _accumulate(told, each.form)
+            self.tallies[each.name].update(reference[each.name], candidate[each.name], told)
 
     def check_consistency(
         self, single: dict[str, Array], batched: dict[str, Array], *, rows: int

@@ -63,7 +63,7 @@ def print_verification(results: Sequence[Verification], console: Console) -> Non
     """One row an engine: golden answers, and the gate on the data; reasons below."""
     judged = [result.parity.judged if result.parity else {} for result in results]
     measures = {output: each.measure for found in judged for output, each in found.items()}
-    lone = next(iter([*measures.values(), ACCURACY])) if len(measures) < 2 else None
+    lone = [*measures.values(), ACCURACY][0] if len(measures) < 2 else None
     table = make_table("engine", "golden", "SQNR", *([lone] if lone else []), "gate")
     for result, found in zip(results, judged, strict=True):
         shown = [format_percent(each.candidate) for each in found.values()] or [UNKNOWN]

@@ -8,13 +8,13 @@ import pytest
 from latencies import latency
 
 from deploy.config import BuildConfig
-from deploy.findings import describe_outputs
 from deploy.judging.accuracy import AccuracyAccumulator
 from deploy.judging.gates import Verdict, judge_parity, judge_speed
 from deploy.judging.label_notes import warn_of_labels
 from deploy.judging.layouts import LabelledOutput
 from deploy.judging.limits import as_fixed, as_percent, show_decibels, show_share, tell_apart
 from deploy.judging.parity import ParityAccumulator, ParityReport, SizeParity
+from deploy.parity_words import describe_outputs
 
 
 @pytest.mark.parametrize(
