@@ -111,6 +111,7 @@ class Recurrent(nn.Module):
         return self.network(x)[0]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("kind", "gates"), [(nn.GRU, 3), (nn.LSTM, 4), (nn.RNN, 1)])
 def test_recurrent_networks_are_layers_with_the_macs_of_every_step(
     kind: type[nn.Module], gates: int

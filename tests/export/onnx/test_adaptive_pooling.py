@@ -42,6 +42,7 @@ MAX1, MAX2, MAX3 = F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_
 MEAN1, MEAN2, MEAN3 = F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("pool", "size", "shape", "operators"),
     [

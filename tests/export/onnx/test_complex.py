@@ -107,6 +107,7 @@ class Applied(nn.Module):
         return torch.view_as_real(result.resolve_conj()) if result.is_complex() else result
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CASES)
 def test_pairs_are_what_complex_values_are(name):
     net = Applied(name)

@@ -94,6 +94,7 @@ TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_transforms_are_products_that_answer_as_torch_does(name):
     net, shape = Applied(TRANSFORMS[name]), (3, 6, 4, 2)
@@ -130,6 +131,7 @@ LONG: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", LONG)
 def test_long_transforms_are_two_products_that_answer_as_torch_does(name):
     function, shape = LONG[name]
@@ -222,6 +224,7 @@ def test_spectra_by_short_times_are_convolutions_that_answer_as_torch_does(name)
         torch.testing.assert_close(prepared(x).double(), exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:A window was not provided")
 @pytest.mark.parametrize("name", LONG_FRAMES)
 def test_long_frames_are_cut_out_and_transformed_by_two_products(name):
@@ -245,6 +248,7 @@ def test_long_frames_in_many_small_steps_have_no_matrix_of_their_own(size, hop, 
     assert all(value.numel() <= 8 * size for value in prepared.state_dict().values())
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:A window was not", "ignore:The length of signal is shorter")
 @pytest.mark.parametrize("length", [None, 900, pytest.param(1500, marks=LENGTHENED)])
 @pytest.mark.parametrize("name", ["quarters", "no quarters", "one after another"])
@@ -264,6 +268,7 @@ def test_sounds_from_long_frames_are_summed_from_two_products(name, length):
         torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:A window was not", "ignore:The length of signal is shorter")
 @pytest.mark.parametrize("length", [None, 40, pytest.param(60, marks=LENGTHENED)])
 @pytest.mark.parametrize("name", ["plain", "step", "both sides"])

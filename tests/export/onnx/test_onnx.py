@@ -176,6 +176,7 @@ def test_graph_of_a_refused_operator_does_not_reach_the_terminal(tmp_path, capfd
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("opset", [18, 21, 23])
 def test_other_opsets_are_written(tmp_path, fused, opset):
     net, program = fused

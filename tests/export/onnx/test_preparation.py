@@ -102,6 +102,7 @@ class Masked(nn.Module):
         return F.scaled_dot_product_attention(q, q * 0.5, q.cos(), _hide_all(x, self.kind))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "opset"),
     [
@@ -161,6 +162,7 @@ class Grouped(nn.Module):
         )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("keys", "values", "kind", "opset"),
     [
@@ -216,6 +218,7 @@ def test_scales_that_the_operator_refuses_are_written_out(scale, tmp_path):
     assert_same(net, proto, torch.randn(1, 48), torch.randn(3, 48))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("opset", [20, 23])
 @pytest.mark.parametrize("shape", [(3, 2, 6, 4), (6, 8)], ids=["5 axes", "3 axes"])
 def test_causal_attention_is_exported_whatever_its_axes(shape, opset, tmp_path):

@@ -85,11 +85,13 @@ def export(net: nn.Module, path: Path) -> onnx.ModelProto:
     return onnx.load(path)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scores", [masked, as_gpts_have_it, padded, added, joined])
 def test_queries_are_scaled_in_place_of_masked_scores(scores: Mask, tmp_path: Path) -> None:
     check(scores, tmp_path, "the mask")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scores", [unmasked, of_each_head, read_twice, changed_later])
 def test_other_scores_keep_their_scale(scores: Mask, tmp_path: Path) -> None:
     check(scores, tmp_path, "a scale")
