@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from export.capture.float64 import copy_in_float64, run_in_float64
 
@@ -86,6 +87,66 @@ def test_tensors_that_forward_makes_are_wide_where_it_fails_otherwise():
         torch.testing.assert_close(found.float(), module(x), rtol=1e-5, atol=1e-6)
     assert torch.equal(found, expected)
     assert torch.get_default_dtype() is torch.float32
+
+
+class Masking(nn.Module):
+    """Attention under a mask that forward makes in float32; the heads of a layer, or by hand."""
+
+    def __init__(self, *, layer: bool) -> None:
+        super().__init__()
+        self.layer = nn.MultiheadAttention(16, 4, batch_first=True) if layer else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = torch.arange(x.shape[1])
+        mask = -0.5 * (steps - steps[:, None]).abs()
+        mask = mask.masked_fill(steps > steps[:, None], float("-inf"))
+        if self.layer is not None:
+            return self.layer(x, x, x, attn_mask=mask, need_weights=False)[0]
+        heads = x.unflatten(2, (4, 4)).transpose(1, 2)
+        attended = functional.scaled_dot_product_attention(heads, heads, heads, attn_mask=mask)
+        return attended.transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("layer", [False, True])
+@pytest.mark.parametrize("steps", [5, 10, 33])
+def test_a_mask_in_float32_is_read_as_what_it_is(layer: bool, steps: int):
+    torch.manual_seed(0)
+    module = Masking(layer=layer).eval()
+    x = torch.randn(3, steps, 16)
+    wide = copy_in_float64(module)
+    with torch.no_grad():
+        found, narrow = run_in_float64(lambda: wide(x.double())), module(x)
+    assert found.dtype is torch.float64
+    torch.testing.assert_close(found.float(), narrow, rtol=1e-5, atol=2e-6)
+
+
+class Naming(nn.Module):
+    """Casts to float32, and makes it, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 4)
+        self.turn = nn.Parameter(torch.randn(4, dtype=torch.complex64))
+
+    def forward(self, x: Tensor, steps: Tensor) -> Tensor:
+        waves = torch.exp(-torch.arange(6, dtype=torch.float32) / 3)
+        y = self.linear(x.float() * torch.sin(steps[:, None].float() * waves))
+        z = torch.zeros(len(x), 4, dtype=torch.cfloat) + torch.fft.fft(y) * self.turn
+        return z.real @ torch.eye(4, dtype=torch.float) + y.to(torch.float32)
+
+
+def test_what_forward_names_float32_is_wide_where_it_fails_otherwise():
+    torch.manual_seed(0)
+    module = Naming().eval()
+    x, steps = torch.randn(3, 6), torch.tensor([1, 70, 900])
+    wide = copy_in_float64(module)
+    with torch.no_grad():
+        found = run_in_float64(lambda: wide(x.double(), steps))
+        waves = torch.exp(-torch.arange(6, dtype=torch.float64) / 3)
+        y = wide.linear(x.double() * torch.sin(steps[:, None] * waves))
+        expected = (torch.fft.fft(y) * module.turn.to(torch.complex128)).real + y
+        torch.testing.assert_close(found.float(), module(x, steps), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_the_first_failure_is_the_reason():
