@@ -14,8 +14,13 @@ from export.fusion.mutation import Mutations, written_arguments
 
 aten = torch.ops.aten
 
+_WINDOWS = (
+    *(aten.bartlett_window, aten.blackman_window, aten.hamming_window, aten.hann_window),
+    aten.kaiser_window,
+)
 _MADE = frozenset(
     {
+        *(getattr(window, form) for window in _WINDOWS for form in window.overloads()),
         *(aten.full.default, aten.ones.default, aten.zeros.default, aten.scalar_tensor.default),
         *(aten.eye.default, aten.eye.m, aten.linspace.default),
         *(aten.arange.default, aten.arange.start, aten.arange.start_step),

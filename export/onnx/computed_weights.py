@@ -3,8 +3,9 @@
 Weight standardization, a scale on a weight, a kernel of ones: the exporter writes the computation
 into the graph, where whatever looks for constant weights, such as int8, finds none. The same of
 stored tensors that are resized, as position embeddings are for another image size: engines work
-that out when they load, and OpenVINO's way is not torch's where the resize smooths. The value is
-worked out in float64.
+that out when they load, and OpenVINO's way is not torch's where the resize smooths. And what the
+exporter has no function for: most windows, and special functions; its Hamming window has the
+coefficients of ONNX, which are others than torch's. The value is worked out in float64.
 """
 
 import torch
@@ -33,9 +34,28 @@ _ONLY_MOVE = frozenset(
 _RESIZES = ("upsample_", "_upsample_")
 """How the names of operators begin that interpolate."""
 
+_WITHOUT_FORM = frozenset(
+    {
+        *("bartlett_window", "blackman_window", "hamming_window", "kaiser_window"),
+        *("digamma", "erfinv", "i0", "lgamma", "special_bessel_j0"),
+        *(
+            "special_bessel_j1",
+            "special_i0",
+            "special_i0e",
+            "special_i1",
+            "special_i1e",
+            "special_log_ndtr",
+        ),
+        *("special_ndtri", "special_zeta", "vander"),
+    }
+)
+"""Operators by name."""
+
 
 def store_computed_weights(draft: Draft) -> bool:
     """Give `draft` stored tensors for the weights and biases that it computes, and what it resizes.
+
+    Likewise for what the exporter has no function for.
 
     Returns:
         Whether anything was done.
@@ -50,8 +70,9 @@ def store_computed_weights(draft: Draft) -> bool:
                 found.setdefault(value, "bias" if name == "bias" else "weight")
     within = {item for node in found for item in constants.computed(node)}
     for node in reversed(draft.graph.nodes):
-        if _is_resize(node) and node not in within and _is_worth_storing(constants, node):
-            found[node] = "resized"
+        name = _name_made(node)
+        if name is not None and node not in within and _is_worth_storing(constants, node):
+            found[node] = name
             within |= {*constants.computed(node)}
     stored = False
     for node in [item for item in reversed(draft.graph.nodes) if item in found]:
@@ -60,8 +81,14 @@ def store_computed_weights(draft: Draft) -> bool:
     return stored
 
 
-def _is_resize(node: fx.Node) -> bool:
-    return node.op == "call_function" and name_operator(node).startswith(_RESIZES)
+def _name_made(node: fx.Node) -> str | None:
+    """What to call the value of a node that is stored wherever it is constant; None of others."""
+    if node.op != "call_function":
+        return None
+    name = name_operator(node)
+    if name.startswith(_RESIZES):
+        return "resized"
+    return name if name in _WITHOUT_FORM else None
 
 
 def _is_worth_storing(constants: Constants, value: object) -> bool:
