@@ -11,6 +11,7 @@ from deploy.engines.base import Array, BackendEngine, EngineSpec, Feeds
 from deploy.engines.openvino_concats import keep_tokens_apart
 from deploy.engines.openvino_core import import_openvino, open_core
 from deploy.engines.openvino_extremes import keep_extremes_apart
+from deploy.engines.openvino_gathers import gather_from_splits
 from deploy.engines.openvino_messages import condense_message
 from deploy.engines.openvino_picks import pick_rows_of_one
 from deploy.engines.openvino_reductions import keep_axes_beside_codes, reduce_in_four_axes
@@ -89,6 +90,7 @@ class OpenVinoEngine(BackendEngine):
         keep_extremes_apart(self._model)
         keep_tokens_apart(self._model)
         pick_rows_of_one(self._model)
+        gather_from_splits(self._model)
         keep_order_of_equals(self._model)
         self._divides = compute_exact_remainders(self._model)
         if has_joined_products(self._model) or has_mish_of_matrices(self._model):

@@ -12,6 +12,7 @@ from export.onnx.composed import compose
 from export.onnx.computed_weights import store_computed_weights
 from export.onnx.constant_matrices import store_constant_matrices
 from export.onnx.fourier import write_out_transforms
+from export.onnx.gathers import narrow_gathered
 from export.onnx.options import settle_options
 from export.onnx.query_scales import scale_queries
 from export.onnx.sample_weights import write_out_sample_weights
@@ -34,8 +35,9 @@ def prepare_program(program: ExportedProgram, *, opset: int) -> ExportedProgram:
     the strides of the result, which is of no use where there are no strides. Adaptive pools,
     resizes that smooth, stacks and attention over more axes than four are written out, scales of
     masked scores are put to their queries, weights that are computed from others are stored, and so
-    is linear algebra of stored tensors, splits into one part are left out, options that it refuses
-    or overlooks are settled, and operators that it has no function for are composed of others.
+    is linear algebra of stored tensors, splits into one part are left out, values that are gathered
+    by fewer places are narrowed to as many, options that it refuses or overlooks are settled, and
+    operators that it has no function for are composed of others.
     """
     program = compose(store_constant_matrices(program))
     (output,) = (node for node in program.graph.nodes if node.op == "output")
@@ -57,6 +59,7 @@ def prepare_program(program: ExportedProgram, *, opset: int) -> ExportedProgram:
         write_out_smooth_resizes(draft),
         write_out_stacks(draft),
         drop_whole_splits(draft),
+        narrow_gathered(draft),
     ]
     if any(done):
         reshape_views(draft)
