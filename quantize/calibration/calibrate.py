@@ -226,8 +226,9 @@ def _find_ranges(
     chosen = {name: choice.observer for name, choice in choices.free.items()}
     around_zero = {name: choice.observer for name, choice in choices.symmetric.items()}
     default = dict.fromkeys(seen, observer)
-    extents = {name: item.extent for name, item in watch.statistics.items()}
-    found = {name: item.channels for name, item in watch.statistics.items()}
+    reached = {n: item for n, item in watch.statistics.items() if n in seen or not item.is_empty}
+    extents = {name: item.extent for name, item in reached.items()}
+    found = {name: item.channels for name, item in reached.items()}
     before, settled = _reached(watch.earlier), _reached(watch.settled)
     free = _apply(seen, chosen or default, symmetric=False)
     return Ranges(

@@ -18,7 +18,8 @@ class Ranges:
             quantizes has its extent here.
         symmetric: the same for codes around 0, of all tensors that a placement may quantize.
         clipped: tensor → the share of its values, as far as they were sampled, outside `ranges`.
-        extents: tensor → the smallest and the largest value, nothing clipped.
+        extents: tensor → the smallest and the largest value, nothing clipped; of those that held
+            any.
         channels: tensor → what each of its channels held, of tensors that a layer reads or makes.
         chosen: tensor → the observer whose range it has in `ranges`, where ``auto`` chose.
         chosen_symmetric: the same for `symmetric`.

@@ -44,6 +44,21 @@ def test_observes_what_placements_need_and_no_folded_tensor(tmp_path: Path) -> N
     assert set(everything) == set(float_tensors(model.path))
 
 
+def test_a_value_that_no_sample_has_any_of_costs_no_int8(tmp_path: Path) -> None:
+    """As what is written over infinite degrees of a graph: `x[isinf(x)] = 0`."""
+    net = Net(6, 12, 8)
+    places = net.op("NonZero", net.op("IsInf", "x"))
+    values = net.op("GatherND", "x", net.op("Transpose", places), name="picked")
+    total = net.op("ReduceSum", values, keepdims=0, name="total")
+    x = net.op("Relu", net.op("Add", "x", total), name="shifted")
+    model = net.save(tmp_path / "m.onnx", net.conv(x, 6, 8))
+    names = tuple(float_tensors(model.path))
+    assert "picked_out" in names
+    ranges = calibrate(model, [net.feed(4), net.feed(4)], observer=AUTO, tensors=names)
+    assert {*ranges.extents} == {*names} - {"picked_out"}
+    assert quantize_int8(model, ranges, PRESETS["openvino"], tmp_path / "int8.onnx").quantized
+
+
 def test_a_tensor_that_only_one_target_quantizes_is_observed(tmp_path: Path) -> None:
     net = Net(8, 4, 4)
     weight = net.random.normal(0, 0.2, (8, 4, 2, 2)).astype(np.float32)
