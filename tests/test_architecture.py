@@ -69,6 +69,7 @@ NEED_TORCH = {
     "export/onnx/fixed.py",
     "export/onnx/fourier.py",
     "export/onnx/kept_operators.py",
+    "export/onnx/gathers.py",
     "export/onnx/options.py",
     "export/onnx/plain_recurrence.py",
     "export/onnx/preparation.py",

@@ -36,7 +36,8 @@ _RESIZES = ("upsample_", "_upsample_")
 
 _WITHOUT_FORM = frozenset(
     {
-        *("bartlett_window", "blackman_window", "hamming_window", "kaiser_window"),
+        *("bartlett_window", "blackman_window", "hamming_window", "hann_window"),
+        "kaiser_window",
         *("digamma", "erfinv", "i0", "lgamma", "special_bessel_j0"),
         *(
             "special_bessel_j1",

@@ -14,14 +14,14 @@ from export.capture.signature import CallSignature, describe_call
 
 
 class HardFloat(nn.Module):
-    """Makes a float32 tensor of its own, which a float64 product refuses."""
+    """Takes a float32 tensor from NumPy, which a float64 product refuses."""
 
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(6, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) @ torch.ones(4, 4, dtype=torch.float32)
+        return self.linear(x) @ torch.from_numpy(np.ones((4, 4), np.float32))
 
 
 class Raising(nn.Module):
