@@ -26,6 +26,7 @@ from deploy.loading.quantized import refuse_quantized
 from deploy.loading.references import (
     describe_missing_module,
     is_within,
+    name_import,
     search_working_directory,
 )
 from deploy.loading.tensors import check_rebuilds, check_tensors, check_total
@@ -92,7 +93,7 @@ def load_model(
     path = Path(path)
     source, _, attribute = path.name.partition(":")
     if source.endswith(".py"):
-        factory = f"{Path(source).stem}:{attribute or 'factory'}"
+        factory = f"{name_import(path.with_name(source))}:{attribute or 'factory'}"
         raise LoadError(
             f"{path} is source code, which holds no trained weights. Save those, "
             "torch.save(model.state_dict(), 'model.pt'), and give model.pt with what makes the "

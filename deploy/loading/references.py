@@ -78,6 +78,24 @@ def is_within(name: str, package: str) -> bool:
     return name == package or name.startswith(f"{package}.")
 
 
+def name_import(source: Path) -> str:
+    """What a file of source code is called where it is imported.
+
+    Before its own name stand those of the packages that it is in, which have an ``__init__.py``;
+    else, below the working directory, those of its folders.
+    """
+    source = source.resolve()
+    folders: list[str] = []
+    folder = source.parent
+    while (folder / "__init__.py").is_file():
+        folders.insert(0, folder.name)
+        folder = folder.parent
+    if not folders and folder.is_relative_to(Path.cwd()):
+        folders = list(folder.relative_to(Path.cwd()).parts)
+    name = ".".join([*folders, source.stem])
+    return name if is_dotted(name) else source.stem
+
+
 def search_working_directory() -> None:
     """Let imports find modules of the working directory, behind all others."""
     directory = str(Path.cwd())

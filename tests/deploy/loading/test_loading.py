@@ -486,6 +486,28 @@ class TestNoModel:
         refused(tmp_path / name, "no trained weights", f"--model {wanted}.")
 
     @pytest.mark.parametrize(
+        ("name", "packages", "wanted"),
+        [
+            ("src/nets/small.py:make", ["src/nets"], "nets.small:make"),
+            ("zoo/small.py", [], "zoo.small:factory"),
+            ("my-nets/small.py", [], "small:factory"),
+        ],
+    )
+    def test_source_code_goes_by_the_name_of_its_import(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        name: str,
+        packages: list[str],
+        wanted: str,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / name).parent.mkdir(parents=True)
+        for package in packages:
+            (tmp_path / package / "__init__.py").touch()
+        refused(Path(name), f"--model {wanted}.")
+
+    @pytest.mark.parametrize(
         ("content", "word"),
         [
             (b"", "empty"),
