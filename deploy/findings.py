@@ -10,10 +10,9 @@ from deploy.config import BuildConfig
 from deploy.engines.base import EngineSpec
 from deploy.engines.device import CUDA
 from deploy.idle_options import describe_idle
-from deploy.judging.agreement_gate import list_scores
 from deploy.judging.eager import ON_CPU, EagerBaseline
 from deploy.judging.gates import Verdict
-from deploy.judging.label_notes import describe_reading, warn_of_labels, warn_of_unseen
+from deploy.judging.label_notes import describe_reading, describe_undecided
 from deploy.judging.parity import ParityReport
 from deploy.judging.picks import warn_of_picks
 from deploy.judging.verdicts import describe_flat, describe_loose, describe_poor, describe_turned
@@ -237,7 +236,9 @@ def _warnings(findings: Findings, config: BuildConfig) -> list[str]:
             "judged at all. Pass --data with samples of what the model will see."
         )
     elif checked:
-        warnings += _describe_labels(findings.problem, checked[0])
+        problem = findings.problem
+        outputs = problem.signature.outputs
+        warnings += describe_undecided(checked[0], problem.evaluation, outputs)
     pairs = any(spec.shape.count(BATCH) > 1 for spec in findings.problem.signature.outputs)
     if pairs or any(parity.batch_dependent for parity in checked):
         warnings.append(
@@ -275,30 +276,6 @@ def _warnings(findings: Findings, config: BuildConfig) -> list[str]:
             "machine.".format(*map(format_ratio, findings.latency.control_ci95))
         )
     return warnings
-
-
-def _describe_labels(problem: Problem, parity: ParityReport) -> list[str]:
-    """Why labels do not decide, or of which classes they say nothing, output by output."""
-    names = [spec.name for spec in problem.signature.outputs]
-    scores = () if parity.held else {output.name for output in list_scores(parity)}
-    found = []
-    for held, accuracy in parity.accuracies.items():
-        named = held in problem.evaluation.labels_of
-        others = [] if named else [name for name in names if name != held]
-        found.append(warn_of_labels(accuracy, held, others, agreement=held in scores))
-        found.append(_describe_unseen(problem, held) if accuracy.above_chance else None)
-    return [*dict.fromkeys(warning for warning in found if warning is not None)]
-
-
-def _describe_unseen(problem: Problem, held: str) -> str | None:
-    """A warning of classes without a sample, where each has one label and a score a class."""
-    labels = problem.evaluation.find_labels(held)
-    spec = next(spec for spec in problem.signature.outputs if spec.name == held)
-    sizes = [size for size in spec.shape[1:] if size != 1]
-    classes = sizes[0] if len(sizes) == 1 else None
-    if labels is None or labels.ndim != 1 or not isinstance(classes, int):
-        return None
-    return warn_of_unseen(labels[labels >= 0], classes, held)
 
 
 def _describe_idle(findings: Findings, config: BuildConfig) -> tuple[str, ...]:

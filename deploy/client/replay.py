@@ -18,7 +18,6 @@ from deploy.config import BuildConfig
 from deploy.engines.base import Feeds
 from deploy.engines.process import EngineProcess
 from deploy.judging.checking import CheckPlan, compare_candidates, sample_axes
-from deploy.judging.gates import DataKind
 from deploy.judging.rows import Outputs, join_rows, run_alone
 from export.errors import BundleError, ServerError
 from export.progress import ProgressCallback, ignore_progress
@@ -167,6 +166,4 @@ def _judge(
         plan = plan_check(bundle, reference, dataset, config)
         plan = replace(plan, largest_batch=check.plan.largest_batch)
         found = compare_candidates(reference, {engine: check.remote}, dataset, plan, progress)
-    kind: DataKind = "labelled" if plan.labelled else "unlabelled"
-    judged = judge_engine(replayed, found[engine], bundle, kind, config)
-    return replace(judged, warnings=plan.warnings)
+    return judge_engine(replayed, found[engine], bundle, (dataset, plan), config)

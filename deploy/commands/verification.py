@@ -13,8 +13,10 @@ from deploy.config import BuildConfig
 from deploy.engines.base import EngineSpec
 from deploy.engines.device import is_for_gpu
 from deploy.engines.process import EngineProcess
-from deploy.judging.checking import check_candidates
+from deploy.inputs.dataset import Dataset
+from deploy.judging.checking import CheckPlan, check_candidates
 from deploy.judging.gates import DataKind, Verdict, judge_parity
+from deploy.judging.label_notes import describe_undecided
 from deploy.judging.parity import ParityReport
 from export.errors import (
     BundleError,
@@ -43,7 +45,7 @@ class Verification:
         verdict: of the parity gate on that data.
         note: that it was built again for this machine, where it was, or what this CPU does to its
             int8.
-        warnings: of the labels of that data.
+        warnings: of that data and its labels.
     """
 
     name: str
@@ -131,12 +133,8 @@ def verify(
         reference = FloatReference(process, bundle.manifest.outputs)
         plan = plan_check(bundle, reference, dataset, config)
         reports = check_candidates(reference, here, dataset, plan, progress)
-    kind: DataKind = "labelled" if plan.labelled else "unlabelled"
     return tuple(
-        replace(
-            judge_engine(result, reports[result.name], bundle, kind, config),
-            warnings=plan.warnings,
-        )
+        judge_engine(result, reports[result.name], bundle, (dataset, plan), config)
         if result.name in here
         else result
         for result in replayed
@@ -199,16 +197,28 @@ def judge_engine(
     replayed: Verification,
     report: ParityReport | str,
     bundle: Bundle,
-    kind: DataKind,
+    judged_on: tuple[Dataset, CheckPlan],
     config: BuildConfig,
 ) -> Verification:
-    """What `replayed` says, with the parity on data and the verdict of its gate."""
+    """What `replayed` says, with the parity on data, the verdict of its gate, and warnings.
+
+    Args:
+        replayed: of one engine.
+        report: of the same, or why it does not run on the data.
+        bundle: that it is of.
+        judged_on: the data, and how it was run.
+        config: gates.
+    """
+    dataset, plan = judged_on
     if isinstance(report, str):
-        return replace(replayed, verdict=Verdict(False, "runs on the data", report))
+        verdict = Verdict(False, "runs on the data", report)
+        return replace(replayed, verdict=verdict, warnings=plan.warnings)
+    kind: DataKind = "labelled" if plan.labelled else "unlabelled"
     precision = bundle.manifest.engines[replayed.name].precision
     noise = recorded_noise(bundle)
     verdict = judge_parity(report, precision, kind=kind, config=config, recorded_noise=noise)
-    return replace(replayed, parity=report, verdict=verdict)
+    warnings = (*plan.warnings, *describe_undecided(report, dataset, bundle.manifest.outputs))
+    return replace(replayed, parity=report, verdict=verdict, warnings=warnings)
 
 
 def recorded_noise(bundle: Bundle) -> dict[str, float]:

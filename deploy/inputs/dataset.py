@@ -83,6 +83,7 @@ class Dataset:
         labels: [len(self)], a class for each sample of the selection, or [len(self), ...] for each
             place of its map, of the output that they fit; None: there are none.
         labels_of: the same of outputs that the data names, by output.
+        labels_name: what the array of `labels` is called.
         source: what the user passed, for messages.
         named: the keys of `inputs` are the user's; False: a lone array that goes by position.
         rows: the selected row numbers in the source; None: all.
@@ -96,6 +97,7 @@ class Dataset:
     rows: Array | None = None
     calibration: "Dataset | None" = None
     labels_of: Mapping[str, Array] = field(default_factory=dict)
+    labels_name: str = LABELS
 
     def __len__(self) -> int:
         if self.rows is not None:
@@ -151,8 +153,14 @@ class Dataset:
         if self.labels is not None:
             views[None] = replace(self, labels_of={})
         for name, values in self.labels_of.items():
-            source = f"{self.source}, {OWN_LABELS}{name}"
-            views[name] = replace(self, labels=values, labels_of={}, source=source)
+            array = f"{OWN_LABELS}{name}"
+            views[name] = replace(
+                self,
+                labels=values,
+                labels_of={},
+                labels_name=array,
+                source=f"{self.source}, {array}",
+            )
         return views
 
     def bind(self, specs: Sequence[TensorSpec]) -> "Dataset":

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from deploy.judging.accuracy import Accuracy
 from deploy.judging.class_scores import ClassScores
-from deploy.judging.limits import as_percent, tell_apart
+from deploy.judging.limits import as_percent, show_drop, tell_apart
 
 _NAMED = 5
 """Lost classes that are named."""
@@ -39,14 +39,14 @@ def hold_accuracy(accuracy: Accuracy, max_drop: float) -> tuple[str, str | None]
     """
     if accuracy.of_targets:
         return _hold_targets(accuracy, max_drop)
-    gate = f"accuracy drop at most {max_drop:.2%} on {accuracy.samples} samples"
+    gate = f"accuracy drop at most {show_drop(max_drop)} on {accuracy.samples} samples"
     if accuracy.threshold is not None:
         gate += f", class 1 above {accuracy.threshold:g}"
     if accuracy.drop > max_drop:
         low, high = accuracy.drop_ci95
         return gate, (
             f"accuracy drops by {tell_apart(accuracy.drop, max_drop, as_percent, 2)} (95% interval "
-            f"{low:.2%} to {high:.2%}), more than {max_drop:.2%}"
+            f"{low:.2%} to {high:.2%}), more than {show_drop(max_drop)}"
         )
     if accuracy.forgotten:
         return f"{gate}, and above chance as eager's is", (
@@ -103,10 +103,11 @@ def explain_certain_drop(accuracy: Accuracy, max_drop: float) -> str | None:
     if not low > limit:
         return None
     digits = 3 if accuracy.of_targets else 2
-    shown = [as_percent(value, digits) for value in (accuracy.drop, low, high, limit)]
+    shown = [as_percent(value, digits) for value in (accuracy.drop, low, high)]
+    most = as_percent(limit, digits) if accuracy.of_targets else show_drop(limit)
     return (
         f"{accuracy.measure} drops by {shown[0]} (95% interval {shown[1]} to {shown[2]}), more "
-        f"than {shown[3]} beyond doubt"
+        f"than {most} beyond doubt"
     )
 
 
@@ -124,7 +125,7 @@ def _explain_classes(f1: ClassScores, of: str, max_drop: float) -> str | None:
     if f1.drop > max_drop and low > 0:
         return (
             f"the F1 of {of} drops by {tell_apart(f1.drop, max_drop, as_percent, 2)} (95% interval "
-            f"{low:.2%} to {high:.2%}) to {f1.candidate:.2%}, more than {max_drop:.2%}"
+            f"{low:.2%} to {high:.2%}) to {f1.candidate:.2%}, more than {show_drop(max_drop)}"
         )
     if f1.lost:
         named = ", ".join(map(str, f1.lost[:_NAMED]))

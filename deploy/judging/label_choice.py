@@ -17,7 +17,7 @@ from deploy.judging.accuracy import (
     wilson_interval,
 )
 from deploy.judging.checking import CheckPlan, iterate_batches, spread_samples
-from deploy.judging.labels import TARGETS, is_judged, join_sizes
+from deploy.judging.labels import advise_targets, is_judged, join_sizes
 from deploy.judging.layouts import LabelForm, Reading, find_axis, list_axes
 from deploy.judging.place_accuracy import answer_places
 from deploy.judging.rows import Outputs
@@ -32,7 +32,7 @@ _FEWEST_MAPS = 4
 _NO_CLASSES = (
     "The data has labels, but no output is (batch, classes), or one class number for each sample, "
     "or one score where labels are 0 and 1, or, where places are labelled, (batch, classes, places)"
-    ": accuracy is not judged." + TARGETS
+    ": accuracy is not judged."
 )
 _NOTHING_LABELLED = (
     "All labels of the samples to judge on are 255, -1 or -100, which stand for nothing: accuracy "
@@ -72,7 +72,7 @@ def choose_class_output(
     if labels is None:
         return ClassOutput(None)
     if not found:
-        return ClassOutput(None, (_NO_CLASSES,))
+        return ClassOutput(None, (_NO_CLASSES + advise_targets(evaluation),))
     if not is_judged(labels).any():
         return ClassOutput(None, (_NOTHING_LABELLED,))
     if any(isinstance(size, str) for reading in found for size in reading.spec.shape[1:]):

@@ -5,8 +5,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from deploy.engines.base import Array
+from deploy.inputs.dataset import Dataset
 from deploy.judging.accuracy import MIN_LABELLED, Accuracy
+from deploy.judging.agreement_gate import list_scores
 from deploy.judging.parity import ParityReport
+from export.artifacts import TensorSpec
 
 _NAMED = 8
 """Classes that a warning names."""
@@ -24,6 +27,37 @@ def describe_reading(reports: Iterable[ParityReport]) -> str | None:
         for name, words in read.items():
             return f"{words}. Held against {name}."
     return None
+
+
+def describe_undecided(
+    parity: ParityReport, evaluation: Dataset, outputs: Sequence[TensorSpec]
+) -> list[str]:
+    """Why labels do not decide, or of which classes they say nothing, output by output.
+
+    Args:
+        parity: of any engine.
+        evaluation: the samples that it was judged on.
+        outputs: of the model.
+    """
+    scores = () if parity.held else {output.name for output in list_scores(parity)}
+    found = []
+    for held, accuracy in parity.accuracies.items():
+        named = held in evaluation.labels_of
+        others = [] if named else [spec.name for spec in outputs if spec.name != held]
+        found.append(warn_of_labels(accuracy, held, others, agreement=held in scores))
+        if accuracy.above_chance:
+            spec = next(spec for spec in outputs if spec.name == held)
+            found.append(_describe_unseen(evaluation.find_labels(held), spec))
+    return [*dict.fromkeys(warning for warning in found if warning is not None)]
+
+
+def _describe_unseen(labels: Array | None, spec: TensorSpec) -> str | None:
+    """A warning of classes without a sample, where each has one label and a score a class."""
+    sizes = [size for size in spec.shape[1:] if size != 1]
+    classes = sizes[0] if len(sizes) == 1 else None
+    if labels is None or labels.ndim != 1 or not isinstance(classes, int):
+        return None
+    return warn_of_unseen(labels[labels >= 0], classes, spec.name)
 
 
 def warn_of_labels(

@@ -10,7 +10,7 @@ from deploy.engines.base import Feeds
 from deploy.inputs.dataset import LABELS, OWN_LABELS, Dataset
 from deploy.judging.checking import CheckPlan
 from deploy.judging.label_choice import choose_class_output
-from deploy.judging.labels import TARGETS, find_readings, join_sizes, split_axis
+from deploy.judging.labels import advise_targets, find_readings, join_sizes, split_axis
 from deploy.judging.layouts import LabelledOutput, Reading
 from deploy.judging.rows import Outputs
 from export.artifacts import TensorSpec
@@ -121,5 +121,5 @@ def _read_own(
         f"{view.source}: the labels are {join_sizes(('N', *view.labels.shape[1:]))} integers up to "
         f"{view.labels.max()}, and {spec} is not (batch, classes) with as many classes, nor one "
         "value for each label, which as a score tells 0 from 1. Save labels of its form, or leave "
-        f"them out, and the SQNR judges.{TARGETS}"
+        f"them out, and the SQNR judges.{advise_targets(view)}"
     )

@@ -16,7 +16,6 @@ from export.errors import ConfigError, DataError
 
 _UNLIMITED = 2**63
 """Classes of an output of class numbers, which do not say how many there are."""
-TARGETS = " Of what a regression predicts save y.astype(np.float32)."
 _ONE_HOT_ROWS = 32
 """From which rows of a single 1 are no chance; of fewer, labels do not decide anyway."""
 
@@ -67,7 +66,7 @@ def find_readings(
     told = [r.classes for r in readings if not r.lone or places]
     if told and (negative or not fitting):
         scores = all(r.lone and "float" in r.spec.dtype for r in readings)
-        check_labels(data, max(told), TARGETS if scores else "")
+        check_labels(data, max(told), advise_targets(data) if scores else "")
     if places:
         _check_values(data, data.labels, fitting)
     return fitting
@@ -97,6 +96,11 @@ def check_labels(dataset: Dataset, classes: int, advice: str = "") -> None:
             f"0..{classes - 1}: the model has {classes} classes ({len(wrong)} of {labels.size} "
             f"labels are out of range). Number the classes as in training.{places}{advice}"
         )
+
+
+def advise_targets(data: Dataset) -> str:
+    """What a message adds where integers may be no classes but rounded targets."""
+    return f" Of what a regression predicts save {data.labels_name}.astype(np.float32)."
 
 
 def is_judged(labels: Array) -> Array:
@@ -203,11 +207,12 @@ def _check_values(data: Dataset, labels: Array, fitting: Sequence[Reading]) -> N
         raise DataError(
             f"{data.source}: the labels hold 0 and 255 and no 1, and 255 stands for places of no "
             "class. Where it is class 1, as in masks that were saved as images, save "
-            "(y == 255).astype(int)."
+            f"({data.labels_name} == 255).astype(int)."
         )
     questions = labels.ndim == 2 and fitting[0].form.columns and len(labels) >= _ONE_HOT_ROWS
     if questions and (labels >= 0).all() and (labels.sum(axis=1) == 1).all():
         raise DataError(
             f"{data.source}: every row of the labels holds a single 1, so that they are classes "
-            "and no questions that are answered each by itself. Save y.argmax(axis=1)."
+            "and no questions that are answered each by itself. Save "
+            f"{data.labels_name}.argmax(axis=1)."
         )

@@ -43,6 +43,12 @@ def show_share(value: float) -> str:
     return f"{100 * value:.10g}%"
 
 
+def show_drop(limit: float) -> str:
+    """What may be lost, as ``1.00%``; with all its digits where two places are not all: 0.003%."""
+    shown = as_percent(limit, 2)
+    return shown if math.isclose(float(shown[:-1]) / 100, limit) else show_share(limit)
+
+
 def show_decibels(value: float) -> str:
     """An SQNR that may be infinite."""
     if math.isfinite(value):

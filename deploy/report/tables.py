@@ -14,7 +14,7 @@ from deploy.commands.doctor import Diagnosis
 from deploy.commands.finished import Finish
 from deploy.commands.verification import Verification
 from deploy.judging.accuracy import ACCURACY, Accuracy
-from deploy.judging.label_notes import LABELS_JUDGE_NOTHING, describe_reading
+from deploy.judging.label_notes import describe_reading
 from deploy.judging.parity import ParityReport
 from deploy.measuring.latency import EngineLatency, LatencyReport
 from deploy.report.facts import TOO_NOISY, is_noisy
@@ -88,11 +88,6 @@ def print_verification(results: Sequence[Verification], console: Console) -> Non
             console.print(Text(clean(result.note)))
     for reason, names in _group_absent(results).items():
         console.print(Text(clean(f"{', '.join(names)}: {reason}")))
-    if any(result.verdict and LABELS_JUDGE_NOTHING in result.verdict.gate for result in results):
-        console.print(Text(f"Warning: {LABELS_JUDGE_NOTHING}.", style="yellow"))
-    for output in _list_unknown(results):
-        words = f"Warning: of output {output!r} {LABELS_JUDGE_NOTHING}."
-        console.print(Text(clean(words), style="yellow"))
     for warning in dict.fromkeys(each for result in results for each in result.warnings):
         console.print(Text(clean(f"Warning: {warning}"), style="yellow"))
     labels = describe_reading(result.parity for result in results if result.parity)
@@ -116,12 +111,6 @@ def _print_outputs(
             add_row(table, result.name, *(shown.get(name, UNKNOWN) for name in measures))
     console.print()
     console.print(table)
-
-
-def _list_unknown(results: Sequence[Verification]) -> list[str]:
-    """Outputs whose labels judge nothing, beside others whose labels do."""
-    parities = [result.parity for result in results if result.parity and result.parity.judged]
-    return [*dict.fromkeys(n for p in parities for n in p.accuracies if n not in p.judged)]
 
 
 def _group_absent(results: Sequence[Verification]) -> dict[str, list[str]]:

@@ -209,6 +209,19 @@ def test_labels_that_the_float_model_does_not_know_judge_nothing(
     assert verdict.passed
     assert "SQNR" in verdict.gate
     assert "the labels judge nothing" in verdict.gate
+    said = [warning for result in results.values() for warning in result.warnings]
+    assert all("the labels judge nothing, and SQNR" in warning for warning in said)
+    assert len(said) == sum(result.parity is not None for result in results.values()) > 1
+
+
+def test_labels_that_are_too_few_are_said_to_be(pristine: Path, tmp_path: Path) -> None:
+    x = draw(24, seed=9)
+    np.savez(tmp_path / "data.npz", x=x, y=answer(x).argmax(axis=1))
+    results = verify(read_bundle(pristine), data=str(tmp_path / "data.npz"))
+    assert any(result.verdict and "SQNR" in result.verdict.gate for result in results)
+    for result in results:
+        (warning,) = result.warnings
+        assert "24 labelled samples are too few to tell whether eager knows the labels" in warning
 
 
 def test_labels_of_nothing_alone_are_said_to_judge_nothing(

@@ -11,14 +11,11 @@ from deploy.commands.verification import Verification
 from deploy.config import BuildConfig
 from deploy.engines.base import Feeds
 from deploy.inputs.data import ArrayRows, Dataset
+from deploy.judging.accuracy import MIN_LABELLED
 from deploy.judging.agreement_gate import list_scores
 from deploy.judging.checking import CheckPlan, take_labels
 from deploy.judging.gates import Verdict, judge_parity
-from deploy.judging.label_notes import (
-    LABELS_JUDGE_NOTHING,
-    describe_reading,
-    warn_of_labels,
-)
+from deploy.judging.label_notes import describe_reading, describe_undecided, warn_of_labels
 from deploy.judging.labelled_outputs import Labelling, choose_labelled
 from deploy.judging.layouts import LabelForm, LabelledOutput
 from deploy.judging.parity import ParityAccumulator, ParityReport
@@ -307,16 +304,27 @@ def test_labels_that_eager_does_not_know_judge_nothing_and_the_others_do() -> No
     assert str(judge(found).reason).startswith("accuracy drops by 5.00%")
 
 
-def test_verify_says_of_which_output_the_labels_judge_nothing() -> None:
+@pytest.mark.parametrize("rows", [20, ROWS])
+def test_why_labels_of_an_output_do_not_decide_is_said_of_each(rows: int) -> None:
     parity = ParityAccumulator(("kind", "plain"), (LabelledOutput("plain"), LabelledOutput("kind")))
-    ours = {name: ANSWERS[name] for name in parity.names}
-    parity.update(ours, ours, rows=ROWS, labels={"plain": KINDS, "kind": KINDS})
+    ours = {name: ANSWERS[name][:rows] for name in parity.names}
+    data = samples(plain=KINDS, kind=KINDS).select(np.arange(rows))
+    parity.update(ours, ours, rows=rows, labels=data.labels_of)
     found = parity.result()
+    warnings = describe_undecided(found, data, OUTPUTS)
+    assert "the labels judge nothing" in warnings[0] or "too few to tell" in warnings[0]
+    assert "They were held against 'plain'." in warnings[0]
+    few = (
+        f"{rows} labelled samples are too few to judge accuracy by ({MIN_LABELLED} are needed); "
+        "SQNR and top-1 agreement were judged instead. They were held against 'kind'."
+    )
+    assert warnings[1:] == ([few] if rows < MIN_LABELLED else [])
     stream = io.StringIO()
-    results = [Verification("int8", None, parity=found, verdict=judge(found))]
-    print_verification(results, Console(file=stream, width=200))
-    assert f"Warning: of output 'plain' {LABELS_JUDGE_NOTHING}." in stream.getvalue()
-    assert "of output 'kind'" not in stream.getvalue()
+    verified = Verification(
+        "int8", None, parity=found, verdict=judge(found), warnings=tuple(warnings)
+    )
+    print_verification([verified, verified], Console(file=stream, width=300))
+    assert stream.getvalue().count("Warning: ") == len(warnings)
 
 
 def test_the_reading_of_each_is_said() -> None:

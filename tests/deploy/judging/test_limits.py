@@ -12,7 +12,14 @@ from deploy.judging.accuracy import AccuracyAccumulator
 from deploy.judging.gates import Verdict, judge_parity, judge_speed
 from deploy.judging.label_notes import warn_of_labels
 from deploy.judging.layouts import LabelledOutput
-from deploy.judging.limits import as_fixed, as_percent, show_decibels, show_share, tell_apart
+from deploy.judging.limits import (
+    as_fixed,
+    as_percent,
+    show_decibels,
+    show_drop,
+    show_share,
+    tell_apart,
+)
 from deploy.judging.parity import ParityAccumulator, ParityReport, SizeParity
 from deploy.parity_words import describe_outputs
 
@@ -39,6 +46,14 @@ def test_as_many_digits_as_it_takes(value, limit, form, digits, text) -> None:
 )
 def test_a_limit_reads_as_it_was_given(share: float, text: str) -> None:
     assert show_share(share) == text
+
+
+@pytest.mark.parametrize(
+    ("limit", "text"),
+    [(0.01, "1.00%"), (0, "0.00%"), (0.0025, "0.25%"), (0.00003, "0.003%"), (0.00125, "0.125%")],
+)
+def test_what_may_be_lost_reads_as_no_less_than_it_is(limit: float, text: str) -> None:
+    assert show_drop(limit) == text
 
 
 def test_an_infinite_sqnr_is_put_into_words() -> None:
