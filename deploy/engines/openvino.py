@@ -137,8 +137,10 @@ class OpenVinoEngine(BackendEngine):
                 options["SNIPPETS_MODE"] = "DISABLE"
             compiled = self._core.compile_model(model, "CPU", options)
         except RuntimeError as error:
+            wanted = zip(self._names, shapes, strict=True)
+            sizes_of = ", ".join(f"{name} {_join_sizes(shape)}" for name, shape in wanted)
             raise EngineError(
-                f"OpenVINO cannot compile this model for {shapes}: {error}"
+                f"OpenVINO cannot compile this model for {sizes_of}: {condense_message(str(error))}"
             ) from error
         self._requests[shapes] = compiled.create_infer_request()
         if len(self._requests) > _COMPILED_BATCHES:
@@ -168,6 +170,12 @@ class OpenVinoEngine(BackendEngine):
 def _span(sizes: SizeRange | None) -> int | tuple[int, int]:
     """As OpenVINO takes a dimension: bounds, or -1 where there are none."""
     return -1 if sizes is None else (sizes.least, sizes.most)
+
+
+def _join_sizes(shape: tuple[int | tuple[int, int], ...]) -> str:
+    """``1x3x128:512x?``: bounds of a size, and one that may be any."""
+    words = (f"{s[0]}:{s[1]}" if isinstance(s, tuple) else "?" if s < 0 else str(s) for s in shape)
+    return "x".join(words) or "a number"
 
 
 def _shareable(array: Array) -> Array:

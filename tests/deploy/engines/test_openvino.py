@@ -212,6 +212,24 @@ def test_nor_where_the_process_may_use_one_core(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", _ON_ONE_CORE, str(tmp_path / "mlp.onnx")], check=True)
 
 
+def test_why_a_model_is_not_compiled_is_a_sentence_with_the_sizes(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["x", "shape"], ["y"])],
+        "rows",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 8])],
+        [numpy_helper.from_array(np.array([2, 8]), "shape")],
+    )
+    path = tmp_path / "rows.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), path)
+    with EngineProcess(EngineSpec("openvino", "fp32", str(path), threads=1)) as process:
+        assert process({"x": np.ones((2, 8), np.float32)})["y"].shape == (2, 8)
+        with pytest.raises(EngineError, match=r"compile this model for x 3x8: \S") as info:
+            process({"x": np.ones((3, 8), np.float32)})
+    assert "Exception from" not in str(info.value)
+    assert "\n" not in str(info.value)
+
+
 def test_only_products_that_are_joined_by_a_residual_are_kept_apart(tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="openvino is not installed")
     write_residual_mlp(tmp_path / "mlp.onnx", "between")
