@@ -44,5 +44,5 @@ def _split(source: Any) -> Any:
 def _read_axis(source: Any) -> int:
     if source.get_input_size() < 5:
         return 0
-    rank = source.output(0).get_partial_shape().rank.get_length()
+    rank = int(source.output(0).get_partial_shape().rank.get_length())
     return int(source.input_value(4).get_node().get_data().item()) % rank

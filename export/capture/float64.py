@@ -28,7 +28,7 @@ def copy_in_float64(module: nn.Module) -> nn.Module:
     Raises:
         Exception: whatever the copy of the user's module raises.
     """
-    wide = deep_copy(module)._apply(_widen_tensor)
+    wide: nn.Module = deep_copy(module)._apply(_widen_tensor)  # type: ignore[no-untyped-call]
     made: dict[int, tuple[Any, Any]] = {}
     for part in wide.modules():
         held = vars(part)

@@ -15,12 +15,16 @@ from export.fusion.mutation import Mutations, written_arguments
 aten = torch.ops.aten
 
 _WINDOWS = (
-    *(aten.bartlett_window, aten.blackman_window, aten.hamming_window, aten.hann_window),
-    aten.kaiser_window,
+    *(aten.bartlett_window.default, aten.bartlett_window.periodic),
+    *(aten.blackman_window.default, aten.blackman_window.periodic),
+    *(aten.hamming_window.default, aten.hamming_window.periodic),
+    *(aten.hamming_window.periodic_alpha, aten.hamming_window.periodic_alpha_beta),
+    *(aten.hann_window.default, aten.hann_window.periodic),
+    *(aten.kaiser_window.default, aten.kaiser_window.periodic, aten.kaiser_window.beta),
 )
 _MADE = frozenset(
     {
-        *(getattr(window, form) for window in _WINDOWS for form in window.overloads()),
+        *_WINDOWS,
         *(aten.full.default, aten.ones.default, aten.zeros.default, aten.scalar_tensor.default),
         *(aten.eye.default, aten.eye.m, aten.linspace.default),
         *(aten.arange.default, aten.arange.start, aten.arange.start_step),

@@ -71,9 +71,9 @@ def store_computed_weights(draft: Draft) -> bool:
                 found.setdefault(value, "bias" if name == "bias" else "weight")
     within = {item for node in found for item in constants.computed(node)}
     for node in reversed(draft.graph.nodes):
-        name = _name_made(node)
-        if name is not None and node not in within and _is_worth_storing(constants, node):
-            found[node] = name
+        made = _name_made(node)
+        if made is not None and node not in within and _is_worth_storing(constants, node):
+            found[node] = made
             within |= {*constants.computed(node)}
     stored = False
     for node in [item for item in reversed(draft.graph.nodes) if item in found]:
