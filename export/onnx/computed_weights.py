@@ -36,18 +36,10 @@ _RESIZES = ("upsample_", "_upsample_")
 
 _WITHOUT_FORM = frozenset(
     {
-        *("bartlett_window", "blackman_window", "hamming_window", "hann_window"),
-        "kaiser_window",
-        *("digamma", "erfinv", "i0", "lgamma", "special_bessel_j0"),
-        *(
-            "special_bessel_j1",
-            "special_i0",
-            "special_i0e",
-            "special_i1",
-            "special_i1e",
-            "special_log_ndtr",
-        ),
-        *("special_ndtri", "special_zeta", "vander"),
+        *("bartlett_window", "blackman_window", "hamming_window", "hann_window", "kaiser_window"),
+        *("digamma", "erfinv", "i0", "lgamma", "vander", "special_bessel_j0", "special_bessel_j1"),
+        *("special_i0", "special_i0e", "special_i1", "special_i1e", "special_log_ndtr"),
+        *("special_ndtri", "special_zeta"),
     }
 )
 """Operators by name."""
