@@ -181,10 +181,8 @@ def make_network(name: str, folder: str) -> None:
     net = timm_zoo.Portable(timm_zoo.timm.create_model(name))
     images = make_images(CALIBRATION + EVALUATION)
     for layer in net.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.momentum = (
-                None  # the mean of all batches: what is left of the start fades signals
-            )
+        if isinstance(layer, torch.nn.BatchNorm2d):  # what is left of its start fades signals
+            layer.momentum = None  # the mean of all batches
     with torch.no_grad():
         net.train()
         for start in range(0, 32, 8):

@@ -28,8 +28,9 @@ def _takes_first_places(source: Any) -> bool:
     if any(n.get_type_name() != "Constant" or n.get_data().size != 1 for n in numbers):
         return False
     start, _, step, *_ = (int(number.get_data().item()) for number in numbers)
-    kept = source.output(0).get_partial_shape()[_read_axis(source)]
-    return start == 0 and step == 1 and kept.is_static and kept.get_length() > 0
+    axis = _read_axis(source)
+    whole, kept = (p.get_partial_shape()[axis] for p in (source.input_value(0), source.output(0)))
+    return start == 0 and step == 1 and kept.is_static and kept != whole
 
 
 def _split(source: Any) -> Any:

@@ -26,6 +26,7 @@ PICKS: dict[str, tuple[int, Pick]] = {
         lambda z, best: z[:, :18, :4].gather(1, best.clamp(max=17).expand(-1, -1, 3)),
     ),
     "along the last": (1, lambda z, best: z[..., :3].gather(2, best.expand(-1, -1, 2) % 3)),
+    "a slice of all": (0, lambda z, best: z[..., :9].gather(1, best.expand(-1, -1, 7))),
     "all": (0, lambda z, best: z.gather(1, best.expand(-1, -1, 7))),
 }
 """With how many slices the exported model has."""
